@@ -1,0 +1,52 @@
+"""Packaging of featuremill. Ranges live here; the exact versions that are tested live in constraints.txt."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+TEST = ["hypothesis>=6.100", "polars>=1.20", "pytest>=8.0", "pytest-timeout>=2.3"]
+
+setup(
+    name="featuremill",
+    version="0.1.0",
+    description="Batch feature extraction with frozen VGG networks: image shards in, Parquet features out",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10,<3.14",
+    # Named one by one: `pipeline` and `transforms` are generic names, and a search for packages would
+    # sweep up whatever else lies beside them.
+    packages=[
+        "pipeline",
+        "transforms",
+        "transforms.engines",
+        "transforms.shards",
+    ],
+    install_requires=[
+        "apache-beam>=2.77,<3",
+        "bracex>=2.4",
+        "click>=8.1",
+        "duckdb>=1.1",
+        "google-crc32c>=1.5",
+        "h5py>=3.11",
+        "keras>=3.10,<4",
+        "numpy>=1.26",
+        "pillow>=11.3",
+        "protobuf>=4.25",
+        "psutil>=5.9",
+        "pyarrow>=16.1",
+        "rich>=13.7",
+        "tensorflow>=2.21,<3",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.8"],
+        "gcp": ["apache-beam[gcp]"],
+        "aws": ["apache-beam[aws]"],
+        "gpu": ["tensorflow[and-cuda]>=2.21,<3; sys_platform == 'linux'"],
+        "plot": ["matplotlib>=3.9"],
+    },
+    entry_points={"console_scripts": ["featuremill = pipeline.cli:main"]},
+)
