@@ -1,0 +1,277 @@
+"""What a feature is and how it is stored: spec, fingerprint, schema, `open_features`. No Beam and no Keras here."""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from transforms import storage
+from transforms.records import FeaturemillError, UnitReport, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+SCHEMA_VERSION = 1
+DEFAULT_FEATURE = "embedding=block5_pool:avg"
+POOLS = ("avg", "max", "gem", "flatten")
+# The columns that every part has before its features.
+ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """`NAME=TAP:POOL`: the column `name` holds the output of the layer `tap`, pooled by `pool`."""
+
+    name: str
+    tap: str
+    pool: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.tap}:{self.pool}"
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """All that decides the numbers.
+
+    Attributes:
+        backbone: `vgg19` or `vgg16`.
+        weights: SHA-256 (hex) of the arrays used, see `transforms.weights.Weights`.
+        features: What is stored, in the order of the columns; all computed in one pass.
+        image_size: Pixels on a side; the network sees image_size × image_size × 3.
+        resize: `squash` (ignore the aspect ratio), `crop` or `pad`.
+        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
+        decode: `exact`, or `fast` (large JPEGs are decoded at reduced scale).
+        exif: Whether the EXIF orientation is applied.
+        precision: `float32` or `bfloat16`, of the arithmetic.
+        dtype: `float32` or `float16`, of the stored numbers.
+    """
+
+    backbone: str
+    weights: str
+    features: tuple[Feature, ...]
+    image_size: int = 224
+    resize: str = "squash"
+    interpolation: str = "bilinear"
+    decode: str = "exact"
+    exif: bool = True
+    precision: str = "float32"
+    dtype: str = "float32"
+
+    def to_json(self) -> str:
+        """Returns the canonical JSON: keys sorted, no blanks."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "FeatureSpec":
+        values = json.loads(text)
+        values["features"] = tuple(Feature(**feature) for feature in values["features"])
+        return cls(**values)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def parse_feature(text: str) -> Feature:
+    """Reads `NAME=TAP:POOL`; whether the backbone has the tap is checked by `backbone.check_feature`.
+
+    Raises:
+        UsageError: Not of that form, a pooling that isn't known, or a name that can't be a column.
+    """
+    match = re.fullmatch(r"([^=:]+)=([^=:]+):([^=:]+)", text.strip())
+    if not match:
+        raise UsageError(f"feature {text!r} is not of the form NAME=TAP:POOL, such as {DEFAULT_FEATURE}")
+    name, tap, pool = match.groups()
+    if pool not in POOLS:
+        raise UsageError(f"feature {text!r}: no pooling {pool!r}{nearest(pool, POOLS)}")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in ROW_COLUMNS:
+        raise UsageError(
+            f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
+            f"and none of {', '.join(ROW_COLUMNS)}"
+        )
+    return Feature(name, tap, pool)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Returns the end of an error sentence: the valid names nearest to a wrong one, or all if none is near."""
+    valid = list(valid)
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else f"; choose from {', '.join(valid)}"
+
+
+def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> "pa.Schema":
+    """Returns the Arrow schema of a part: the row's own columns, then one fixed-size list per feature.
+
+    Args:
+        spec: Names the features and their dtype.
+        sizes: {feature name: D}.
+    """
+    import pyarrow as pa
+
+    number = {"float32": pa.float32(), "float16": pa.float16()}[spec.dtype]
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("position", pa.int64(), nullable=False),
+            pa.field("sha256", pa.binary(32), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            *(pa.field(f.name, pa.list_(number, sizes[f.name]), nullable=False) for f in spec.features),
+        ]
+    )
+
+
+@dataclass(frozen=True)
+class Features:
+    """The stored features of one OUT, read part by part in the order of the unit ids.
+
+    Attributes:
+        output: The folder.
+        spec: What decided the numbers.
+        fingerprint: Of the spec; every part was checked to carry it.
+        complete: False while a run is unfinished: then these are the rows committed so far.
+        parts: URIs of the parts.
+        rows: N, over all parts.
+    """
+
+    output: str
+    spec: FeatureSpec
+    fingerprint: str
+    complete: bool
+    parts: tuple[str, ...]
+    rows: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the features."""
+        return tuple(feature.name for feature in self.spec.features)
+
+    @property
+    def keys(self) -> list[str]:
+        """The N keys."""
+        return self._column("key")
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The N labels, None where unknown."""
+        return self._column("label")
+
+    def _column(self, name: str) -> list:
+        return [value for batch in self.batches([name]) for value in batch.column(name).to_pylist()]
+
+    def batches(self, columns: Sequence[str] | None = None, *, rows: int = 4096) -> "Iterator[pa.RecordBatch]":
+        """Yields record batches of at most `rows` rows, in order, holding one batch in memory at a time.
+
+        Raises:
+            FeaturemillError: A column that isn't there.
+        """
+        import pyarrow.parquet as pq
+
+        valid = [*ROW_COLUMNS, *self.names]
+        for name in columns or ():
+            if name not in valid:
+                raise FeaturemillError(f"{self.output} has no column {name!r}{nearest(name, valid)}")
+        for part in self.parts:
+            with storage.open_read(part) as file:
+                yield from pq.ParquetFile(file).iter_batches(batch_size=rows, columns=columns)
+
+    def to_numpy(self, feature: str = "embedding") -> "np.ndarray":
+        """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""
+        import numpy as np
+
+        if feature not in self.names:
+            raise FeaturemillError(f"{self.output} has no feature {feature!r}{nearest(feature, self.names)}")
+        matrix, row = None, 0
+        for batch in self.batches([feature]):
+            column = batch.column(0)
+            values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            if matrix is None:
+                matrix = np.empty((self.rows, values.shape[1]), values.dtype)
+            matrix[row : row + len(values)] = values
+            row += len(values)
+        return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
+
+
+def open_features(output: str) -> Features:
+    """Opens the features in a folder that `featuremill extract` wrote.
+
+    Raises:
+        FeaturemillError: No features there, or a part whose fingerprint is not the manifest's.
+    """
+    output = storage.absolute(output)
+    manifest = read_manifest(output)
+    spec = FeatureSpec.from_json(json.dumps(manifest["spec"]))
+    names = sorted(name for name in storage.list_folder(storage.join(output, "features")) if name.endswith(".parquet"))
+    parts = [storage.join(output, "features", name) for name in names]
+    rows = 0
+    # Opening a part is one small read; threads hide an object store's latency.
+    with ThreadPoolExecutor(16) as pool:
+        for part, footer in zip(parts, pool.map(read_footer, parts), strict=True):
+            if footer.fingerprint != manifest["fingerprint"]:
+                raise FeaturemillError(
+                    f"{part} has fingerprint {footer.fingerprint[:12]}, but {output} has "
+                    f"{manifest['fingerprint'][:12]}; it was written with other settings: move it elsewhere"
+                )
+            rows += footer.report.rows_embedded
+    return Features(output, spec, manifest["fingerprint"], manifest["status"] == "complete", tuple(parts), rows)
+
+
+def read_manifest(output: str) -> dict[str, Any]:
+    """Returns OUT's manifest.
+
+    Raises:
+        FeaturemillError: There is none, or it can't be read.
+    """
+    uri = storage.join(output, "manifest.json")
+    try:
+        manifest = json.loads(storage.read_bytes(uri))
+    except OSError as error:
+        raise FeaturemillError(
+            f"{output} holds no features: can't read manifest.json ({storage.one_line(error)}); "
+            "pass the folder that featuremill extract wrote to"
+        ) from error
+    except ValueError as error:
+        raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise FeaturemillError(
+            f"{uri} has schema version {manifest.get('schema_version')!r}, this featuremill reads {SCHEMA_VERSION}"
+        )
+    return manifest
+
+
+@dataclass(frozen=True)
+class Footer:
+    """What a part's footer says."""
+
+    fingerprint: str
+    report: UnitReport
+
+
+def read_footer(part: str) -> Footer:
+    """Reads a part's footer, not its rows.
+
+    Raises:
+        FeaturemillError: Not a part, or not readable.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_read(part) as file:
+            metadata = pq.read_metadata(file)
+            values = metadata.metadata or {}
+            report = UnitReport(**json.loads(values[b"featuremill.report"]))
+            return Footer(values[b"featuremill.fingerprint"].decode(), report)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise FeaturemillError(
+            f"{part} is not a readable part ({storage.one_line(error)}); delete it and run extract again"
+        ) from error

@@ -1,0 +1,165 @@
+"""The small frozen records that travel between the steps. They import nothing of the project but errors."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Format = Literal["tfrecord", "tar", "parquet", "files"]
+
+
+class FeaturemillError(Exception):
+    """An error that a user can act on: one line with the thing, the cause and the cure. Exit code 1."""
+
+
+class UsageError(FeaturemillError):
+    """A wrong option or name. Exit code 2."""
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file as a listing shows it.
+
+    Attributes:
+        uri: Absolute local path, or a URL such as `gs://bucket/name`.
+        size: Bytes.
+        version: Changes when the content does: modification time, or the store's own tag.
+    """
+
+    uri: str
+    size: int
+    version: str
+
+
+@dataclass(frozen=True)
+class ListedFile:
+    """One image file of a listing, with the label that its folder gives it (None if it has none)."""
+
+    file: FileInfo
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One input file with many images, or a listing of plain image files.
+
+    Attributes:
+        file: The file. For a listing, the folder (or the pattern, or the list) that was given, size and
+            version summed up over its files.
+        format: What it holds, by content.
+        compression: `gzip` or empty (TFRecord and tar only).
+        image_field: Name of the TFRecord feature or Parquet column with the encoded image; empty for tar and files.
+        label_field: The same for the label (for tar: a member's extension, or a key of the `.json` member); empty if
+            there is none.
+        name_field: The same for the image's own name, which makes the key readable; empty if there is none.
+    """
+
+    file: FileInfo
+    format: Format
+    compression: str = ""
+    image_field: str = ""
+    label_field: str = ""
+    name_field: str = ""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A range of a shard: what one call handles, commits and retries.
+
+    Attributes:
+        shard: Where it lies.
+        start: First byte of the (uncompressed) shard, first row group of a Parquet file, or first file of a listing.
+        stop: One past the last, counted like `start`; -1 is the end of the shard, wherever that is.
+        first_index: Index in the shard of the first record, so that keys don't depend on how a shard is split.
+        input_bytes: Encoded bytes in the range, as far as they are known before reading.
+        limit: Read at most this many records (None: all). Only samples have it.
+        files: For a listing, the files of the range. Left in the plan while the unit travels through a graph.
+    """
+
+    shard: Shard
+    start: int = 0
+    stop: int = -1
+    first_index: int = 0
+    input_bytes: int = 0
+    limit: int | None = None
+    files: tuple[ListedFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """One image as it was stored.
+
+    Attributes:
+        key: Unique and stable: the file's URI, or `shard URI#name or index`.
+        label: Class as text, None if unknown.
+        source: URI of the shard or file.
+        position: Where in the source, for reading it again: byte offset of the record (tar, TFRecord), row
+            number (Parquet), 0 (file).
+        data: Encoded bytes, as stored.
+    """
+
+    key: str
+    label: str | None
+    source: str
+    position: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not be embedded, or the place where a shard could not be read any further.
+
+    Attributes:
+        key: As in `EncodedImage`.
+        label: As in `EncodedImage`.
+        source: As in `EncodedImage`.
+        position: As in `EncodedImage`.
+        stage: `read`, `decode` or `embed`.
+        error: A short stable reason to group by, such as `truncated` or `too many pixels`.
+        message: One line for people.
+        sha256: Of the encoded bytes, None where there are none.
+    """
+
+    key: str
+    label: str | None
+    source: str
+    position: int
+    stage: Literal["read", "decode", "embed"]
+    error: str
+    message: str
+    sha256: bytes | None = None
+
+
+@dataclass(frozen=True)
+class UnitReport:
+    """What one unit came to. `rows_read = rows_embedded + rows_failed`, always.
+
+    Attributes:
+        unit_id: Name of its part, without the ending.
+        source: URI of the shard.
+        start: As in `Unit`.
+        stop: As in `Unit`.
+        rows_read: Records seen, broken ones included.
+        rows_embedded: Rows of the part.
+        rows_failed: Rows of the failures file.
+        input_bytes: Encoded bytes read.
+        read_seconds: In the reading thread. Stages overlap, so the four add up to more than `wall_seconds`.
+        decode_seconds: Summed over the decoding threads.
+        embed_seconds: In the engine.
+        write_seconds: Encoding the part's rows. The flush to disk comes after the books are closed, and isn't in it.
+        wall_seconds: From the first byte to the last row.
+        engine: Which engine ran, with its device, such as `keras (tensorflow, CPU)`.
+    """
+
+    unit_id: str
+    source: str
+    start: int
+    stop: int
+    rows_read: int
+    rows_embedded: int
+    rows_failed: int
+    input_bytes: int
+    read_seconds: float
+    decode_seconds: float
+    embed_seconds: float
+    write_seconds: float
+    wall_seconds: float
+    engine: str

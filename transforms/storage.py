@@ -1,0 +1,231 @@
+"""Files, wherever they lie: local paths directly, everything else through Beam's FileSystems.
+
+Local files don't go through Beam: its local file system can't flush to disk (`fsync`), and importing it costs over a
+second that reading features from a laptop's disk should not.
+"""
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from stat import S_ISREG
+from typing import BinaryIO
+
+from transforms.records import FeaturemillError, FileInfo
+
+_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+# What a scheme needs installed; used only to name the cure.
+_EXTRAS = {"gs": "gcp", "s3": "aws"}
+
+
+def is_local(uri: str) -> bool:
+    return _SCHEME.match(uri) is None
+
+
+def absolute(path: str) -> str:
+    """Returns the absolute local path, or the URL as it is, without a slash at the end."""
+    return os.path.abspath(os.path.expanduser(path)) if is_local(path) else path.rstrip("/")
+
+
+def join(folder: str, *names: str) -> str:
+    return "/".join([folder.rstrip("/"), *names])
+
+
+def _remote():
+    from apache_beam.io.filesystems import FileSystems
+
+    return FileSystems
+
+
+def _explain(uri: str, error: Exception) -> FeaturemillError:
+    scheme = _SCHEME.match(uri)
+    extra = _EXTRAS.get(scheme.group(1)) if scheme else None
+    if isinstance(error, ValueError) and extra:
+        return FeaturemillError(
+            f"cannot reach {uri}: its file system isn't installed; pip install 'featuremill[{extra}]'"
+        )
+    return FeaturemillError(f"cannot reach {uri}: {one_line(error)}")
+
+
+def one_line(error: BaseException) -> str:
+    """Returns the error's message on one line, or its type's name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def open_read(uri: str) -> BinaryIO:
+    """Opens for reading; the file can seek.
+
+    Raises:
+        OSError: The file isn't there or can't be read. Remote errors are OSErrors too (Beam's BeamIOError is an
+            IOError).
+    """
+    if is_local(uri):
+        return open(uri, "rb")
+    from apache_beam.io.filesystem import CompressionTypes
+
+    return _remote().open(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+
+
+def open_write(uri: str) -> BinaryIO:
+    """Opens for writing. Closing publishes an object store's file, even an error's: write to a temporary name."""
+    if is_local(uri):
+        return open(uri, "wb")
+    from apache_beam.io.filesystem import CompressionTypes
+
+    return _remote().create(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+
+
+def read_bytes(uri: str) -> bytes:
+    with open_read(uri) as file:
+        return file.read()
+
+
+def sync(file: BinaryIO) -> None:
+    """Flushes a local file to disk; nothing to do elsewhere."""
+    if hasattr(file, "fileno"):
+        with suppress(OSError):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def rename(old: str, new: str) -> None:
+    """Moves a finished file into place, replacing what is there.
+
+    Atomic on a local disk, where the folder is flushed too. On object stores it is copy and delete, and each object
+    appears whole. On HDFS the target may not exist, so "exists" counts as done: whoever was first wrote the same rows.
+    """
+    if is_local(new):
+        os.replace(old, new)
+        folder = os.open(os.path.dirname(new), os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return
+    files = _remote()
+    try:
+        files.rename([old], [new])
+    except OSError:
+        if not files.exists(new):
+            raise
+
+
+def write_atomic(uri: str, data: bytes, temporary: str) -> None:
+    """Writes `data` under `temporary`, then moves it to `uri`: readers see the old file or the new one, whole."""
+    with open_write(temporary) as file:
+        file.write(data)
+        sync(file)
+    rename(temporary, uri)
+
+
+def make_folder(uri: str) -> None:
+    """Creates a folder with its parents; object stores have none, so nothing happens there."""
+    if is_local(uri):
+        os.makedirs(uri, exist_ok=True)
+
+
+def delete(uris: Iterable[str]) -> None:
+    """Deletes files; those already gone are fine."""
+    uris = list(uris)
+    for uri in uris:
+        if is_local(uri):
+            with suppress(FileNotFoundError):
+                os.remove(uri)
+    remote = [uri for uri in uris if not is_local(uri)]
+    if remote:
+        _remote().delete(remote)
+
+
+def stat(uri: str) -> FileInfo | None:
+    """Returns the file as listed, or None if there is no such file. Folders, pipes and sockets aren't files."""
+    if is_local(uri):
+        try:
+            info = os.stat(uri)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return FileInfo(uri, info.st_size, str(info.st_mtime_ns)) if S_ISREG(info.st_mode) else None
+    found = match(uri)
+    return found[0] if found else None
+
+
+def match(pattern: str) -> list[FileInfo]:
+    """Returns the files that a glob pattern matches, sorted by URI; `**` crosses folders.
+
+    Raises:
+        FeaturemillError: The file system can't be reached.
+    """
+    if is_local(pattern):
+        infos = (stat(path) for path in glob.iglob(pattern, recursive=True))
+        return sorted((info for info in infos if info), key=lambda info: info.uri)
+    try:
+        [result] = _remote().match([pattern])
+    except (ValueError, OSError) as error:
+        raise _explain(pattern, error) from error
+    return sorted(
+        (
+            FileInfo(entry.path, entry.size_in_bytes, repr(entry.last_updated_in_seconds))
+            for entry in result.metadata_list
+        ),
+        key=lambda info: info.uri,
+    )
+
+
+def is_folder(uri: str) -> bool:
+    """True for a local folder, or a prefix under which an object store holds something."""
+    if is_local(uri):
+        return os.path.isdir(uri)
+    return next(walk(uri), None) is not None
+
+
+def walk(folder: str) -> Iterator[FileInfo]:
+    """Yields every file below a folder, in no particular order.
+
+    Local symbolic links are followed to files only. One that leads nowhere is yielded too, so that it is accounted for.
+    """
+    if not is_local(folder):
+        yield from match(join(folder, "**"))
+        return
+    for root, _, names in os.walk(folder, onerror=_raise):
+        for name in names:
+            path = os.path.join(root, name)
+            info = stat(path)
+            if info:
+                yield info
+            elif os.path.islink(path) and not os.path.exists(path):
+                yield FileInfo(path, 0, f"link to {os.readlink(path)}")
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def list_folder(folder: str) -> set[str]:
+    """Returns the names of the files directly in a folder; none if it isn't there. One listing, no request per file."""
+    if not is_local(folder):
+        return {info.uri.rsplit("/", 1)[-1] for info in match(join(folder, "*"))}
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name for entry in entries if entry.is_file()}
+    except FileNotFoundError:
+        return set()
+
+
+def list_infos(folder: str) -> list[FileInfo]:
+    """Returns the files directly in a folder with size and version; none if it isn't there."""
+    if not is_local(folder):
+        return match(join(folder, "*"))
+    infos = (stat(join(folder, name)) for name in list_folder(folder))
+    return [info for info in infos if info]
+
+
+def remove_tree(folder: str) -> None:
+    """Removes a folder of ours and what is in it."""
+    delete(info.uri for info in list(walk(folder)))
+    if is_local(folder):
+        for root, folders, _ in os.walk(folder, topdown=False):
+            for name in folders:
+                Path(root, name).rmdir()
+        with suppress(FileNotFoundError):
+            os.rmdir(folder)
