@@ -1,0 +1,1 @@
+"""What runs: one module per command, each a plain function first. How a step works is in `transforms`."""

@@ -1,0 +1,97 @@
+"""`tf.train.Example` without TensorFlow: the message is described here and built by the protobuf library.
+
+The descriptor lives in a pool of its own, so it can't clash with TensorFlow's when both are in one process. The wire
+format knows only field numbers, which are those of tensorflow/core/example/feature.proto.
+"""
+
+import functools
+from collections.abc import Mapping
+
+from transforms.shards.fields import WrongFieldError
+
+Values = bytes | str | int | float
+
+
+@functools.cache
+def _example_class() -> type:
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+
+    kind = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="featuremill/example.proto", package="featuremill", syntax="proto3")
+
+    def add(message, name, number, field_type, *, repeated=False, type_name="", oneof=None):
+        label = kind.LABEL_REPEATED if repeated else kind.LABEL_OPTIONAL
+        field = message.field.add(name=name, number=number, type=field_type, label=label)
+        if type_name:
+            field.type_name = f".featuremill.{type_name}"
+        if oneof is not None:
+            field.oneof_index = oneof
+
+    lists = (("BytesList", kind.TYPE_BYTES), ("FloatList", kind.TYPE_FLOAT), ("Int64List", kind.TYPE_INT64))
+    for name, field_type in lists:
+        add(file.message_type.add(name=name), "value", 1, field_type, repeated=True)
+    feature = file.message_type.add(name="Feature")
+    feature.oneof_decl.add(name="kind")
+    for number, (name, _) in enumerate(lists, start=1):
+        field_name = name.replace("List", "_list").lower()
+        add(feature, field_name, number, kind.TYPE_MESSAGE, type_name=name, oneof=0)
+    features = file.message_type.add(name="Features")
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    add(entry, "key", 1, kind.TYPE_STRING)
+    add(entry, "value", 2, kind.TYPE_MESSAGE, type_name="Feature")
+    add(features, "feature", 1, kind.TYPE_MESSAGE, repeated=True, type_name="Features.FeatureEntry")
+    example = file.message_type.add(name="Example")
+    add(example, "features", 1, kind.TYPE_MESSAGE, type_name="Features")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("featuremill.Example"))
+
+
+def parse(data: bytes) -> Mapping:
+    """Returns the features of a serialised `tf.train.Example`, by name.
+
+    Raises:
+        ValueError: The bytes aren't such a message.
+    """
+    from google.protobuf.message import DecodeError
+
+    try:
+        return _example_class().FromString(data).features.feature
+    except DecodeError as error:
+        raise ValueError("the record isn't a tf.train.Example") from error
+
+
+def is_bytes(features: Mapping, name: str) -> bool:
+    return name in features and features[name].WhichOneof("kind") == "bytes_list"
+
+
+def value_of(features: Mapping, name: str) -> Values | None:
+    """Returns the one value of a feature, or None if it is missing or empty.
+
+    Raises:
+        WrongFieldError: It has several values.
+    """
+    # Asking such a map for a missing name would add it.
+    if not name or name not in features:
+        return None
+    feature = features[name]
+    kind = feature.WhichOneof("kind")
+    values = getattr(feature, kind).value if kind else ()
+    if len(values) > 1:
+        raise WrongFieldError(f"{name} has {len(values)} values instead of one")
+    return values[0] if values else None
+
+
+def serialize(values: Mapping[str, Values]) -> bytes:
+    """Returns a `tf.train.Example` with one value per feature; text becomes UTF-8. Equal input gives equal bytes."""
+    example = _example_class()()
+    for name, value in values.items():
+        feature = example.features.feature[name]
+        if isinstance(value, (bytes, str)):
+            feature.bytes_list.value.append(value.encode() if isinstance(value, str) else value)
+        elif isinstance(value, int):
+            feature.int64_list.value.append(value)
+        else:
+            feature.float_list.value.append(value)
+    return example.SerializeToString(deterministic=True)

@@ -1,0 +1,108 @@
+"""Plain image files: listings cut into units, and read ahead by a few threads."""
+
+import errno
+import hashlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+
+from transforms import storage
+from transforms.records import EncodedImage, Failure, FeaturemillError, FileInfo, ListedFile, Shard, Unit
+from transforms.shards.names import clean
+from transforms.shards.stream import MAX_ENCODED_BYTES
+
+# Enough to hide the latency of an object store; a local disk gains little and loses nothing.
+_THREADS = 8
+_AHEAD_FILES = 32
+_AHEAD_BYTES = 64 << 20
+# The machine's trouble, not the file's: going on would list good images as failures.
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
+
+def slice_files(files: Sequence[ListedFile], per_unit: int) -> list[Unit]:
+    """Cuts a listing into units of at most `per_unit` files, in order.
+
+    Each unit is a listing of its own: it starts at 0, and its shard names the deepest common folder of its files, their
+    bytes and a version made of their URIs, sizes and versions. So a unit's identity doesn't change when files are added
+    elsewhere in the listing. A unit never crosses from one store or bucket to another.
+    """
+    units = []
+    for _, group in groupby(files, key=lambda listed: _root(listed.file.uri)):
+        listing = tuple(group)
+        units += [_unit(listing[i : i + per_unit]) for i in range(0, len(listing), per_unit)]
+    return units
+
+
+def _root(uri: str) -> str:
+    return "/" if storage.is_local(uri) else "/".join(uri.split("/", 3)[:3])
+
+
+def _unit(files: tuple[ListedFile, ...]) -> Unit:
+    size = sum(listed.file.size for listed in files)
+    version = hashlib.sha256()
+    for listed in files:
+        info = listed.file
+        version.update(f"{info.uri}\0{info.size}\0{info.version}\0".encode("utf-8", "surrogateescape"))
+    folder = FileInfo(_common_folder([listed.file.uri for listed in files]), size, version.hexdigest())
+    return Unit(Shard(folder, "files"), 0, len(files), input_bytes=size, files=files)
+
+
+def _common_folder(uris: Sequence[str]) -> str:
+    # Sorted text differs most between the first and the last, also part by part.
+    first, last = (uri.split("/")[:-1] for uri in (min(uris), max(uris)))
+    common = [a for a, b in zip(first, last, strict=False)]
+    for i, (a, b) in enumerate(zip(first, last, strict=False)):
+        if a != b:
+            common = common[:i]
+            break
+    return "/".join(common) or "/"
+
+
+def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
+    """Yields the files of a unit, in order; one that has vanished or can't be read is a failure.
+
+    Raises:
+        FeaturemillError: The folder of the listing can't be reached any more, or the machine runs out of file handles.
+    """
+    files = deque(unit.files)
+    waiting: deque[tuple[ListedFile, Future]] = deque()
+    ahead_bytes = 0
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="read-files") as pool:
+        try:
+            while files or waiting:
+                while files and len(waiting) < _AHEAD_FILES and (not waiting or ahead_bytes < _AHEAD_BYTES):
+                    listed = files.popleft()
+                    waiting.append((listed, pool.submit(_data, listed.file.uri)))
+                    ahead_bytes += listed.file.size
+                listed, future = waiting.popleft()
+                ahead_bytes -= listed.file.size
+                yield _row(unit.shard, listed, future)
+        finally:
+            # Whoever stops early shouldn't wait for files that nobody will see.
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _data(uri: str) -> bytes:
+    with storage.open_read(uri) as file:
+        return file.read(MAX_ENCODED_BYTES + 1)
+
+
+def _row(shard: Shard, listed: ListedFile, future: "Future[bytes]") -> EncodedImage | Failure:
+    uri = listed.file.uri
+    key = clean(uri)
+    try:
+        data = future.result()
+    except OSError as error:
+        if error.errno in _OUT_OF_RESOURCES or not storage.is_folder(shard.file.uri):
+            raise FeaturemillError(
+                f"cannot read {key}: {clean(storage.one_line(error))}; bring its folder {clean(shard.file.uri)} back "
+                "(or free the machine's resources) and run the same command again: it resumes"
+            ) from error
+        reason = "vanished" if isinstance(error, FileNotFoundError) or error.errno == errno.ENOENT else "unreadable"
+        message = f"cannot read {key}: {clean(storage.one_line(error))}"
+    else:
+        if len(data) <= MAX_ENCODED_BYTES:
+            return EncodedImage(key, listed.label, key, 0, data)
+        reason, message = "too large", f"{key} has over {MAX_ENCODED_BYTES} bytes, the most that is read"
+    return Failure(key, listed.label, key, 0, "read", reason, message)

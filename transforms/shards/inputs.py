@@ -1,0 +1,212 @@
+"""From what the user names to shards and image files: folders, globs, braces, lists."""
+
+import difflib
+import glob
+import os
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from transforms import storage
+from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard
+from transforms.shards.detect import Looked, look_inside
+from transforms.shards.fields import Fields
+from transforms.shards.names import base_name, clean, is_hidden, is_image, named_format
+
+_GLOB = re.compile(r"[*?\[]")
+_MAX_BRACES = 1_000_000
+_THREADS = 16
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the inputs come to.
+
+    Attributes:
+        shards: Sorted by URI, each once.
+        files: Image files that aren't in a shard, sorted by URI, each once.
+        skipped: URIs of files in folders that are neither; hidden files aren't mentioned.
+    """
+
+    shards: tuple[Shard, ...]
+    files: tuple[ListedFile, ...]
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A file that an input led to.
+
+    Attributes:
+        file: The file.
+        label: Label if it turns out to be an image.
+        named: Whether an input named it, by itself or by a pattern; else it was met in a folder.
+    """
+
+    file: FileInfo
+    label: str | None
+    named: bool
+
+
+_DETECT = Fields()
+
+
+def find(inputs: Sequence[str], fields: Fields = _DETECT) -> Found:
+    """Finds the shards and image files that the inputs name.
+
+    Args:
+        inputs: Any mix of shard files, image files, folders (walked; an image's label is its first sub-folder), globs
+            (`*`, `?`, `[…]`, `**`), braces (`{000..099}`, `{a,b}`) and `@list.txt`, a file of such inputs, one a line.
+            A local path that exists as it is written wins over its reading as a pattern. An image that isn't met in
+            a folder has the name of its parent folder as its label.
+        fields: Where in the shards the images, labels and names are.
+
+    Raises:
+        FeaturemillError: An input matches nothing, can't be read, holds something unknown, or lacks a field.
+    """
+    by_input = [_candidates(given) for given in inputs]
+    candidates: dict[str, _Candidate] = {}
+    for candidate in (candidate for several in by_input for candidate in several):
+        known = candidates.get(candidate.file.uri)
+        # A file that is met in a folder and named as well counts as named: it may not be skipped.
+        if known is None or (candidate.named and not known.named):
+            candidates[candidate.file.uri] = candidate
+    inside = _look(candidates.values(), fields)
+    shards, files, skipped = [], [], []
+    for uri, candidate in candidates.items():
+        looked = inside.get(uri)
+        if looked is not None and looked.shard is not None:
+            shards.append(looked.shard)
+        elif looked.kind == "image" if looked is not None else is_image(uri):
+            files.append(ListedFile(candidate.file, candidate.label))
+        else:
+            skipped.append(uri)
+    _check_each(inputs, by_input, skipped)
+    return Found(
+        tuple(sorted(shards, key=lambda shard: shard.file.uri)),
+        tuple(sorted(files, key=lambda listed: listed.file.uri)),
+        tuple(sorted(skipped)),
+    )
+
+
+def _look(candidates, fields: Fields) -> dict[str, Looked]:
+    """Looks inside all that aren't clear by name: images are (a request for each would take hours)."""
+    unclear = [
+        candidate
+        for candidate in candidates
+        if not is_image(candidate.file.uri) and (candidate.named or named_format(candidate.file.uri))
+    ]
+    inside = look_inside([candidate.file for candidate in unclear], fields)
+    for candidate, looked in zip(unclear, inside, strict=True):
+        if looked.kind == "unknown" and candidate.named:
+            raise FeaturemillError(f"unknown format: {clean(looked.file.uri)}: {looked.reason}")
+    return {looked.file.uri: looked for looked in inside}
+
+
+def _check_each(inputs: Sequence[str], by_input: list[list[_Candidate]], skipped: list[str]) -> None:
+    useless = set(skipped)
+    for given, candidates in zip(inputs, by_input, strict=True):
+        if all(candidate.file.uri in useless for candidate in candidates):
+            raise FeaturemillError(
+                f"no image or shard in {clean(given)}: looked at {len(candidates)} files for image extensions, "
+                "TFRecord, tar and Parquet; check the path"
+            )
+
+
+def _candidates(given: str) -> list[_Candidate]:
+    """Returns the files that one input leads to, hidden ones left out."""
+    try:
+        if not given.startswith("@"):
+            base = os.getcwd() if storage.is_local(given) else ""
+            return _expand([given], base)
+        path = storage.absolute(given[1:])
+        text = storage.read_bytes(path).decode("utf-8-sig", "surrogateescape")
+        lines = [line.strip() for line in text.splitlines()]
+        entries = [line for line in lines if line and not line.startswith("#")]
+        nested = next((entry for entry in entries if entry.startswith("@")), None)
+        if nested:
+            raise FeaturemillError(f"{clean(given)} names another list: {clean(nested)}; give both to the command")
+        if not entries:
+            raise FeaturemillError(f"{clean(given)} names no file; write one path a line")
+        return _expand(entries, path.rsplit("/", 1)[0])
+    except OSError as error:
+        cause = clean(storage.one_line(error))
+        raise FeaturemillError(f"cannot read {clean(given)}: {cause}; check the path and its permissions") from error
+
+
+def _expand(entries: Sequence[str], base: str) -> list[_Candidate]:
+    """Returns the files behind paths and patterns, which are relative to the folder `base`."""
+    paths = [path for entry in entries for path in _braces(entry, base)]
+    if len(paths) == 1 or storage.is_local(paths[0]):
+        several = [_resolve(path, base) for path in paths]
+    else:
+        # Object stores answer slowly, but many at once.
+        with ThreadPoolExecutor(_THREADS) as pool:
+            several = list(pool.map(lambda path: _resolve(path, base), paths))
+    return [candidate for some in several for candidate in some]
+
+
+def _braces(entry: str, base: str) -> list[str]:
+    import bracex
+
+    if "{" not in entry or _exists(_literal(entry, base)):
+        return [entry]
+    try:
+        return bracex.expand(entry, limit=_MAX_BRACES)
+    except bracex.ExpansionLimitException as error:
+        raise FeaturemillError(f"{entry} stands for over {_MAX_BRACES} paths; use a glob such as *") from error
+
+
+def _literal(path: str, base: str) -> str:
+    path = os.path.expanduser(path) if storage.is_local(path) else path
+    return storage.absolute(path if path.startswith("/") or not storage.is_local(path) else storage.join(base, path))
+
+
+def _exists(uri: str) -> bool:
+    return storage.is_local(uri) and (storage.stat(uri) is not None or storage.is_folder(uri))
+
+
+def _resolve(path: str, base: str) -> list[_Candidate]:
+    """Returns the files behind a path or glob; what exists as it is written wins."""
+    literal = _literal(path, base)
+    is_glob = _GLOB.search(path) is not None
+    if storage.is_local(literal) or not is_glob:
+        info = storage.stat(literal)
+        if info is not None:
+            return [_Candidate(info, _parent(literal), named=True)]
+        found = [] if storage.is_local(literal) and not os.path.isdir(literal) else _walk(literal)
+        if found or storage.is_folder(literal):
+            return found
+    if not is_glob:
+        raise _missing(path, literal)
+    # Only what the user wrote is a pattern, not the folder that it is relative to.
+    relative = storage.is_local(path) and not path.startswith(("/", "~"))
+    pattern = storage.join(glob.escape(base), path) if relative else literal
+    infos = [replace(info, uri=storage.absolute(info.uri)) for info in storage.match(pattern)]
+    named = [_Candidate(info, _parent(info.uri), named=True) for info in infos if not is_hidden(base_name(info.uri))]
+    if not named:
+        raise FeaturemillError(f"no match for {clean(path)}: no file has such a name (looked for {clean(pattern)})")
+    return named
+
+
+def _walk(folder: str) -> list[_Candidate]:
+    found = []
+    for info in storage.walk(folder):
+        inside = info.uri.removeprefix(folder).lstrip("/")
+        if not is_hidden(inside):
+            sub_folder, slash, _ = inside.partition("/")
+            found.append(_Candidate(info, clean(sub_folder) if slash else None, named=False))
+    return found
+
+
+def _parent(uri: str) -> str | None:
+    parts = uri.split("/")
+    return clean(parts[-2]) or None if len(parts) > 1 else None
+
+
+def _missing(path: str, literal: str) -> FeaturemillError:
+    folder, _, name = literal.rpartition("/")
+    near = difflib.get_close_matches(name, os.listdir(folder), n=1) if os.path.isdir(folder) else []
+    hint = f"; did you mean {clean(near[0])}?" if near else "; check the path"
+    return FeaturemillError(f"no match for {clean(path)}: there is no {clean(literal)}{hint}")

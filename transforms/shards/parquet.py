@@ -1,0 +1,304 @@
+"""Parquet with encoded images: a column of bytes, or Hugging Face's struct of `bytes` and `path`."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import accumulate
+from typing import TYPE_CHECKING, BinaryIO
+
+from transforms import storage
+from transforms.records import EncodedImage, Failure, FeaturemillError, Shard, Unit
+from transforms.shards.fields import OPTIONS, Fields, WrongFieldError, as_text, missing
+from transforms.shards.names import clean
+from transforms.shards.stream import MAX_ENCODED_BYTES, failure
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+IMAGE_COLUMNS = ("image", "image/encoded", "bytes", "img", "jpg", "png", "content")
+LABEL_COLUMNS = ("label", "labels", "class", "category")
+NAME_COLUMNS = ("file_name", "filename", "path", "key")
+# Rows in memory at a time: this many, or fewer where they are large.
+_BATCH_ROWS = 64
+_BATCH_BYTES = 32 << 20
+# What is read at once of a column: without a limit, Arrow reads the column of a whole row group.
+_BUFFER_BYTES = 4 << 20
+
+
+class _Watched:
+    """A file that remembers its own errors: Arrow reports damaged data as OSError too."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.error: Exception | None = None
+        self.closed = False
+
+    def _call(self, method, *arguments):
+        try:
+            return method(*arguments)
+        except Exception as error:
+            self.error = error
+            raise
+
+    def read(self, count: int = -1) -> bytes:
+        return self._call(self._file.read, count)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._call(self._file.seek, offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class _DamagedError(Exception):
+    """Arrow can't read what is in the file."""
+
+
+@contextmanager
+def _damage(watched: _Watched) -> Iterator[None]:
+    """Turns Arrow's errors about the data into _DamagedError; an error of the file itself rises as it is."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        if watched.error is not None:
+            raise watched.error from error
+        raise _DamagedError(storage.one_line(error)) from error
+
+
+def _open(watched: _Watched) -> "pq.ParquetFile":
+    import pyarrow.parquet as pq
+
+    with _damage(watched):
+        return pq.ParquetFile(
+            watched, buffer_size=_BUFFER_BYTES, pre_buffer=False, memory_map=False, page_checksum_verification=True
+        )
+
+
+def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
+    """Returns the columns of the image, label and name, from the schema; `image.bytes` is a field of a struct.
+
+    Where the footer is damaged, what was asked for is taken, and reading reports the damage.
+
+    Raises:
+        FeaturemillError: A column that was asked for isn't there or holds no bytes, or several could be the image.
+    """
+    with storage.open_read(shard.file.uri) as file:
+        try:
+            schema = _open(_Watched(file)).schema_arrow
+        except _DamagedError:
+            return fields.image or "", fields.label or "", fields.name or ""
+    leaves = _leaves(schema)
+    image = _image_column(shard, leaves, fields.image)
+    # In a struct, the name lies beside the bytes.
+    beside = (f"{image.rpartition('.')[0]}.path",) if "." in image else ()
+    return (
+        image,
+        _optional(shard, leaves, "label", asked=fields.label, usual=LABEL_COLUMNS),
+        _optional(shard, leaves, "name", asked=fields.name, usual=(*beside, *NAME_COLUMNS)),
+    )
+
+
+def _leaves(schema: "pa.Schema") -> "dict[str, pa.DataType]":
+    """Returns the columns and the fields of structs, by dotted path."""
+    import pyarrow as pa
+
+    leaves = {}
+    todo = [(field.name, field.type) for field in reversed(schema)]
+    while todo:
+        path, kind = todo.pop()
+        if pa.types.is_struct(kind):
+            todo += [(f"{path}.{kind.field(i).name}", kind.field(i).type) for i in reversed(range(kind.num_fields))]
+        else:
+            leaves[path] = kind
+    return leaves
+
+
+def _is_bytes(kind: "pa.DataType") -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+
+
+def _image_column(shard: Shard, leaves: "dict[str, pa.DataType]", asked: str | None) -> str:
+    """Returns the path of the column with the image's bytes."""
+    found = {path: path for path, kind in leaves.items() if _is_bytes(kind)}
+    # A struct goes by its own name: `image` stands for `image.bytes`.
+    found |= {path.removesuffix(".bytes"): path for path in found if path.endswith(".bytes")}
+    for name in (asked,) if asked else IMAGE_COLUMNS:
+        if name in found:
+            return found[name]
+    candidates = sorted(set(found.values()))
+    if asked or not candidates:
+        wanted = asked or "a column of bytes or a struct with a field bytes"
+        raise missing(shard.file.uri, role="image", wanted=wanted, present=list(leaves))
+    if len(candidates) > 1:
+        raise FeaturemillError(
+            f"{clean(shard.file.uri)} has several columns of bytes: {', '.join(map(clean, candidates))}; "
+            f"pass {OPTIONS['image']} NAME for the one with the image"
+        )
+    return candidates[0]
+
+
+def _optional(shard: Shard, leaves, role: str, *, asked: str | None, usual: tuple[str, ...]) -> str:
+    if asked and asked not in leaves:
+        raise missing(shard.file.uri, role=role, wanted=asked, present=list(leaves))
+    return next((name for name in usual if name in leaves), "") if asked is None else asked
+
+
+def split(shard: Shard, unit_bytes: int) -> list[Unit]:
+    """Returns units that are runs of row groups (`start` and `stop` count those), sized by their compressed bytes."""
+    with storage.open_read(shard.file.uri) as file:
+        try:
+            metadata = _open(_Watched(file)).metadata
+        except _DamagedError:
+            return [Unit(shard, input_bytes=shard.file.size)]
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    sizes = [sum(group.column(c).total_compressed_size for c in range(group.num_columns)) for group in groups]
+    starts, total = [0], 0
+    for i, size in enumerate(sizes):
+        if total and total + size > unit_bytes:
+            starts.append(i)
+            total = 0
+        total += size
+    first_rows = list(accumulate((group.num_rows for group in groups), initial=0))
+    return [
+        Unit(
+            shard,
+            start,
+            stop,
+            first_index=first_rows[start],
+            input_bytes=sum(sizes[start : stop if stop > 0 else None]),
+        )
+        for start, stop in zip(starts, [*starts[1:], -1], strict=True)
+    ]
+
+
+def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
+    """Yields the images of a unit, in order. A damaged row group is one failure; the next one is read all the same."""
+    shard = unit.shard
+    with storage.open_read(shard.file.uri) as file:
+        watched = _Watched(file)
+        try:
+            parquet = _open(watched)
+        except _DamagedError as error:
+            # The footer is at the end, and without it nothing can be found.
+            offset = shard.file.size
+            message = f"cannot read {shard.file.uri}: its footer (before byte {offset}) is cut or damaged: {error}"
+            yield failure(shard, key=f"@{offset}", position=offset, error="bad footer", message=message)
+            return
+        row = unit.first_index
+        for group in range(unit.start, parquet.num_row_groups if unit.stop < 0 else unit.stop):
+            yield from _row_group(shard, parquet, watched, group=group, first_row=row)
+            row += parquet.metadata.row_group(group).num_rows
+
+
+def _row_group(
+    shard: Shard, parquet: "pq.ParquetFile", watched: _Watched, *, group: int, first_row: int
+) -> Iterator[EncodedImage | Failure]:
+    class_names = _class_names(parquet, shard.label_field)
+    paths = (shard.image_field, shard.label_field, shard.name_field)
+    columns = [path for path in paths if path]
+    row = first_row
+    try:
+        with _damage(watched):
+            size = _batch_rows(parquet, group)
+            batches = parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
+        while True:
+            with _damage(watched):
+                batch = next(batches, None)
+                if batch is None:
+                    return
+                images, labels, keys = (_column(batch, path) for path in paths)
+            for i in range(batch.num_rows):
+                label, name = (None if column is None else column[i] for column in (labels, keys))
+                yield _row(shard, row, data=images[i], label=label, name=name, class_names=class_names)
+                row += 1
+    except _DamagedError as error:
+        rows = parquet.metadata.row_group(group).num_rows
+        lost = f"{first_row + rows - row} of its rows ({row} to {first_row + rows - 1})"
+        message = f"row group {group} of {shard.file.uri} is damaged, {lost} are lost: {error}"
+        yield failure(shard, key=f"@{row}", position=row, error="bad row group", message=message)
+
+
+def _batch_rows(parquet: "pq.ParquetFile", group: int) -> int:
+    info = parquet.metadata.row_group(group)
+    row_bytes = max(1, info.total_byte_size // max(1, info.num_rows))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+
+
+def _column(batch: "pa.RecordBatch", path: str) -> "pa.Array | None":
+    """Returns the values at a dotted path (null where a struct around them is null), None for an empty path."""
+    import pyarrow.compute as pc
+
+    if not path:
+        return None
+    for name in batch.schema.names:
+        if name == path:
+            return batch.column(name)
+        if path.startswith(f"{name}."):
+            return pc.struct_field(batch.column(name), path.removeprefix(f"{name}.").split("."))
+    raise KeyError(f"no column {path}")
+
+
+def _class_names(parquet: "pq.ParquetFile", label_field: str) -> tuple[str, ...] | None:
+    """Returns the class names that Hugging Face's `datasets` keeps in the schema for an integer label."""
+    metadata = parquet.schema_arrow.metadata or {}
+    try:
+        names = json.loads(metadata[b"huggingface"])["info"]["features"][label_field]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) else None
+
+
+def _row(
+    shard: Shard,
+    row: int,
+    *,
+    data: "pa.Scalar",
+    label: "pa.Scalar | None",
+    name: "pa.Scalar | None",
+    class_names: tuple[str, ...] | None,
+) -> EncodedImage | Failure:
+    place = f"row {row} of {shard.file.uri}"
+    key = str(row)
+    try:
+        key = as_text(name.as_py() if name is not None else None) or key
+        text = _label(label.as_py() if label is not None else None, class_names)
+    except (WrongFieldError, ValueError) as error:
+        return failure(shard, key=key, position=row, error="wrong field type", message=f"{place}: {error}")
+    size = len(data.as_buffer()) if data.is_valid else 0
+    if size > MAX_ENCODED_BYTES:
+        reason, message = "too large", f"{place} has {size} bytes; at most {MAX_ENCODED_BYTES} are read"
+    elif not data.is_valid:
+        reason, message = "no image", f"{place}: {shard.image_field} is null; only bytes inside the file are read"
+    else:
+        source = clean(shard.file.uri)
+        return EncodedImage(f"{source}#{key}", text, source, row, data.as_py())
+    return failure(shard, key=key, position=row, error=reason, message=message, label=text)
+
+
+def _label(value: object, class_names: tuple[str, ...] | None) -> str | None:
+    if class_names is None or not isinstance(value, int):
+        return as_text(value)
+    # Hugging Face writes -1 where the label is unknown.
+    if value < 0:
+        return None
+    return as_text(class_names[value] if value < len(class_names) else value)

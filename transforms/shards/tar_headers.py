@@ -1,0 +1,200 @@
+"""The headers of a tar archive, with absolute offsets, read from any byte at which a member starts.
+
+Each header block is parsed by the standard library (`tarfile.TarInfo.frombuf`). The walk from one to the next is ours,
+because `tarfile.TarFile` ends silently at a damaged header, reads extension headers of any claimed size into memory
+and counts offsets from where it was opened.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from transforms.shards.names import base_name, is_hidden
+from transforms.shards.stream import BrokenError, Stream
+
+BLOCK_BYTES = 512
+# Longer "long names" are damage or an attack: Linux itself ends at 4096 bytes.
+_MAX_EXTENSION_BYTES = 1 << 20
+_MAX_EXTENSIONS = 16
+_LONG_NAME = tarfile.GNUTYPE_LONGNAME
+_PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_EXTENSIONS = (_LONG_NAME, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, *_PAX)
+_WITHOUT_DATA = (
+    tarfile.LNKTYPE,
+    tarfile.SYMTYPE,
+    tarfile.DIRTYPE,
+    tarfile.CHRTYPE,
+    tarfile.BLKTYPE,
+    tarfile.FIFOTYPE,
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member as its headers describe it.
+
+    Attributes:
+        name: As stored; bytes that aren't UTF-8 are written out.
+        offset: First byte of its first header (extension headers belong to their member).
+        size: Bytes of data.
+        end: First byte behind its data and their padding.
+        regular: False for links, devices and sparse files.
+    """
+
+    name: str
+    offset: int
+    size: int
+    end: int
+    regular: bool
+
+    @property
+    def base(self) -> str:
+        """The folder, and the file name up to its first dot."""
+        file_name = base_name(self.name)
+        return self.name[: len(self.name) - len(file_name)] + file_name.partition(".")[0]
+
+    @property
+    def extension(self) -> str:
+        """The rest, in lower case, without the dot."""
+        return base_name(self.name).partition(".")[2].lower()
+
+
+def starts_like(head: bytes) -> bool:
+    """True if the bytes start with a header whose checksum is right (ustar, GNU or v7)."""
+    try:
+        tarfile.TarInfo.frombuf(head[:BLOCK_BYTES], "utf-8", "backslashreplace")
+    except tarfile.HeaderError:
+        return False
+    return True
+
+
+def members(stream: Stream, stop: int) -> Iterator[Member]:
+    """Yields the members that start before the byte `stop` (-1: all), without folders and hidden files.
+
+    The stream stands at a member's data while it is yielded; whatever is left unread is skipped.
+
+    Blocks of zeros are passed over rather than taken for the end, so that archives which were strung together are
+    read whole, and a hole in the middle is found out by what follows it.
+
+    Raises:
+        BrokenError: At the first header that is damaged, or a member that is cut.
+    """
+    while stop < 0 or stream.position < stop:
+        offset = stream.position
+        try:
+            found = _next(stream)
+        except BrokenError as error:
+            raise _at(error, offset) from error
+        if found is None:
+            if stop >= 0:
+                raise BrokenError("truncated", f"the shard has become shorter: it ends at {offset}", offset)
+            return
+        member, kind = found
+        if 0 <= stop <= member.offset:
+            # Only zeros lay between here and the unit's end.
+            return
+        try:
+            if kind != tarfile.DIRTYPE and not is_hidden(member.name):
+                yield member
+            stream.skip(member.end - stream.position)
+        except BrokenError as error:
+            raise _at(error, member.offset, f", inside member {member.name}") from error
+
+
+def content(stream: Stream, member: Member) -> bytes:
+    """Returns a member's data; the stream stands at its start. Raises BrokenError where the shard ends before."""
+    try:
+        return stream.read_exactly(member.size)
+    except BrokenError as error:
+        raise _at(error, member.offset, f", inside member {member.name}") from error
+
+
+def _at(error: BrokenError, offset: int, where: str = "") -> BrokenError:
+    return BrokenError(error.error, f"{error}{where}", offset if error.offset is None else error.offset)
+
+
+def _next(stream: Stream) -> tuple[Member, bytes] | None:
+    """Returns the next member and its type, None at the end."""
+    offset, name, size, regular = stream.position, None, None, True
+    for _ in range(_MAX_EXTENSIONS):
+        info, offset = _header(stream, offset, extended=offset != stream.position)
+        if info is None:
+            return None
+        if info.type not in _EXTENSIONS:
+            stored_bytes = 0 if info.type in _WITHOUT_DATA else info.size if size is None else size
+            end = stream.position + stored_bytes + -stored_bytes % BLOCK_BYTES
+            regular = regular and info.isreg() and info.type != tarfile.GNUTYPE_SPARSE
+            return Member(info.name if name is None else name, offset, stored_bytes, end, regular), info.type
+        content = _extension(stream, info)
+        if info.type == _LONG_NAME:
+            name = _text(content.split(b"\0", 1)[0])
+        elif info.type in _PAX:
+            values = _pax(content)
+            name = _text(values.get(b"GNU.sparse.name", values.get(b"path", b""))) or name
+            size = _number(values[b"size"]) if b"size" in values else size
+            regular = regular and not any(key.startswith(b"GNU.sparse.") for key in values)
+    raise BrokenError("bad header", f"more than {_MAX_EXTENSIONS} extension headers in a row", offset)
+
+
+def _header(stream: Stream, offset: int, *, extended: bool) -> tuple[tarfile.TarInfo | None, int]:
+    """Returns the next header that isn't all zeros, and the offset at which its member starts."""
+    while True:
+        position = stream.position
+        block = stream.read(BLOCK_BYTES)
+        if not any(block) and not extended:
+            if len(block) < BLOCK_BYTES:
+                return None, position
+            offset = stream.position
+            continue
+        if len(block) < BLOCK_BYTES:
+            raise BrokenError("truncated", f"the shard ends at byte {stream.position}, inside a header", offset)
+        try:
+            info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        except tarfile.HeaderError as error:
+            raise BrokenError("bad header", f"the header at byte {position} is damaged: {error}", offset) from error
+        if info.size < 0:
+            raise BrokenError("bad header", f"the header at byte {position} gives a negative size", offset)
+        if info.type == tarfile.GNUTYPE_SPARSE:
+            _skip_sparse_map(stream, block)
+        return info, offset
+
+
+def _skip_sparse_map(stream: Stream, block: bytes) -> None:
+    """Skips the further blocks of an old GNU sparse header; byte 482, then 504, says if one follows."""
+    more = block[482]
+    while more:
+        more = stream.read_exactly(BLOCK_BYTES)[504]
+
+
+def _extension(stream: Stream, info: tarfile.TarInfo) -> bytes:
+    if info.size > _MAX_EXTENSION_BYTES:
+        raise BrokenError("bad header", f"an extension header claims {info.size} bytes")
+    content = stream.read_exactly(info.size)
+    stream.skip(-info.size % BLOCK_BYTES)
+    return content
+
+
+def _pax(content: bytes) -> dict[bytes, bytes]:
+    """Returns the records `LENGTH KEY=VALUE\\n` of a pax header; LENGTH counts the whole record."""
+    values = {}
+    while content:
+        digits, _, _ = content.partition(b" ")
+        length = _number(digits)
+        record = content[len(digits) + 1 : length]
+        if not len(digits) + 1 < length <= len(content) or not record.endswith(b"\n") or b"=" not in record:
+            raise BrokenError("bad header", "a pax header is damaged")
+        key, _, value = record[:-1].partition(b"=")
+        values[key] = value
+        content = content[length:]
+    return values
+
+
+def _number(digits: bytes) -> int:
+    # Longer numbers are no sizes, and int() takes quadratic time for them.
+    if not digits.isdigit() or len(digits) > 20:
+        raise BrokenError("bad header", "a pax header is damaged")
+    return int(digits)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")

@@ -1,0 +1,186 @@
+"""TFRecord: records of `tf.train.Example`, each framed by its length and two checksums.
+
+A record is: length (uint64, little endian), masked CRC32C of the length (uint32), data, masked CRC32C of the data
+(uint32). Source: https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details. TensorFlow's own
+reader tells no offsets and stops at the first bad record, so the framing is read here.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+
+from transforms.records import EncodedImage, Failure, Shard, Unit
+from transforms.shards import example
+from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
+from transforms.shards.names import clean
+from transforms.shards.stream import MAX_ENCODED_BYTES, BrokenError, Stream, broken, cut, failure, open_stream
+
+IMAGE_FIELDS = ("image/encoded", "image")
+LABEL_FIELDS = ("image/class/text", "image/class/label", "label")
+NAME_FIELDS = ("image/filename", "file_name", "filename")
+# To find out which features there are: not all records need have all.
+_LOOK_AT_RECORDS = 16
+_HEADER_BYTES = 12
+_CRC_BYTES = 4
+
+
+def masked_crc(data: bytes) -> int:
+    """Returns the masked CRC32C: rotated right by 15 bits, plus 0xa282ead8, modulo 2**32 (see the module's source)."""
+    import google_crc32c
+
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def frame(data: bytes) -> bytes:
+    """Returns a record around `data`."""
+    length = struct.pack("<Q", len(data))
+    return length + struct.pack("<I", masked_crc(length)) + data + struct.pack("<I", masked_crc(data))
+
+
+def starts_like(head: bytes) -> bool:
+    """True if the bytes start with a length and its right checksum."""
+    if len(head) < _HEADER_BYTES:
+        return False
+    return struct.unpack("<I", head[8:_HEADER_BYTES])[0] == masked_crc(head[:8])
+
+
+def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
+    """Returns the names of the image, label and name features, by a look at the first records.
+
+    One record is enough where it has all that is wanted, but an image may well come without a label. Where there is no
+    record, or the first is broken, the usual names are taken, and reading reports what is wrong.
+
+    Raises:
+        FeaturemillError: The records lack a feature that was asked for, or have no image under a usual name.
+    """
+    wanted = (fields.image,) if fields.image else IMAGE_FIELDS
+    labels = LABEL_FIELDS if fields.label is None else (fields.label,) if fields.label else ()
+    seen: dict[str, bool] = {}
+    for features in _first(shard):
+        seen |= {name: example.is_bytes(features, name) for name in features}
+        if any(seen.get(name) for name in wanted) and (not labels or seen.keys() & set(labels)):
+            break
+    if not seen:
+        return fields.image or IMAGE_FIELDS[0], fields.label or "", fields.name or ""
+    image = next((name for name in wanted if seen.get(name)), None)
+    if image is None:
+        raise missing(shard.file.uri, role="image", wanted=" or ".join(wanted), present=seen)
+    return (
+        image,
+        _optional(shard, seen, "label", asked=fields.label, usual=LABEL_FIELDS),
+        _optional(shard, seen, "name", asked=fields.name, usual=NAME_FIELDS),
+    )
+
+
+def _optional(shard: Shard, seen: dict[str, bool], role: str, *, asked: str | None, usual: tuple[str, ...]) -> str:
+    if asked and asked not in seen:
+        raise missing(shard.file.uri, role=role, wanted=asked, present=seen)
+    return next((name for name in usual if name in seen), "") if asked is None else asked
+
+
+def _first(shard: Shard) -> Iterator[Mapping]:
+    """Yields the features of the first records, up to one that is broken."""
+    with open_stream(shard) as stream:
+        try:
+            for _ in range(_LOOK_AT_RECORDS):
+                length = _read_length(stream)
+                data = None if length is None or length > MAX_ENCODED_BYTES else _read_data(stream, length)
+                if data is None:
+                    return
+                yield example.parse(data)
+        except (BrokenError, ValueError):
+            return
+
+
+def split(shard: Shard, unit_bytes: int) -> list[Unit]:
+    """Returns units that start and stop at records, by one pass over the headers."""
+    with open_stream(shard) as stream:
+        return cut(shard, _starts(stream), unit_bytes)
+
+
+def _starts(stream: Stream) -> Iterator[int]:
+    try:
+        while True:
+            offset = stream.position
+            length = _read_length(stream)
+            if length is None:
+                break
+            yield offset
+            stream.skip(length + _CRC_BYTES)
+    except BrokenError:
+        pass
+    yield stream.position
+
+
+def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
+    """Yields the images of a unit, in order.
+
+    A record with a bad checksum is one failure, and reading goes on behind it, since its length was right; a bad
+    length ends the shard.
+    """
+    shard, index = unit.shard, unit.first_index
+    with open_stream(shard, unit.start) as stream:
+        while unit.stop < 0 or stream.position < unit.stop:
+            offset = stream.position
+            try:
+                length = _read_length(stream)
+                if length is None:
+                    if unit.stop >= 0:
+                        raise BrokenError("truncated", f"the shard has become shorter: it ends at {offset}")
+                    return
+                row = _record(shard, stream, length=length, index=index, offset=offset)
+            except BrokenError as error:
+                yield broken(shard, error, offset)
+                return
+            yield row
+            index += 1
+
+
+def _read_length(stream: Stream) -> int | None:
+    """Returns the length of the next record's data, None at the end of the shard."""
+    header = stream.read(_HEADER_BYTES)
+    if not header:
+        return None
+    if len(header) < _HEADER_BYTES:
+        raise BrokenError("truncated", f"the shard ends at byte {stream.position}, inside a record's header")
+    if not starts_like(header):
+        raise BrokenError("bad length", "the checksum of a record's length is wrong")
+    return struct.unpack("<Q", header[:8])[0]
+
+
+def _read_data(stream: Stream, length: int) -> bytes | None:
+    """Returns a record's data, None if its checksum is wrong."""
+    data = stream.read_exactly(length)
+    [crc] = struct.unpack("<I", stream.read_exactly(_CRC_BYTES))
+    return data if crc == masked_crc(data) else None
+
+
+def _record(shard: Shard, stream: Stream, *, length: int, index: int, offset: int) -> EncodedImage | Failure:
+    place = f"record {index} (byte {offset}) of {shard.file.uri}"
+    if length > MAX_ENCODED_BYTES:
+        stream.skip(length + _CRC_BYTES)
+        message = f"{place} has {length} bytes; at most {MAX_ENCODED_BYTES} are read"
+        return failure(shard, key=str(index), position=offset, error="too large", message=message)
+    data = _read_data(stream, length)
+    if data is None:
+        message = f"{place}: the checksum of its data is wrong"
+        return failure(shard, key=str(index), position=offset, error="bad crc", message=message)
+    try:
+        return _image(shard, example.parse(data), index=index, offset=offset)
+    except WrongFieldError as error:
+        reason, message = "wrong field type", f"{place}: {error}"
+    except ValueError as error:
+        reason, message = "bad example", f"{place}: {error}"
+    return failure(shard, key=str(index), position=offset, error=reason, message=message)
+
+
+def _image(shard: Shard, features: Mapping, *, index: int, offset: int) -> EncodedImage | Failure:
+    key = as_text(example.value_of(features, shard.name_field)) or str(index)
+    label = as_text(example.value_of(features, shard.label_field))
+    data = example.value_of(features, shard.image_field)
+    if isinstance(data, bytes):
+        source = clean(shard.file.uri)
+        return EncodedImage(f"{source}#{key}", label, source, offset, data)
+    where = f"record {index} (byte {offset}) of {shard.file.uri}: {shard.image_field}"
+    error, what = ("no image", "is missing") if data is None else ("wrong field type", "holds no bytes")
+    return failure(shard, key=key, position=offset, error=error, message=f"{where} {what}", label=label)
