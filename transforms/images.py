@@ -1,0 +1,253 @@
+"""Encoded bytes in, pixels out: an image of any common format becomes uint8 S×S×3 (S: the spec's image size).
+
+Input is hostile: whatever the bytes are, the answer is an image or an `ImageError`. Pillow does the decoding. The pixel
+count is checked here, after the header is read and before any pixel is decoded. Pillow's own guard against
+decompression bombs stays on behind it, for formats that allocate or decode as they are opened (GIF, ICO).
+
+How each mode becomes RGB is in `transforms.pixel_modes`. Animations and files with several images give the first. EXIF
+orientation is applied if the spec says so; a TIFF's own orientation always is (Pillow does so while it loads).
+Orientation that can't be read counts as upright.
+"""
+
+import logging
+import re
+import warnings
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from PIL import BmpImagePlugin, IcoImagePlugin, Image, PngImagePlugin, UnidentifiedImageError
+
+from transforms.features import FeatureSpec
+from transforms.pixel_modes import to_rgb
+from transforms.records import FeaturemillError
+
+# Once, for the process: per call it can't be done safely in threads. What matters comes back as an ImageError; Pillow's
+# remarks on damaged metadata and on large images stay off the screen.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+# Over this many pixels Pillow's guard refuses an image, whatever `max_pixels` says: twice its MAX_IMAGE_PIXELS, which
+# belongs to the whole process and so is left alone.
+PIXEL_CEILING = 178_956_970
+
+# What is read; nothing else is even tried. Left out on purpose: EPS (runs Ghostscript), PDF, WMF and the HDF5, GRIB and
+# FITS stubs (they aren't pixels), TGA (it has no signature, so random bytes pass for it). MPO comes with JPEG.
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM")
+
+# Common formats that aren't read, by their first bytes, so that the message can name them.
+_UNREAD = {
+    b"%PDF-": "PDF",
+    b"%!PS": "PostScript",
+    b"8BPS": "Photoshop",
+    b"<svg": "SVG",
+    b"\xff\x0a": "JPEG XL",
+    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
+}
+_HEIC_BRANDS = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
+
+# VGG's mean colour, rounded: after preprocessing, padding of this colour is about zero.
+PAD_COLOUR = (124, 117, 104)
+# Short side of the whole image against the side of the square cut from it: 256 for 224, as VGG was tested.
+_CROP_RATIO = 256 / 224
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Width and height change places.
+_SIDEWAYS = {_TURNS[orientation] for orientation in (5, 6, 7, 8)}
+_ORIENTATION = 0x0112
+
+
+class ImageError(FeaturemillError):
+    """An image that can't be decoded.
+
+    Attributes:
+        reason: Short and stable, to group by: `empty`, `not an image`, `unsupported`, `corrupt`, `truncated`,
+            `too many pixels` or `out of memory`.
+    """
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self):
+        return type(self), (self.reason, str(self))
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """An image as the network sees it.
+
+    Attributes:
+        pixels: uint8 S×S×3, RGB.
+        width: Pixels of the image at full size, upright.
+        height: As `width`.
+    """
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+def decode_image(data: bytes, spec: FeatureSpec, *, max_pixels: int) -> DecodedImage:
+    """Decodes one image, turns it upright and brings it to the size of the spec. Safe to call from several threads.
+
+    `squash` with `exact` is `keras.utils.load_img(target_size=(S, S), interpolation=...)`, bit for bit, for 8-bit RGB
+    and grey images without alpha or rotation. `crop` takes the centre S×S of the image with its short side at
+    S×256/224; `pad` brings its long side to S and centres it on `PAD_COLOUR`. `fast` has libjpeg decode JPEGs at 1/2,
+    1/4 or 1/8 of their size, but never below twice the size that they are resized to.
+
+    Args:
+        data: Encoded bytes, of one of `FORMATS`.
+        spec: Its `image_size`, `resize`, `interpolation`, `decode` and `exif` are used.
+        max_pixels: Images with more pixels (width × height) are refused before they are decoded; at most
+            `PIXEL_CEILING` has an effect.
+
+    Raises:
+        ImageError: The image can't be decoded. Nothing else is raised, whatever the bytes.
+    """
+    resample = Image.Resampling[spec.interpolation.upper()]
+    fit = {"squash": _squash, "crop": _crop, "pad": _pad}[spec.resize]
+    if not data:
+        raise ImageError("empty", "there are no bytes")
+    try:
+        image = _open(data, max_pixels)
+        size = image.size
+        if spec.decode == "fast" and image.format in ("JPEG", "MPO"):
+            width, height = _whole_size(size, spec)
+            image.draft(None, (2 * width, 2 * height))
+        image.load()
+        turn = _turn(image) if spec.exif else None
+        # Rebinding frees the image before, so that no more than two are held at once.
+        image = to_rgb(image)
+        if turn is not None:
+            image = image.transpose(turn)
+        if turn in _SIDEWAYS:
+            size = size[::-1]
+        pixels = np.array(fit(image, size, spec.image_size, resample))
+    except ImageError:
+        raise
+    except Exception as error:
+        raise _explain(error, max_pixels) from error
+    return DecodedImage(pixels, *size)
+
+
+def _open(data: bytes, max_pixels: int) -> Image.Image:
+    """Opens an image, without decoding it, and checks its size."""
+    if data.startswith(b"\0\0\1\0"):
+        # Pillow decodes icons as it opens them, so their size is looked up beforehand.
+        _check_size(_icon_size(data), max_pixels)
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise _unidentified(data) from None
+    _check_size(image.size, max_pixels)
+    if image.format == "TIFF":
+        # libtiff decodes whole tiles, and a tile may be larger than the image.
+        _check_size((image.tag_v2.get(322, 1), image.tag_v2.get(323, 1)), max_pixels)
+    return image
+
+
+def _icon_size(data: bytes) -> tuple[int, int]:
+    """Size of the picture in an icon that Pillow takes; the icon's own directory can't be trusted with it."""
+    entry = IcoImagePlugin.IcoFile(BytesIO(data)).entry[0]
+    picture = data[entry.offset :]
+    if picture.startswith(b"\x89PNG\r\n\x1a\n"):
+        return PngImagePlugin.PngImageFile(BytesIO(picture)).size
+    return BmpImagePlugin.DibImageFile(BytesIO(picture)).size
+
+
+def _check_size(size: tuple[int, int], max_pixels: int) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise ImageError("corrupt", f"its size is {width} × {height} pixels")
+    if width * height > max_pixels:
+        raise _too_many(f"{width} × {height}", max_pixels)
+
+
+def _too_many(pixels: str, max_pixels: int) -> ImageError:
+    cure = "raise --max-pixels to decode it" if max_pixels < PIXEL_CEILING else "make it smaller"
+    return ImageError(
+        "too many pixels", f"{pixels} pixels are over the limit of {min(max_pixels, PIXEL_CEILING):,}; {cure}"
+    )
+
+
+def _unidentified(data: bytes) -> ImageError:
+    """Explains bytes that no format accepts: a known format's broken header, a format that isn't read, or no image."""
+    unread = [name for start, name in _UNREAD.items() if data.startswith(start)]
+    if data[4:].startswith(_HEIC_BRANDS):
+        unread = ["HEIC"]
+    if unread:
+        return ImageError("unsupported", f"{unread[0]} files aren't read; convert them to JPEG or PNG")
+    for name in FORMATS:
+        verdict = Image.OPEN[name][1](data[:16])
+        if isinstance(verdict, str):
+            return ImageError("unsupported", f"this Pillow was built without {name}; install a wheel from PyPI")
+        if verdict:
+            return ImageError("corrupt", f"it starts like a {name} file, but its header is broken")
+    return ImageError("not an image", f"its first bytes, {data[:8]!r}, are of no known image format")
+
+
+def _explain(error: Exception, max_pixels: int) -> ImageError:
+    """Sorts what Pillow raises for damaged files: nearly any exception, told apart by its words only."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        count = re.search(r"\d+", message)
+        return _too_many(f"{int(count[0]):,}" if count else "its", max_pixels)
+    words = message.lower()
+    if isinstance(error, MemoryError) or "out of memory" in words:
+        return ImageError(
+            "out of memory", "decoding it needs more memory than there is; lower --max-pixels to refuse it"
+        )
+    if isinstance(error, EOFError) or "truncated" in words or "enough" in words:
+        return ImageError("truncated", message)
+    if isinstance(error, NotImplementedError) or "unsupported" in words:
+        return ImageError("unsupported", message)
+    return ImageError("corrupt", message)
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings the image upright; None if it is, or if its EXIF data are broken."""
+    try:
+        return _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # Broken EXIF data raise nearly anything, and the pixels are fine.
+        return None
+
+
+def _whole_size(size: tuple[int, int], spec: FeatureSpec) -> tuple[int, int]:
+    """The size that a whole image of this size is brought to, before anything is cut off or padded."""
+    if spec.resize == "squash":
+        return spec.image_size, spec.image_size
+    scale = spec.image_size / max(size) if spec.resize == "pad" else _short_side(spec.image_size) / min(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _short_side(side: int) -> int:
+    return round(side * _CROP_RATIO)
+
+
+def _squash(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
+    return image.resize((side, side), resample)
+
+
+def _crop(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
+    # Only the square that stays is resized: resizing the whole first, as the recipe is usually told, would make
+    # 256 × 2,560,000 pixels of an image of 1 × 10,000.
+    square = min(image.size) * side / _short_side(side)
+    left, top = (image.width - square) / 2, (image.height - square) / 2
+    return image.resize((side, side), resample, box=(left, top, left + square, top + square))
+
+
+def _pad(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
+    scale = side / max(full)
+    width, height = max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
+    result = Image.new("RGB", (side, side), PAD_COLOUR)
+    result.paste(image.resize((width, height), resample), ((side - width) // 2, (side - height) // 2))
+    return result
