@@ -1,0 +1,165 @@
+"""What a backbone is made of: the table that `featuremill describe` prints, and a drawing of it. No Keras."""
+
+import os
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from transforms.backbone import TOP_IMAGE_SIZES, LayerInfo, describe, layers
+from transforms.records import FeaturemillError, UsageError
+from transforms.storage import one_line
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_HEADER = ("name", "output shape", "parameters", "MACs", "tap bytes")
+_ENDINGS = (".png", ".svg")
+_COLOURS = {"conv": "#4c78a8", "pool": "#e45756", "flatten": "#9d9d9d", "dense": "#59a14f"}
+_MEANINGS = {
+    "conv": "convolution 3×3 + ReLU",
+    "pool": "max pooling 2×2",
+    "flatten": "flatten",
+    "dense": "dense",
+}
+
+
+def describe_text(backbone: str, *, include_top: bool, image_size: int) -> str:
+    """Returns the table of the layers: name, output shape, parameters, multiply-accumulates, size of the tap.
+
+    Args:
+        backbone: `vgg16` or `vgg19`.
+        include_top: Whether the dense layers are shown too.
+        image_size: Pixels on a side.
+
+    Raises:
+        UsageError: No such backbone, or an image size below 32.
+    """
+    infos = describe(layers(backbone, include_top=include_top), image_size)
+    parameters, macs = sum(info.parameters for info in infos), sum(info.macs for info in infos)
+    rows = [
+        (info.name, shape_text(info.output_shape), f"{info.parameters:,}", f"{info.macs:,}", f"{info.output_bytes:,}")
+        for info in infos
+    ]
+    total = ("total", "", f"{parameters:,}", f"{macs:,}", "")
+    lines = [_title(backbone, include_top, image_size), "", *_aligned([_HEADER, *rows, total]), ""]
+    lines += [
+        f"{parameters:,} parameters are {4 * parameters / 1e6:,.1f} MB as float32; "
+        f"one image takes {2 * macs / 1e9:,.1f} GFLOP (2 for each multiply-accumulate).",
+        "Tap bytes are one image's output as float32, which is what pool flatten stores; "
+        "avg, max and gem store 4 for each channel.",
+    ]
+    if include_top and image_size not in TOP_IMAGE_SIZES:
+        lines.append(f"The published dense layers fit image sizes {TOP_IMAGE_SIZES[0]} to {TOP_IMAGE_SIZES[-1]} only.")
+    return "\n".join(lines)
+
+
+def _title(backbone: str, include_top: bool, image_size: int) -> str:
+    return f"{backbone} {'with' if include_top else 'without'} top, {image_size}×{image_size}×3 pixels in"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Returns `7×7×512`, or `25,088`."""
+    return "×".join(f"{size:,}" for size in shape)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yields header, rule, rows, rule, total; names to the left, figures to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *figures in rows:
+        aligned = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
+    rule = "  ".join("─" * width for width in widths)
+    yield from (lines[0], rule, *lines[1:-1], rule, lines[-1])
+
+
+def plot(backbone: str, path: str, *, include_top: bool = False, image_size: int = 224) -> None:
+    """Draws the stack of layers: a box for each, as high as its output is wide, and as deep as it has channels.
+
+    Args:
+        backbone: `vgg16` or `vgg19`.
+        path: Where to; the ending `.png` or `.svg` chooses the format.
+        include_top: Whether the dense layers are drawn too.
+        image_size: Pixels on a side.
+
+    Raises:
+        UsageError: Another ending, no such backbone, or an image size below 32.
+        FeaturemillError: matplotlib isn't installed, or the file can't be written.
+    """
+    if os.path.splitext(path)[1].lower() not in _ENDINGS:
+        raise UsageError(f"cannot draw to {path}: its ending has to be {' or '.join(_ENDINGS)}")
+    infos = describe(layers(backbone, include_top=include_top), image_size)
+    try:
+        # Not pyplot: a figure of its own needs no display and leaves no state behind.
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise FeaturemillError("drawing needs matplotlib; pip install 'featuremill[plot]'") from error
+    figure = Figure(figsize=(16, 6.4), facecolor="white")
+    axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
+    _draw(axes, infos, _title(backbone, include_top, image_size))
+    try:
+        figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.15)
+    except OSError as error:
+        raise FeaturemillError(f"cannot write {path}: {one_line(error)}; choose another place") from error
+
+
+def _draw(axes: "Axes", infos: Sequence[LayerInfo], title: str) -> None:
+    x, side = 0.0, infos[0].input_shape[0]
+    for block, members in groupby(infos, lambda info: info.name.split("_")[0]):
+        members = list(members)
+        start = x
+        for info in members:
+            x = _draw_layer(axes, info, x, side)
+        _label_block(axes, block, members, (start + x) / 2)
+        # A lone dense layer is narrower than its own label.
+        x += 0.75 if len(members) > 1 else 1.3
+    for kind, meaning in _MEANINGS.items():
+        if any(info.layer.kind == kind for info in infos):
+            axes.scatter([], [], marker="s", s=90, color=_COLOURS[kind], label=meaning)
+    parameters, macs = sum(info.parameters for info in infos), sum(info.macs for info in infos)
+    axes.set_title(
+        f"{title}  ·  {parameters:,} parameters  ·  {2 * macs / 1e9:,.1f} GFLOP an image", y=0.93, fontsize=15
+    )
+    axes.legend(loc="upper right", bbox_to_anchor=(0.99, 0.9), frameon=False, fontsize=11)
+    axes.set_aspect("equal")
+    axes.set_xlim(-0.5, x)
+    axes.set_ylim(-3.9, 4.1)
+    axes.axis("off")
+
+
+def _draw_layer(axes: "Axes", info: LayerInfo, x: float, side: int) -> float:
+    """Draws one box in perspective from `x` on; returns where the next one starts."""
+    from matplotlib.colors import to_rgb
+    from matplotlib.patches import Polygon
+
+    shape = info.output_shape
+    # Powers below 1, or block 5 would be a speck beside block 1.
+    height = 4.2 * (shape[0] / side) ** 0.55 if len(shape) == 3 else 3.4 * (info.output_size / 25_088) ** 0.25
+    width = 0.1 + 0.018 * shape[-1] ** 0.5 if len(shape) == 3 else 0.16
+    depth = 0.22 * height if len(shape) == 3 else 0.07
+    low, high = -height / 2, height / 2
+    red, green, blue = to_rgb(_COLOURS.get(info.layer.kind, _COLOURS["flatten"]))
+    faces = (
+        (1.0, [(x, low), (x + width, low), (x + width, high), (x, high)]),
+        (1.2, [(x, high), (x + width, high), (x + width + depth, high + depth), (x + depth, high + depth)]),
+        (
+            0.8,
+            [(x + width, low), (x + width + depth, low + depth), (x + width + depth, high + depth), (x + width, high)],
+        ),
+    )
+    for light, corners in faces:
+        colour = [min(1, light * part) for part in (red, green, blue)]
+        axes.add_patch(Polygon(corners, facecolor=colour, edgecolor="white", linewidth=0.8))
+    return x + width + depth * 0.45 + 0.12
+
+
+def _label_block(axes: "Axes", block: str, members: Sequence[LayerInfo], x: float) -> None:
+    convs = sum(info.layer.kind == "conv" for info in members)
+    parameters = sum(info.parameters for info in members)
+    lines = [f"→ {shape_text(members[-1].output_shape)}"]
+    if convs:
+        lines.insert(0, f"{convs} conv {members[0].layer.units}, pool")
+    if parameters:
+        lines.append(f"{parameters:,}{' ' if convs else chr(10)}parameters")
+    axes.text(x, -2.55, block, ha="center", va="top", fontsize=12, fontweight="bold")
+    axes.text(x, -2.85, "\n".join(filter(None, lines)), ha="center", va="top", fontsize=9.5, linespacing=1.5)

@@ -1,0 +1,182 @@
+"""The engine `keras`: the cut network and its poolings as one compiled graph. TensorFlow by default."""
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transforms.backbone import CHANNELS, Layer, build, check_feature, check_top, cut, layers, preprocess
+from transforms.engines import OutOfMemory
+from transforms.features import FeatureSpec
+from transforms.quiet import import_keras
+from transforms.records import FeaturemillError
+from transforms.weights import load_weights
+
+if TYPE_CHECKING:
+    import keras
+
+GEM_POWER = 3
+GEM_FLOOR = 1e-6
+CPU_INFO = "/proc/cpuinfo"
+_log = logging.getLogger(__name__)
+
+
+class KerasEngine:
+    """See `transforms.engines.Engine`. Safe to share between threads: batches take turns."""
+
+    def __init__(
+        self, spec: FeatureSpec, weights_source: str, *, include_top: bool, batch_size: int, threads: int | None
+    ):
+        for feature in spec.features:
+            check_feature(feature, spec.backbone, include_top)
+        table = cut(layers(spec.backbone, include_top=include_top), [feature.tap for feature in spec.features])
+        check_top(table, spec.image_size)
+        weights = load_weights(weights_source, table, backbone=spec.backbone)
+        if weights.sha256 != spec.weights:
+            raise FeaturemillError(
+                f"weights {weights.origin} have SHA-256 {weights.sha256[:12]}…, but the run was planned with "
+                f"{spec.weights[:12]}…: the file was replaced, or differs on this machine; restore it and run again"
+            )
+        self._spec = spec
+        self._lock = threading.Lock()
+        backend = _prepare_backend(threads)
+        _warn_if_slow(spec.precision)
+        self._network = _network(table, weights.arrays, spec)
+        self.description = f"keras ({backend}, {visible_device()}, {_threads()})"
+        self.resize(batch_size)
+
+    def resize(self, batch_size: int) -> None:
+        """Fixes another batch size; the next batch compiles the graph anew."""
+        with self._lock:
+            self.batch_size = batch_size
+            self._model = _graph(self._network, self._spec, batch_size)
+
+    def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Computes the features of N images, N at most the batch size."""
+        with self._lock:
+            count, side = len(pixels), self._spec.image_size
+            if pixels.shape != (count, side, side, CHANNELS) or pixels.dtype != np.uint8:
+                raise ValueError(f"expected N×{side}×{side}×{CHANNELS} uint8, got {pixels.shape} {pixels.dtype}")
+            if not 0 < count <= self.batch_size:
+                raise ValueError(f"a batch has 1 to {self.batch_size} images, not {count}")
+            try:
+                if count < self.batch_size:
+                    empty = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
+                    pixels = np.concatenate([pixels, empty])
+                outputs = self._model.predict_on_batch(pixels)
+            except Exception as error:
+                if _is_out_of_memory(error):
+                    raise OutOfMemory(f"a batch of {self.batch_size} does not fit into memory") from error
+                raise
+        return {feature.name: np.asarray(outputs[feature.name])[:count] for feature in self._spec.features}
+
+
+def _network(table: Sequence[Layer], arrays: Any, spec: FeatureSpec) -> "keras.Sequential":
+    network = build(table, spec.image_size, dtype=spec.precision)
+    for name, pair in arrays.items():
+        network.get_layer(name).set_weights(pair)
+    return network
+
+
+def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int) -> "keras.Model":
+    """Returns the model from N×S×S×3 uint8 to {feature name: N×D float32}; its layers are the network's own."""
+    keras = import_keras()
+    pixels = keras.Input(batch_shape=(batch_size, spec.image_size, spec.image_size, CHANNELS), dtype="uint8")
+    outputs, current = {}, preprocess(pixels)
+    for layer in network.layers:
+        current = layer(current)
+        for feature in spec.features:
+            if feature.tap == layer.name:
+                outputs[feature.name] = _pool(current, feature.pool)
+    model = keras.Model(pixels, outputs)
+    # Keras would choose XLA, which is no faster for these layers (measured on a CPU) and compiles twice as long.
+    model.compile(jit_compile=False)
+    return model
+
+
+def _pool(output: Any, pool: str) -> Any:
+    """Pools N×H×W×C to N×C, or flattens to N×D; in float32 whatever the precision before it.
+
+    `gem`: generalised mean, (mean of max(x, 1e-6)³) to the power of 1/3. Source: Radenović et al., "Fine-tuning CNN
+    Image Retrieval with No Human Annotation", 2018, equation 3, with p fixed.
+    """
+    from keras import ops
+
+    output = ops.cast(output, "float32")
+    if pool == "avg":
+        return ops.mean(output, axis=(1, 2))
+    if pool == "max":
+        return ops.max(output, axis=(1, 2))
+    if pool == "gem":
+        powers = ops.power(ops.maximum(output, GEM_FLOOR), GEM_POWER)
+        return ops.power(ops.mean(powers, axis=(1, 2)), 1 / GEM_POWER)
+    return ops.reshape(output, (output.shape[0], -1))
+
+
+def _prepare_backend(threads: int | None) -> str:
+    """Sets what has to be set before the first computation; returns the backend's name and version."""
+    keras = import_keras()
+    if keras.backend.backend() != "tensorflow":
+        return keras.backend.backend()
+    import tensorflow as tf
+
+    threading_options = tf.config.threading
+    try:
+        if threads and threads != threading_options.get_intra_op_parallelism_threads():
+            threading_options.set_intra_op_parallelism_threads(threads)
+            threading_options.set_inter_op_parallelism_threads(threads)
+        for gpu in tf.config.list_physical_devices("GPU"):
+            # Otherwise the first process takes all of the memory, and a second has none.
+            tf.config.experimental.set_memory_growth(gpu, True)
+    except (RuntimeError, ValueError):
+        _log.warning("TensorFlow was in use before: its threads and memory stay as they were set then")
+    # Ampere and later round float32 to 10 bits of mantissa in convolutions unless told not to: 1e-3 off, not 1e-6.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    return f"tensorflow {tf.__version__}"
+
+
+def visible_device() -> str:
+    """Returns `CPU`, or `GPU (NVIDIA L4)`, as the backend sees it, without taking any of the GPU's memory."""
+    keras = import_keras()
+    if keras.backend.backend() != "tensorflow":
+        names = [str(name) for name in keras.distribution.list_devices()]
+        return "CPU" if all(name.startswith("cpu") for name in names) else names[0]
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "unknown")
+        return f"GPU ({name})" if len(gpus) == 1 else f"GPU ({name}, first of {len(gpus)})"
+    return "CPU"
+
+
+def _threads() -> str:
+    """Says how many threads the backend computes with, as far as it tells: else all the cores that we may use."""
+    count = 0
+    if import_keras().backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        count = tf.config.threading.get_intra_op_parallelism_threads()
+    count = count or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return f"{count} thread{'s' * (count > 1)}"
+
+
+def _warn_if_slow(precision: str) -> None:
+    if precision == "float32" or not visible_device().startswith("CPU"):
+        return
+    try:
+        with open(CPU_INFO, encoding="ascii", errors="replace") as file:
+            flags = next((line.split() for line in file if line.startswith("flags")), [])
+    except OSError:
+        return
+    if not {"avx512_bf16", "amx_bf16"} & set(flags):
+        _log.warning("this CPU has no bfloat16 arithmetic (AVX512-BF16, AMX): float32 is likely faster, and exacter")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # Backends agree on the words, not on a type: TensorFlow and JAX say RESOURCE_EXHAUSTED, PyTorch "out of memory".
+    text = f"{type(error).__name__} {error}".lower().replace("_", "")
+    return isinstance(error, MemoryError) or "resourceexhausted" in text or "out of memory" in text

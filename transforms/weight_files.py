@@ -1,0 +1,222 @@
+"""Reading weight files: the published HDF5 layout, Keras 3's, and `.keras` archives. HDF5 is read without Keras."""
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from transforms import storage
+from transforms.backbone import BACKBONES, LayerInfo, layers
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    import h5py
+
+Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
+# A layer's variables, not read yet.
+_Found = Mapping[str, Sequence[Any]]
+
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_ZIP_MAGIC = b"PK\x03\x04"
+# What is often saved under a weight file's name, by its first bytes.
+_IMPOSTORS = {
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
+    b"<": "a web page; download the file itself",
+}
+_DTYPES = ("float16", "float32", "float64")
+
+
+def read_arrays(path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
+    """Reads the weights of the layers from a file.
+
+    Args:
+        path: Absolute path or URL; what the file is, its content says.
+        needed: The layers that have weights, with their shapes.
+        backbone: `vgg16` or `vgg19`.
+
+    Returns:
+        {layer name: (kernel, bias)}, float32, in the order of `needed`.
+
+    Raises:
+        FeaturemillError: Not there, not whole, not a weight file, or not this network's.
+    """
+    try:
+        with storage.open_read(path) as file:
+            kind = _recognise(file, path)
+            if kind == "hdf5":
+                return _read_hdf5(file, path, needed, backbone=backbone)
+            return _read_keras(file, path, needed, backbone=backbone)
+    except FileNotFoundError as error:
+        raise FeaturemillError(
+            f"no weight file {path}; pass --weights with its path, imagenet or random:SEED"
+        ) from error
+    except (OSError, ValueError) as error:  # Beam's ValueError: no file system for this scheme is installed.
+        raise FeaturemillError(f"cannot read weights from {path}: {storage.one_line(error)}") from error
+
+
+def _recognise(file: BinaryIO, path: str) -> str:
+    start = file.read(64)
+    file.seek(0)
+    if start.startswith(_HDF5_MAGIC):
+        return "hdf5"
+    if start.startswith(_ZIP_MAGIC):
+        return "keras"
+    what = next((what for magic, what in _IMPOSTORS.items() if start.lstrip().startswith(magic)), "of another format")
+    raise FeaturemillError(
+        f"{path} is not a weight file (.h5, .weights.h5, .keras): it is {what if start else 'empty'}"
+    )
+
+
+def _read_hdf5(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
+    import h5py
+
+    try:
+        with h5py.File(file, "r") as root:
+            found = _published_layout(root) or _keras3_layout(root, backbone)
+            return _pick(found, path, needed, backbone=backbone)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+        # h5py has no error of its own for damage, and what isn't of the layout fails in as many ways.
+        raise FeaturemillError(
+            f"{path} is damaged or cut off: {storage.one_line(error)}; copy or download it again"
+        ) from error
+
+
+def _published_layout(root: "h5py.Group") -> _Found:
+    """{layer name: [kernel, bias]} of the layout of the published files and of `model.save("x.h5")`."""
+    root = root.get("model_weights", root)
+    weight_names = {name: root[name].attrs.get("weight_names", ()) for name in root}
+    return {name: [root[name][_text(weight)] for weight in names] for name, names in weight_names.items() if len(names)}
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _keras3_layout(root: "h5py.Group", backbone: str) -> _Found:
+    """{layer name: [kernel, bias]} of what Keras 3's `save_weights` writes: groups `…/conv2d_7/vars` with `0` and `1`.
+
+    Newer versions note the layer's own name. Without it the numbers count the layers of a kind in their order.
+    """
+    groups = [group for group in _groups(root) if group.name.endswith("/vars") and len(group)]
+    if all("name" in group.attrs for group in groups):
+        return {_text(group.attrs["name"]): [group[key] for key in sorted(group)] for group in groups}
+    found = {}
+    for kind, prefix in (("conv", "conv2d"), ("dense", "dense")):
+        numbered = {}
+        for group in groups:
+            match = re.search(rf"/{prefix}(?:_(\d+))?/vars$", group.name)
+            if match:
+                numbered[int(match.group(1) or 0)] = group
+        names = _names(kind, len(numbered), backbone)
+        found.update(
+            {name: [numbered[i]["0"], numbered[i]["1"]] for name, i in zip(names, sorted(numbered), strict=False)}
+        )
+    return found
+
+
+def _groups(group: "h5py.Group") -> "Iterator[h5py.Group]":
+    yield group
+    for child in group.values():
+        if hasattr(child, "keys"):
+            yield from _groups(child)
+
+
+def _names(kind: str, count: int, backbone: str) -> list[str]:
+    """Returns the names of `count` layers of a kind: of the network that has that many, or else of `backbone`."""
+    names = {b: [layer.name for layer in layers(b, include_top=True) if layer.kind == kind] for b in BACKBONES}
+    return next((names[b] for b in (backbone, *BACKBONES) if len(names[b]) == count), names[backbone])
+
+
+def _read_keras(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
+    from transforms.quiet import import_keras
+
+    keras = import_keras()
+    # A copy, because Keras opens local paths only, and goes by their ending.
+    with tempfile.NamedTemporaryFile(suffix=".keras") as copy:
+        shutil.copyfileobj(file, copy)
+        copy.flush()
+        try:
+            model = keras.saving.load_model(copy.name, compile=False, safe_mode=True)
+        except Exception as error:
+            # Keras raises whatever the damage leads to.
+            raise FeaturemillError(
+                f"cannot load {path} as a Keras model in safe mode: {storage.one_line(error)}; "
+                "save its weights alone, with model.save_weights('x.weights.h5'), and pass that file"
+            ) from error
+    found = {layer.name: layer.get_weights() for layer in _flat(model) if layer.weights}
+    return _pick(found, path, needed, backbone=backbone)
+
+
+def _flat(model: Any) -> Iterator[Any]:
+    for layer in model.layers:
+        if hasattr(layer, "layers"):
+            yield from _flat(layer)
+        else:
+            yield layer
+
+
+def _pick(found: _Found, path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
+    """Returns the needed layers, each checked before it is read."""
+    _check_network(found, path, backbone)
+    arrays = {}
+    for info in needed:
+        if info.name not in found:
+            raise FeaturemillError(_missing(found, path, info, backbone))
+        if len(found[info.name]) != 2:
+            raise FeaturemillError(
+                f"{path}: {info.name} has {len(found[info.name])} arrays, expected kernel and bias; "
+                "is it another network's layer of that name?"
+            )
+        kernel, bias = (
+            _read(variable, shape, f"{path}: {info.name}'s {what}")
+            for variable, shape, what in zip(found[info.name], info.weight_shapes, ("kernel", "bias"), strict=True)
+        )
+        arrays[info.name] = kernel, bias
+    return arrays
+
+
+def _check_network(found: _Found, path: str, backbone: str) -> None:
+    """VGG19 has every layer of VGG16, in the same shapes, so only the layers beyond tell them apart."""
+    convs = {name for name in found if re.fullmatch(r"block\d_conv\d", name)}
+    for other in BACKBONES:
+        names = {layer.name for layer in layers(other) if layer.has_weights}
+        if other != backbone and convs == names:
+            own = {layer.name for layer in layers(backbone) if layer.has_weights}
+            difference = sorted(own - names) or sorted(names - own)
+            raise FeaturemillError(
+                f"{path} {'has no' if own - names else 'has a'} layer {difference[0]}: it looks like {other} weights, "
+                f"not {backbone}; pass --backbone {other}"
+            )
+
+
+def _missing(found: _Found, path: str, info: LayerInfo, backbone: str) -> str:
+    if info.layer.kind == "dense" and any(name.startswith("block") for name in found):
+        return (
+            f"{path} has no layer {info.name}: it was saved without the top; pass a file with it, or tap no dense layer"
+        )
+    names = list(found)
+    there = f"it has {', '.join(names[:3])}{' …' if len(names) > 3 else ''}" if names else "it has no weights at all"
+    return f"{path} has no layer {info.name}: {there}; pass a file of {backbone} weights with Keras's layer names"
+
+
+def _read(variable: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
+    """Reads one array as float32, once its shape and type are as expected: nothing of any other size is ever loaded."""
+    if tuple(variable.shape) != shape:
+        raise FeaturemillError(
+            f"{what} has shape {_shape(variable.shape)}, expected {_shape(shape)}; it is another network's"
+        )
+    if variable.dtype.name not in _DTYPES:
+        raise FeaturemillError(f"{what} is {variable.dtype.name}, expected one of {', '.join(_DTYPES)}")
+    # A hostile file could name other files of this machine as the place of its numbers.
+    if getattr(variable, "external", None) or getattr(variable, "is_virtual", False):
+        raise FeaturemillError(f"{what} lies outside the file; save the weights into one file")
+    # A number beyond float32 becomes infinite, and is refused as such.
+    with np.errstate(over="ignore"):
+        return np.asarray(variable[...], np.float32)
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape)) or "()"
