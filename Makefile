@@ -1,0 +1,26 @@
+# Two commands on a fresh machine, with Python 3.11 and make: `make demo` and `make test`.
+PYTHON ?= python3.11
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+
+demo: $(INSTALLED)
+	$(BIN)/python -m pipeline.demo demo
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# The stamp is touched last, so an install that was cut off is done again.
+$(INSTALLED): setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,plot]'
+	touch $@
+
+clean:
+	rm -rf .venv demo build *.egg-info

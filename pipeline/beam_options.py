@@ -1,0 +1,58 @@
+"""Beam's own options, checked: Beam ignores what it doesn't know, and a misspelt option would pass in silence."""
+
+import argparse
+import logging
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from pipeline.options import ExtractOptions
+from transforms.features import nearest
+from transforms.records import UsageError
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.runners.runner import PipelineRunner
+
+
+def beam_options(options: ExtractOptions) -> "PipelineOptions":
+    """Returns Beam's options for a run.
+
+    Raises:
+        UsageError: An option after `--` that Beam doesn't have, with the nearest ones.
+    """
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    _check(list(options.beam_args))
+    return PipelineOptions(list(options.beam_args), direct_num_workers=options.workers)
+
+
+def beam_runner(options: ExtractOptions) -> "PipelineRunner":
+    """Returns the runner; for several workers on this machine, one that starts `pipeline.worker` processes.
+
+    Not `direct_running_mode=multi_processing`: it does the same, but with Beam's own worker, whose log can't be kept
+    from standard error.
+    """
+    from apache_beam.runners.portability.fn_api_runner import FnApiRunner
+    from apache_beam.runners.runner import create_runner
+    from apache_beam.transforms.environments import SubprocessSDKEnvironment
+
+    if options.workers == 1:
+        return create_runner(options.runner)
+    debug = logging.getLogger().isEnabledFor(logging.INFO)
+    module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.worker"
+    command = shlex.join([sys.executable, "-m", module])
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+
+
+def _check(args: list[str]) -> None:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for options in PipelineOptions.__subclasses__():
+        options._add_argparse_args(parser)
+    _, unknown = parser.parse_known_args(args)
+    if unknown:
+        valid = [flag for action in parser._actions for flag in action.option_strings]
+        name = unknown[0].split("=")[0]
+        raise UsageError(f"Beam has no option {unknown[0]!r}{nearest(name, valid) if name.startswith('--') else ''}")

@@ -1,0 +1,222 @@
+"""The books: what OUT holds, unit by unit, and whether it adds up to what was read."""
+
+import io
+import json
+import os
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from typing import Any
+
+from transforms import storage
+from transforms.features import SCHEMA_VERSION, Features, FeatureSpec, read_footer
+from transforms.parts import failures_uri, part_uri
+from transforms.records import FeaturemillError, UnitReport
+
+# Beyond this many rows the summary doesn't look for repeated keys and contents by itself; `inspect` always does.
+REPEATS_UP_TO_ROWS = 10_000_000
+_LIBRARIES = ("featuremill", "apache-beam", "keras", "tensorflow", "numpy", "pillow", "pyarrow")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """Sums over units; `rows_read = rows_embedded + rows_failed`."""
+
+    units: int
+    rows_read: int
+    rows_embedded: int
+    rows_failed: int
+    input_bytes: int
+    read_seconds: float
+    decode_seconds: float
+    embed_seconds: float
+    write_seconds: float
+
+
+def add_up(reports: Iterable[UnitReport]) -> Totals:
+    """Returns the sums over the reports."""
+    reports = list(reports)
+    sums = {f.name: sum(getattr(report, f.name) for report in reports) for f in fields(Totals) if f.name != "units"}
+    return Totals(units=len(reports), **sums)
+
+
+def collect_reports(output: str, unit_ids: Collection[str], *, fresh: Collection[str]) -> list[UnitReport]:
+    """Returns the reports of the units, from units.parquet where it has them, else from the parts' footers.
+
+    Args:
+        output: OUT.
+        unit_ids: All units that OUT should hold.
+        fresh: Those of this run: what units.parquet says of them is of an earlier time.
+    """
+    known = {report.unit_id: report for report in read_units(output) if report.unit_id not in fresh}
+    missing = [unit_id for unit_id in unit_ids if unit_id not in known]
+    with ThreadPoolExecutor(16) as pool:
+        footers = pool.map(lambda unit_id: read_footer(part_uri(output, unit_id)), missing)
+        known.update((unit_id, footer.report) for unit_id, footer in zip(missing, footers, strict=True))
+    return [known[unit_id] for unit_id in sorted(unit_ids)]
+
+
+def _units_uri(output: str) -> str:
+    return storage.join(output, "units.parquet")
+
+
+def read_units(output: str) -> list[UnitReport]:
+    """Returns what units.parquet holds; nothing if it isn't there yet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    uri = _units_uri(output)
+    if storage.stat(uri) is None:
+        return []
+    try:
+        with storage.open_read(uri) as file:
+            return [UnitReport(**row) for row in pq.ParquetFile(file).read().to_pylist()]
+    except (OSError, TypeError, pa.ArrowException) as error:
+        raise FeaturemillError(
+            f"cannot read {uri}: {storage.one_line(error)}; delete it: it is written anew"
+        ) from error
+
+
+def write_units(output: str, reports: Sequence[UnitReport]) -> None:
+    """Writes units.parquet, one row per unit."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    arrow = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    schema = pa.schema([(f.name, arrow[f.type]) for f in fields(UnitReport)])
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([asdict(report) for report in reports], schema), buffer, compression="zstd")
+    _write(output, "units.parquet", buffer.getvalue())
+
+
+def _write(output: str, name: str, data: bytes) -> None:
+    temporary = storage.join(output, "_tmp", f"{name}.{uuid.uuid4().hex}")
+    try:
+        storage.write_atomic(storage.join(output, name), data, temporary)
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot write {name} to {output}: {storage.one_line(error)}; make room or mend the permissions "
+            "and run the same command again"
+        ) from error
+
+
+def write_manifest(output: str, manifest: dict[str, Any]) -> None:
+    """Writes manifest.json, stamped with the time."""
+    stamped = {**manifest, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    _write(output, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
+
+
+def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, limit: int | None) -> dict[str, Any]:
+    """Returns the manifest of an OUT that holds nothing yet."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "status": "running",
+        "fingerprint": spec.fingerprint,
+        "spec": json.loads(spec.to_json()),
+        "weights": weights,
+        "weights_are_random": weights_are_random,
+        "sample_limit": limit,
+        "inputs": [],
+        "totals": None,
+        "failures": {},
+        "repeats": None,
+        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in _LIBRARIES}},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def failures_by_reason(output: str, reports: Iterable[UnitReport]) -> Counter[str]:
+    """Returns {`stage: error`: count}, the commonest first."""
+    import pyarrow.parquet as pq
+
+    def count(unit_id: str) -> Counter[str]:
+        with storage.open_read(failures_uri(output, unit_id)) as file:
+            table = pq.ParquetFile(file).read(["stage", "error"])
+        rows = zip(table["stage"].to_pylist(), table["error"].to_pylist(), strict=True)
+        return Counter(f"{stage}: {error}" for stage, error in rows)
+
+    total: Counter[str] = Counter()
+    with ThreadPoolExecutor(16) as pool:
+        for part in pool.map(count, [report.unit_id for report in reports if report.rows_failed]):
+            total.update(part)
+    return Counter(dict(total.most_common()))
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Keys and contents that more than one row has.
+
+    Attributes:
+        keys: How many keys.
+        contents: How many contents, by the hash of the encoded bytes.
+        named_keys: Some of them.
+        named_contents: Some groups of keys with the same content.
+    """
+
+    keys: int
+    contents: int
+    named_keys: tuple[str, ...]
+    named_contents: tuple[tuple[str, ...], ...]
+
+
+def find_repeats(features: Features, *, named: int = 5) -> Repeats:
+    """Counts the keys and contents that were seen more than once, and names the first few.
+
+    DuckDB does it, because it spills to disk: a group-by in memory would grow with the rows.
+    """
+    import tempfile
+
+    import duckdb
+    import pyarrow as pa
+
+    schema = pa.schema([("key", pa.string()), ("sha256", pa.binary(32))])
+    with tempfile.TemporaryDirectory() as folder, duckdb.connect() as database:
+        database.execute("SET memory_limit = '512MB'; SET preserve_insertion_order = false")
+        database.execute(f"SET temp_directory = '{folder}'")
+        batches = (batch.cast(schema) for batch in features.batches(["key", "sha256"], rows=65_536))
+        database.register("parts", pa.RecordBatchReader.from_batches(schema, batches))
+        database.execute("CREATE TABLE rows AS SELECT key, sha256 FROM parts")
+        [(keys, contents)] = database.execute(
+            "SELECT (SELECT count(*) FROM (SELECT key FROM rows GROUP BY key HAVING count(*) > 1)),"
+            " (SELECT count(*) FROM (SELECT sha256 FROM rows GROUP BY sha256 HAVING count(*) > 1))"
+        ).fetchall()
+        same_keys = database.execute(
+            "SELECT key FROM rows GROUP BY key HAVING count(*) > 1 ORDER BY key LIMIT ?", [named]
+        ).fetchall()
+        same_contents = database.execute(
+            "SELECT list(key ORDER BY key)[:?] AS same FROM rows GROUP BY sha256 HAVING count(*) > 1 "
+            "ORDER BY same LIMIT ?",
+            [named, named],
+        ).fetchall()
+    named_contents = tuple(tuple(group) for (group,) in same_contents)
+    return Repeats(keys, contents, tuple(key for (key,) in same_keys), named_contents)
+
+
+def stored_bytes(output: str, unit_ids: Iterable[str]) -> int:
+    """Returns the bytes of the parts; local outputs only, 0 elsewhere (a listing there costs requests)."""
+    if not storage.is_local(output):
+        return 0
+    return sum(os.path.getsize(part_uri(output, unit_id)) for unit_id in unit_ids)
+
+
+def parquet_rows(uri: str) -> int:
+    """Returns the rows of a Parquet file by its footer, 0 if it can't be read."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_read(uri) as file:
+            return pq.read_metadata(file).num_rows
+    except (OSError, pa.ArrowException):
+        return 0

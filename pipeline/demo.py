@@ -1,0 +1,61 @@
+"""The demo: draws a small sample set, extracts it in every format, and looks into the result.
+
+Run as `python -m pipeline.demo FOLDER`, which is what `make demo` does. It calls the command as a user would.
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+from pipeline.samples import draw_samples
+
+_LOOK = (
+    'import duckdb; print(duckdb.sql("SELECT parse_filename(source) AS source, label, count(*) AS images, '
+    "round(avg(list_sum(embedding)), 1) AS mean_sum FROM '{output}/features/*.parquet' GROUP BY ALL ORDER BY ALL\"))"
+)
+_NEXT = """
+What to try next
+  {command} inspect {output}                      the spec, the books, the vectors
+  {command} extract ... --output {output}         again: nothing is done twice
+  {command} extract YOUR_PHOTOS --output features your own images, a folder per class
+  {command} describe vgg19                        the layers that a feature can tap
+"""
+
+
+def main(folder: str) -> int:
+    """Runs the demo in a folder, which is emptied first. Returns the exit code."""
+    if os.path.exists(folder) and not os.path.exists(os.path.join(folder, "photos.tar")) and os.listdir(folder):
+        print(f"{folder} holds something that isn't the demo's; name another folder", file=sys.stderr)
+        return 1
+    shutil.rmtree(folder, ignore_errors=True)
+    inputs = list(draw_samples(folder).values())
+    print(f"Drew 4 classes of shapes and textures, a few files broken on purpose: {', '.join(inputs)}\n")
+    output = os.path.join(folder, "features")
+    command = os.path.join(os.path.dirname(sys.executable), "featuremill")
+    extract = [command, "extract", *inputs, "--output", output]
+    code = _run(extract)
+    if code == 1:
+        print(
+            "\n*** The ImageNet weights could not be fetched (see above). The demo goes on with random weights: ***\n"
+            "*** everything works the same, but these features mean nothing.                                ***\n"
+        )
+        code = _run([*extract, "--weights", "random:0"])
+    if code:
+        return code
+    print()
+    if code := _run([sys.executable, "-c", _LOOK.format(output=output)]):
+        return code
+    print(_NEXT.format(command=os.path.relpath(command), output=output))
+    return 0
+
+
+def _run(command: list[str]) -> int:
+    shown = [os.path.relpath(command[0]), *command[1:]]
+    print(f"$ {shlex.join(shown)}", flush=True)
+    return subprocess.run(command, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1] if len(sys.argv) > 1 else "demo"))

@@ -1,0 +1,230 @@
+"""Inspect: what a folder of features holds, and whether its parts, footers and manifest agree."""
+
+import json
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline import books
+from pipeline.plan import readable
+from pipeline.summary import size_text
+from transforms import storage
+from transforms.features import Features, FeatureSpec, open_features, read_footer, read_manifest
+from transforms.parts import failures_uri
+from transforms.records import FeaturemillError, UnitReport
+from transforms.units import read_plan
+
+
+@dataclass(frozen=True)
+class VectorStatistics:
+    """Of one feature: D, N, how long the vectors are, how much of them is zero, how many numbers are NaN."""
+
+    size: int
+    rows: int
+    norm_min: float
+    norm_mean: float
+    norm_max: float
+    zero_share: float
+    zero_rows: int
+    nan_count: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What OUT holds.
+
+    Attributes:
+        output: OUT.
+        manifest: As it is on disk.
+        rows: Rows of all parts.
+        labels: {label: rows}, None for unknown, the commonest first.
+        failures: {`stage: error`: count}.
+        vectors: {feature: statistics}.
+        repeats: Keys and contents seen more than once.
+        stored_bytes: Bytes of the parts.
+        problems: Where parts, footers and manifest disagree, a line each; empty if all is well.
+    """
+
+    output: str
+    manifest: dict[str, Any]
+    rows: int
+    labels: dict[str | None, int]
+    failures: dict[str, int]
+    vectors: dict[str, VectorStatistics]
+    repeats: books.Repeats
+    stored_bytes: int
+    problems: tuple[str, ...]
+
+
+def inspect(output: str) -> Inspection:
+    """Reads all of OUT once, a batch at a time, and checks the books.
+
+    Raises:
+        FeaturemillError: There are no features in that folder.
+    """
+    output = storage.absolute(output)
+    manifest = read_manifest(output)
+    problems, reports = _check(output, manifest)
+    if any(problem.startswith("unreadable") for problem in problems):
+        raise FeaturemillError(f"{output}: {'; '.join(problems)}")
+    features = open_features(output)
+    listed = storage.list_folder(storage.join(output, "failures"))
+    labels: Counter[str | None] = Counter()
+    sums = {name: _VectorSums() for name in features.names}
+    for batch in features.batches(["label", *features.names]):
+        labels.update(batch.column("label").to_pylist())
+        for name, total in sums.items():
+            total.add(batch.column(name))
+    return Inspection(
+        output=output,
+        manifest=manifest,
+        rows=features.rows,
+        labels=dict(labels.most_common()),
+        failures=dict(books.failures_by_reason(output, [r for r in reports if f"{r.unit_id}.parquet" in listed])),
+        vectors={name: total.statistics() for name, total in sums.items()},
+        repeats=books.find_repeats(features),
+        stored_bytes=books.stored_bytes(output, [report.unit_id for report in reports]),
+        problems=tuple(problems + _check_rows(features, labels)),
+    )
+
+
+def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitReport]]:
+    """Returns what is wrong with the books, and the reports of the readable parts."""
+    problems, reports = [], []
+    for name in sorted(storage.list_folder(storage.join(output, "features"))):
+        try:
+            footer = read_footer(storage.join(output, "features", name))
+        except FeaturemillError as error:
+            problems.append(f"unreadable part: {error}")
+            continue
+        reports.append(footer.report)
+        problems += _check_part(output, name, footer.fingerprint, footer.report, manifest)
+    if manifest["status"] != "complete":
+        problems.append(f"the last run did not finish (status {manifest['status']}); run featuremill extract again")
+    else:
+        problems += _check_totals(output, reports, manifest)
+    if FeatureSpec.from_json(json.dumps(manifest["spec"])).fingerprint != manifest["fingerprint"]:
+        problems.append("manifest.json: its fingerprint is not that of its spec")
+    return problems, reports
+
+
+def _check_part(output: str, name: str, fingerprint: str, report: UnitReport, manifest: dict[str, Any]) -> list[str]:
+    problems = []
+    if fingerprint != manifest["fingerprint"]:
+        problems.append(f"{name}: fingerprint {fingerprint[:12]}, the manifest says {manifest['fingerprint'][:12]}")
+    if f"{report.unit_id}.parquet" != name:
+        problems.append(f"{name}: its footer calls it {report.unit_id}")
+    if report.rows_read != report.rows_embedded + report.rows_failed:
+        problems.append(f"{name}: read {report.rows_read} is not {report.rows_embedded} + {report.rows_failed}")
+    rows = books.parquet_rows(storage.join(output, "features", name))
+    if rows != report.rows_embedded:
+        problems.append(f"{name}: {rows} rows, its footer says {report.rows_embedded}")
+    failed = books.parquet_rows(failures_uri(output, report.unit_id)) if report.rows_failed else 0
+    if failed != report.rows_failed:
+        problems.append(f"{name}: {failed} failures listed, its footer says {report.rows_failed}")
+    return problems
+
+
+def _check_totals(output: str, reports: list[UnitReport], manifest: dict[str, Any]) -> list[str]:
+    problems = []
+    found = books.add_up(reports)
+    for name in ("units", "rows_read", "rows_embedded", "rows_failed"):
+        if getattr(found, name) != manifest["totals"][name]:
+            problems.append(
+                f"{name}: the parts add up to {getattr(found, name)}, the manifest says {manifest['totals'][name]}"
+            )
+    planned = {unit.unit_id for unit in read_plan(output)}
+    there = {report.unit_id for report in reports}
+    problems += [f"{unit_id} is planned, but has no part" for unit_id in sorted(planned - there)[:5]]
+    problems += [f"{unit_id} has a part, but isn't planned" for unit_id in sorted(there - planned)[:5]]
+    if {report.unit_id for report in books.read_units(output)} != there:
+        problems.append("units.parquet and the parts don't name the same units")
+    return problems
+
+
+def _check_rows(features: Features, labels: Counter) -> list[str]:
+    read = labels.total()
+    return [] if read == features.rows else [f"{read} rows were read, the footers say {features.rows}"]
+
+
+class _VectorSums:
+    """Adds up one feature's statistics, batch by batch."""
+
+    def __init__(self) -> None:
+        self.size = self.rows = self.zeros = self.zero_rows = self.nans = 0
+        self.norm_sum, self.norm_min, self.norm_max = 0.0, float("inf"), 0.0
+
+    def add(self, column: Any) -> None:
+        """Args: column: a fixed-size list array of N rows of D numbers."""
+        import numpy as np
+
+        if not len(column):
+            return
+        vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)
+        self.size = vectors.shape[1]
+        self.rows += len(vectors)
+        self.zeros += int((vectors == 0).sum())
+        self.nans += int(np.isnan(vectors).sum())
+        norms = np.linalg.norm(vectors, axis=1)
+        self.zero_rows += int((norms == 0).sum())
+        self.norm_sum += float(norms.sum())
+        self.norm_min, self.norm_max = min(self.norm_min, float(norms.min())), max(self.norm_max, float(norms.max()))
+
+    def statistics(self) -> VectorStatistics:
+        numbers = self.rows * self.size
+        return VectorStatistics(
+            size=self.size,
+            rows=self.rows,
+            norm_min=self.norm_min if self.rows else 0.0,
+            norm_mean=self.norm_sum / self.rows if self.rows else 0.0,
+            norm_max=self.norm_max,
+            zero_share=self.zeros / numbers if numbers else 0.0,
+            zero_rows=self.zero_rows,
+            nan_count=self.nans,
+        )
+
+
+def inspection_json(inspection: Inspection) -> dict[str, Any]:
+    """Returns the inspection for programs; a missing label is the key `null`."""
+    labels = {"null" if label is None else label: count for label, count in inspection.labels.items()}
+    return {**asdict(inspection), "labels": labels}
+
+
+def inspection_text(inspection: Inspection) -> str:
+    """Returns the inspection for people."""
+    manifest = inspection.manifest
+    spec = {**manifest["spec"]}
+    features = [f"{f['name']}={f['tap']}:{f['pool']}" for f in spec.pop("features")]
+    totals = books.add_up([]) if manifest["totals"] is None else books.Totals(**manifest["totals"])
+    lines = [
+        f"{readable(inspection.output)}: {manifest['status']}"
+        + (f", a sample of {manifest['sample_limit']} images" if manifest["sample_limit"] else ""),
+        f"fingerprint  {manifest['fingerprint']}",
+        f"features     {' '.join(features)}",
+        f"spec         {', '.join(f'{name} {value}' for name, value in spec.items() if name != 'weights')}",
+        f"weights      {manifest['weights']} ({spec['weights'][:12]})"
+        + (", never trained: these features mean nothing" if manifest["weights_are_random"] else ""),
+        f"books        read {totals.rows_read} = embedded {totals.rows_embedded} + failed {totals.rows_failed}, "
+        f"{totals.units} parts, {size_text(inspection.stored_bytes)}",
+        "failures     " + (", ".join(f"{n} × {reason}" for reason, n in inspection.failures.items()) or "none"),
+        f"labels       {_label_text(inspection.labels)}",
+    ]
+    for name, v in inspection.vectors.items():
+        lines.append(
+            f"{name:12} {v.rows} × {v.size}, norm {v.norm_min:.4g} to {v.norm_max:.4g} (mean {v.norm_mean:.4g}), "
+            f"{v.zero_share:.1%} zeros, {v.zero_rows} zero rows, {v.nan_count} NaN"
+        )
+    lines += _repeat_lines(inspection.repeats)
+    lines += [f"PROBLEM      {problem}" for problem in inspection.problems]
+    return "\n".join([*lines, "parts, footers and manifest agree" if not inspection.problems else "the books disagree"])
+
+
+def _label_text(labels: dict[str | None, int]) -> str:
+    shown = [f"{'(none)' if label is None else label} {count}" for label, count in list(labels.items())[:20]]
+    return ", ".join(shown) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+
+
+def _repeat_lines(repeats: books.Repeats) -> list[str]:
+    lines = [f"seen twice   {repeats.keys} keys, {repeats.contents} contents"]
+    lines += [f"  key        {key}" for key in repeats.named_keys]
+    return lines + [f"  content    {' = '.join(group)}" for group in repeats.named_contents]

@@ -1,0 +1,184 @@
+"""What is to be done: the inputs and what OUT already holds, put side by side."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from transforms import shards, storage
+from transforms.records import FileInfo, ListedFile, Shard, Unit
+from transforms.shards.names import clean
+from transforms.units import PlannedUnit, read_plan, unit_id
+
+# A listing is cut into units of at most this many files: small enough to lose little, large enough to cost little.
+FILES_PER_UNIT = 1024
+# Fewer per unit where there are few: every worker should get several, or one of them works alone at the end.
+UNITS_PER_WORKER = 4
+SMALLEST_UNIT = 32
+
+
+@dataclass(frozen=True)
+class Stale:
+    """A unit whose input isn't what it was."""
+
+    planned: PlannedUnit
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will do.
+
+    Attributes:
+        todo: Units of the given inputs without a part.
+        done: Units whose part is there and whose input, given or not, is unchanged.
+        stale: Units whose part is there, but whose input changed or vanished.
+        dropped: Units of an unfinished earlier run whose inputs aren't given now.
+    """
+
+    todo: tuple[PlannedUnit, ...]
+    done: tuple[PlannedUnit, ...]
+    stale: tuple[Stale, ...]
+    dropped: tuple[PlannedUnit, ...]
+
+    @property
+    def units(self) -> tuple[PlannedUnit, ...]:
+        """All that OUT holds when this run is complete."""
+        return tuple(sorted((*self.done, *self.todo), key=lambda planned: planned.unit_id))
+
+
+def make_plan(
+    output: str, found: shards.Found, *, fingerprint: str, unit_bytes: int, workers: int, parts: set[str]
+) -> Plan:
+    """Plans the inputs against what OUT knows.
+
+    A unit that OUT knows is kept as it was cut, whatever the settings are now. So adding files to a folder, or
+    another `unit_bytes`, only plans what is new, and nothing that is done is done again.
+
+    Args:
+        output: OUT.
+        found: The inputs.
+        fingerprint: Of the run's spec.
+        unit_bytes: Shards larger than this are split.
+        workers: Processes, to size the units of a small listing.
+        parts: Ids of the units whose part is there.
+    """
+    given = {shard.file.uri: shard for shard in found.shards}
+    files = {listed.file.uri: listed for listed in found.files}
+    known = read_plan(output)
+    reasons = _why_stale(known, given, files)
+    todo, done, stale, dropped = [], [], [], []
+    for planned in known:
+        unit, reason = planned.unit, reasons[planned.unit_id]
+        is_given = unit.shard.file.uri in given or any(listed.file.uri in files for listed in unit.files)
+        if planned.unit_id in parts:
+            if reason:
+                stale.append(Stale(planned, reason))
+            else:
+                done.append(planned)
+        elif not reason and is_given:
+            todo.append(planned)
+        elif not is_given:
+            dropped.append(planned)
+    covered = {p.unit.shard.file.uri for p in (*todo, *done)} | {
+        listed.file.uri for p in (*todo, *done) for listed in p.unit.files
+    }
+    todo += _new_units(found, covered, fingerprint=fingerprint, unit_bytes=unit_bytes, workers=workers)
+    return Plan(tuple(todo), tuple(done), tuple(stale), tuple(dropped))
+
+
+def _new_units(
+    found: shards.Found, covered: set[str], *, fingerprint: str, unit_bytes: int, workers: int
+) -> list[PlannedUnit]:
+    files = [listed for listed in found.files if listed.file.uri not in covered]
+    per_unit = min(FILES_PER_UNIT, max(SMALLEST_UNIT, -(-len(files) // (UNITS_PER_WORKER * workers))))
+    units = [unit for s in found.shards if s.file.uri not in covered for unit in shards.split(s, unit_bytes)]
+    units += shards.slice_files(files, per_unit)
+    return [PlannedUnit(unit_id(unit, fingerprint), unit) for unit in units]
+
+
+def _why_stale(known: Sequence[PlannedUnit], given: dict[str, Shard], files: dict[str, ListedFile]) -> dict[str, str]:
+    """Returns {unit id: why its input is no longer what it was, empty if it still is}."""
+    elsewhere = _look_up(
+        listed_or_shard.uri
+        for planned in known
+        for listed_or_shard in ([f.file for f in planned.unit.files] or [planned.unit.shard.file])
+        if listed_or_shard.uri not in given and listed_or_shard.uri not in files
+    )
+    reasons = {}
+    for planned in known:
+        unit, shard = planned.unit, planned.unit.shard
+        if shard.format == "files":
+            changes = (_file_change(listed, files.get(listed.file.uri), elsewhere) for listed in unit.files)
+            reasons[planned.unit_id] = next(filter(None, changes), "")
+        elif shard.file.uri in given:
+            reasons[planned.unit_id] = _shard_change(shard, given[shard.file.uri])
+        else:
+            reasons[planned.unit_id] = _info_change(shard.file, elsewhere.get(shard.file.uri))
+    return reasons
+
+
+def _file_change(old: ListedFile, new: ListedFile | None, elsewhere: dict[str, FileInfo]) -> str:
+    if new is None:
+        return _info_change(old.file, elsewhere.get(old.file.uri))
+    if old.label != new.label:
+        return f"{clean(old.file.uri)} had label {old.label!r}, now {new.label!r}"
+    return _info_change(old.file, new.file)
+
+
+def _shard_change(old: Shard, new: Shard) -> str:
+    change = _info_change(old.file, new.file)
+    for name in ("format", "compression", "image_field", "label_field", "name_field"):
+        before, now = getattr(old, name), getattr(new, name)
+        if not change and before != now:
+            change = f"{clean(old.file.uri)} was read with {name} {before!r}, now {now!r}"
+    return change
+
+
+def _info_change(old: FileInfo, new: FileInfo | None) -> str:
+    if new is None:
+        return f"{clean(old.uri)} is gone"
+    if old.size != new.size:
+        return f"{clean(old.uri)} had {old.size} bytes, now {new.size}"
+    return "" if old.version == new.version else f"{clean(old.uri)} was written again since"
+
+
+def _look_up(uris: Iterable[str]) -> dict[str, FileInfo]:
+    """Returns the files that still exist, by one listing per folder: never a request per file."""
+    by_folder: dict[str, set[str]] = defaultdict(set)
+    for uri in uris:
+        by_folder[uri.rsplit("/", 1)[0]].add(uri)
+    found = {}
+    for folder, wanted in by_folder.items():
+        found.update({info.uri: info for info in storage.list_infos(folder) if info.uri in wanted})
+    return found
+
+
+def take_sample(units: Iterable[Unit], limit: int) -> list[Unit]:
+    """Returns units that hold the first `limit` records and no more.
+
+    Records are counted by reading them, which for a sliver costs less than any index would.
+    """
+    taken: list[Unit] = []
+    for unit in units:
+        left = limit - sum(unit.limit or 0 for unit in taken)
+        if left <= 0:
+            break
+        if unit.files:
+            chosen = unit.files[:left]
+            taken.append(replace(unit, files=chosen, stop=unit.start + len(chosen), limit=len(chosen)))
+        else:
+            count = sum(1 for _ in islice(shards.read(unit), left))
+            taken.append(replace(unit, limit=count))
+    return [unit for unit in taken if unit.limit]
+
+
+def input_bytes(units: Iterable[PlannedUnit]) -> int:
+    return sum(planned.unit.input_bytes for planned in units)
+
+
+def readable(uri: str) -> str:
+    """Returns a local path relative to the working folder where that is shorter; always printable."""
+    relative = os.path.relpath(uri) if storage.is_local(uri) else uri
+    return clean(min(uri, relative, key=len))

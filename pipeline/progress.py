@@ -1,0 +1,156 @@
+"""Live progress. It counts committed parts, not runner metrics, so it shows the same on every runner."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TextIO
+
+from transforms import storage
+from transforms.features import read_footer
+from transforms.records import FeaturemillError
+from transforms.units import PlannedUnit
+
+LINE_SECONDS = 30.0
+BAR_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Count:
+    """How far a run has come: images, failures among them, encoded bytes, units committed."""
+
+    images: int = 0
+    failures: int = 0
+    input_bytes: int = 0
+    units: int = 0
+
+
+class Committed:
+    """Counts what a run's units have come to so far, from the output alone."""
+
+    def __init__(self, output: str, todo: Sequence[PlannedUnit]):
+        self._output = output
+        self._waiting = {planned.unit_id: planned for planned in todo}
+        self._done = Count()
+
+    def count(self) -> Count:
+        """Returns the committed units' numbers, plus on a local disk those of the units under way."""
+        names = storage.list_folder(storage.join(self._output, "features"))
+        for unit_id in [unit_id for unit_id in self._waiting if f"{unit_id}.parquet" in names]:
+            self._add(self._waiting.pop(unit_id))
+        images, failures, input_bytes = self._under_way()
+        done = self._done
+        return Count(done.images + images, done.failures + failures, done.input_bytes + input_bytes, done.units)
+
+    def _add(self, planned: PlannedUnit) -> None:
+        report = read_footer(storage.join(self._output, "features", f"{planned.unit_id}.parquet")).report
+        self._done = Count(
+            self._done.images + report.rows_read,
+            self._done.failures + report.rows_failed,
+            self._done.input_bytes + planned.unit.input_bytes,
+            self._done.units + 1,
+        )
+
+    def _under_way(self) -> tuple[int, int, int]:
+        totals = [0, 0, 0]
+        if storage.is_local(self._output):
+            folder = storage.join(self._output, "_tmp")
+            for name in storage.list_folder(folder):
+                if name.endswith(".progress") and name.rsplit(".", 2)[0] in self._waiting:
+                    # It may be gone, or empty while it is being written anew.
+                    with suppress(OSError, ValueError):
+                        embedded, failed, size = map(int, storage.read_bytes(storage.join(folder, name)).split())
+                        totals = [totals[0] + embedded + failed, totals[1] + failed, totals[2] + size]
+        return totals[0], totals[1], totals[2]
+
+
+class Progress:
+    """Shows a bar on a terminal, a line every 30 seconds elsewhere, nothing when quiet.
+
+    Use as a context; call `tick` as often as you like.
+    """
+
+    def __init__(
+        self,
+        committed: Committed,
+        *,
+        units: int,
+        input_bytes: int,
+        quiet: bool,
+        stream: TextIO = sys.stderr,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        self._committed, self._units, self._bytes = committed, units, max(1, input_bytes)
+        self._stream, self._clock = stream, clock
+        self._terminal = stream.isatty()
+        self._quiet = quiet
+        self._bar = None
+
+    def __enter__(self) -> "Progress":
+        self._started = self._clock()
+        # The first line of a log comes a full interval in: a short run has its summary by then.
+        self._next = self._started + (0.0 if self._terminal else LINE_SECONDS)
+        if self._terminal and not self._quiet:
+            self._bar = _bar(self._stream)
+            self._task = self._bar.add_task("", total=self._bytes, images=0, rate="–", failures=0, left="–")
+            self._bar.start()
+        return self
+
+    def tick(self) -> None:
+        """Looks at the output and shows what is new, at most once per interval."""
+        now = self._clock()
+        if self._quiet or now < self._next:
+            return
+        self._next = now + (BAR_SECONDS if self._terminal else LINE_SECONDS)
+        with suppress(OSError, FeaturemillError):
+            self._show(self._committed.count(), now - self._started)
+
+    def _show(self, count: Count, seconds: float) -> None:
+        rate = count.images / seconds if seconds > 0 else 0.0
+        share = min(1.0, count.input_bytes / self._bytes)
+        left = _duration(seconds * (1 - share) / share) if share > 0 else "–"
+        if self._bar is not None:
+            self._bar.update(
+                self._task,
+                completed=share * self._bytes,
+                images=count.images,
+                rate=f"{rate:.1f}",
+                failures=count.failures,
+                left=left,
+            )
+        else:
+            print(
+                f"{count.images} images, {rate:.1f} images/s, {count.failures} failures, "
+                f"{count.units} of {self._units} units, {share:.0%}, {left} left",
+                file=self._stream,
+                flush=True,
+            )
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            with suppress(OSError, FeaturemillError):
+                self._show(self._committed.count(), self._clock() - self._started)
+            self._bar.stop()
+
+
+def _bar(stream: TextIO):
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn
+    from rich.progress import Progress as RichProgress
+
+    return RichProgress(
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TextColumn("{task.fields[images]} images"),
+        TextColumn("{task.fields[rate]}/s"),
+        TextColumn("{task.fields[left]} left"),
+        TextColumn("{task.fields[failures]} failures"),
+        console=Console(file=stream),
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -1,0 +1,172 @@
+"""What a run will do, and what it did, in words and numbers."""
+
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pipeline import books
+from pipeline.options import ExtractOptions
+from pipeline.plan import Plan, input_bytes, readable
+from transforms import shards
+from transforms.engines import device
+from transforms.weights import Weights
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What OUT holds after a run, and what this run did.
+
+    Attributes:
+        output: OUT.
+        fingerprint: Of the spec.
+        weights: Where the weights came from.
+        weights_are_random: True if they were never trained.
+        sample_limit: N of a sample, else None.
+        totals: Over all of OUT.
+        this_run: Over the units of this run.
+        wall_seconds: Of this run's pipeline, start-up included.
+        failures: {`stage: error`: count} over all of OUT.
+        repeats: Keys and contents seen more than once, None where that wasn't looked for.
+        parts: Parquet parts.
+        stored_bytes: Their size.
+        engines: Which engines embedded this run's units.
+    """
+
+    output: str
+    fingerprint: str
+    weights: str
+    weights_are_random: bool
+    sample_limit: int | None
+    totals: books.Totals
+    this_run: books.Totals
+    wall_seconds: float
+    failures: dict[str, int]
+    repeats: dict[str, Any] | None
+    parts: int
+    stored_bytes: int
+    engines: tuple[str, ...]
+
+    @property
+    def failure_rate(self) -> float:
+        return self.totals.rows_failed / self.totals.rows_read if self.totals.rows_read else 0.0
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this run, start-up included."""
+        return self.this_run.rows_read / self.wall_seconds if self.wall_seconds else 0.0
+
+
+def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, weights: Weights) -> list[str]:
+    """Returns what is going to be done, in lines for people."""
+    todo_bytes = input_bytes(plan.todo)
+    threads = options.engine_threads
+    inputs = [
+        f"{len(found.shards)} shards" if found.shards else "",
+        f"{len(found.files)} image files" if found.files else "",
+    ]
+    lines = [
+        f"inputs   {' and '.join(filter(None, inputs))} matched",
+        f"units    {len(plan.todo)} to do ({size_text(todo_bytes)}), {len(plan.done)} done before",
+        f"features {', '.join(f'{f} ({options.sizes[f.name]} × {options.dtype})' for f in options.parsed_features)}",
+        f"weights  {weights.origin}",
+        f"engine   {options.engine} on {device()}, {options.precision}, batches of {options.engine_batch_size}, "
+        f"{options.workers} worker{'s' * (options.workers > 1)} × {threads or 'all'} threads, {options.runner}",
+        f"output   {readable(options.output)}",
+    ]
+    if weights.is_random:
+        lines.append("CAUTION  these weights were never trained: the features only show that everything works")
+    if found.skipped:
+        lines.append(f"note     {len(found.skipped)} other files passed over: {_some(found.skipped)}")
+    if plan.stale:
+        lines.append(
+            f"note     {len(plan.stale)} parts of changed inputs removed: {_some([s.reason for s in plan.stale])}"
+        )
+    if plan.dropped:
+        sources = dict.fromkeys(planned.unit.shard.file.uri for planned in plan.dropped)
+        lines.append(
+            f"note     {len(plan.dropped)} unfinished units of inputs not given now left out: {_some(sources)}"
+        )
+    if options.workers > 1 and 0 < len(plan.todo) < options.workers:
+        lines.append(
+            f"note     {len(plan.todo)} units can't keep {options.workers} workers busy; use a smaller --unit-bytes"
+        )
+    return lines
+
+
+def _some(names: Collection[str]) -> str:
+    shown = [readable(name) for name in list(names)[:3]]
+    return ", ".join(shown) + (", …" if len(names) > 3 else "")
+
+
+def size_text(count: int) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def summarise(output: str, manifest: dict[str, Any], plan: Plan, *, wall_seconds: float) -> Summary:
+    """Returns what OUT holds and what this run, which was to do `plan`, added to it."""
+    todo = {planned.unit_id for planned in plan.todo}
+    fresh = [report for report in books.read_units(output) if report.unit_id in todo] if todo else []
+    return Summary(
+        output=output,
+        fingerprint=manifest["fingerprint"],
+        weights=manifest["weights"],
+        weights_are_random=manifest["weights_are_random"],
+        sample_limit=manifest["sample_limit"],
+        totals=books.Totals(**manifest["totals"]),
+        this_run=books.add_up(fresh),
+        wall_seconds=wall_seconds,
+        failures=manifest["failures"],
+        repeats=manifest["repeats"],
+        parts=len(plan.units),
+        stored_bytes=books.stored_bytes(output, [planned.unit_id for planned in plan.units]),
+        engines=tuple(sorted({report.engine for report in fresh})),
+    )
+
+
+def summary_json(summary: Summary) -> dict[str, Any]:
+    """Returns the summary for programs."""
+    return {
+        **asdict(summary),
+        "failure_rate": summary.failure_rate,
+        "images_per_second": summary.images_per_second,
+    }
+
+
+def summary_text(summary: Summary) -> str:
+    """Returns the summary for people."""
+    totals, this_run = summary.totals, summary.this_run
+    lines = [
+        f"read {totals.rows_read} = embedded {totals.rows_embedded} + failed {totals.rows_failed}",
+        *(f"  failed  {count:6d}  {reason}" for reason, count in summary.failures.items()),
+        f"this run {this_run.rows_read} images in {this_run.units} units, {summary.wall_seconds:.1f} s, "
+        f"{summary.images_per_second:.1f} images/s",
+    ]
+    if this_run.units:
+        stages = ("read", "decode", "embed", "write")
+        seconds = "  ".join(f"{stage} {getattr(this_run, f'{stage}_seconds'):.1f} s" for stage in stages)
+        lines.append(f"stages   {seconds} (they overlap)")
+        lines.append(f"engine   {', '.join(summary.engines)}")
+    lines.append(f"output   {summary.parts} parts, {size_text(summary.stored_bytes)} in {readable(summary.output)}")
+    lines += _cautions(summary)
+    return "\n".join(lines)
+
+
+def _cautions(summary: Summary) -> list[str]:
+    lines = []
+    repeats = summary.repeats or {"keys": 0, "contents": 0}
+    if repeats["keys"]:
+        lines.append(f"CAUTION  {repeats['keys']} keys seen more than once, such as {repeats['named_keys'][0]}")
+    if repeats["contents"]:
+        same = " = ".join(repeats["named_contents"][0][:2])
+        lines.append(f"note     {repeats['contents']} contents seen more than once, such as {same}")
+    if not summary.totals.rows_read:
+        lines.append("CAUTION  the inputs hold no image at all")
+    if summary.sample_limit:
+        lines.append(f"note     this is a sample of {summary.sample_limit} images; no later run continues it")
+    if summary.weights_are_random:
+        lines.append(f"CAUTION  weights {summary.weights} were never trained: these features mean nothing")
+    return lines

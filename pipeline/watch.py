@@ -1,0 +1,120 @@
+"""Runs a Beam pipeline and stays in charge: ticks while it runs, ends when a worker dies, obeys Ctrl-C at once."""
+
+import logging
+import re
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import psutil
+
+from transforms import storage
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+# Beam carries a worker's exception across processes and runners as the text of its traceback.
+_OUR_ERROR = re.compile(r"transforms\.records\.(?:FeaturemillError|UsageError): (.+?)(?: \[while running|$)", re.M)
+# ... and ends with the original error's own line.
+_LAST_ERROR = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)[^:\n]*: .+?)(?: \[while running|$)", re.M)
+_TICK_SECONDS = 0.25
+# Under Beam's name, so that it is shown with --debug only.
+_log = logging.getLogger("apache_beam.featuremill")
+
+
+class WorkerDied(FeaturemillError):
+    """A worker process is gone. Whatever it was running on top of can't be waited for."""
+
+
+def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
+    """Runs the pipeline to its end, calling `tick` a few times a second.
+
+    Beam runs in a thread of its own, because two of its habits can't be had otherwise: `run()` of the local runner
+    doesn't react to Ctrl-C while a bundle is in an engine, and it waits forever for a worker process that was killed.
+
+    Raises:
+        FeaturemillError: The pipeline failed; the message is the worker's, on one line.
+        WorkerDied: A worker process was killed. The pipeline is left behind in its thread, so the process should end.
+        KeyboardInterrupt: Ctrl-C; the workers of this machine are ended. The same holds for the thread.
+    """
+    finished = threading.Event()
+    errors: list[BaseException] = []
+    results: list[beam.runners.runner.PipelineResult] = []
+
+    def run() -> None:
+        try:
+            results.append(pipeline.run())
+            results[0].wait_until_finish()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            finished.set()
+
+    with _DeathWatch() as deaths:
+        threading.Thread(target=run, name="beam", daemon=True).start()
+        try:
+            while not finished.wait(_TICK_SECONDS):
+                tick()
+                if deaths.seen:
+                    raise WorkerDied(
+                        f"a worker process died ({deaths.seen}), perhaps for lack of memory; what was committed is "
+                        "kept: run the same command again to go on, with fewer --workers if it happens again"
+                    )
+        except BaseException:
+            _end_workers()
+            if results:
+                threading.Thread(target=results[0].cancel, daemon=True).start()
+            raise
+    if errors:
+        raise explain(errors[0]) from errors[0]
+    state = results[0].state
+    if state not in ("DONE", None):
+        raise FeaturemillError(f"the runner ended the job as {state}; see its log, then run the same command again")
+
+
+class _DeathWatch:
+    """Notices when a local worker process ends with an error, by the exception that its watching thread dies of."""
+
+    def __init__(self) -> None:
+        self.seen = ""
+
+    def __enter__(self) -> "_DeathWatch":
+        self._previous = threading.excepthook
+        threading.excepthook = self._notice
+        return self
+
+    def _notice(self, args: threading.ExceptHookArgs) -> None:
+        if "Worker subprocess exited" in str(args.exc_value):
+            self.seen = storage.one_line(args.exc_value)
+        else:
+            # Beam's other threads lose their connection to a dead worker, with a traceback each.
+            _log.error("thread %s failed", args.thread, exc_info=args.exc_value)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        # After an error Beam's threads live on, and go on failing one by one.
+        if kind is None:
+            threading.excepthook = self._previous
+
+
+def _end_workers() -> None:
+    for child in psutil.Process().children(recursive=True):
+        try:
+            child.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def explain(error: BaseException) -> FeaturemillError:
+    """Returns the worker's own message out of whatever a runner wrapped it in."""
+    if isinstance(error, FeaturemillError):
+        return error
+    text = str(error)
+    ours = _OUR_ERROR.findall(text)
+    if ours:
+        return FeaturemillError(ours[-1])
+    others = _LAST_ERROR.findall(text)
+    return FeaturemillError(
+        f"the pipeline failed: {others[-1] if others else storage.one_line(error)}; "
+        "what was committed is kept: run the same command again, with --debug for the traceback"
+    )

@@ -1,0 +1,136 @@
+"""The command line: exit codes, messages, what is printed where. No network is computed here."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from pipeline import extract as extract_module
+from pipeline.cli import run_cli
+from pipeline.samples import draw_items, write_tar
+from tests.fakes import WEIGHTS, load_fake
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def tar(tmp_path) -> Path:
+    write_tar(tmp_path / "photos.tar", draw_items(per_class=3, size=40, seed=0))
+    return tmp_path / "photos.tar"
+
+
+@pytest.fixture
+def fake_engine(monkeypatch):
+    real = extract_module.run
+    monkeypatch.setattr(extract_module, "run", lambda o, **more: real(o, load=load_fake, weights=WEIGHTS, **more))
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_plan_goes_to_stderr_and_summary_to_stdout(tar, tmp_path, capsys):
+    assert run_cli(["extract", str(tar), "-o", str(tmp_path / "out"), "--image-size", "32"]) == 0
+    captured = capsys.readouterr()
+    for word in ("1 shards matched", "1 to do", "512 × float32", "keras on", "threads", str(tmp_path / "out")):
+        assert word in captured.err
+    assert "read 12 = embedded 8 + failed 4" in captured.out
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_json_is_all_there_is_on_stdout(tar, tmp_path, capsys):
+    run_cli(["extract", str(tar), "-o", str(tmp_path / "out"), "--image-size", "32", "--json", "--quiet"])
+    captured = capsys.readouterr()
+    summary = json.loads(captured.out)
+    assert summary["totals"]["rows_embedded"] == 8
+    assert sum(summary["failures"].values()) == 4
+    assert captured.err == ""
+    assert run_cli(["inspect", str(tmp_path / "out"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rows"] == 8
+
+
+@pytest.mark.usefixtures("fake_engine")
+def test_overwrite_asks_first(tar, tmp_path, monkeypatch, capsys):
+    args = ["extract", str(tar), "-o", str(tmp_path / "out"), "--image-size", "32", "--quiet"]
+    assert run_cli(args) == 0
+    monkeypatch.setattr("click.confirm", lambda *_, **__: (_ for _ in ()).throw(click.Abort()))
+    assert run_cli([*args, "--overwrite"]) == 130
+    assert (tmp_path / "out/manifest.json").exists()
+    assert run_cli([*args, "--overwrite", "--yes"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--backbone", "vgg18"], "no backbone 'vgg18'; did you mean vgg1"),
+        (["--feature", "x=block5_pol:avg"], "did you mean block5_pool"),
+        (["--feature", "x=block5_pool:mean"], "no pooling 'mean'"),
+        (["--feature", "x=fc1:flatten"], "pass --include-top"),
+        (["--feature", "block5_pool"], "NAME=TAP:POOL"),
+        (["--feature", "key=block5_pool:avg"], "can't be its column"),
+        (["--feature", "x=block5_pool:avg", "--feature", "x=block4_pool:avg"], "two features are called 'x'"),
+        (["--interpolation", "bicubical"], "did you mean bicubic"),
+        (["--image-size", "16"], "below 32"),
+        (["--batch-size", "0"], "at least 1"),
+        (["--max-failure-rate", "2"], "between 0 and 1"),
+        (["--unit-bytes", "big"], "not a size"),
+        (["--weights", "random:x"], "random:"),
+        (["--engine", "kera"], "did you mean keras"),
+        (["--weights", "random:0", "--", "--direct_num_worker=2"], "did you mean --direct_num_workers"),
+        (["--wokers", "2"], "--workers"),
+        (["--include-top", "--image-size", "128", "--feature", "x=fc1:flatten"], "image_size must be 224"),
+    ],
+)
+def test_usage_errors_exit_2_with_the_valid_names(tar, tmp_path, capsys, args, message):
+    assert run_cli(["extract", str(tar), "-o", str(tmp_path / "out"), *args]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_input_exits_1_before_any_work(tmp_path, capsys):
+    assert run_cli(["extract", str(tmp_path / "no*.tar"), "-o", str(tmp_path / "out")]) == 1
+    err = capsys.readouterr().err
+    assert "no*.tar" in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weights_exit_1(tar, tmp_path, capsys):
+    args = ["extract", str(tar), "-o", str(tmp_path / "out"), "--weights", str(tmp_path / "no.h5")]
+    assert run_cli(args) == 1
+    assert "no.h5" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_inspect_of_nothing_exits_1(tmp_path, capsys):
+    assert run_cli(["inspect", str(tmp_path)]) == 1
+    assert "holds no features" in capsys.readouterr().err
+
+
+def test_describe(capsys):
+    assert run_cli(["describe", "vgg19", "--include-top"]) == 0
+    assert "143,667,240" in capsys.readouterr().out
+    assert run_cli(["describe", "vgg91"]) == 2
+
+
+def test_tracebacks_only_with_debug(tmp_path):
+    command = [sys.executable, "-m", "pipeline.cli", "inspect", str(tmp_path)]
+    plain = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    debug = subprocess.run([*command, "--debug"], cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in plain.stderr
+    assert "Traceback" in debug.stderr
+    assert plain.returncode == debug.returncode == 1
+
+
+def test_every_command_and_option_has_help(capsys):
+    from pipeline.cli import cli
+
+    for name, command in cli.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            assert isinstance(parameter, click.Argument) or parameter.help, (name, parameter.name)
+        assert run_cli([name, "--help"]) == 0
+    assert re.search(r"Exit codes: 0 complete", capsys.readouterr().out)

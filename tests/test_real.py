@@ -1,0 +1,147 @@
+"""The real network on real files: one set of numbers whatever the format, Keras as the oracle, nasty files.
+
+Weights are random: they exercise the same arithmetic as trained ones. Where the numbers of pixels don't matter the
+images are small; one test uses 224×224, against Keras itself.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.extract import run
+from pipeline.options import ExtractOptions
+from tests.factories import Item, shared_data, write_folder, write_parquet, write_tar, write_tfrecord
+from transforms.features import open_features
+
+ROOT = Path(__file__).parent.parent
+
+
+def extract(inputs, output: Path, **more):
+    settings = {"weights": "random:0", "image_size": 32, **more}
+    return run(ExtractOptions(inputs=tuple(map(str, inputs)), output=str(output), **settings))
+
+
+def by_name(output: Path) -> dict[str, tuple[str | None, bytes, bytes]]:
+    """{file name: (label, content hash, vector)}; the keys differ between formats, the files' names don't."""
+    found = {}
+    for batch in open_features(str(output)).batches(["key", "label", "sha256", "embedding"]):
+        for row in batch.to_pylist():
+            vector = np.asarray(row["embedding"], np.float32).tobytes()
+            found[row["key"].replace("#", "/").rsplit("/", 1)[1]] = row["label"], row["sha256"], vector
+    return found
+
+
+@pytest.fixture(scope="module")
+def photos() -> list[Path]:
+    return sorted((shared_data() / "hymenoptera").glob("*/*/*.*"))
+
+
+def test_the_same_photos_give_the_same_vectors_in_every_format(photos, tmp_path):
+    # Numbered, because one file name stands in both train and val.
+    items = [Item(f"{i:03}-{path.name}", path.parent.name, path.read_bytes()) for i, path in enumerate(photos)]
+    assert len(items) == 210
+    write_folder(tmp_path / "photos", items)
+    write_tfrecord(tmp_path / "photos.tfrecord", items)
+    write_tfrecord(tmp_path / "photos.tfrecord.gz", items, gzip=True)
+    write_tar(tmp_path / "photos.tar", items)
+    write_parquet(tmp_path / "photos.parquet", items, row_group_size=50)
+    extract([tmp_path / "photos"], tmp_path / "from-folder")
+    expected = by_name(tmp_path / "from-folder")
+    assert {name: label for name, (label, _, _) in expected.items()} == {item.name: item.label for item in items}
+    assert len({vector for _, _, vector in expected.values()}) == 210
+    for name in ("photos.tfrecord", "photos.tfrecord.gz", "photos.tar", "photos.parquet"):
+        extract([tmp_path / name], tmp_path / f"from-{name}", unit_bytes=5_000_000)
+        assert by_name(tmp_path / f"from-{name}") == expected, name
+
+
+def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Largest difference, as a share of the feature's largest value."""
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def test_twenty_photos_against_plain_keras(photos, tmp_path):
+    from transforms.quiet import import_keras
+
+    keras = import_keras()
+    keras.utils.set_random_seed(7)
+    oracle = keras.applications.VGG19(include_top=False, weights=None)
+    for layer in oracle.layers:
+        if layer.name.endswith(tuple("1234")):
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel * 1.7, bias + np.random.default_rng(1).normal(0, 0.1, bias.shape)])
+    oracle.save_weights(tmp_path / "vgg19.weights.h5")
+    twenty = photos[:: len(photos) // 20][:20]
+    (tmp_path / "list.txt").write_text("\n".join(map(str, twenty)))
+    taps = ("block4_conv3", "block5_pool")
+    pools = ("avg", "max", "flatten")
+    settings = {
+        "weights": str(tmp_path / "vgg19.weights.h5"),
+        "image_size": 224,
+        "features": tuple(f"{tap}_{pool}={tap}:{pool}" for tap in taps for pool in pools),
+    }
+    extract([f"@{tmp_path}/list.txt"], tmp_path / "out", **settings)
+    extract([f"@{tmp_path}/list.txt"], tmp_path / "other", **settings, batch_size=5)
+    features, other = open_features(str(tmp_path / "out")), open_features(str(tmp_path / "other"))
+
+    network = keras.Model(oracle.input, [oracle.get_layer(tap).output for tap in taps])
+    loaded = [keras.utils.load_img(key, target_size=(224, 224), interpolation="bilinear") for key in features.keys]
+    pixels = np.stack([keras.utils.img_to_array(image) for image in loaded])
+    outputs = dict(
+        zip(taps, network.predict(keras.applications.vgg19.preprocess_input(pixels), verbose=0), strict=True)
+    )
+    pooled = {"avg": lambda x: x.mean((1, 2)), "max": lambda x: x.max((1, 2)), "flatten": lambda x: x.reshape(20, -1)}
+    order = [other.keys.index(key) for key in features.keys]
+    for tap in taps:
+        for pool in pools:
+            ours = features.to_numpy(f"{tap}_{pool}")
+            assert relative_difference(ours, pooled[pool](outputs[tap])) <= 1e-5
+            assert relative_difference(other.to_numpy(f"{tap}_{pool}")[order], ours) <= 1e-6
+
+
+def test_another_order_changes_nothing(photos, tmp_path):
+    twenty = photos[:20]
+    write_tar(tmp_path / "a.tar", [Item(path.name, None, path.read_bytes()) for path in twenty])
+    write_tar(tmp_path / "b.tar", [Item(path.name, None, path.read_bytes()) for path in reversed(twenty)])
+    for name in ("a", "b"):
+        extract([tmp_path / f"{name}.tar"], tmp_path / name, image_size=64)
+    assert by_name(tmp_path / "a") == by_name(tmp_path / "b")
+
+
+def test_nasty_files(tmp_path):
+    """The whole command, as a user runs it, at 224×224: one row or one failure for each file, in bounded memory."""
+    nasty = shared_data() / "nasty"
+    with open(shared_data() / "nasty.csv", newline="") as file:
+        expected = {row["path"]: row["result"] for row in csv.DictReader(file)}
+    assert len(expected) == 70
+    # Named one by one: a folder passes over what isn't called like an image, and one of these files isn't.
+    (tmp_path / "list.txt").write_text("\n".join(str(nasty / name) for name in expected))
+    # Not getrusage: its peak begins with that of the process which started this one.
+    code = (
+        "import re, sys; from pipeline.cli import run_cli; code = run_cli(sys.argv[1:]);"
+        "print([code, int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])])"
+    )
+    args = ["extract", f"@{tmp_path}/list.txt", "-o", str(tmp_path / "out"), "--weights", "random:0", "--quiet"]
+    done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
+    exit_code, peak_kib = json.loads(done.stdout.splitlines()[-1])
+    assert exit_code == 0, done.stderr
+    assert done.stderr == ""
+    embedded = {Path(key).name for key in open_features(str(tmp_path / "out")).keys}
+    failures = [row for part in (tmp_path / "out/failures").iterdir() for row in pq.read_table(part).to_pylist()]
+    failed = {Path(row["key"]).name: row for row in failures}
+    assert len(embedded) + len(failures) == 70
+    assert embedded | set(failed) == set(expected)
+    for name, result in expected.items():
+        if result == "ok":
+            assert name in embedded, failed.get(name)
+        elif "fails" in result:
+            assert failed[name]["stage"] == "decode"
+            assert failed[name]["error"]
+            assert failed[name]["message"]
+            assert failed[name]["sha256"]
+    assert peak_kib < 2.5 * 2**20

@@ -1,0 +1,61 @@
+"""`ExtractUnits`: the recipe as a Beam transform. One element is one unit: read, retried and committed by itself."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.utils.shared import Shared
+
+from transforms.engines import Engine, load_engine
+from transforms.recipe import Job, extract_unit
+from transforms.records import UnitReport
+from transforms.units import PlannedUnit
+
+
+def load_job_engine(job: Job) -> Engine:
+    """Loads the engine that a job asks for."""
+    return load_engine(
+        job.engine,
+        job.spec,
+        job.weights,
+        include_top=job.include_top,
+        batch_size=job.batch_size,
+        threads=job.threads,
+    )
+
+
+@dataclass
+class ExtractUnits(beam.PTransform):
+    """PlannedUnit elements in, UnitReport elements out; the rows go to OUT's parts, not through the graph.
+
+    Why not RunInference: its batches never span bundles and would carry the pixels through the graph; a unit batches
+    its own images at one fixed shape, and its part is committed the moment it is done.
+
+    Attributes:
+        job: What to do with each unit.
+        load: Makes the engine, once per worker process. Tests inject one without weights.
+    """
+
+    job: Job
+    load: Callable[[Job], Engine] = load_job_engine
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, units: beam.PCollection[PlannedUnit]) -> beam.PCollection[UnitReport]:
+        # The reshuffle keeps runners from fusing the plan with the work, which would leave all units on one worker.
+        return units | "Spread" >> beam.Reshuffle() | "Extract" >> beam.ParDo(_ExtractUnit(self.job, self.load))
+
+
+class _ExtractUnit(beam.DoFn):
+    """Calls `extract_unit` with an engine that every thread of the process shares."""
+
+    def __init__(self, job: Job, load: Callable[[Job], Engine]):
+        self._job, self._load = job, load
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        self._engine = self._shared.acquire(lambda: self._load(self._job))
+
+    def process(self, planned: PlannedUnit) -> Iterator[UnitReport]:
+        yield extract_unit(planned, self._job, self._engine)

@@ -1,0 +1,189 @@
+"""Writing one unit's part and committing it, so that its presence means: this unit is done, and its books balance."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from transforms import storage
+from transforms.features import FeatureSpec, part_schema
+from transforms.records import Failure, FeaturemillError, UnitReport
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+# A row group is written whenever this many bytes of features have gathered, so that a unit's memory is bounded.
+ROW_GROUP_BYTES = 64 * 2**20
+
+
+def failures_schema() -> "pa.Schema":
+    """Returns the Arrow schema of a failures file, the fields of `Failure`."""
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("key", pa.string(), nullable=False),
+            pa.field("label", pa.string()),
+            pa.field("source", pa.string(), nullable=False),
+            pa.field("position", pa.int64(), nullable=False),
+            pa.field("stage", pa.string(), nullable=False),
+            pa.field("error", pa.string(), nullable=False),
+            pa.field("message", pa.string(), nullable=False),
+            pa.field("sha256", pa.binary(32)),
+        ]
+    )
+
+
+def part_uri(output: str, unit_id: str) -> str:
+    return storage.join(output, "features", f"{unit_id}.parquet")
+
+
+def failures_uri(output: str, unit_id: str) -> str:
+    return storage.join(output, "failures", f"{unit_id}.parquet")
+
+
+class PartWriter:
+    """Writes one unit's rows to a temporary file and commits them under the unit's name.
+
+    Retries, speculative and zombie workers write the same rows under the same name, so whoever renames last changes
+    nothing. What a rename on an object store can't promise is that two writers never interleave; each writes a
+    temporary file of its own, so all they can do is replace one whole part by its twin.
+    """
+
+    def __init__(self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int]):
+        """Args: the folder, the unit's id, the spec, and {feature name: D}."""
+        self.output, self.unit_id, self.spec = output, unit_id, spec
+        self.embedded = 0
+        self.seconds = 0.0
+        self.failures: list[Failure] = []
+        self._schema = part_schema(spec, sizes)
+        self._rows: list[tuple] = []
+        self._vectors: list[tuple[np.ndarray, ...]] = []
+        self._buffered_bytes = 0
+        self._stem = storage.join(output, "_tmp", f"{unit_id}.{uuid.uuid4().hex}")
+        self._file = self._parquet = None
+
+    @property
+    def progress_uri(self) -> str:
+        """Where a local run says how far this unit has come."""
+        return f"{self._stem}.progress"
+
+    def __enter__(self) -> "PartWriter":
+        import pyarrow.parquet as pq
+
+        with self._explained():
+            # Here and not only by the driver: another run on the same output may have tidied up.
+            storage.make_folder(storage.join(self.output, "_tmp"))
+            self._file = storage.open_write(f"{self._stem}.parquet")
+            self._parquet = pq.ParquetWriter(
+                self._file, self._schema, compression="zstd", use_dictionary=["label", "source"], write_statistics=True
+            )
+        return self
+
+    def add(self, rows: Sequence[tuple], vectors: Mapping[str, "np.ndarray"]) -> None:
+        """Adds a batch of N rows.
+
+        Args:
+            rows: N tuples in the order of `features.ROW_COLUMNS`.
+            vectors: {feature name: N×D}, in the stored dtype.
+        """
+        self._rows.extend(rows)
+        self._vectors.append(tuple(vectors[feature.name] for feature in self.spec.features))
+        self._buffered_bytes += sum(array.nbytes for array in self._vectors[-1])
+        self.embedded += len(rows)
+        if self._buffered_bytes >= ROW_GROUP_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes the rows that have gathered as a row group."""
+        import numpy as np
+        import pyarrow as pa
+
+        if not self._rows:
+            return
+        started = time.perf_counter()
+        columns: list[Any] = [list(column) for column in zip(*self._rows, strict=True)]
+        for arrays in zip(*self._vectors, strict=True):
+            stacked = np.concatenate(arrays)
+            columns.append(pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), stacked.shape[1]))
+        arrays = [pa.array(c, f.type) if isinstance(c, list) else c for c, f in zip(columns, self._schema, strict=True)]
+        with self._explained():
+            self._parquet.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._rows, self._vectors, self._buffered_bytes = [], [], 0
+        self.seconds += time.perf_counter() - started
+
+    def commit(self, report: UnitReport) -> None:
+        """Commits the failures, then the part.
+
+        Raises:
+            FeaturemillError: The books don't balance, or the output can't be written; nothing is visible then.
+        """
+        if (report.rows_embedded, report.rows_failed) != (self.embedded, len(self.failures)) or (
+            report.rows_read != report.rows_embedded + report.rows_failed
+        ):
+            raise FeaturemillError(
+                f"unit {self.unit_id}: read {report.rows_read} is not embedded {self.embedded} + failed "
+                f"{len(self.failures)}; nothing of it was committed; please report this"
+            )
+        self.flush()
+        with self._explained():
+            self._parquet.add_key_value_metadata(
+                {
+                    "featuremill.fingerprint": self.spec.fingerprint,
+                    "featuremill.spec": self.spec.to_json(),
+                    "featuremill.report": json.dumps(asdict(report)),
+                }
+            )
+            self._parquet.close()
+            storage.sync(self._file)
+            self._file.close()
+            # The failures first: once the part is there, the unit is done, and its books must be whole.
+            if self.failures:
+                self._commit_failures()
+            self._publish(f"{self._stem}.parquet", part_uri(self.output, self.unit_id))
+
+    def _commit_failures(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_pylist([asdict(failure) for failure in self.failures], failures_schema())
+        temporary = f"{self._stem}.failures.parquet"
+        with storage.open_write(temporary) as file:
+            pq.write_table(table, file, compression="zstd")
+            storage.sync(file)
+        self._publish(temporary, failures_uri(self.output, self.unit_id))
+
+    def _publish(self, temporary: str, final: str) -> None:
+        try:
+            storage.rename(temporary, final)
+        except FileNotFoundError:
+            # Another run on the same output finished this unit and cleared its temporary files: the rows are there.
+            if storage.stat(final) is None:
+                raise
+
+    def __exit__(self, *error: object) -> None:
+        # After a commit there is nothing left but the progress file. After an error, closing publishes an object
+        # store's file, but only under its temporary name.
+        if self._parquet is not None and self._file is not None:
+            with suppress(Exception):
+                self._parquet.close()
+            with suppress(Exception):
+                self._file.close()
+        leftovers = [f"{self._stem}.parquet", f"{self._stem}.failures.parquet", self.progress_uri]
+        if error[0] is not None or storage.is_local(self.output):
+            with suppress(OSError):
+                storage.delete(leftovers)
+
+    @contextmanager
+    def _explained(self) -> "Iterator[None]":
+        try:
+            yield
+        except OSError as error:
+            raise FeaturemillError(
+                f"cannot write part {self.unit_id} to {self.output}: {storage.one_line(error)}; "
+                "make room or mend the permissions and run the same command again: it goes on where it stopped"
+            ) from error

@@ -1,0 +1,278 @@
+"""One unit from bytes to commit: read, decode, batch, embed, write. Plain functions; Beam only calls them."""
+
+import hashlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from transforms import shards, storage
+from transforms.engines import Engine, OutOfMemory
+from transforms.features import FeatureSpec
+from transforms.images import DecodedImage, ImageError, decode_image
+from transforms.parts import PartWriter
+from transforms.records import EncodedImage, Failure, FeaturemillError, UnitReport
+from transforms.shards.names import clean
+from transforms.units import PlannedUnit, load_files
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Two threads hide decoding behind any engine that a CPU can run, and keep at most two large images in memory.
+DECODE_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker needs to know besides its unit; small and picklable.
+
+    Attributes:
+        output: OUT.
+        spec: What decides the numbers.
+        sizes: {feature name: D}.
+        weights: Where the weights come from, as the user named them; workers load them from there.
+        include_top: Whether the dense layers may be tapped.
+        engine: Name of the engine.
+        batch_size: N of a batch; the engine's fixed shape.
+        threads: Engine threads of one worker process, None for all cores.
+        max_pixels: An image with more is a failure, before it is decoded.
+    """
+
+    output: str
+    spec: FeatureSpec
+    sizes: dict[str, int]
+    weights: str
+    include_top: bool
+    engine: str
+    batch_size: int
+    threads: int | None
+    max_pixels: int
+
+
+@dataclass
+class _Stages:
+    """Seconds per stage and bytes read, added up by the threads of one unit."""
+
+    read: float = 0.0
+    decode: float = 0.0
+    embed: float = 0.0
+    input_bytes: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add_decode(self, seconds: float) -> None:
+        with self.lock:
+            self.decode += seconds
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    image: EncodedImage
+    sha256: bytes
+    result: DecodedImage
+
+    def failure(self, stage: str, error: str, message: str) -> Failure:
+        return _failure(self.image, self.sha256, stage=stage, error=error, message=message)
+
+    def row(self) -> tuple:
+        image, result = self.image, self.result
+        return image.key, image.label, image.source, image.position, self.sha256, result.width, result.height
+
+
+def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
+    """Embeds one unit and commits its part.
+
+    Raises:
+        FeaturemillError: The input can't be reached, the output can't be written, or the engine is broken. Bad images
+            and broken shards don't raise: they are failures in the books.
+    """
+    started = time.perf_counter()
+    stages = _Stages()
+    unit = load_files(job.output, planned)
+    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes) as writer:
+        progress = _Progress(writer)
+        for batch in _batches(_decode_ahead(shards.read(unit), job, stages), engine, writer.failures):
+            before = time.perf_counter()
+            rows, vectors = _embed(batch, engine, writer.failures, dtype=job.spec.dtype)
+            stages.embed += time.perf_counter() - before
+            if rows:
+                writer.add(rows, vectors)
+            progress.tell(stages.input_bytes)
+        writer.flush()
+        report = UnitReport(
+            unit_id=planned.unit_id,
+            source=clean(unit.shard.file.uri),
+            start=unit.start,
+            stop=unit.stop,
+            rows_read=writer.embedded + len(writer.failures),
+            rows_embedded=writer.embedded,
+            rows_failed=len(writer.failures),
+            input_bytes=stages.input_bytes,
+            read_seconds=stages.read,
+            decode_seconds=stages.decode,
+            embed_seconds=stages.embed,
+            write_seconds=writer.seconds,
+            wall_seconds=time.perf_counter() - started,
+            engine=engine.description,
+        )
+        writer.commit(report)
+    return report
+
+
+def _decode_ahead(records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages) -> Iterator[_Decoded | Failure]:
+    """Yields the records decoded, in order, while the next two batches are read and decoded in threads."""
+    waiting: queue.Queue[Future | Failure | BaseException | None] = queue.Queue(maxsize=2 * job.batch_size)
+    stopped = threading.Event()
+
+    def put(item: Future | Failure | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                return waiting.put(item, timeout=0.1)
+            except queue.Full:
+                continue
+
+    def read(pool: ThreadPoolExecutor) -> None:
+        try:
+            before = time.perf_counter()
+            for record in records:
+                stages.read += time.perf_counter() - before
+                if stopped.is_set():
+                    return
+                if isinstance(record, Failure):
+                    put(record)
+                else:
+                    stages.input_bytes += len(record.data)
+                    put(pool.submit(_decode, record, job, stages))
+                before = time.perf_counter()
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    with ThreadPoolExecutor(DECODE_THREADS, "decode") as pool:
+        reader = threading.Thread(target=read, args=(pool,), name="read", daemon=True)
+        reader.start()
+        try:
+            while (item := waiting.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item.result() if isinstance(item, Future) else item
+        finally:
+            stopped.set()
+            reader.join()
+
+
+def _decode(image: EncodedImage, job: Job, stages: _Stages) -> _Decoded | Failure:
+    before = time.perf_counter()
+    sha256 = hashlib.sha256(image.data).digest()
+    try:
+        result = decode_image(image.data, job.spec, max_pixels=job.max_pixels)
+    except ImageError as error:
+        return _failure(image, sha256, stage="decode", error=error.reason, message=str(error))
+    finally:
+        stages.add_decode(time.perf_counter() - before)
+    # The encoded bytes aren't needed any more, and a queue of large ones would add up.
+    return _Decoded(EncodedImage(image.key, image.label, image.source, image.position, b""), sha256, result)
+
+
+def _failure(image: EncodedImage, sha256: bytes, *, stage: str, error: str, message: str) -> Failure:
+    return Failure(image.key, image.label, image.source, image.position, stage, error, message, sha256)
+
+
+def _batches(items: Iterator[_Decoded | Failure], engine: Engine, failures: list[Failure]) -> Iterator[list[_Decoded]]:
+    """Yields batches as large as the engine takes (less after it ran out of memory); puts failures aside."""
+    batch: list[_Decoded] = []
+    for item in items:
+        if isinstance(item, Failure):
+            failures.append(item)
+            continue
+        batch.append(item)
+        if len(batch) >= engine.batch_size:
+            yield batch
+            batch = []
+    # Also when it is empty: failures alone are progress too.
+    yield batch
+
+
+def _embed(
+    batch: list[_Decoded], engine: Engine, failures: list[Failure], *, dtype: str
+) -> tuple[list[tuple], dict[str, "np.ndarray"]]:
+    """Embeds a batch of N images; those that can't be embedded go to `failures`.
+
+    Returns:
+        The rows that are good, and {feature name: M×D} for them, M ≤ N, in the stored dtype.
+    """
+    import numpy as np
+
+    good: list[tuple] = []
+    vectors: dict[str, list[np.ndarray]] = {}
+    for images, features in _embed_or_split(batch, engine, failures):
+        with np.errstate(over="ignore"):
+            stored = {name: array.astype(dtype, copy=False) for name, array in features.items()}
+        finite = np.all([np.isfinite(array).all(axis=1) for array in stored.values()], axis=0)
+        good.extend(image.row() for image, ok in zip(images, finite, strict=True) if ok)
+        failures.extend(
+            image.failure("embed", "not finite", f"its features hold NaN, or numbers too large for {dtype}")
+            for image, ok in zip(images, finite, strict=True)
+            if not ok
+        )
+        for name, array in stored.items():
+            vectors.setdefault(name, []).append(array[finite])
+    return good, {name: np.concatenate(arrays) for name, arrays in vectors.items()}
+
+
+def _embed_or_split(
+    batch: list[_Decoded], engine: Engine, failures: list[Failure]
+) -> Iterator[tuple[list[_Decoded], dict[str, "np.ndarray"]]]:
+    """Yields (images, features); splits a batch that fails in halves, down to the guilty image.
+
+    Raises:
+        FeaturemillError: It isn't the image: the engine can't even embed a black one.
+    """
+    import numpy as np
+
+    if not batch:
+        return
+    try:
+        yield batch, engine.embed(np.stack([decoded.result.pixels for decoded in batch]))
+        return
+    except OutOfMemory as error:
+        if len(batch) == 1:
+            raise FeaturemillError(
+                f"out of memory with a single image ({storage.one_line(error)}); free some or lower --image-size"
+            ) from error
+        engine.resize(len(batch) // 2 + len(batch) % 2)
+    except Exception as error:
+        if len(batch) == 1:
+            _check_alive(engine, batch[0].result.pixels.shape, error)
+            failures.append(batch[0].failure("embed", type(error).__name__, storage.one_line(error)))
+            return
+    middle = len(batch) // 2 + len(batch) % 2
+    yield from _embed_or_split(batch[:middle], engine, failures)
+    yield from _embed_or_split(batch[middle:], engine, failures)
+
+
+def _check_alive(engine: Engine, shape: tuple[int, ...], cause: Exception) -> None:
+    import numpy as np
+
+    try:
+        engine.embed(np.zeros((1, *shape), np.uint8))
+    except Exception as error:
+        raise FeaturemillError(
+            f"the engine {engine.description} fails on any image: {storage.one_line(error)}"
+        ) from cause
+
+
+class _Progress:
+    """Says how far a unit has come, once a second, in a small file beside its temporary part; local outputs only."""
+
+    def __init__(self, writer: PartWriter, clock: Callable[[], float] = time.monotonic):
+        self._writer, self._clock, self._next = writer, clock, clock() + 1.0
+        self._local = storage.is_local(writer.progress_uri)
+
+    def tell(self, input_bytes: int) -> None:
+        if self._local and self._clock() >= self._next:
+            self._next = self._clock() + 1.0
+            with storage.open_write(self._writer.progress_uri) as file:
+                file.write(f"{self._writer.embedded} {len(self._writer.failures)} {input_bytes}".encode())

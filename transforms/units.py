@@ -1,0 +1,154 @@
+"""Units by name: the id that makes a part's presence mean "done", and the plan file that keeps them."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
+
+from transforms import storage
+from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard, Unit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class PlannedUnit:
+    """A unit and its id, as it travels through a graph: some hundred bytes, so without a listing's files."""
+
+    unit_id: str
+    unit: Unit
+
+
+def unit_id(unit: Unit, fingerprint: str) -> str:
+    """Returns a readable name with a hash of all that decides the unit's rows.
+
+    Same input, same range, same spec: same id, on any machine. A changed file, range, label or spec: another id.
+    """
+    digest = hashlib.sha256(fingerprint.encode())
+    if unit.files:
+        digest.update(json.dumps([asdict(file) for file in unit.files], sort_keys=True).encode())
+    else:
+        decisive = replace(unit, first_index=0, input_bytes=0)
+        digest.update(json.dumps(asdict(decisive), sort_keys=True).encode())
+    name = (
+        re.sub(r"[^A-Za-z0-9._-]+", "_", unit.shard.file.uri.rstrip("/").rsplit("/", 1)[-1])[-60:].lstrip(".") or "root"
+    )
+    return f"{name}-{unit.first_index:09d}-{digest.hexdigest()[:16]}"
+
+
+def plan_uri(output: str) -> str:
+    return storage.join(output, "plan.parquet")
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    # Bytes, because a local file's name need not be text.
+    file = [("uri", pa.binary()), ("size", pa.int64()), ("version", pa.string())]
+    shard = [("format", pa.string()), ("compression", pa.string())]
+    fields = [("image_field", pa.string()), ("label_field", pa.string()), ("name_field", pa.string())]
+    return pa.schema(
+        [
+            ("unit_id", pa.string()),
+            *file,
+            *shard,
+            *fields,
+            ("start", pa.int64()),
+            ("stop", pa.int64()),
+            ("first_index", pa.int64()),
+            ("input_bytes", pa.int64()),
+            ("limit", pa.int64()),
+            ("files", pa.list_(pa.struct([*file, ("label", pa.string())]))),
+        ]
+    )
+
+
+def _row(planned: PlannedUnit) -> dict:
+    unit, shard = planned.unit, planned.unit.shard
+    return {
+        "unit_id": planned.unit_id,
+        **_file_row(shard.file),
+        "format": shard.format,
+        "compression": shard.compression,
+        "image_field": shard.image_field,
+        "label_field": shard.label_field,
+        "name_field": shard.name_field,
+        "start": unit.start,
+        "stop": unit.stop,
+        "first_index": unit.first_index,
+        "input_bytes": unit.input_bytes,
+        "limit": unit.limit,
+        "files": [{**_file_row(listed.file), "label": listed.label} for listed in unit.files],
+    }
+
+
+def _file_row(file: FileInfo) -> dict:
+    return {"uri": os.fsencode(file.uri), "size": file.size, "version": file.version}
+
+
+def _file(row: dict) -> FileInfo:
+    return FileInfo(os.fsdecode(row["uri"]), row["size"], row["version"])
+
+
+def _planned(row: dict) -> PlannedUnit:
+    file = _file(row)
+    shard = Shard(file, row["format"], row["compression"], row["image_field"], row["label_field"], row["name_field"])
+    files = tuple(ListedFile(_file(f), f["label"]) for f in row["files"] or ())
+    unit = Unit(shard, row["start"], row["stop"], row["first_index"], row["input_bytes"], row["limit"], files)
+    return PlannedUnit(row["unit_id"], unit)
+
+
+def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
+    """Writes OUT's plan, whole and at once."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = _schema()
+    buffer = io.BytesIO()
+    # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.
+    rows_per_group = 8 if any(p.unit.files for p in planned) else 65_536
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        for first in range(0, len(planned), rows_per_group):
+            rows = [_row(p) for p in planned[first : first + rows_per_group]]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+    storage.write_atomic(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
+
+
+def read_plan(output: str) -> list[PlannedUnit]:
+    """Returns the units that OUT knows, with the files of its listings; none if it has no plan yet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    uri = plan_uri(output)
+    if storage.stat(uri) is None:
+        return []
+    try:
+        with storage.open_read(uri) as file:
+            return [_planned(row) for row in pq.ParquetFile(file).read().to_pylist()]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise FeaturemillError(f"cannot read {uri}: {storage.one_line(error)}; delete it and run again") from error
+
+
+def load_files(output: str, planned: PlannedUnit) -> Unit:
+    """Returns the unit with its listing's files, looked up in OUT's plan.
+
+    Raises:
+        FeaturemillError: The plan doesn't know the unit: it was replaced while this run was under way.
+    """
+    import pyarrow.parquet as pq
+
+    if planned.unit.shard.format != "files":
+        return planned.unit
+    with storage.open_read(plan_uri(output)) as file:
+        table = pq.read_table(file, filters=[("unit_id", "=", planned.unit_id)])
+    if table.num_rows != 1:
+        raise FeaturemillError(
+            f"{plan_uri(output)} no longer knows unit {planned.unit_id}: another run replaced it; run again"
+        )
+    return _planned(table.to_pylist()[0]).unit
