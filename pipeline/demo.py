@@ -12,15 +12,20 @@ import sys
 from pipeline.samples import draw_samples
 
 _LOOK = (
-    'import duckdb; print(duckdb.sql("SELECT parse_filename(source) AS source, label, count(*) AS images, '
-    "round(avg(list_sum(embedding)), 1) AS mean_sum FROM '{output}/features/*.parquet' GROUP BY ALL ORDER BY ALL\"))"
+    'import duckdb; print(duckdb.sql("SELECT label, count(*) AS images, count(DISTINCT sha256) AS contents, '
+    "round(avg(sqrt(list_inner_product(embedding, embedding))), 1) AS mean_norm "
+    "FROM '{output}/features/*.parquet' GROUP BY label ORDER BY label\"))"
 )
 _NEXT = """
 What to try next
-  {command} inspect {output}                      the spec, the books, the vectors
-  {command} extract ... --output {output}         again: nothing is done twice
-  {command} extract YOUR_PHOTOS --output features your own images, a folder per class
-  {command} describe vgg19                        the layers that a feature can tap
+  {command} inspect {output}
+      the spec, the books, rows per label, the vectors
+  {command} extract {inputs} --output {output} --weights {weights}
+      the same again: nothing is done twice
+  {command} extract YOUR_PHOTOS --output YOUR_FEATURES --weights {weights}
+      your own images, a folder per class
+  {command} describe vgg19
+      the layers that a feature can tap
 """
 
 
@@ -30,24 +35,27 @@ def main(folder: str) -> int:
         print(f"{folder} holds something that isn't the demo's; name another folder", file=sys.stderr)
         return 1
     shutil.rmtree(folder, ignore_errors=True)
-    inputs = list(draw_samples(folder).values())
+    inputs = [os.path.relpath(path) for path in draw_samples(folder).values()]
     print(f"Drew 4 classes of shapes and textures, a few files broken on purpose: {', '.join(inputs)}\n")
-    output = os.path.join(folder, "features")
+    output = os.path.join(folder, "out")
     command = os.path.join(os.path.dirname(sys.executable), "featuremill")
     extract = [command, "extract", *inputs, "--output", output]
+    weights = "imagenet"
     code = _run(extract)
     if code == 1:
         print(
             "\n*** The ImageNet weights could not be fetched (see above). The demo goes on with random weights: ***\n"
             "*** everything works the same, but these features mean nothing.                                ***\n"
         )
-        code = _run([*extract, "--weights", "random:0"])
+        weights = "random:0"
+        code = _run([*extract, "--weights", weights])
     if code:
         return code
     print()
     if code := _run([sys.executable, "-c", _LOOK.format(output=output)]):
         return code
-    print(_NEXT.format(command=os.path.relpath(command), output=output))
+    shown = {"command": os.path.relpath(command), "output": output, "inputs": " ".join(inputs), "weights": weights}
+    print(_NEXT.format(**shown))
     return 0
 
 

@@ -1,0 +1,50 @@
+"""README can't rot: its commands parse, its Python runs, its options exist, and what exists is in it."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from pipeline.cli import cli
+from pipeline.samples import draw_items, write_folder
+from tests.test_extract import extract
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+COMMANDS = re.findall(r"^\$ featuremill (.+)$", README, re.M)
+SNIPPETS = re.findall(r"```python\n(.+?)```", README, re.S)
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_commands_parse(line):
+    name, *args = shlex.split(line)
+    cli.commands[name].make_context(name, args)
+
+
+def test_every_command_is_shown():
+    assert {shlex.split(line)[0] for line in COMMANDS} == set(cli.commands)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("readme")
+    write_folder(folder / "photos", draw_items(per_class=3, size=40, seed=0))
+    extract(folder / "photos", folder / "features")
+    return folder
+
+
+@pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
+def test_snippets_run(code, features, monkeypatch, capsys):
+    monkeypatch.chdir(features)
+    exec(compile(code, "README.md", "exec"), {})
+    said = re.search(r"print\(.+\)  # ([\d,]+)", code)
+    if said:
+        assert capsys.readouterr().out.strip() == said[1].replace(",", "")
+
+
+def test_options_named_in_readme_exist():
+    known = {
+        option for command in cli.commands.values() for p in command.params for option in (*p.opts, *p.secondary_opts)
+    }
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README.split("-- --project")[0]))
+    assert named - known == set()
