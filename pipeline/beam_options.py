@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from pipeline.options import ExtractOptions
 from transforms.features import nearest
 from transforms.records import UsageError
+from transforms.storage import one_line
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -32,13 +33,19 @@ def beam_runner(options: ExtractOptions) -> "PipelineRunner":
 
     Not `direct_running_mode=multi_processing`: it does the same, but with Beam's own worker, whose log can't be kept
     from standard error.
+
+    Raises:
+        UsageError: Beam has no such runner.
     """
     from apache_beam.runners.portability.fn_api_runner import FnApiRunner
     from apache_beam.runners.runner import create_runner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
     if options.workers == 1:
-        return create_runner(options.runner)
+        try:
+            return create_runner(options.runner)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise UsageError(f"runner {options.runner!r} can't be used: {one_line(error)}") from error
     debug = logging.getLogger().isEnabledFor(logging.INFO)
     module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.worker"
     command = shlex.join([sys.executable, "-m", module])

@@ -78,6 +78,7 @@ def test_overwrite_asks_first(tar, tmp_path, monkeypatch, capsys):
         (["--weights", "random:x"], "random:"),
         (["--engine", "kera"], "did you mean keras"),
         (["--weights", "random:0", "--", "--direct_num_worker=2"], "did you mean --direct_num_workers"),
+        (["--weights", "random:0", "--runner", "Nonsense"], "runner 'Nonsense' can't be used"),
         (["--wokers", "2"], "--workers"),
         (["--include-top", "--image-size", "128", "--feature", "x=fc1:flatten"], "image_size must be 224"),
     ],
@@ -96,6 +97,15 @@ def test_missing_input_exits_1_before_any_work(tmp_path, capsys):
     assert "no*.tar" in err
     assert len(err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("url", "extra"), [("gs://bucket/x", "gcp"), ("s3://bucket/x", "aws")])
+def test_stores_without_their_extra_exit_1_with_the_cure(tar, tmp_path, capsys, url, extra, monkeypatch):
+    monkeypatch.setattr("transforms.storage._is_installed", lambda module: False)
+    assert run_cli(["extract", url, "-o", str(tmp_path / "out"), "--weights", "random:0"]) == 1
+    assert f"pip install 'featuremill[{extra}]'" in capsys.readouterr().err
+    assert run_cli(["extract", str(tar), "-o", url, "--weights", "random:0"]) == 1
+    assert f"pip install 'featuremill[{extra}]'" in capsys.readouterr().err
 
 
 def test_missing_weights_exit_1(tar, tmp_path, capsys):

@@ -9,15 +9,19 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from stat import S_ISREG
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from transforms.records import FeaturemillError, FileInfo
 
+if TYPE_CHECKING:
+    from apache_beam.io.filesystems import FileSystems
+
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
-# What a scheme needs installed; used only to name the cure.
-_EXTRAS = {"gs": "gcp", "s3": "aws"}
+# What a scheme needs installed: our extra, and the module by which its absence shows.
+_EXTRAS = {"gs": ("gcp", "google.cloud.storage"), "s3": ("aws", "boto3")}
 
 
 def is_local(uri: str) -> bool:
@@ -33,20 +37,30 @@ def join(folder: str, *names: str) -> str:
     return "/".join([folder.rstrip("/"), *names])
 
 
-def _remote():
-    from apache_beam.io.filesystems import FileSystems
+def _remote(uri: str) -> "type[FileSystems]":
+    """Returns Beam's FileSystems.
 
+    Raises:
+        FeaturemillError: What the URL's scheme needs isn't installed.
+    """
+    scheme = _SCHEME.match(uri).group(1)
+    extra, module = _EXTRAS.get(scheme, ("", ""))
+    if extra and not _is_installed(module):
+        raise FeaturemillError(f"cannot reach {uri}: {scheme}:// needs more; pip install 'featuremill[{extra}]'")
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    if FileSystems._pipeline_options is None:
+        # A runner sets them on its workers; on the launching machine S3 refuses to start without.
+        FileSystems.set_options(PipelineOptions([]))
     return FileSystems
 
 
-def _explain(uri: str, error: Exception) -> FeaturemillError:
-    scheme = _SCHEME.match(uri)
-    extra = _EXTRAS.get(scheme.group(1)) if scheme else None
-    if isinstance(error, ValueError) and extra:
-        return FeaturemillError(
-            f"cannot reach {uri}: its file system isn't installed; pip install 'featuremill[{extra}]'"
-        )
-    return FeaturemillError(f"cannot reach {uri}: {one_line(error)}")
+def _is_installed(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def one_line(error: BaseException) -> str:
@@ -65,7 +79,7 @@ def open_read(uri: str) -> BinaryIO:
         return open(uri, "rb")
     from apache_beam.io.filesystem import CompressionTypes
 
-    return _remote().open(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+    return _remote(uri).open(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
 
 
 def open_write(uri: str) -> BinaryIO:
@@ -74,7 +88,7 @@ def open_write(uri: str) -> BinaryIO:
         return open(uri, "wb")
     from apache_beam.io.filesystem import CompressionTypes
 
-    return _remote().create(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+    return _remote(uri).create(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -104,7 +118,7 @@ def rename(old: str, new: str) -> None:
         finally:
             os.close(folder)
         return
-    files = _remote()
+    files = _remote(new)
     try:
         files.rename([old], [new])
     except OSError:
@@ -135,7 +149,7 @@ def delete(uris: Iterable[str]) -> None:
                 os.remove(uri)
     remote = [uri for uri in uris if not is_local(uri)]
     if remote:
-        _remote().delete(remote)
+        _remote(remote[0]).delete(remote)
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -160,9 +174,9 @@ def match(pattern: str) -> list[FileInfo]:
         infos = (stat(path) for path in glob.iglob(pattern, recursive=True))
         return sorted((info for info in infos if info), key=lambda info: info.uri)
     try:
-        [result] = _remote().match([pattern])
+        [result] = _remote(pattern).match([pattern])
     except (ValueError, OSError) as error:
-        raise _explain(pattern, error) from error
+        raise FeaturemillError(f"cannot reach {pattern}: {one_line(error)}; check the path and credentials") from error
     return sorted(
         (
             FileInfo(entry.path, entry.size_in_bytes, repr(entry.last_updated_in_seconds))
