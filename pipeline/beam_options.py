@@ -4,7 +4,7 @@ import argparse
 import logging
 import shlex
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.options import ExtractOptions
 from transforms.features import nearest
@@ -25,6 +25,9 @@ def beam_options(options: ExtractOptions) -> "PipelineOptions":
     from apache_beam.options.pipeline_options import PipelineOptions
 
     _check(list(options.beam_args))
+    for ours, theirs in (("--workers", "--direct_num_workers"), ("--workers", "--direct_running_mode"), _RUNNER):
+        if any(arg.split("=")[0] == theirs for arg in options.beam_args):
+            raise UsageError(f"{theirs} after -- would be ignored; pass {ours} before it")
     return PipelineOptions(list(options.beam_args), direct_num_workers=options.workers)
 
 
@@ -52,10 +55,21 @@ def beam_runner(options: ExtractOptions) -> "PipelineRunner":
     return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
 
+# Both are called the same; only the place differs.
+_RUNNER = ("--runner", "--runner")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises where argparse would print Beam's whole usage and exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"Beam's options: {message}")
+
+
 def _check(args: list[str]) -> None:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser = _Parser(add_help=False, allow_abbrev=False)
     for options in PipelineOptions.__subclasses__():
         options._add_argparse_args(parser)
     _, unknown = parser.parse_known_args(args)

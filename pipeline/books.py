@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import sys
 import time
@@ -20,6 +21,7 @@ from transforms.records import FeaturemillError, UnitReport
 
 # Beyond this many rows the summary doesn't look for repeated keys and contents by itself; `inspect` always does.
 REPEATS_UP_TO_ROWS = 10_000_000
+_log = logging.getLogger(__name__)
 _LIBRARIES = ("featuremill", "apache-beam", "keras", "tensorflow", "numpy", "pillow", "pyarrow")
 
 
@@ -78,7 +80,7 @@ def read_units(output: str) -> list[UnitReport]:
             return [UnitReport(**row) for row in pq.ParquetFile(file).read().to_pylist()]
     except (OSError, TypeError, pa.ArrowException) as error:
         raise FeaturemillError(
-            f"cannot read {uri}: {storage.one_line(error)}; delete it: it is written anew"
+            f"cannot read {uri}: {storage.one_line(error)}; delete it and run featuremill extract again"
         ) from error
 
 
@@ -121,7 +123,6 @@ def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, l
         "weights": weights,
         "weights_are_random": weights_are_random,
         "sample_limit": limit,
-        "inputs": [],
         "totals": None,
         "failures": {},
         "repeats": None,
@@ -138,11 +139,18 @@ def _version(name: str) -> str | None:
 
 def failures_by_reason(output: str, reports: Iterable[UnitReport]) -> Counter[str]:
     """Returns {`stage: error`: count}, the commonest first."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     def count(unit_id: str) -> Counter[str]:
-        with storage.open_read(failures_uri(output, unit_id)) as file:
-            table = pq.ParquetFile(file).read(["stage", "error"])
+        uri = failures_uri(output, unit_id)
+        try:
+            with storage.open_read(uri) as file:
+                table = pq.ParquetFile(file).read(["stage", "error"])
+        except (OSError, pa.ArrowException) as error:
+            raise FeaturemillError(
+                f"{uri} can't be read ({storage.one_line(error)}); delete it and its part, and run extract again"
+            ) from error
         rows = zip(table["stage"].to_pylist(), table["error"].to_pylist(), strict=True)
         return Counter(f"{stage}: {error}" for stage, error in rows)
 
@@ -170,11 +178,24 @@ class Repeats:
     named_contents: tuple[tuple[str, ...], ...]
 
 
-def find_repeats(features: Features, *, named: int = 5) -> Repeats:
+def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
     """Counts the keys and contents that were seen more than once, and names the first few.
 
     DuckDB does it, because it spills to disk: a group-by in memory would grow with the rows.
+
+    Returns:
+        None if even that didn't fit on this machine; the books don't hang on it.
     """
+    import duckdb
+
+    try:
+        return _find_repeats(features, named)
+    except duckdb.Error as error:
+        _log.warning("keys and contents seen twice were not counted: %s", storage.one_line(error))
+        return None
+
+
+def _find_repeats(features: Features, named: int) -> Repeats:
     import tempfile
 
     import duckdb
@@ -184,22 +205,21 @@ def find_repeats(features: Features, *, named: int = 5) -> Repeats:
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as database:
         database.execute("SET memory_limit = '512MB'; SET preserve_insertion_order = false")
         database.execute(f"SET temp_directory = '{folder}'")
-        batches = (batch.cast(schema) for batch in features.batches(["key", "sha256"], rows=65_536))
+        batches = (batch.cast(schema) for batch in features.batches(["key", "sha256"]))
         database.register("parts", pa.RecordBatchReader.from_batches(schema, batches))
         database.execute("CREATE TABLE rows AS SELECT key, sha256 FROM parts")
-        [(keys, contents)] = database.execute(
-            "SELECT (SELECT count(*) FROM (SELECT key FROM rows GROUP BY key HAVING count(*) > 1)),"
-            " (SELECT count(*) FROM (SELECT sha256 FROM rows GROUP BY sha256 HAVING count(*) > 1))"
-        ).fetchall()
-        same_keys = database.execute(
-            "SELECT key FROM rows GROUP BY key HAVING count(*) > 1 ORDER BY key LIMIT ?", [named]
-        ).fetchall()
-        same_contents = database.execute(
-            "SELECT list(key ORDER BY key)[:?] AS same FROM rows GROUP BY sha256 HAVING count(*) > 1 "
-            "ORDER BY same LIMIT ?",
-            [named, named],
-        ).fetchall()
-    named_contents = tuple(tuple(group) for (group,) in same_contents)
+
+        def repeated(column: str) -> tuple[int, list]:
+            same = f"SELECT {column}, min(key) AS first FROM rows GROUP BY {column} HAVING count(*) > 1"
+            [(count,)] = database.execute(f"SELECT count(*) FROM ({same})").fetchall()
+            return count, database.execute(f"SELECT {column} FROM ({same}) ORDER BY first LIMIT ?", [named]).fetchall()
+
+        keys, same_keys = repeated("key")
+        contents, hashes = repeated("sha256")
+        # Group by group: a list of all keys of all groups would not fit where half of a crawl is one placeholder.
+        of_hash = "SELECT key FROM rows WHERE sha256 = ? ORDER BY key LIMIT ?"
+        groups = [database.execute(of_hash, [value, named]).fetchall() for (value,) in hashes]
+    named_contents = tuple(tuple(key for (key,) in group) for group in groups)
     return Repeats(keys, contents, tuple(key for (key,) in same_keys), named_contents)
 
 

@@ -6,6 +6,7 @@ Only click is imported at the top, so that `--help` is instant.
 import json
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable
@@ -114,8 +115,9 @@ def extract(ctx: click.Context, **given: Any) -> int:
 
     Exit codes: 0 complete, 1 error, 2 usage, 3 too many failures, 130 interrupted.
     """
-    from pipeline.extract import holds_features, run
+    from pipeline.extract import run
     from pipeline.options import ExtractOptions
+    from pipeline.output import holds_features
     from pipeline.summary import summary_json, summary_text
     from transforms.shards import Fields
 
@@ -125,7 +127,7 @@ def extract(ctx: click.Context, **given: Any) -> int:
         del given["features"]
     options = ExtractOptions(**given, fields=fields, beam_args=ctx.meta.get("beam_args", ()))
     if options.overwrite and not yes and holds_features(options.output):
-        click.confirm(f"Remove the features in {options.output}?", abort=True, err=True)
+        _confirm_removal(options.output)
     summary = run(options, say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)), quiet=quiet)
     click.echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
     if summary.failure_rate > options.max_failure_rate:
@@ -136,6 +138,17 @@ def extract(ctx: click.Context, **given: Any) -> int:
         )
         return EXIT_FAILURES
     return 0
+
+
+def _confirm_removal(output: str) -> None:
+    from transforms.records import FeaturemillError
+
+    try:
+        agreed = click.confirm(f"Remove the features in {output}?", err=True)
+    except click.Abort:
+        agreed = False
+    if not agreed:
+        raise FeaturemillError("nothing was removed; choose another --output, or pass --yes")
 
 
 @cli.command()
@@ -164,10 +177,10 @@ def describe(backbone: str, include_top: bool, image_size: int, plot: str | None
     """Show BACKBONE's layers: names to tap, shapes, parameters, multiply-adds, bytes of a tap."""
     from pipeline import describe as module
 
-    click.echo(module.describe_text(backbone, include_top=include_top, image_size=image_size))
+    text = module.describe_text(backbone, include_top=include_top, image_size=image_size)
     if plot:
         module.plot(backbone, plot, include_top=include_top, image_size=image_size)
-        click.echo(f"drawn to {plot}", err=True)
+    click.echo(text)
     return 0
 
 
@@ -191,13 +204,15 @@ def run_cli(args: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except BrokenPipeError:
-        return 1
+    except SystemExit as error:
+        # click ends so when nobody reads its output any more.
+        return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
         if "--debug" in args:
             traceback.print_exc()
         code, message = _explain(error)
-        click.echo(f"featuremill: {message}", err=True)
+        # A file's name may hold line breaks.
+        click.echo("featuremill: " + re.sub(r"[\x00-\x1f\x7f]", lambda c: repr(c[0])[1:-1], message), err=True)
         return code
 
 
@@ -213,6 +228,9 @@ def _explain(error: BaseException) -> tuple[int, str]:
 
 def main() -> None:
     """The console script."""
+    # A copy of the descriptor for our own lines: while TensorFlow is imported its chatter is held back there, and what
+    # is said then, such as what Ctrl-C left behind, would be held back with it.
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
     code = run_cli(sys.argv[1:])
     try:
         sys.stdout.flush()

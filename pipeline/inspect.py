@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import books
+from pipeline.output import failed_ids
 from pipeline.plan import readable
 from pipeline.summary import size_text
 from transforms import storage
-from transforms.features import Features, FeatureSpec, open_features, read_footer, read_manifest
+from transforms.features import Features, FeatureSpec, Footer, open_features, read_footer, read_manifest
 from transforms.parts import failures_uri
 from transforms.records import FeaturemillError, UnitReport
 from transforms.units import read_plan
@@ -51,7 +52,7 @@ class Inspection:
     labels: dict[str | None, int]
     failures: dict[str, int]
     vectors: dict[str, VectorStatistics]
-    repeats: books.Repeats
+    repeats: books.Repeats | None
     stored_bytes: int
     problems: tuple[str, ...]
 
@@ -68,7 +69,7 @@ def inspect(output: str) -> Inspection:
     if any(problem.startswith("unreadable") for problem in problems):
         raise FeaturemillError(f"{output}: {'; '.join(problems)}")
     features = open_features(output)
-    listed = storage.list_folder(storage.join(output, "failures"))
+    listed = failed_ids(output)
     labels: Counter[str | None] = Counter()
     sums = {name: _VectorSums() for name in features.names}
     for batch in features.batches(["label", *features.names]):
@@ -80,7 +81,7 @@ def inspect(output: str) -> Inspection:
         manifest=manifest,
         rows=features.rows,
         labels=dict(labels.most_common()),
-        failures=dict(books.failures_by_reason(output, [r for r in reports if f"{r.unit_id}.parquet" in listed])),
+        failures=dict(books.failures_by_reason(output, [r for r in reports if r.unit_id in listed])),
         vectors={name: total.statistics() for name, total in sums.items()},
         repeats=books.find_repeats(features),
         stored_bytes=books.stored_bytes(output, [report.unit_id for report in reports]),
@@ -91,14 +92,16 @@ def inspect(output: str) -> Inspection:
 def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitReport]]:
     """Returns what is wrong with the books, and the reports of the readable parts."""
     problems, reports = [], []
-    for name in sorted(storage.list_folder(storage.join(output, "features"))):
+    listed = failed_ids(output)
+    names = storage.list_folder(storage.join(output, "features"))
+    for name in sorted(name for name in names if name.endswith(".parquet")):
         try:
             footer = read_footer(storage.join(output, "features", name))
         except FeaturemillError as error:
             problems.append(f"unreadable part: {error}")
             continue
         reports.append(footer.report)
-        problems += _check_part(output, name, footer.fingerprint, footer.report, manifest)
+        problems += _check_part(output, name, footer, manifest=manifest, listed=listed)
     if manifest["status"] != "complete":
         problems.append(f"the last run did not finish (status {manifest['status']}); run featuremill extract again")
     else:
@@ -108,7 +111,8 @@ def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitR
     return problems, reports
 
 
-def _check_part(output: str, name: str, fingerprint: str, report: UnitReport, manifest: dict[str, Any]) -> list[str]:
+def _check_part(output: str, name: str, footer: Footer, *, manifest: dict[str, Any], listed: set[str]) -> list[str]:
+    fingerprint, report = footer.fingerprint, footer.report
     problems = []
     if fingerprint != manifest["fingerprint"]:
         problems.append(f"{name}: fingerprint {fingerprint[:12]}, the manifest says {manifest['fingerprint'][:12]}")
@@ -119,9 +123,11 @@ def _check_part(output: str, name: str, fingerprint: str, report: UnitReport, ma
     rows = books.parquet_rows(storage.join(output, "features", name))
     if rows != report.rows_embedded:
         problems.append(f"{name}: {rows} rows, its footer says {report.rows_embedded}")
-    failed = books.parquet_rows(failures_uri(output, report.unit_id)) if report.rows_failed else 0
+    failed = books.parquet_rows(failures_uri(output, report.unit_id)) if report.unit_id in listed else 0
     if failed != report.rows_failed:
-        problems.append(f"{name}: {failed} failures listed, its footer says {report.rows_failed}")
+        problems.append(
+            f"{name}: {failed} failures listed, its footer says {report.rows_failed}; delete the part and extract again"
+        )
     return problems
 
 
@@ -224,7 +230,9 @@ def _label_text(labels: dict[str | None, int]) -> str:
     return ", ".join(shown) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
 
 
-def _repeat_lines(repeats: books.Repeats) -> list[str]:
+def _repeat_lines(repeats: books.Repeats | None) -> list[str]:
+    if repeats is None:
+        return ["seen twice   not counted"]
     lines = [f"seen twice   {repeats.keys} keys, {repeats.contents} contents"]
     lines += [f"  key        {key}" for key in repeats.named_keys]
     return lines + [f"  content    {' = '.join(group)}" for group in repeats.named_contents]

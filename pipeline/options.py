@@ -13,6 +13,9 @@ from transforms.records import UsageError
 from transforms.shards import Fields
 from transforms.weights import Weights, load_weights
 
+# Block 1 of a single image takes 1 GiB here.
+MAX_IMAGE_SIZE = 2048
+
 CHOICES = {
     "backbone": BACKBONES,
     "dtype": ("float32", "float16"),
@@ -95,8 +98,10 @@ class ExtractOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError for what can't be, with the valid values."""
-        if not self.inputs:
-            raise UsageError("no input; name shards, folders, globs or @list.txt")
+        if not self.inputs or not all(given.strip() for given in self.inputs):
+            raise UsageError("an input is empty; name shards, folders, globs or @list.txt")
+        if not self.output.strip():
+            raise UsageError("the output is empty; name a folder")
         for name, valid in CHOICES.items():
             value = getattr(self, name)
             if value not in valid:
@@ -105,6 +110,8 @@ class ExtractOptions:
             raise UsageError(
                 f"image size {self.image_size} is below {MIN_IMAGE_SIZE}: five poolings would leave nothing"
             )
+        if self.image_size > MAX_IMAGE_SIZE:
+            raise UsageError(f"image size {self.image_size} is over {MAX_IMAGE_SIZE}: one image would take gigabytes")
         for name in ("batch_size", "threads", "workers", "unit_bytes", "max_pixels", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -123,7 +130,8 @@ class ExtractOptions:
 
     def _check_features(self) -> None:
         parsed = self.parsed_features
-        names = [feature.name for feature in parsed]
+        # SQL doesn't tell upper from lower case.
+        names = [feature.name.lower() for feature in parsed]
         for name in names:
             if names.count(name) > 1:
                 raise UsageError(f"two features are called {name!r}; give each a name of its own")

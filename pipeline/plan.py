@@ -20,9 +20,9 @@ SMALLEST_UNIT = 32
 
 @dataclass(frozen=True)
 class Stale:
-    """A unit whose input isn't what it was."""
+    """A part that no longer belongs: its input isn't what it was, or nobody planned it."""
 
-    planned: PlannedUnit
+    unit_id: str
     reason: str
 
 
@@ -33,14 +33,16 @@ class Plan:
     Attributes:
         todo: Units of the given inputs without a part.
         done: Units whose part is there and whose input, given or not, is unchanged.
-        stale: Units whose part is there, but whose input changed or vanished.
+        stale: Parts whose input changed or vanished.
         dropped: Units of an unfinished earlier run whose inputs aren't given now.
+        remove: Ids of the units whose part is removed before the work begins: stale ones, and those done again.
     """
 
     todo: tuple[PlannedUnit, ...]
     done: tuple[PlannedUnit, ...]
     stale: tuple[Stale, ...]
     dropped: tuple[PlannedUnit, ...]
+    remove: tuple[str, ...] = ()
 
     @property
     def units(self) -> tuple[PlannedUnit, ...]:
@@ -67,25 +69,53 @@ def make_plan(
     given = {shard.file.uri: shard for shard in found.shards}
     files = {listed.file.uri: listed for listed in found.files}
     known = read_plan(output)
-    reasons = _why_stale(known, given, files)
-    todo, done, stale, dropped = [], [], [], []
+    elsewhere = _look_up(known, given, files)
+    todo, done, stale, dropped, again = [], [], [], [], []
     for planned in known:
-        unit, reason = planned.unit, reasons[planned.unit_id]
+        unit, reason = planned.unit, _why_stale(planned.unit, given, files, elsewhere=elsewhere)
         is_given = unit.shard.file.uri in given or any(listed.file.uri in files for listed in unit.files)
         if planned.unit_id in parts:
             if reason:
-                stale.append(Stale(planned, reason))
+                stale.append(Stale(planned.unit_id, reason))
+                again.append(unit)
             else:
                 done.append(planned)
         elif not reason and is_given:
             todo.append(planned)
         elif not is_given:
             dropped.append(planned)
+    # What is left of stale units is embedded anew, also where this run doesn't name it: it was asked for once.
+    found = _with_survivors(found, again, elsewhere)
     covered = {p.unit.shard.file.uri for p in (*todo, *done)} | {
         listed.file.uri for p in (*todo, *done) for listed in p.unit.files
     }
-    todo += _new_units(found, covered, fingerprint=fingerprint, unit_bytes=unit_bytes, workers=workers)
+    new = _new_units(found, covered, fingerprint=fingerprint, unit_bytes=unit_bytes, workers=workers)
+    # A part that was made under a plan that is lost counts, if the same unit is planned again.
+    done += [planned for planned in new if planned.unit_id in parts]
+    todo += [planned for planned in new if planned.unit_id not in parts]
+    unknown = parts - {planned.unit_id for planned in (*known, *new)}
+    stale += [Stale(name, f"part {name} is in no plan") for name in sorted(unknown)]
     return Plan(tuple(todo), tuple(done), tuple(stale), tuple(dropped))
+
+
+def _with_survivors(found: shards.Found, units: Sequence[Unit], elsewhere: dict[str, FileInfo]) -> shards.Found:
+    """Adds the inputs of these units that still exist, but weren't given."""
+    files = {
+        listed.file.uri: ListedFile(elsewhere[listed.file.uri], listed.label)
+        for unit in units
+        for listed in unit.files
+        if listed.file.uri in elsewhere
+    }
+    more = {
+        unit.shard.file.uri: replace(unit.shard, file=elsewhere[unit.shard.file.uri])
+        for unit in units
+        if unit.shard.file.uri in elsewhere
+    }
+    return replace(
+        found,
+        shards=tuple(sorted((*found.shards, *more.values()), key=lambda shard: shard.file.uri)),
+        files=tuple(sorted((*found.files, *files.values()), key=lambda listed: listed.file.uri)),
+    )
 
 
 def _new_units(
@@ -98,25 +128,17 @@ def _new_units(
     return [PlannedUnit(unit_id(unit, fingerprint), unit) for unit in units]
 
 
-def _why_stale(known: Sequence[PlannedUnit], given: dict[str, Shard], files: dict[str, ListedFile]) -> dict[str, str]:
-    """Returns {unit id: why its input is no longer what it was, empty if it still is}."""
-    elsewhere = _look_up(
-        listed_or_shard.uri
-        for planned in known
-        for listed_or_shard in ([f.file for f in planned.unit.files] or [planned.unit.shard.file])
-        if listed_or_shard.uri not in given and listed_or_shard.uri not in files
-    )
-    reasons = {}
-    for planned in known:
-        unit, shard = planned.unit, planned.unit.shard
-        if shard.format == "files":
-            changes = (_file_change(listed, files.get(listed.file.uri), elsewhere) for listed in unit.files)
-            reasons[planned.unit_id] = next(filter(None, changes), "")
-        elif shard.file.uri in given:
-            reasons[planned.unit_id] = _shard_change(shard, given[shard.file.uri])
-        else:
-            reasons[planned.unit_id] = _info_change(shard.file, elsewhere.get(shard.file.uri))
-    return reasons
+def _why_stale(
+    unit: Unit, given: dict[str, Shard], files: dict[str, ListedFile], *, elsewhere: dict[str, FileInfo]
+) -> str:
+    """Returns why a unit's input is no longer what it was, empty if it still is."""
+    shard = unit.shard
+    if shard.format == "files":
+        changes = (_file_change(listed, files.get(listed.file.uri), elsewhere) for listed in unit.files)
+        return next(filter(None, changes), "")
+    if shard.file.uri in given:
+        return _shard_change(shard, given[shard.file.uri])
+    return _info_change(shard.file, elsewhere.get(shard.file.uri))
 
 
 def _file_change(old: ListedFile, new: ListedFile | None, elsewhere: dict[str, FileInfo]) -> str:
@@ -144,11 +166,15 @@ def _info_change(old: FileInfo, new: FileInfo | None) -> str:
     return "" if old.version == new.version else f"{clean(old.uri)} was written again since"
 
 
-def _look_up(uris: Iterable[str]) -> dict[str, FileInfo]:
-    """Returns the files that still exist, by one listing per folder: never a request per file."""
+def _look_up(
+    known: Sequence[PlannedUnit], given: dict[str, Shard], files: dict[str, ListedFile]
+) -> dict[str, FileInfo]:
+    """Returns the known inputs that weren't given and still exist, by one listing per folder: no request per file."""
     by_folder: dict[str, set[str]] = defaultdict(set)
-    for uri in uris:
-        by_folder[uri.rsplit("/", 1)[0]].add(uri)
+    for planned in known:
+        for file in [listed.file for listed in planned.unit.files] or [planned.unit.shard.file]:
+            if file.uri not in given and file.uri not in files:
+                by_folder[file.uri.rsplit("/", 1)[0]].add(file.uri)
     found = {}
     for folder, wanted in by_folder.items():
         found.update({info.uri: info for info in storage.list_infos(folder) if info.uri in wanted})

@@ -33,15 +33,27 @@ class Committed:
         self._output = output
         self._waiting = {planned.unit_id: planned for planned in todo}
         self._done = Count()
+        self._started = time.time()
+        # Parts that are done again are there already, in an older version.
+        self._before = self._versions()
+
+    @property
+    def is_local(self) -> bool:
+        return storage.is_local(self._output)
 
     def count(self) -> Count:
         """Returns the committed units' numbers, plus on a local disk those of the units under way."""
-        names = storage.list_folder(storage.join(self._output, "features"))
-        for unit_id in [unit_id for unit_id in self._waiting if f"{unit_id}.parquet" in names]:
+        versions = self._versions()
+        for unit_id in [name for name in self._waiting if versions.get(name) != self._before.get(name)]:
             self._add(self._waiting.pop(unit_id))
         images, failures, input_bytes = self._under_way()
         done = self._done
         return Count(done.images + images, done.failures + failures, done.input_bytes + input_bytes, done.units)
+
+    def _versions(self) -> dict[str, str]:
+        infos = storage.list_infos(storage.join(self._output, "features"))
+        found = {info.uri.rsplit("/", 1)[-1].removesuffix(".parquet"): info.version for info in infos}
+        return {name: version for name, version in found.items() if name in self._waiting}
 
     def _add(self, planned: PlannedUnit) -> None:
         report = read_footer(storage.join(self._output, "features", f"{planned.unit_id}.parquet")).report
@@ -54,13 +66,16 @@ class Committed:
 
     def _under_way(self) -> tuple[int, int, int]:
         totals = [0, 0, 0]
-        if storage.is_local(self._output):
+        if self.is_local:
             folder = storage.join(self._output, "_tmp")
-            for name in storage.list_folder(folder):
-                if name.endswith(".progress") and name.rsplit(".", 2)[0] in self._waiting:
+            for info in storage.list_infos(folder):
+                name = info.uri.rsplit("/", 1)[-1]
+                # Not those of a run that was killed before.
+                is_ours = int(info.version) / 1e9 >= self._started - 1
+                if is_ours and name.endswith(".progress") and name.rsplit(".", 2)[0] in self._waiting:
                     # It may be gone, or empty while it is being written anew.
                     with suppress(OSError, ValueError):
-                        embedded, failed, size = map(int, storage.read_bytes(storage.join(folder, name)).split())
+                        embedded, failed, size = map(int, storage.read_bytes(info.uri).split())
                         totals = [totals[0] + embedded + failed, totals[1] + failed, totals[2] + size]
         return totals[0], totals[1], totals[2]
 
@@ -78,12 +93,14 @@ class Progress:
         units: int,
         input_bytes: int,
         quiet: bool,
-        stream: TextIO = sys.stderr,
+        stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._committed, self._units, self._bytes = committed, units, max(1, input_bytes)
-        self._stream, self._clock = stream, clock
-        self._terminal = stream.isatty()
+        self._stream, self._clock = stream or sys.stderr, clock
+        self._terminal = self._stream.isatty()
+        # On an object store a look costs a listing.
+        self._seconds = BAR_SECONDS if self._terminal and committed.is_local else LINE_SECONDS
         self._quiet = quiet
         self._bar = None
 
@@ -102,7 +119,7 @@ class Progress:
         now = self._clock()
         if self._quiet or now < self._next:
             return
-        self._next = now + (BAR_SECONDS if self._terminal else LINE_SECONDS)
+        self._next = now + self._seconds
         with suppress(OSError, FeaturemillError):
             self._show(self._committed.count(), now - self._started)
 

@@ -30,6 +30,7 @@ class Summary:
         parts: Parquet parts.
         stored_bytes: Their size.
         engines: Which engines embedded this run's units.
+        skipped: Files met in folders that are neither images nor shards.
     """
 
     output: str
@@ -45,6 +46,7 @@ class Summary:
     parts: int
     stored_bytes: int
     engines: tuple[str, ...]
+    skipped: int
 
     @property
     def failure_rate(self) -> float:
@@ -77,6 +79,8 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:
         lines.append(f"note     {len(found.skipped)} other files passed over: {_some(found.skipped)}")
+    if found.files and all(listed.label is None for listed in found.files):
+        lines.append("note     no image file has a label; for labels, name the folder above a folder per class")
     if plan.stale:
         lines.append(
             f"note     {len(plan.stale)} parts of changed inputs removed: {_some([s.reason for s in plan.stale])}"
@@ -106,7 +110,7 @@ def size_text(count: int) -> str:
     return f"{count:.3g} TB"
 
 
-def summarise(output: str, manifest: dict[str, Any], plan: Plan, *, wall_seconds: float) -> Summary:
+def summarise(output: str, manifest: dict[str, Any], plan: Plan, *, skipped: int, wall_seconds: float) -> Summary:
     """Returns what OUT holds and what this run, which was to do `plan`, added to it."""
     todo = {planned.unit_id for planned in plan.todo}
     fresh = [report for report in books.read_units(output) if report.unit_id in todo] if todo else []
@@ -124,6 +128,7 @@ def summarise(output: str, manifest: dict[str, Any], plan: Plan, *, wall_seconds
         parts=len(plan.units),
         stored_bytes=books.stored_bytes(output, [planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
+        skipped=skipped,
     )
 
 
@@ -157,6 +162,8 @@ def summary_text(summary: Summary) -> str:
 
 def _cautions(summary: Summary) -> list[str]:
     lines = []
+    if summary.skipped:
+        lines.append(f"note     {summary.skipped} files that are neither images nor shards were passed over")
     repeats = summary.repeats or {"keys": 0, "contents": 0}
     if repeats["keys"]:
         lines.append(f"CAUTION  {repeats['keys']} keys seen more than once, such as {repeats['named_keys'][0]}")

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 _OUR_ERROR = re.compile(r"transforms\.records\.(?:FeaturemillError|UsageError): (.+?)(?: \[while running|$)", re.M)
 # ... and ends with the original error's own line.
 _LAST_ERROR = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)[^:\n]*: .+?)(?: \[while running|$)", re.M)
+# Where Beam can it adds the step to the message itself.
+_WHILE = re.compile(r" \[while running '[^']*'\]['\"]?$")
 _TICK_SECONDS = 0.25
+_CANCEL_SECONDS = 3.0
 # Under Beam's name, so that it is shown with --debug only.
 _log = logging.getLogger("apache_beam.featuremill")
 
@@ -39,6 +42,7 @@ def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
         KeyboardInterrupt: Ctrl-C; the workers of this machine are ended. The same holds for the thread.
     """
     finished = threading.Event()
+    others = set(psutil.Process().children(recursive=True))
     errors: list[BaseException] = []
     results: list[beam.runners.runner.PipelineResult] = []
 
@@ -62,9 +66,12 @@ def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
                         "kept: run the same command again to go on, with fewer --workers if it happens again"
                     )
         except BaseException:
-            _end_workers()
+            _end_workers(others)
             if results:
-                threading.Thread(target=results[0].cancel, daemon=True).start()
+                # A remote job would go on without us; it gets a moment to be told.
+                cancel = threading.Thread(target=results[0].cancel, daemon=True)
+                cancel.start()
+                cancel.join(_CANCEL_SECONDS)
             raise
     if errors:
         raise explain(errors[0]) from errors[0]
@@ -97,8 +104,9 @@ class _DeathWatch:
             threading.excepthook = self._previous
 
 
-def _end_workers() -> None:
-    for child in psutil.Process().children(recursive=True):
+def _end_workers(others: set[psutil.Process]) -> None:
+    """Kills the processes that were started since; a caller's own children are none of ours."""
+    for child in set(psutil.Process().children(recursive=True)) - others:
         try:
             child.kill()
         except psutil.NoSuchProcess:
@@ -108,13 +116,13 @@ def _end_workers() -> None:
 def explain(error: BaseException) -> FeaturemillError:
     """Returns the worker's own message out of whatever a runner wrapped it in."""
     if isinstance(error, FeaturemillError):
-        return error
+        return FeaturemillError(_WHILE.sub("", str(error)))
     text = str(error)
     ours = _OUR_ERROR.findall(text)
     if ours:
         return FeaturemillError(ours[-1])
-    others = _LAST_ERROR.findall(text)
+    others = _LAST_ERROR.findall(text) or [f"{type(error).__name__}: {_WHILE.sub('', storage.one_line(error))}"]
     return FeaturemillError(
-        f"the pipeline failed: {others[-1] if others else storage.one_line(error)}; "
-        "what was committed is kept: run the same command again, with --debug for the traceback"
+        f"the pipeline failed: {others[-1]}; what was committed is kept: run the same command again, "
+        "with --debug for the traceback"
     )

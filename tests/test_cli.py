@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import click
 import pytest
@@ -54,8 +55,10 @@ def test_json_is_all_there_is_on_stdout(tar, tmp_path, capsys):
 def test_overwrite_asks_first(tar, tmp_path, monkeypatch, capsys):
     args = ["extract", str(tar), "-o", str(tmp_path / "out"), "--image-size", "32", "--quiet"]
     assert run_cli(args) == 0
-    monkeypatch.setattr("click.confirm", lambda *_, **__: (_ for _ in ()).throw(click.Abort()))
-    assert run_cli([*args, "--overwrite"]) == 130
+    for answer in (False, click.Abort()):
+        monkeypatch.setattr("click.confirm", mock.Mock(side_effect=[answer]))
+        assert run_cli([*args, "--overwrite"]) == 1
+        assert "nothing was removed" in capsys.readouterr().err
     assert (tmp_path / "out/manifest.json").exists()
     assert run_cli([*args, "--overwrite", "--yes"]) == 0
 
@@ -77,8 +80,14 @@ def test_overwrite_asks_first(tar, tmp_path, monkeypatch, capsys):
         (["--unit-bytes", "big"], "not a size"),
         (["--weights", "random:x"], "random:"),
         (["--engine", "kera"], "did you mean keras"),
-        (["--weights", "random:0", "--", "--direct_num_worker=2"], "did you mean --direct_num_workers"),
+        (["--weights", "random:0", "--", "--flink_verson=2"], "did you mean --flink_version"),
         (["--weights", "random:0", "--runner", "Nonsense"], "runner 'Nonsense' can't be used"),
+        (["--weights", "random:0", "--", "--direct_num_workers=2"], "pass --workers before it"),
+        (["--weights", "random:0", "--", "--runner=FlinkRunner"], "pass --runner before it"),
+        (["--weights", "random:0", "--", "--flink_version=9"], "Beam's options"),
+        (["--image-size", "100000"], "is over 2048"),
+        (["--feature", "a=block5_pool:avg", "--feature", "A=block4_pool:avg"], "two features are called 'a'"),
+        (["--feature", "Key=block5_pool:avg"], "can't be its column"),
         (["--wokers", "2"], "--workers"),
         (["--include-top", "--image-size", "128", "--feature", "x=fc1:flatten"], "image_size must be 224"),
     ],

@@ -222,9 +222,43 @@ def test_a_finished_output_does_not_become_a_sample(photos, tmp_path):
         extract(photos["tar"], tmp_path / "out", limit=3)
 
 
-def test_output_inside_an_input_is_refused(photos):
+def test_output_and_inputs_must_lie_apart(photos, tmp_path):
     with pytest.raises(UsageError, match="inside"):
         options(photos["folder"], photos["folder"] / "features")
+    extract(f"{photos['folder']}/disc/*", photos["folder"] / "disc/out")
+    (tmp_path / "link").symlink_to(photos["folder"])
+    for given in (f"{photos['folder']}/disc/**", tmp_path / "link"):
+        with pytest.raises(FeaturemillError, match=r"inside the output|no image in"):
+            extract(given, photos["folder"] / "disc/out")
+
+
+def test_an_unfinished_sample_is_made_anew(photos, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("pipeline.extract.close_output", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            extract(photos["tar"], tmp_path / "out", limit=7)
+    assert extract(photos["tar"], tmp_path / "out", limit=7).totals.rows_read == 7
+    with pytest.raises(FeaturemillError, match="is a sample"):
+        extract(photos["tar"], tmp_path / "out", limit=7)
+
+
+def test_a_run_killed_before_its_manifest_was_written(photos, tmp_path):
+    for name in ("features", "failures", "_tmp"):
+        (tmp_path / "out" / name).mkdir(parents=True)
+    assert extract(photos["tar"], tmp_path / "out").totals.rows_read == 32
+
+
+def test_a_shard_in_a_folder_that_is_none_is_refused(photos, tmp_path):
+    (photos["folder"] / "disc/junk.tar").write_bytes(b"garbage" * 100)
+    with pytest.raises(FeaturemillError, match=r"unknown format: .*junk.tar"):
+        extract(photos["folder"], tmp_path / "out")
+
+
+def test_quoted_globs_reach_folders_and_any_label_beats_none(photos, tmp_path):
+    summary = extract([f"{photos['folder']}/d*", photos["folder"]], tmp_path / "out")
+    assert summary.totals.rows_read == 32
+    labels = open_features(str(tmp_path / "out")).labels
+    assert sorted(set(labels)) == ["checker", "disc", "square", "stripes"]
 
 
 class PoisonedEngine(FakeEngine):

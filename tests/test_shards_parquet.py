@@ -102,11 +102,11 @@ def test_missing_label_and_name_are_refused_by_find(tmp_path):
     assert found_shard(path, label="").label_field == ""
 
 
-def test_a_value_of_the_wrong_kind_is_a_failure(tmp_path):
+def test_a_label_that_is_neither_text_nor_number_is_not_detected_and_not_accepted(tmp_path):
     path = write(tmp_path / "x.parquet", {"image": [b"x", b"y"], "label": [[1, 2], None]})
-    bad, good = rows(found_shard(path))
-    assert (bad.error, bad.stage) == ("wrong field type", "read")
-    assert (good.data, good.label) == (b"y", None)
+    assert [row.label for row in rows(found_shard(path))] == [None, None]
+    with pytest.raises(FeaturemillError, match=r"label in .* is list<.*neither text nor a number"):
+        found_shard(path, label="label")
 
 
 @pytest.fixture

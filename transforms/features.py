@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 DEFAULT_FEATURE = "embedding=block5_pool:avg"
+# What a batch of rows may hold of features, unless the caller says how many rows.
+BATCH_BYTES = 32 * 2**20
 POOLS = ("avg", "max", "gem", "flatten")
 # The columns that every part has before its features.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
@@ -91,7 +93,7 @@ def parse_feature(text: str) -> Feature:
     name, tap, pool = match.groups()
     if pool not in POOLS:
         raise UsageError(f"feature {text!r}: no pooling {pool!r}{nearest(pool, POOLS)}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name in ROW_COLUMNS:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS:
         raise UsageError(
             f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
             f"and none of {', '.join(ROW_COLUMNS)}"
@@ -168,12 +170,17 @@ class Features:
     def _column(self, name: str) -> list:
         return [value for batch in self.batches([name]) for value in batch.column(name).to_pylist()]
 
-    def batches(self, columns: Sequence[str] | None = None, *, rows: int = 4096) -> "Iterator[pa.RecordBatch]":
-        """Yields record batches of at most `rows` rows, in order, holding one batch in memory at a time.
+    def batches(self, columns: Sequence[str] | None = None, *, rows: int | None = None) -> "Iterator[pa.RecordBatch]":
+        """Yields record batches in order, holding one in memory at a time.
+
+        Args:
+            columns: Which ones; by default all.
+            rows: At most so many to a batch; by default 65,536, or as many as have 32 MiB of features.
 
         Raises:
             FeaturemillError: A column that isn't there.
         """
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         valid = [*ROW_COLUMNS, *self.names]
@@ -181,8 +188,15 @@ class Features:
             if name not in valid:
                 raise FeaturemillError(f"{self.output} has no column {name!r}{nearest(name, valid)}")
         for part in self.parts:
-            with storage.open_read(part) as file:
-                yield from pq.ParquetFile(file).iter_batches(batch_size=rows, columns=columns)
+            try:
+                with storage.open_read(part) as file:
+                    parquet = pq.ParquetFile(file)
+                    fits = BATCH_BYTES // max(1, sum(_vector_bytes(parquet.schema_arrow, columns or valid)))
+                    yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
+            except (OSError, pa.ArrowException) as error:
+                raise FeaturemillError(
+                    f"{part} can't be read ({storage.one_line(error)}); delete it and run extract again"
+                ) from error
 
     def to_numpy(self, feature: str = "embedding") -> "np.ndarray":
         """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""
@@ -199,6 +213,16 @@ class Features:
             matrix[row : row + len(values)] = values
             row += len(values)
         return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
+
+
+def _vector_bytes(schema: "pa.Schema", columns: Sequence[str]) -> Iterator[int]:
+    """Yields the bytes of a row's vector, for each of the columns that is one."""
+    import pyarrow as pa
+
+    for name in columns:
+        kind = schema.field(name).type
+        if pa.types.is_fixed_size_list(kind):
+            yield kind.list_size * kind.value_type.bit_width // 8
 
 
 def open_features(output: str) -> Features:
@@ -241,6 +265,8 @@ def read_manifest(output: str) -> dict[str, Any]:
         ) from error
     except ValueError as error:
         raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
+    if not isinstance(manifest, dict) or not {"fingerprint", "spec", "status", "totals"} <= manifest.keys():
+        raise FeaturemillError(f"{uri} is not a manifest of featuremill; restore it or extract to another folder")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise FeaturemillError(
             f"{uri} has schema version {manifest.get('schema_version')!r}, this featuremill reads {SCHEMA_VERSION}"

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from transforms import storage
 from transforms.features import FeatureSpec, part_schema
@@ -15,9 +15,12 @@ from transforms.records import Failure, FeaturemillError, UnitReport
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 # A row group is written whenever this many bytes of features have gathered, so that a unit's memory is bounded.
 ROW_GROUP_BYTES = 64 * 2**20
+# ... or this many rows, whose keys and hashes add up as well; the same for failures.
+ROW_GROUP_ROWS = 65_536
 
 
 def failures_schema() -> "pa.Schema":
@@ -57,15 +60,15 @@ class PartWriter:
     def __init__(self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int]):
         """Args: the folder, the unit's id, the spec, and {feature name: D}."""
         self.output, self.unit_id, self.spec = output, unit_id, spec
-        self.embedded = 0
+        self.embedded = self.failed = 0
         self.seconds = 0.0
-        self.failures: list[Failure] = []
+        self._failures: list[Failure] = []
         self._schema = part_schema(spec, sizes)
         self._rows: list[tuple] = []
         self._vectors: list[tuple[np.ndarray, ...]] = []
         self._buffered_bytes = 0
         self._stem = storage.join(output, "_tmp", f"{unit_id}.{uuid.uuid4().hex}")
-        self._file = self._parquet = None
+        self._file = self._parquet = self._failures_file = self._failures_parquet = None
 
     @property
     def progress_uri(self) -> str:
@@ -95,8 +98,29 @@ class PartWriter:
         self._vectors.append(tuple(vectors[feature.name] for feature in self.spec.features))
         self._buffered_bytes += sum(array.nbytes for array in self._vectors[-1])
         self.embedded += len(rows)
-        if self._buffered_bytes >= ROW_GROUP_BYTES:
+        if self._buffered_bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_ROWS:
             self.flush()
+
+    def fail(self, failure: Failure) -> None:
+        """Adds a failure."""
+        self._failures.append(failure)
+        self.failed += 1
+        if len(self._failures) >= ROW_GROUP_ROWS:
+            self._flush_failures()
+
+    def _flush_failures(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self._failures:
+            return
+        table = pa.Table.from_pylist([asdict(failure) for failure in self._failures], failures_schema())
+        with self._explained():
+            if self._failures_parquet is None:
+                self._failures_file = storage.open_write(f"{self._stem}.failures.parquet")
+                self._failures_parquet = pq.ParquetWriter(self._failures_file, table.schema, compression="zstd")
+            self._failures_parquet.write_table(table)
+        self._failures = []
 
     def flush(self) -> None:
         """Writes the rows that have gathered as a row group."""
@@ -122,14 +146,13 @@ class PartWriter:
         Raises:
             FeaturemillError: The books don't balance, or the output can't be written; nothing is visible then.
         """
-        if (report.rows_embedded, report.rows_failed) != (self.embedded, len(self.failures)) or (
-            report.rows_read != report.rows_embedded + report.rows_failed
-        ):
+        if report.rows_read != self.embedded + self.failed:
             raise FeaturemillError(
                 f"unit {self.unit_id}: read {report.rows_read} is not embedded {self.embedded} + failed "
-                f"{len(self.failures)}; nothing of it was committed; please report this"
+                f"{self.failed}; nothing of it was committed; please report this"
             )
         self.flush()
+        self._flush_failures()
         with self._explained():
             self._parquet.add_key_value_metadata(
                 {
@@ -138,24 +161,17 @@ class PartWriter:
                     "featuremill.report": json.dumps(asdict(report)),
                 }
             )
-            self._parquet.close()
-            storage.sync(self._file)
-            self._file.close()
             # The failures first: once the part is there, the unit is done, and its books must be whole.
-            if self.failures:
-                self._commit_failures()
+            if self._failures_parquet is not None:
+                self._finish(self._failures_parquet, self._failures_file)
+                self._publish(f"{self._stem}.failures.parquet", failures_uri(self.output, self.unit_id))
+            self._finish(self._parquet, self._file)
             self._publish(f"{self._stem}.parquet", part_uri(self.output, self.unit_id))
 
-    def _commit_failures(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.Table.from_pylist([asdict(failure) for failure in self.failures], failures_schema())
-        temporary = f"{self._stem}.failures.parquet"
-        with storage.open_write(temporary) as file:
-            pq.write_table(table, file, compression="zstd")
-            storage.sync(file)
-        self._publish(temporary, failures_uri(self.output, self.unit_id))
+    def _finish(self, parquet: "pq.ParquetWriter", file: BinaryIO) -> None:
+        parquet.close()
+        storage.sync(file)
+        file.close()
 
     def _publish(self, temporary: str, final: str) -> None:
         try:
@@ -168,11 +184,10 @@ class PartWriter:
     def __exit__(self, *error: object) -> None:
         # After a commit there is nothing left but the progress file. After an error, closing publishes an object
         # store's file, but only under its temporary name.
-        if self._parquet is not None and self._file is not None:
-            with suppress(Exception):
-                self._parquet.close()
-            with suppress(Exception):
-                self._file.close()
+        for writer in (self._parquet, self._file, self._failures_parquet, self._failures_file):
+            if writer is not None:
+                with suppress(Exception):
+                    writer.close()
         leftovers = [f"{self._stem}.parquet", f"{self._stem}.failures.parquet", self.progress_uri]
         if error[0] is not None or storage.is_local(self.output):
             with suppress(OSError):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 # Two threads hide decoding behind any engine that a CPU can run, and keep at most two large images in memory.
 DECODE_THREADS = 2
+# Encoded bytes read ahead of decoding; images of many megabytes would add up otherwise.
+UNDECODED_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,12 @@ class Job:
 
 @dataclass
 class _Stages:
-    """Seconds per stage and bytes read, added up by the threads of one unit."""
+    """Seconds per stage, records and bytes read, added up by the threads of one unit."""
 
     read: float = 0.0
     decode: float = 0.0
     embed: float = 0.0
+    rows_read: int = 0
     input_bytes: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -93,9 +96,9 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     unit = load_files(job.output, planned)
     with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes) as writer:
         progress = _Progress(writer)
-        for batch in _batches(_decode_ahead(shards.read(unit), job, stages), engine, writer.failures):
+        for batch in _batches(_decode_ahead(shards.read(unit), job, stages), engine, writer):
             before = time.perf_counter()
-            rows, vectors = _embed(batch, engine, writer.failures, dtype=job.spec.dtype)
+            rows, vectors = _embed(batch, engine, writer, dtype=job.spec.dtype)
             stages.embed += time.perf_counter() - before
             if rows:
                 writer.add(rows, vectors)
@@ -106,9 +109,10 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
             source=clean(unit.shard.file.uri),
             start=unit.start,
             stop=unit.stop,
-            rows_read=writer.embedded + len(writer.failures),
+            # Counted where records are read: what got lost on the way would show.
+            rows_read=stages.rows_read,
             rows_embedded=writer.embedded,
-            rows_failed=len(writer.failures),
+            rows_failed=writer.failed,
             input_bytes=stages.input_bytes,
             read_seconds=stages.read,
             decode_seconds=stages.decode,
@@ -121,10 +125,30 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     return report
 
 
+class _Budget:
+    """Holds the reader back while the bytes that wait for decoding are over the limit; one record always passes."""
+
+    def __init__(self, limit: int):
+        self._limit, self._used = limit, 0
+        self._changed = threading.Condition()
+
+    def take(self, count: int, stopped: threading.Event) -> None:
+        with self._changed:
+            while self._used and self._used + count > self._limit and not stopped.is_set():
+                self._changed.wait(0.1)
+            self._used += count
+
+    def give_back(self, count: int) -> None:
+        with self._changed:
+            self._used -= count
+            self._changed.notify()
+
+
 def _decode_ahead(records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages) -> Iterator[_Decoded | Failure]:
     """Yields the records decoded, in order, while the next two batches are read and decoded in threads."""
     waiting: queue.Queue[Future | Failure | BaseException | None] = queue.Queue(maxsize=2 * job.batch_size)
     stopped = threading.Event()
+    budget = _Budget(UNDECODED_BYTES)
 
     def put(item: Future | Failure | BaseException | None) -> None:
         while not stopped.is_set():
@@ -133,18 +157,26 @@ def _decode_ahead(records: Iterator[EncodedImage | Failure], job: Job, stages: _
             except queue.Full:
                 continue
 
+    def decode(record: EncodedImage) -> _Decoded | Failure:
+        try:
+            return _decode(record, job, stages)
+        finally:
+            budget.give_back(len(record.data))
+
     def read(pool: ThreadPoolExecutor) -> None:
         try:
             before = time.perf_counter()
             for record in records:
                 stages.read += time.perf_counter() - before
+                stages.rows_read += 1
                 if stopped.is_set():
                     return
                 if isinstance(record, Failure):
                     put(record)
                 else:
                     stages.input_bytes += len(record.data)
-                    put(pool.submit(_decode, record, job, stages))
+                    budget.take(len(record.data), stopped)
+                    put(pool.submit(decode, record))
                 before = time.perf_counter()
             put(None)
         except BaseException as error:
@@ -161,6 +193,7 @@ def _decode_ahead(records: Iterator[EncodedImage | Failure], job: Job, stages: _
         finally:
             stopped.set()
             reader.join()
+            pool.shutdown(cancel_futures=True)
 
 
 def _decode(image: EncodedImage, job: Job, stages: _Stages) -> _Decoded | Failure:
@@ -180,12 +213,12 @@ def _failure(image: EncodedImage, sha256: bytes, *, stage: str, error: str, mess
     return Failure(image.key, image.label, image.source, image.position, stage, error, message, sha256)
 
 
-def _batches(items: Iterator[_Decoded | Failure], engine: Engine, failures: list[Failure]) -> Iterator[list[_Decoded]]:
+def _batches(items: Iterator[_Decoded | Failure], engine: Engine, writer: PartWriter) -> Iterator[list[_Decoded]]:
     """Yields batches as large as the engine takes (less after it ran out of memory); puts failures aside."""
     batch: list[_Decoded] = []
     for item in items:
         if isinstance(item, Failure):
-            failures.append(item)
+            writer.fail(item)
             continue
         batch.append(item)
         if len(batch) >= engine.batch_size:
@@ -196,9 +229,9 @@ def _batches(items: Iterator[_Decoded | Failure], engine: Engine, failures: list
 
 
 def _embed(
-    batch: list[_Decoded], engine: Engine, failures: list[Failure], *, dtype: str
+    batch: list[_Decoded], engine: Engine, writer: PartWriter, *, dtype: str
 ) -> tuple[list[tuple], dict[str, "np.ndarray"]]:
-    """Embeds a batch of N images; those that can't be embedded go to `failures`.
+    """Embeds a batch of N images; those that can't be embedded are failures.
 
     Returns:
         The rows that are good, and {feature name: M×D} for them, M ≤ N, in the stored dtype.
@@ -207,50 +240,54 @@ def _embed(
 
     good: list[tuple] = []
     vectors: dict[str, list[np.ndarray]] = {}
-    for images, features in _embed_or_split(batch, engine, failures):
+    for images, features in _embed_or_split(batch, engine, writer):
         with np.errstate(over="ignore"):
             stored = {name: array.astype(dtype, copy=False) for name, array in features.items()}
         finite = np.all([np.isfinite(array).all(axis=1) for array in stored.values()], axis=0)
         good.extend(image.row() for image, ok in zip(images, finite, strict=True) if ok)
-        failures.extend(
-            image.failure("embed", "not finite", f"its features hold NaN, or numbers too large for {dtype}")
-            for image, ok in zip(images, finite, strict=True)
-            if not ok
-        )
+        for image, ok in zip(images, finite, strict=True):
+            if not ok:
+                message = f"its features hold NaN, or numbers too large for {dtype}"
+                writer.fail(image.failure("embed", "not finite", message))
         for name, array in stored.items():
             vectors.setdefault(name, []).append(array[finite])
     return good, {name: np.concatenate(arrays) for name, arrays in vectors.items()}
 
 
 def _embed_or_split(
-    batch: list[_Decoded], engine: Engine, failures: list[Failure]
+    batch: list[_Decoded], engine: Engine, writer: PartWriter
 ) -> Iterator[tuple[list[_Decoded], dict[str, "np.ndarray"]]]:
-    """Yields (images, features); splits a batch that fails in halves, down to the guilty image.
+    """Yields (images, features). A batch that fails is split in halves, down to the guilty image.
 
     Raises:
-        FeaturemillError: It isn't the image: the engine can't even embed a black one.
+        FeaturemillError: It isn't the image: the engine can't even embed a black one, or has no memory for one.
     """
     import numpy as np
 
     if not batch:
         return
-    try:
-        yield batch, engine.embed(np.stack([decoded.result.pixels for decoded in batch]))
-        return
-    except OutOfMemory as error:
-        if len(batch) == 1:
-            raise FeaturemillError(
-                f"out of memory with a single image ({storage.one_line(error)}); free some or lower --image-size"
-            ) from error
-        engine.resize(len(batch) // 2 + len(batch) % 2)
-    except Exception as error:
-        if len(batch) == 1:
-            _check_alive(engine, batch[0].result.pixels.shape, error)
-            failures.append(batch[0].failure("embed", type(error).__name__, storage.one_line(error)))
+    # Smaller than it was when the batch was gathered, perhaps, after another thread ran out of memory.
+    if len(batch) <= engine.batch_size:
+        try:
+            yield batch, engine.embed(np.stack([decoded.result.pixels for decoded in batch]))
             return
-    middle = len(batch) // 2 + len(batch) % 2
-    yield from _embed_or_split(batch[:middle], engine, failures)
-    yield from _embed_or_split(batch[middle:], engine, failures)
+        except OutOfMemory as error:
+            # The engine pads every batch to its size: it is that which has to shrink, however few the images.
+            if engine.batch_size == 1:
+                raise FeaturemillError(
+                    f"out of memory with a single image ({storage.one_line(error)}); free some or lower --image-size"
+                ) from error
+            engine.resize(engine.batch_size // 2)
+            yield from _embed_or_split(batch, engine, writer)
+            return
+        except Exception as error:
+            if len(batch) == 1:
+                _check_alive(engine, batch[0].result.pixels.shape, error)
+                writer.fail(batch[0].failure("embed", type(error).__name__, storage.one_line(error)))
+                return
+    middle = len(batch) // 2
+    yield from _embed_or_split(batch[:middle], engine, writer)
+    yield from _embed_or_split(batch[middle:], engine, writer)
 
 
 def _check_alive(engine: Engine, shape: tuple[int, ...], cause: Exception) -> None:
@@ -275,4 +312,4 @@ class _Progress:
         if self._local and self._clock() >= self._next:
             self._next = self._clock() + 1.0
             with storage.open_write(self._writer.progress_uri) as file:
-                file.write(f"{self._writer.embedded} {len(self._writer.failures)} {input_bytes}".encode())
+                file.write(f"{self._writer.embedded} {self._writer.failed} {input_bytes}".encode())

@@ -4,7 +4,9 @@ Local files don't go through Beam: its local file system can't flush to disk (`f
 second that reading features from a laptop's disk should not.
 """
 
+import errno
 import glob
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -97,11 +99,20 @@ def read_bytes(uri: str) -> bytes:
 
 
 def sync(file: BinaryIO) -> None:
-    """Flushes a local file to disk; nothing to do elsewhere."""
-    if hasattr(file, "fileno"):
-        with suppress(OSError):
-            file.flush()
-            os.fsync(file.fileno())
+    """Flushes a local file to disk; nothing to do elsewhere.
+
+    Raises:
+        OSError: The disk is full or broken: what was written may not be there.
+    """
+    if not isinstance(file, io.BufferedWriter):
+        return
+    file.flush()
+    try:
+        os.fsync(file.fileno())
+    except OSError as error:
+        # Some file systems can't; they say so, and nothing is lost by going on.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def rename(old: str, new: str) -> None:
@@ -127,11 +138,17 @@ def rename(old: str, new: str) -> None:
 
 
 def write_atomic(uri: str, data: bytes, temporary: str) -> None:
-    """Writes `data` under `temporary`, then moves it to `uri`: readers see the old file or the new one, whole."""
-    with open_write(temporary) as file:
+    """Writes `data` to `uri`, so that readers see the old file or the new one, whole.
+
+    Local files are written under `temporary` and moved. On an object store an object appears whole as it is, and a
+    rename would only be a copy that can fail halfway.
+    """
+    local = is_local(uri)
+    with open_write(temporary if local else uri) as file:
         file.write(data)
         sync(file)
-    rename(temporary, uri)
+    if local:
+        rename(temporary, uri)
 
 
 def make_folder(uri: str) -> None:
@@ -141,7 +158,7 @@ def make_folder(uri: str) -> None:
 
 
 def delete(uris: Iterable[str]) -> None:
-    """Deletes files; those already gone are fine."""
+    """Deletes files. Local ones may be gone already; remote ones should be there, some stores complain otherwise."""
     uris = list(uris)
     for uri in uris:
         if is_local(uri):
@@ -175,7 +192,7 @@ def match(pattern: str) -> list[FileInfo]:
         return sorted((info for info in infos if info), key=lambda info: info.uri)
     try:
         [result] = _remote(pattern).match([pattern])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise FeaturemillError(f"cannot reach {pattern}: {one_line(error)}; check the path and credentials") from error
     return sorted(
         (
@@ -202,13 +219,17 @@ def walk(folder: str) -> Iterator[FileInfo]:
         yield from match(join(folder, "**"))
         return
     for root, _, names in os.walk(folder, onerror=_raise):
-        for name in names:
-            path = os.path.join(root, name)
-            info = stat(path)
-            if info:
-                yield info
-            elif os.path.islink(path) and not os.path.exists(path):
-                yield FileInfo(path, 0, f"link to {os.readlink(path)}")
+        yield from _infos(root, names)
+
+
+def _infos(folder: str, names: Iterable[str]) -> Iterator[FileInfo]:
+    for name in names:
+        path = os.path.join(folder, name)
+        info = stat(path)
+        if info:
+            yield info
+        elif os.path.islink(path) and not os.path.exists(path):
+            yield FileInfo(path, 0, f"link to {os.readlink(path)}")
 
 
 def _raise(error: OSError) -> None:
@@ -222,16 +243,18 @@ def list_folder(folder: str) -> set[str]:
     try:
         with os.scandir(folder) as entries:
             return {entry.name for entry in entries if entry.is_file()}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
 
 
 def list_infos(folder: str) -> list[FileInfo]:
-    """Returns the files directly in a folder with size and version; none if it isn't there."""
+    """Returns the files directly in a folder as `walk` yields them; none if it isn't there."""
     if not is_local(folder):
         return match(join(folder, "*"))
-    infos = (stat(join(folder, name)) for name in list_folder(folder))
-    return [info for info in infos if info]
+    try:
+        return list(_infos(folder, os.listdir(folder)))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def remove_tree(folder: str) -> None:

@@ -130,9 +130,13 @@ def read_plan(output: str) -> list[PlannedUnit]:
         return []
     try:
         with storage.open_read(uri) as file:
-            return [_planned(row) for row in pq.ParquetFile(file).read().to_pylist()]
+            batches = pq.ParquetFile(file).iter_batches(batch_size=64)
+            return [_planned(row) for batch in batches for row in batch.to_pylist()]
     except (OSError, KeyError, pa.ArrowException) as error:
-        raise FeaturemillError(f"cannot read {uri}: {storage.one_line(error)}; delete it and run again") from error
+        raise FeaturemillError(
+            f"cannot read {uri}: {storage.one_line(error)}; delete it and run again with all inputs: "
+            "parts of unchanged input are found again, others are named"
+        ) from error
 
 
 def load_files(output: str, planned: PlannedUnit) -> Unit:
@@ -145,8 +149,13 @@ def load_files(output: str, planned: PlannedUnit) -> Unit:
 
     if planned.unit.shard.format != "files":
         return planned.unit
-    with storage.open_read(plan_uri(output)) as file:
-        table = pq.read_table(file, filters=[("unit_id", "=", planned.unit_id)])
+    try:
+        with storage.open_read(plan_uri(output)) as file:
+            table = pq.read_table(file, filters=[("unit_id", "=", planned.unit_id)])
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot read {plan_uri(output)}: {storage.one_line(error)}; bring {output} back and run again"
+        ) from error
     if table.num_rows != 1:
         raise FeaturemillError(
             f"{plan_uri(output)} no longer knows unit {planned.unit_id}: another run replaced it; run again"

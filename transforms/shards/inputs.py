@@ -14,6 +14,7 @@ from transforms.shards.detect import Looked, look_inside
 from transforms.shards.fields import Fields
 from transforms.shards.names import base_name, clean, is_hidden, is_image, named_format
 
+SHARD_FORMATS = ("tfrecord", "tar", "parquet")
 _GLOB = re.compile(r"[*?\[]")
 _MAX_BRACES = 1_000_000
 _THREADS = 16
@@ -69,9 +70,13 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT) -> Found:
     candidates: dict[str, _Candidate] = {}
     for candidate in (candidate for several in by_input for candidate in several):
         known = candidates.get(candidate.file.uri)
-        # A file that is met in a folder and named as well counts as named: it may not be skipped.
-        if known is None or (candidate.named and not known.named):
+        # A file that is met in a folder and named as well counts as named: it may not be skipped. Of several labels
+        # the first counts, but any label is better than none, in whatever order the inputs are given.
+        if known is None:
             candidates[candidate.file.uri] = candidate
+        else:
+            label = candidate.label if known.label is None else known.label
+            candidates[candidate.file.uri] = replace(known, named=known.named or candidate.named, label=label)
     inside = _look(candidates.values(), fields)
     shards, files, skipped = [], [], []
     for uri, candidate in candidates.items():
@@ -99,7 +104,8 @@ def _look(candidates, fields: Fields) -> dict[str, Looked]:
     ]
     inside = look_inside([candidate.file for candidate in unclear], fields)
     for candidate, looked in zip(unclear, inside, strict=True):
-        if looked.kind == "unknown" and candidate.named:
+        # Also where it was only met in a folder: it is called like a shard, and passing over it would lose its images.
+        if looked.kind == "unknown" and (candidate.named or named_format(candidate.file.uri) in SHARD_FORMATS):
             raise FeaturemillError(f"unknown format: {clean(looked.file.uri)}: {looked.reason}")
     return {looked.file.uri: looked for looked in inside}
 
@@ -185,6 +191,10 @@ def _resolve(path: str, base: str) -> list[_Candidate]:
     pattern = storage.join(glob.escape(base), path) if relative else literal
     infos = [replace(info, uri=storage.absolute(info.uri)) for info in storage.match(pattern)]
     named = [_Candidate(info, _parent(info.uri), named=True) for info in infos if not is_hidden(base_name(info.uri))]
+    if storage.is_local(pattern) and "**" not in pattern:
+        # Folders too, as when a shell expands the pattern.
+        folders = sorted(path for path in glob.iglob(pattern) if os.path.isdir(path))
+        named += [candidate for folder in folders for candidate in _walk(storage.absolute(folder))]
     if not named:
         raise FeaturemillError(f"no match for {clean(path)}: no file has such a name (looked for {clean(pattern)})")
     return named

@@ -160,7 +160,20 @@ def _image_column(shard: Shard, leaves: "dict[str, pa.DataType]", asked: str | N
 def _optional(shard: Shard, leaves, role: str, *, asked: str | None, usual: tuple[str, ...]) -> str:
     if asked and asked not in leaves:
         raise missing(shard.file.uri, role=role, wanted=asked, present=list(leaves))
-    return next((name for name in usual if name in leaves), "") if asked is None else asked
+    if asked and not _is_text(leaves[asked]):
+        raise FeaturemillError(
+            f"{asked} in {clean(shard.file.uri)} is {leaves[asked]}, neither text nor a number; "
+            f"pass {OPTIONS[role]} NAME for another column, or '' for none"
+        )
+    return next((name for name in usual if name in leaves and _is_text(leaves[name])), "") if asked is None else asked
+
+
+def _is_text(kind: "pa.DataType") -> bool:
+    """True for what `as_text` can write: text, bytes and numbers, plain or in a dictionary."""
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return not pa.types.is_nested(kind) and not pa.types.is_temporal(kind)
 
 
 def split(shard: Shard, unit_bytes: int) -> list[Unit]:

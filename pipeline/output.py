@@ -1,0 +1,203 @@
+"""OUT as a whole: whether a run may continue it, what opening, closing, clearing and tidying it mean."""
+
+import os
+import re
+import time
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import books
+from pipeline.options import ExtractOptions
+from pipeline.plan import Plan
+from transforms import storage
+from transforms.features import FeatureSpec, open_features, read_manifest
+from transforms.parts import failures_uri, part_uri
+from transforms.records import FeaturemillError
+from transforms.units import write_plan
+from transforms.weights import Weights
+
+# What a run writes at the top of OUT; --overwrite removes these and nothing else.
+OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet")
+OUTPUT_FOLDERS = ("features", "failures", "_tmp")
+# A temporary file of ours lives for seconds. One this old was left behind by a killed run.
+LEFTOVER_SECONDS = 3600
+
+
+def holds_features(output: str) -> bool:
+    """True if OUT has files under the names that a run writes; others and empty folders are no concern of ours."""
+    if storage.list_folder(output) & set(OUTPUT_FILES):
+        return True
+    return any(storage.list_folder(storage.join(output, name)) for name in ("features", "failures"))
+
+
+def part_ids(output: str) -> set[str]:
+    """Returns the ids of the units whose part is there."""
+    return _ids_in(storage.join(output, "features"))
+
+
+def _ids_in(folder: str) -> set[str]:
+    return {name.removesuffix(".parquet") for name in storage.list_folder(folder) if name.endswith(".parquet")}
+
+
+def failed_ids(output: str) -> set[str]:
+    """Returns the ids of the units that have a failures file."""
+    return _ids_in(storage.join(output, "failures"))
+
+
+def is_complete(output: str, manifest: dict[str, Any]) -> bool:
+    """True if the last run closed the books, and nobody removed them since."""
+    return manifest["status"] == "complete" and set(OUTPUT_FILES) <= storage.list_folder(output)
+
+
+def clear(output: str) -> None:
+    """Removes what a run wrote to OUT, and nothing else.
+
+    Raises:
+        FeaturemillError: OUT has such names but no manifest: they aren't ours to remove.
+    """
+    if not holds_features(output):
+        return
+    try:
+        manifest = read_manifest(output)
+    except FeaturemillError as error:
+        raise FeaturemillError(
+            f"{error}; --overwrite only removes what has a manifest: remove {output} yourself"
+        ) from None
+    # First of all it must no longer say "complete": this may be cut off halfway.
+    storage.make_folder(storage.join(output, "_tmp"))
+    books.write_manifest(output, {**manifest, "status": "running"})
+    for folder in OUTPUT_FOLDERS:
+        storage.remove_tree(storage.join(output, folder))
+    there = storage.list_folder(output)
+    storage.delete(storage.join(output, name) for name in reversed(OUTPUT_FILES) if name in there)
+
+
+def check_output(options: ExtractOptions, spec: FeatureSpec, weights: Weights) -> dict[str, Any]:
+    """Returns OUT's manifest, or that of a new OUT.
+
+    Raises:
+        FeaturemillError: OUT holds something that this run can't continue.
+    """
+    output = options.output
+    if storage.is_local(output) and os.path.lexists(output) and not os.path.isdir(output):
+        raise FeaturemillError(f"{output} is not a folder; choose another --output")
+    new = books.new_manifest(spec, weights=weights.origin, weights_are_random=weights.is_random, limit=options.limit)
+    if not holds_features(output):
+        return new
+    manifest = read_manifest(output)
+    if manifest["fingerprint"] != spec.fingerprint:
+        differences = _differences(manifest, spec, weights)
+        raise FeaturemillError(
+            f"{output} was made with other settings (there | now): {'; '.join(differences)}. "
+            "Choose another --output, the old settings, or --overwrite"
+        )
+    if manifest["status"] != "complete" and manifest["sample_limit"] and manifest["sample_limit"] == options.limit:
+        # An unfinished sample is a sliver: it is made anew.
+        clear(output)
+        return new
+    if manifest["sample_limit"] or options.limit:
+        what = f"is a sample of {manifest['sample_limit']} images" if manifest["sample_limit"] else "is not a sample"
+        raise FeaturemillError(
+            f"{output} {what}, and --limit makes samples that no run continues; use --overwrite or another --output"
+        )
+    return manifest
+
+
+def _differences(manifest: dict[str, Any], spec: FeatureSpec, weights: Weights) -> list[str]:
+    there = FeatureSpec(**{**manifest["spec"], "features": ()})
+    lines = [
+        f"{name} {getattr(there, name)} | {value}"
+        for name, value in asdict(spec).items()
+        if name not in ("features", "weights") and getattr(there, name) != value
+    ]
+    old_features = [f"{f['name']}={f['tap']}:{f['pool']}" for f in manifest["spec"]["features"]]
+    new_features = [str(feature) for feature in spec.features]
+    if old_features != new_features:
+        lines.append(f"features {' '.join(old_features)} | {' '.join(new_features)}")
+    if there.weights != spec.weights:
+        lines.append(f"weights {manifest['weights']} ({there.weights[:12]}) | {weights.origin} ({spec.weights[:12]})")
+    return lines
+
+
+def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
+    """Makes OUT's folders, says in the manifest that a run is under way, removes what is redone, writes the plan.
+
+    In this order: a run that is cut off here leaves an unfinished OUT, never one that says "complete" and isn't.
+    """
+    try:
+        # The manifest is written before there is a place for parts.
+        storage.make_folder(storage.join(output, "_tmp"))
+        books.write_manifest(output, {**manifest, "status": "running"})
+        for folder in OUTPUT_FOLDERS:
+            storage.make_folder(storage.join(output, folder))
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot write to {output}: {storage.one_line(error)}; choose another --output or mend the permissions"
+        ) from error
+    try:
+        # What units.parquet says of units that are done again must not outlive them.
+        kept = {planned.unit_id for planned in plan.done}
+        reports = books.read_units(output)
+        if any(report.unit_id not in kept for report in reports):
+            books.write_units(output, [report for report in reports if report.unit_id in kept])
+        # The parts first: a part without its failures would be a book that doesn't balance.
+        storage.delete(part_uri(output, unit_id) for unit_id in plan.remove)
+        listed = failed_ids(output) if plan.remove else set()
+        storage.delete(failures_uri(output, unit_id) for unit_id in plan.remove if unit_id in listed)
+        write_plan(output, plan.units)
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot write to {output}: {storage.one_line(error)}; make room or mend the permissions and run again"
+        ) from error
+
+
+def close_output(output: str, manifest: dict[str, Any], plan: Plan) -> dict[str, Any]:
+    """Compares plan with parts, writes units.parquet, and says "complete".
+
+    Raises:
+        FeaturemillError: A planned unit has no part, or a part is there that nobody planned.
+    """
+    parts = part_ids(output)
+    unit_ids = [planned.unit_id for planned in plan.units]
+    missing = [name for name in unit_ids if name not in parts]
+    if missing:
+        raise FeaturemillError(
+            f"{len(missing)} of {len(unit_ids)} units have no part in {output}, such as {missing[0]}; "
+            "run the same command again"
+        )
+    extra = sorted(parts - set(unit_ids))
+    if extra:
+        raise FeaturemillError(
+            f"{output} holds {len(extra)} parts that this run didn't plan, such as {extra[0]}: another run was at work "
+            "with other inputs or another --unit-bytes; run one command with all inputs"
+        )
+    reports = books.collect_reports(output, unit_ids, fresh={planned.unit_id for planned in plan.todo})
+    # A writer that was killed between its failures and its part may have listed what a second one then embedded.
+    failed = {report.unit_id for report in reports if report.rows_failed}
+    storage.delete(failures_uri(output, unit_id) for unit_id in failed_ids(output) - failed)
+    books.write_units(output, reports)
+    totals = books.add_up(reports)
+    manifest = {
+        **manifest,
+        "status": "complete",
+        "totals": asdict(totals),
+        "failures": dict(books.failures_by_reason(output, reports)),
+        "repeats": None,
+    }
+    if totals.rows_embedded <= books.REPEATS_UP_TO_ROWS:
+        repeats = books.find_repeats(open_features(output))
+        manifest["repeats"] = asdict(repeats) if repeats else None
+    books.write_manifest(output, manifest)
+    _tidy(output, set(unit_ids))
+    return manifest
+
+
+def _tidy(output: str, unit_ids: set[str]) -> None:
+    """Removes what killed writers left in _tmp, but not what another run on the same OUT may be writing."""
+    folder = storage.join(output, "_tmp")
+    for info in storage.list_infos(folder):
+        unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", info.uri.rsplit("/", 1)[-1])
+        # The version of a local file is its time in nanoseconds.
+        is_old = storage.is_local(output) and time.time() - int(info.version) / 1e9 > LEFTOVER_SECONDS
+        if unit_id in unit_ids or is_old:
+            storage.delete([info.uri])

@@ -1,0 +1,152 @@
+"""One unit: threads end whatever happens, memory for waiting bytes is bounded, out of memory shrinks the engine."""
+
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.watch import explain
+from tests import test_extract as te
+from tests.fakes import FakeEngine
+from transforms import recipe
+from transforms.engines import OutOfMemory
+from transforms.recipe import Job
+from transforms.records import EncodedImage, FeaturemillError
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    options = te.options("x", tmp_path / "out")
+    return Job(
+        output=options.output,
+        spec=options.spec(te.WEIGHTS),
+        sizes={"embedding": 512},
+        weights="fake",
+        include_top=False,
+        engine="fake",
+        batch_size=4,
+        threads=1,
+        max_pixels=10**7,
+    )
+
+
+def png(tmp_path) -> bytes:
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
+    return (tmp_path / "red.png").read_bytes()
+
+
+def decode(records, job):
+    return recipe._decode_ahead(iter(records), job, recipe._Stages())
+
+
+def test_a_reader_that_raises_is_heard_and_its_threads_end(job, tmp_path):
+    data = png(tmp_path)
+
+    def records():
+        yield EncodedImage("a", None, "s", 0, data)
+        raise FeaturemillError("the shard is gone")
+
+    before = threading.active_count()
+    with pytest.raises(FeaturemillError, match="the shard is gone"):
+        list(decode(records(), job))
+    assert threading.active_count() == before
+
+
+def test_threads_end_when_the_consumer_stops(job, tmp_path):
+    data = png(tmp_path)
+    endless = (EncodedImage(str(i), None, "s", i, data) for i in range(10**9))
+    before = threading.active_count()
+    items = decode(endless, job)
+    next(items)
+    items.close()
+    assert threading.active_count() == before
+
+
+def test_bytes_that_wait_for_decoding_are_bounded(job, monkeypatch):
+    monkeypatch.setattr(recipe, "UNDECODED_BYTES", 100)
+    allowed, read = threading.Semaphore(0), []
+
+    def slow(image, job, stages):
+        allowed.acquire()
+        return image
+
+    def records():
+        for number in range(20):
+            read.append(number)
+            yield EncodedImage(str(number), None, "s", number, bytes(60))
+
+    monkeypatch.setattr(recipe, "_decode", slow)
+    items = decode(records(), job)
+    results = []
+    consumer = threading.Thread(target=lambda: results.extend(items))
+    consumer.start()
+    for _ in range(20):
+        # One is in the decoder, one is held back; without the budget the queue would take eight.
+        assert len(read) - len(results) <= 4
+        allowed.release()
+    consumer.join(10)
+    assert [image.key for image in results] == [str(number) for number in range(20)]
+
+
+class PaddingEngine(FakeEngine):
+    """Pads to its batch size as the real one does, and has memory for two images."""
+
+    def embed(self, pixels):
+        if self.batch_size > 2:
+            raise OutOfMemory(f"a batch of {self.batch_size}")
+        return super().embed(pixels)
+
+
+def load_padding(job: Job) -> PaddingEngine:
+    return PaddingEngine(job.sizes, job.batch_size)
+
+
+def test_out_of_memory_with_a_padded_tail(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "only.png")
+    summary = te.extract(folder, tmp_path / "out", batch_size=64, load=load_padding)
+    assert summary.totals.rows_embedded == 1
+
+
+class NoMemoryEngine(FakeEngine):
+    def embed(self, pixels):
+        raise OutOfMemory("none at all")
+
+
+def load_no_memory(job: Job) -> NoMemoryEngine:
+    return NoMemoryEngine(job.sizes, job.batch_size)
+
+
+def test_no_memory_for_a_single_image_is_an_error_in_one_line(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    Image.new("RGB", (40, 40), "red").save(folder / "only.png")
+    with pytest.raises(FeaturemillError, match=r"out of memory with a single image .*--image-size$"):
+        te.extract(folder, tmp_path / "out", load=load_no_memory)
+
+
+def test_rows_are_in_the_order_of_the_records(job, tmp_path):
+    data = png(tmp_path)
+    keys = [item.image.key for item in decode([EncodedImage(str(i), None, "s", i, data) for i in range(50)], job)]
+    assert keys == [str(i) for i in range(50)]
+    assert np.array_equal(keys, sorted(keys, key=int))
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (FeaturemillError("disk full [while running 'ExtractUnits/Extract']"), r"^disk full$"),
+        (
+            RuntimeError("Trace\ntransforms.records.FeaturemillError: disk full [while running 'x']\n"),
+            "^disk full$",
+        ),
+        (RuntimeError("Traceback …\n  File x\nValueError: odd\n"), r"the pipeline failed: ValueError: odd;"),
+        (KeyError("x [while running 'y']"), r"the pipeline failed: KeyError: .x;"),
+    ],
+)
+def test_explain_finds_the_workers_own_words(error, message):
+    import re
+
+    assert re.search(message, str(explain(error)))
