@@ -12,6 +12,7 @@ import pytest
 
 from pipeline import extract as extract_module
 from pipeline.cli import run_cli
+from pipeline.plan import readable
 from pipeline.samples import draw_items, write_tar
 from tests.fakes import WEIGHTS, load_fake
 
@@ -34,7 +35,14 @@ def fake_engine(monkeypatch):
 def test_plan_goes_to_stderr_and_summary_to_stdout(tar, tmp_path, capsys):
     assert run_cli(["extract", str(tar), "-o", str(tmp_path / "out"), "--image-size", "32"]) == 0
     captured = capsys.readouterr()
-    for word in ("1 shards matched", "1 to do", "512 × float32", "keras on", "threads", str(tmp_path / "out")):
+    for word in (
+        "1 shards matched",
+        "1 to do",
+        "512 × float32",
+        "keras on",
+        "threads",
+        readable(str(tmp_path / "out")),
+    ):
         assert word in captured.err
     assert "read 12 = embedded 8 + failed 4" in captured.out
 

@@ -120,7 +120,8 @@ def test_a_killed_worker_ends_the_command_and_the_next_run_resumes(inputs, clean
     assert code == 1
     assert "worker process died" in err
     assert "Traceback" not in err
-    assert not psutil.pid_exists(workers[0].pid) or workers[0].status() == psutil.STATUS_ZOMBIE
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE] == []
     assert_resumes(inputs, output, clean)
 
 
