@@ -32,6 +32,8 @@ setup(
         "google-crc32c>=1.5",
         "h5py>=3.11",
         "keras>=3.10,<4",
+        # Where it has wheels; elsewhere the engine keras does the work.
+        'ncnn>=1.0.20250503; platform_machine in "x86_64 AMD64 arm64 aarch64"',
         "numpy>=1.26",
         "pillow>=11.3",
         "protobuf>=4.25",

@@ -95,7 +95,7 @@ def run(
         sizes=options.sizes,
         weights=options.weights,
         include_top=options.include_top,
-        engine=options.engine,
+        engine=options.engine_name,
         batch_size=options.engine_batch_size,
         threads=options.engine_threads,
         max_pixels=options.max_pixels,

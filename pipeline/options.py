@@ -1,12 +1,11 @@
 """`ExtractOptions`: what a run was asked for. It checks itself, before anything is opened."""
 
-import os
 import re
 from dataclasses import dataclass, field, fields
 
 from transforms import storage
 from transforms.backbone import BACKBONES, MIN_IMAGE_SIZE, check_feature, cut, feature_size, layers
-from transforms.engines import ENGINES, default_batch_size
+from transforms.engines import ENGINES, available_cores, check_engine, choose, default_batch_size
 from transforms.features import DEFAULT_FEATURE, Feature, FeatureSpec, nearest, parse_feature
 from transforms.images import PIXEL_CEILING
 from transforms.records import UsageError
@@ -52,7 +51,7 @@ class ExtractOptions:
         include_top: Whether the dense layers are there to be tapped.
         features: `NAME=TAP:POOL` each.
         dtype, image_size, resize, interpolation, decode, exif, precision: As in `FeatureSpec`.
-        engine: What computes the base.
+        engine: What computes the base; `auto` chooses on the machine that computes.
         batch_size: Images per engine call, None for the engine's own default.
         threads: Engine threads per worker process, None to share the cores out.
         workers: Local worker processes; 1 runs in this process.
@@ -80,7 +79,7 @@ class ExtractOptions:
     interpolation: str = "bilinear"
     decode: str = "exact"
     exif: bool = True
-    engine: str = "keras"
+    engine: str = "auto"
     precision: str = "float32"
     batch_size: int | None = None
     threads: int | None = None
@@ -106,6 +105,7 @@ class ExtractOptions:
             value = getattr(self, name)
             if value not in valid:
                 raise UsageError(f"no {name} {value!r}{nearest(value, valid)}")
+        check_engine(self.engine, self.precision)
         if self.image_size < MIN_IMAGE_SIZE:
             raise UsageError(
                 f"image size {self.image_size} is below {MIN_IMAGE_SIZE}: five poolings would leave nothing"
@@ -144,15 +144,24 @@ class ExtractOptions:
         return tuple(parse_feature(text) for text in self.features)
 
     @property
+    def engine_name(self) -> str:
+        """keras or ncnn, chosen for this machine; `auto` stays on other runners, where each worker chooses for its own.
+
+        Raises:
+            FeaturemillError: The engine isn't installed, or can't run here.
+        """
+        return choose(self.engine, self.precision) if self.runner == "FnApiRunner" else self.engine
+
+    @property
     def engine_batch_size(self) -> int:
-        return self.batch_size or default_batch_size()
+        return self.batch_size or default_batch_size(self.engine_name, self.engine_threads)
 
     @property
     def engine_threads(self) -> int | None:
         """Threads of each worker's engine: as asked, or this machine's cores shared out; None for a remote worker."""
         if self.threads or self.runner != "FnApiRunner":
             return self.threads
-        return max(1, _cores() // self.workers)
+        return max(1, available_cores() // self.workers)
 
     def load_weights(self) -> Weights:
         """Loads the arrays of the layers up to the deepest tap."""
@@ -168,8 +177,3 @@ class ExtractOptions:
     def sizes(self) -> dict[str, int]:
         """{feature name: D}."""
         return {f.name: feature_size(f, self.backbone, self.image_size) for f in self.parsed_features}
-
-
-def _cores() -> int:
-    """Returns the cores that this process may use, where the system tells (macOS doesn't)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -182,6 +182,7 @@ def close_output(output: str, manifest: dict[str, Any], plan: Plan) -> dict[str,
         "status": "complete",
         "totals": asdict(totals),
         "failures": dict(books.failures_by_reason(output, reports)),
+        "engines": sorted({report.engine for report in reports}),
         "repeats": None,
     }
     if totals.rows_embedded <= books.REPEATS_UP_TO_ROWS:

@@ -71,7 +71,7 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         f"units    {len(plan.todo)} to do ({size_text(todo_bytes)}), {len(plan.done)} done before",
         f"features {', '.join(f'{f} ({options.sizes[f.name]} × {options.dtype})' for f in options.parsed_features)}",
         f"weights  {weights.origin}",
-        f"engine   {options.engine} on {device()}, {options.precision}, batches of {options.engine_batch_size}, "
+        f"engine   {_engine_text(options.engine_name)}, {options.precision}, batches of {options.engine_batch_size}, "
         f"{options.workers} worker{'s' * (options.workers > 1)} × {threads or 'all'} threads, {options.runner}",
         f"output   {readable(options.output)}",
     ]
@@ -95,6 +95,10 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
             f"note     {len(plan.todo)} units can't keep {options.workers} workers busy; use a smaller --unit-bytes"
         )
     return lines
+
+
+def _engine_text(name: str) -> str:
+    return "auto (each worker chooses)" if name == "auto" else f"{name} on {device(name)}"
 
 
 def _some(names: Collection[str]) -> str:

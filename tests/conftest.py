@@ -1,7 +1,18 @@
 """Settings that must be there before anything is imported."""
 
 import os
+import tempfile
+
+import pytest
 
 # Some tests import Keras by itself, as an oracle; it should run on the same kernels as in `transforms.quiet`.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache():
+    """Keeps converted weights out of the user's cache; subprocesses of the tests find the same folder."""
+    with tempfile.TemporaryDirectory(prefix="featuremill-tests-") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEATUREMILL_CACHE", folder)
+        yield

@@ -15,6 +15,7 @@ from pipeline.cli import run_cli
 from pipeline.plan import readable
 from pipeline.samples import draw_items, write_tar
 from tests.fakes import WEIGHTS, load_fake
+from transforms.engines import choose
 
 ROOT = Path(__file__).parent.parent
 
@@ -39,7 +40,7 @@ def test_plan_goes_to_stderr_and_summary_to_stdout(tar, tmp_path, capsys):
         "1 shards matched",
         "1 to do",
         "512 × float32",
-        "keras on",
+        f"engine   {choose('auto', 'float32')} on",
         "threads",
         readable(str(tmp_path / "out")),
     ):
@@ -89,6 +90,7 @@ def test_overwrite_asks_first(tar, tmp_path, monkeypatch, capsys):
         (["--weights", "random:x"], "random:"),
         (["--engine", "kera"], "did you mean keras"),
         (["--weights", "random:0", "--", "--flink_verson=2"], "did you mean --flink_version"),
+        (["--engine", "ncnn", "--precision", "bfloat16"], "pass --engine keras"),
         (["--weights", "random:0", "--runner", "Nonsense"], "runner 'Nonsense' can't be used"),
         (["--weights", "random:0", "--", "--direct_num_workers=2"], "pass --workers before it"),
         (["--weights", "random:0", "--", "--runner=FlinkRunner"], "pass --runner before it"),

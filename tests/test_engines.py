@@ -13,7 +13,7 @@ import pytest
 
 from transforms import engines
 from transforms.backbone import BACKBONES, build, cut, layers
-from transforms.engines import OutOfMemory, default_batch_size, device, load_engine
+from transforms.engines import OutOfMemory, checks, default_batch_size, device, load_engine
 from transforms.engines import keras as keras_engine
 from transforms.features import FeatureSpec, parse_feature
 from transforms.records import FeaturemillError, UsageError
@@ -240,7 +240,7 @@ def test_dense_taps_with_the_top(monkeypatch):
     """The dense layers against NumPy; everything before them is compared with Keras elsewhere."""
     table = layers("vgg16", include_top=True)
     weights = load_weights("random:2", table, backbone="vgg16")
-    monkeypatch.setattr(keras_engine, "load_weights", lambda *args, **options: weights)
+    monkeypatch.setattr(checks, "load_weights", lambda *args, **options: weights)
     taps = ("flatten", "fc1", "fc2", "predictions")
     features = tuple(parse_feature(f"{tap}={tap}:flatten") for tap in taps)
     spec = FeatureSpec("vgg16", weights.sha256, features)
@@ -274,7 +274,7 @@ def test_refuses_weights_that_the_spec_does_not_name():
     ],
 )
 def test_refuses_before_loading_anything(monkeypatch, name, feature, settings, says):
-    monkeypatch.setattr(keras_engine, "load_weights", None)
+    monkeypatch.setattr(checks, "load_weights", None)
     include_top = settings.pop("include_top", False)
     spec = FeatureSpec(settings.pop("backbone", "vgg19"), "", (parse_feature(feature),), **settings)
     with pytest.raises(UsageError, match=says):
@@ -343,8 +343,9 @@ def test_device_needs_no_tensorflow_without_a_gpu(monkeypatch):
     monkeypatch.setattr(engines, "_GPU_FILES", ())
     monkeypatch.setattr(keras_engine, "visible_device", None)
     monkeypatch.setattr(sys, "platform", "linux")
-    assert device() == "CPU"
-    assert default_batch_size() == 8
+    assert device("keras") == device("ncnn") == "CPU"
+    assert default_batch_size("keras", 2) == 8
+    assert default_batch_size("ncnn", 2) == 16
 
 
 @pytest.mark.parametrize(
@@ -362,8 +363,8 @@ def test_device_says_when_a_gpu_lies_idle(monkeypatch, tmp_path, visible, hidden
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if hidden:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
-    assert device() == expected
-    assert default_batch_size() == (64 if visible.startswith("GPU") else 8)
+    assert device("keras") == expected
+    assert default_batch_size("keras", None) == (64 if visible.startswith("GPU") else 8)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

@@ -29,6 +29,7 @@ OWNERS = {
     },
     "matplotlib": {"pipeline/describe.py"},
     "duckdb": {"pipeline/books.py"},
+    "ncnn": {"transforms/engines/ncnn.py"},
     "h5py": {"transforms/weight_files.py"},
 }
 
@@ -63,6 +64,7 @@ def test_walls(path):
         ("pipeline.extract", ["apache_beam", "tensorflow", "keras", "duckdb", "matplotlib"]),
         ("transforms.features", ["apache_beam", "tensorflow", "keras"]),
         ("transforms.extract_units", ["tensorflow", "keras"]),
+        ("transforms.engines.ncnn", ["tensorflow", "keras", "ncnn", "apache_beam"]),
         ("transforms.weights", ["tensorflow", "keras", "apache_beam"]),
     ],
 )

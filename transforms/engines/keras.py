@@ -1,25 +1,22 @@
 """The engine `keras`: the cut network and its poolings as one compiled graph. TensorFlow by default."""
 
 import logging
-import os
 import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.backbone import CHANNELS, Layer, build, check_feature, check_top, cut, layers, preprocess
-from transforms.engines import OutOfMemory
+from transforms.backbone import CHANNELS, Layer, build, preprocess
+from transforms.engines import OutOfMemory, available_cores, threads_text
+from transforms.engines.checks import check_pixels, computed_layers, planned_weights
+from transforms.engines.pooling import GEM_FLOOR, GEM_POWER
 from transforms.features import FeatureSpec
 from transforms.quiet import import_keras
-from transforms.records import FeaturemillError
-from transforms.weights import load_weights
 
 if TYPE_CHECKING:
     import keras
 
-GEM_POWER = 3
-GEM_FLOOR = 1e-6
 CPU_INFO = "/proc/cpuinfo"
 _log = logging.getLogger(__name__)
 
@@ -30,16 +27,8 @@ class KerasEngine:
     def __init__(
         self, spec: FeatureSpec, weights_source: str, *, include_top: bool, batch_size: int, threads: int | None
     ):
-        for feature in spec.features:
-            check_feature(feature, spec.backbone, include_top)
-        table = cut(layers(spec.backbone, include_top=include_top), [feature.tap for feature in spec.features])
-        check_top(table, spec.image_size)
-        weights = load_weights(weights_source, table, backbone=spec.backbone)
-        if weights.sha256 != spec.weights:
-            raise FeaturemillError(
-                f"weights {weights.origin} have SHA-256 {weights.sha256[:12]}…, but the run was planned with "
-                f"{spec.weights[:12]}…: the file was replaced, or differs on this machine; restore it and run again"
-            )
+        table = computed_layers(spec, include_top=include_top)
+        weights = planned_weights(weights_source, table, spec)
         self._spec = spec
         self._lock = threading.Lock()
         backend = _prepare_backend(threads)
@@ -57,11 +46,8 @@ class KerasEngine:
     def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Computes the features of N images, N at most the batch size."""
         with self._lock:
-            count, side = len(pixels), self._spec.image_size
-            if pixels.shape != (count, side, side, CHANNELS) or pixels.dtype != np.uint8:
-                raise ValueError(f"expected N×{side}×{side}×{CHANNELS} uint8, got {pixels.shape} {pixels.dtype}")
-            if not 0 < count <= self.batch_size:
-                raise ValueError(f"a batch has 1 to {self.batch_size} images, not {count}")
+            check_pixels(pixels, side=self._spec.image_size, batch_size=self.batch_size)
+            count = len(pixels)
             try:
                 if count < self.batch_size:
                     empty = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
@@ -100,8 +86,7 @@ def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int) -> "
 def _pool(output: Any, pool: str) -> Any:
     """Pools N×H×W×C to N×C, or flattens to N×D; in float32 whatever the precision before it.
 
-    `gem`: generalised mean, (mean of max(x, 1e-6)³) to the power of 1/3. Source: Radenović et al., "Fine-tuning CNN
-    Image Retrieval with No Human Annotation", 2018, equation 3, with p fixed.
+    Its twin for other engines is `transforms.engines.pooling.pool_planes`.
     """
     from keras import ops
 
@@ -160,8 +145,7 @@ def _threads() -> str:
         import tensorflow as tf
 
         count = tf.config.threading.get_intra_op_parallelism_threads()
-    count = count or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-    return f"{count} thread{'s' * (count > 1)}"
+    return threads_text(count or available_cores())
 
 
 def _warn_if_slow(precision: str) -> None:

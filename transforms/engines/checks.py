@@ -1,0 +1,51 @@
+"""What every engine checks before it computes anything."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from transforms.backbone import CHANNELS, Layer, check_feature, check_top, cut, layers
+from transforms.features import FeatureSpec
+from transforms.records import FeaturemillError
+from transforms.weights import Weights, load_weights
+
+
+def computed_layers(spec: FeatureSpec, *, include_top: bool) -> tuple[Layer, ...]:
+    """Returns the table of the network up to the deepest tap.
+
+    Raises:
+        UsageError: A tap that the network hasn't, or dense layers at an image size that can't be.
+    """
+    for feature in spec.features:
+        check_feature(feature, spec.backbone, include_top)
+    table = cut(layers(spec.backbone, include_top=include_top), [feature.tap for feature in spec.features])
+    check_top(table, spec.image_size)
+    return table
+
+
+def planned_weights(source: str, table: Sequence[Layer], spec: FeatureSpec) -> Weights:
+    """Loads the weights of a table.
+
+    Raises:
+        FeaturemillError: They can't be loaded, or aren't the ones that the spec names.
+    """
+    weights = load_weights(source, table, backbone=spec.backbone)
+    if weights.sha256 != spec.weights:
+        raise FeaturemillError(
+            f"weights {weights.origin} have SHA-256 {weights.sha256[:12]}…, but the run was planned with "
+            f"{spec.weights[:12]}…: the file was replaced, or differs on this machine; restore it and run again"
+        )
+    return weights
+
+
+def check_pixels(pixels: np.ndarray, *, side: int, batch_size: int) -> None:
+    """Checks a batch that `Engine.embed` was given.
+
+    Raises:
+        ValueError: Another shape or dtype than N×S×S×3 uint8, no image, or more than a batch.
+    """
+    count = len(pixels)
+    if pixels.shape != (count, side, side, CHANNELS) or pixels.dtype != np.uint8:
+        raise ValueError(f"expected N×{side}×{side}×{CHANNELS} uint8, got {pixels.shape} {pixels.dtype}")
+    if not 0 < count <= batch_size:
+        raise ValueError(f"a batch has 1 to {batch_size} images, not {count}")

@@ -1,0 +1,157 @@
+"""The engine `ncnn`: the base on a CPU by Winograd's convolution, float32, without Keras or TensorFlow.
+
+Source of the method: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016.
+"""
+
+import logging
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from transforms.backbone import CHANNELS, KERNEL, MIN_IMAGE_SIZE, Layer, preprocess
+from transforms.engines import OutOfMemory, available_cores, threads_text
+from transforms.engines.checks import check_pixels, computed_layers, planned_weights
+from transforms.engines.ncnn_model import INPUT, network_text, read_weights, weight_file
+from transforms.engines.pooling import pool_planes
+from transforms.features import FeatureSpec
+from transforms.records import FeaturemillError
+from transforms.storage import one_line
+
+# Far above float rounding (about 1e-6), far below any reduced precision (1e-3).
+SELF_CHECK_TOLERANCE = 1e-4
+_OUT_OF_MEMORY = -100
+# Parts of the names of ncnn's switches for numbers of fewer bits. Which there are changes with the version; some are on
+# by default, and on ARM they would be used.
+_REDUCED = ("fp16", "bf16", "int8")
+_log = logging.getLogger(__name__)
+
+
+class NcnnEngine:
+    """See `transforms.engines.Engine`. Safe to share between threads.
+
+    Each image has a thread of its own. Why not all threads on one image, as ncnn would have it: that is no faster when
+    the cores are free, and less than half as fast when something else wants some of them, because the threads of an
+    image wait for the slowest after each layer. It also makes the numbers the same at any number of threads.
+    """
+
+    def __init__(
+        self, spec: FeatureSpec, weights_source: str, *, include_top: bool, batch_size: int, threads: int | None
+    ):
+        ncnn = import_ncnn()
+        table = computed_layers(spec, include_top=include_top)
+        self._spec = spec
+        # In the order of depth: each is then a station on the way to the next, and nothing is computed twice.
+        tapped = {feature.tap for feature in spec.features}
+        self._taps = [layer.name for layer in table if layer.name in tapped]
+        with weight_file(spec.weights, lambda: planned_weights(weights_source, table, spec)) as path:
+            self._net = _load(table, path)
+            _self_check(self._net, table, path)
+        threads = threads or available_cores()
+        self._pool = ThreadPoolExecutor(threads, "ncnn")
+        self.description = f"ncnn ({ncnn.__version__}, CPU, {threads_text(threads)})"
+        self.batch_size = batch_size
+
+    def resize(self, batch_size: int) -> None:
+        """Takes at most so many images from now on; fewer than threads also use less memory."""
+        self.batch_size = batch_size
+
+    def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        """Computes the features of N images, N at most the batch size."""
+        check_pixels(pixels, side=self._spec.image_size, batch_size=self.batch_size)
+        images = list(self._pool.map(self._embed_image, pixels))
+        return {feature.name: np.stack([image[i] for image in images]) for i, feature in enumerate(self._spec.features)}
+
+    def _embed_image(self, pixels: np.ndarray) -> list[np.ndarray]:
+        """Args: pixels: S×S×3 uint8. Returns: D float32 for each feature."""
+        outputs = _run(self._net, pixels, self._taps)
+        return [pool_planes(outputs[feature.tap], feature.pool) for feature in self._spec.features]
+
+
+def import_ncnn() -> Any:
+    """Imports ncnn.
+
+    Raises:
+        FeaturemillError: It isn't installed, or can't be loaded on this machine.
+    """
+    try:
+        import ncnn
+    except ImportError as error:
+        raise FeaturemillError(
+            f"the engine ncnn can't run here: {one_line(error)}; pip install ncnn, or pass --engine keras"
+        ) from error
+    return ncnn
+
+
+def _load(table: Sequence[Layer], path: str) -> Any:
+    """Returns the network with its weights, for one thread an image."""
+    net = import_ncnn().Net()
+    for name in reduced_switches(net.opt):
+        setattr(net.opt, name, False)
+    net.opt.num_threads = 1
+    # Not `load_model_mem`, which keeps a pointer to memory that Python frees.
+    if net.load_param_mem(network_text(table)) or net.load_model(path):
+        raise FeaturemillError(f"ncnn can't load the weights in {path}; delete that file and run again")
+    return net
+
+
+def reduced_switches(options: Any) -> list[str]:
+    """Returns the names of ncnn's switches for numbers of fewer bits."""
+    return [name for name in dir(options) if name.startswith("use_") and any(part in name for part in _REDUCED)]
+
+
+def _run(net: Any, pixels: np.ndarray, taps: Sequence[str]) -> dict[str, np.ndarray]:
+    """Runs one image, S×S×3 uint8, as far as the last tap; returns {tap: C×H×W or D float32}."""
+    planes = np.ascontiguousarray(preprocess(pixels).transpose(2, 0, 1))
+    extractor = net.create_extractor()
+    # ncnn doesn't copy them: `planes` has to live as long as the extractor.
+    extractor.input(INPUT, import_ncnn().Mat(planes))
+    outputs = {}
+    for tap in taps:
+        code, output = extractor.extract(tap)
+        if code == _OUT_OF_MEMORY:
+            raise OutOfMemory(f"an image of {len(pixels)}×{len(pixels)} does not fit into memory")
+        if code:
+            raise RuntimeError(f"ncnn fails at {tap} with code {code}")
+        outputs[tap] = np.array(output)
+    return outputs
+
+
+def _self_check(net: Any, table: Sequence[Layer], path: str) -> None:
+    """Compares the convolutions, on one small fixed image, with NumPy's.
+
+    It takes a few hundredths of a second, and catches a build of ncnn that miscalculates on this CPU, or that has a new
+    switch for reduced precision, on by default.
+
+    Raises:
+        FeaturemillError: They differ by more than rounding; the engine must not be used.
+    """
+    last = [layer.name for layer in table if layer.kind in ("conv", "pool")][-1]
+    pixels = np.random.default_rng(0).integers(0, 256, (MIN_IMAGE_SIZE, MIN_IMAGE_SIZE, CHANNELS), np.uint8)
+    found = _run(net, pixels, [last])[last]
+    expected = _convolutions(pixels, table, path)
+    drift = float(np.abs(found - expected).max() / np.abs(expected).max()) if expected.any() else 0.0
+    if not drift <= SELF_CHECK_TOLERANCE:
+        raise FeaturemillError(
+            f"the engine ncnn miscalculates on this machine: {last} differs from NumPy's by {drift:.1e} of its largest "
+            f"value, {SELF_CHECK_TOLERANCE:.0e} is allowed; pass --engine keras, or install another version of ncnn"
+        )
+
+
+def _convolutions(pixels: np.ndarray, table: Sequence[Layer], path: str) -> np.ndarray:
+    """Returns C×H×W of the last convolution or pooling: matrix products over the 3×3 windows."""
+    weights = read_weights(path, table)
+    output = preprocess(pixels).transpose(2, 0, 1)
+    for layer in table:
+        if layer.kind == "conv":
+            kernel, bias = weights[layer.name]
+            padded = np.pad(output, ((0, 0), (KERNEL // 2,) * 2, (KERNEL // 2,) * 2))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (KERNEL, KERNEL), axis=(1, 2))
+            columns = windows.transpose(0, 3, 4, 1, 2).reshape(kernel.shape[1], -1)
+            output = np.maximum(kernel @ columns + bias[:, None], 0).reshape(-1, *output.shape[1:])
+        elif layer.kind == "pool":
+            channels, height, width = output.shape
+            output = output[:, : height // 2 * 2, : width // 2 * 2]
+            output = output.reshape(channels, height // 2, 2, width // 2, 2).max(axis=(2, 4))
+    return output
