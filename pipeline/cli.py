@@ -168,6 +168,35 @@ def inspect(output: str, as_json: bool) -> int:
 
 
 @cli.command()
+@click.argument("output", metavar="OUT")
+@click.option("--sample", default=32, show_default=True, metavar="N", help="How many rows; all if there are fewer.")
+@click.option("--engine", default="auto", show_default=True, help="What embeds them: auto, keras or ncnn.")
+@click.option("--weights", help="Where the weights are now.  [default: where they were]")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Largest drift, as a share of a vector's largest value.  "
+    "[default: 1e-4; 1e-3 if stored as float16; 2e-2 at bfloat16]",
+)
+@click.option("--seed", default=0, show_default=True, help="Another one draws other rows.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_debug_option
+def verify(output: str, as_json: bool, **given: Any) -> int:
+    """Embed a random sample of OUT's rows again, from their sources, and compare.
+
+    Exit code 1 if one drifts by more than the tolerance, or its source is gone or changed.
+    """
+    from pipeline import verify as module
+
+    verification = module.verify(output, **given)
+    if as_json:
+        click.echo(json.dumps(module.verification_json(verification), indent=2))
+    else:
+        click.echo(module.verification_text(verification))
+    return 0 if verification.ok else 1
+
+
+@cli.command()
 @click.argument("backbone")
 @click.option("--include-top", is_flag=True, help="With the dense layers.")
 @click.option("--image-size", default=224, show_default=True, help="Pixels on a side.")

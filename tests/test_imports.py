@@ -62,6 +62,7 @@ def test_walls(path):
     [
         ("pipeline.cli", ["numpy", "pyarrow", "apache_beam", "tensorflow", "keras", "rich"]),
         ("pipeline.extract", ["apache_beam", "tensorflow", "keras", "duckdb", "matplotlib"]),
+        ("pipeline.verify", ["apache_beam", "tensorflow", "keras", "ncnn"]),
         ("transforms.features", ["apache_beam", "tensorflow", "keras"]),
         ("transforms.extract_units", ["tensorflow", "keras"]),
         ("transforms.engines.ncnn", ["tensorflow", "keras", "ncnn", "apache_beam"]),

@@ -1,0 +1,306 @@
+"""Verify: embeds a sample of the rows again, from their sources, and says how far the stored features are off."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from pipeline.plan import readable
+from transforms import shards, storage
+from transforms.backbone import tap_names
+from transforms.engines import Engine, choose, default_batch_size, load_engine
+from transforms.engines.checks import computed_layers, planned_weights
+from transforms.features import Features, FeatureSpec, open_features, read_footer, read_manifest
+from transforms.images import PIXEL_CEILING, ImageError, decode_image
+from transforms.records import Failure, FeaturemillError, Unit, UsageError
+from transforms.shards.names import clean
+from transforms.units import PlannedUnit, read_plan
+
+# A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.
+UNITS = 8
+SAMPLE = 32
+
+
+@dataclass(frozen=True)
+class Drift:
+    """How far one feature's stored vectors are from those computed now, over the rows of the sample.
+
+    A row's drift is its largest difference, as a share of its largest stored value.
+
+    Attributes:
+        worst: Largest drift of a row.
+        median: Of the rows' drifts.
+        cosine_worst: Smallest cosine between stored and new.
+        cosine_median: Of the rows' cosines.
+        worst_key: The row with the largest drift.
+    """
+
+    worst: float
+    median: float
+    cosine_worst: float
+    cosine_median: float
+    worst_key: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a sample of OUT's rows comes to when it is embedded again.
+
+    Attributes:
+        output: OUT.
+        engine: What embedded it, with its device.
+        stored_by: What embedded OUT's rows, as far as its manifest says.
+        rows: Rows of OUT.
+        sampled: Rows drawn.
+        compared: Rows whose source is still there, with the content of then.
+        tolerance: The largest drift that is fine.
+        features: {feature: drift}; empty if no row could be compared.
+        problems: Rows that couldn't be compared, a line each: their sources are gone, or changed.
+    """
+
+    output: str
+    engine: str
+    stored_by: tuple[str, ...]
+    rows: int
+    sampled: int
+    compared: int
+    tolerance: float
+    features: dict[str, Drift]
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """True if every sampled row was compared, and none is off by more than the tolerance."""
+        # Written so that NaN isn't fine.
+        return not self.problems and all(drift.worst <= self.tolerance for drift in self.features.values())
+
+
+def default_tolerance(spec: FeatureSpec) -> float:
+    """Returns the drift that engines and machines may differ by at a spec's precision."""
+    if spec.precision != "float32":
+        return 2e-2
+    return 1e-3 if spec.dtype == "float16" else 1e-4
+
+
+def verify(
+    output: str,
+    *,
+    sample: int = SAMPLE,
+    engine: str = "auto",
+    weights: str | None = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+) -> Verification:
+    """Embeds a random sample of OUT's rows again, and compares.
+
+    Args:
+        output: OUT.
+        sample: How many rows; all if there are fewer.
+        engine: One of `engines.ENGINES`.
+        weights: Where the weights are now; by default where OUT's manifest says they came from.
+        tolerance: The largest drift that is fine; by default `default_tolerance`.
+        seed: Another one draws another sample.
+
+    Raises:
+        UsageError: No such engine, or a number that can't be.
+        FeaturemillError: No features in that folder, or weights or engine can't be loaded, or weights of another hash.
+    """
+    if sample < 1:
+        raise UsageError(f"--sample must be at least 1, not {sample}")
+    if tolerance is not None and not tolerance >= 0:
+        raise UsageError(f"--tolerance must be at least 0, not {tolerance}")
+    features = open_features(output)
+    if not features.rows:
+        raise FeaturemillError(f"{features.output} holds no rows: there is nothing to verify")
+    manifest = read_manifest(features.output)
+    loaded = _load(features.spec, weights or _weights_source(manifest["weights"]), engine)
+    plan = {planned.unit_id: planned for planned in read_plan(features.output)}
+    found = _Comparison()
+    for part, rows in _draw(features, sample, seed):
+        wanted = _read_rows(part, rows, features.names)
+        unit = _unit(plan, part)
+        _compare(_reread(unit, wanted, features.spec, found.problems), loaded, found)
+    return Verification(
+        output=features.output,
+        engine=loaded.description,
+        stored_by=tuple(manifest.get("engines", ())),
+        rows=features.rows,
+        sampled=min(sample, features.rows),
+        compared=found.compared,
+        tolerance=default_tolerance(features.spec) if tolerance is None else tolerance,
+        features=found.drifts(),
+        problems=tuple(found.problems),
+    )
+
+
+def _weights_source(origin: str) -> str:
+    # For the published file, the manifest adds its name in brackets.
+    return "imagenet" if origin.startswith("imagenet ") else origin
+
+
+def _load(spec: FeatureSpec, weights: str, engine: str) -> Engine:
+    include_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
+    name = choose(engine, spec.precision)
+    # Also where the engine would take them from its cache: that the weights are there and OUT's is part of the answer.
+    planned_weights(weights, computed_layers(spec, include_top=include_top), spec)
+    batch_size = default_batch_size(name, None)
+    return load_engine(name, spec, weights, include_top=include_top, batch_size=batch_size, threads=None)
+
+
+def _draw(features: Features, sample: int, seed: int) -> Iterator[tuple[str, list[int]]]:
+    """Yields (part, row numbers in it): parts drawn by their rows, then rows of these parts."""
+    with ThreadPoolExecutor(16) as pool:
+        counts = np.array([footer.report.rows_embedded for footer in pool.map(read_footer, features.parts)])
+    random = np.random.default_rng(seed)
+    order = random.choice(len(counts), int((counts > 0).sum()), replace=False, p=counts / counts.sum())
+    enough = int(np.searchsorted(counts[order].cumsum(), sample)) + 1
+    chosen = sorted(order[: max(UNITS, enough)])
+    ends = counts[chosen].cumsum()
+    rows = np.sort(random.choice(ends[-1], min(sample, ends[-1]), replace=False))
+    for part, end, count in zip(chosen, ends, counts[chosen], strict=True):
+        inside = rows[(rows >= end - count) & (rows < end)] - (end - count)
+        if len(inside):
+            yield features.parts[part], inside.tolist()
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A row of the sample, as it is stored."""
+
+    key: str
+    sha256: bytes
+    vectors: dict[str, np.ndarray]
+
+
+# By key and position, because keys may repeat.
+_Wanted = dict[tuple[str, int], _Stored]
+
+
+def _read_rows(part: str, rows: Sequence[int], names: Sequence[str]) -> _Wanted:
+    import pyarrow.parquet as pq
+
+    found: _Wanted = {}
+    first = 0
+    with storage.open_read(part) as file:
+        columns = ["key", "position", "sha256", *names]
+        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024, columns=columns):
+            here = [row - first for row in rows if first <= row < first + len(batch)]
+            first += len(batch)
+            for row in batch.take(here).to_pylist() if here else ():
+                vectors = {name: np.asarray(row[name], np.float32) for name in names}
+                found[row["key"], row["position"]] = _Stored(row["key"], row["sha256"], vectors)
+    return found
+
+
+def _unit(plan: dict[str, PlannedUnit], part: str) -> Unit:
+    unit_id = os.path.basename(part).removesuffix(".parquet")
+    if unit_id not in plan:
+        raise FeaturemillError(f"plan.parquet doesn't know {part}; run featuremill extract again, with the same inputs")
+    return plan[unit_id].unit
+
+
+def _reread(
+    unit: Unit, wanted: _Wanted, spec: FeatureSpec, problems: list[str]
+) -> Iterator[tuple[_Stored, np.ndarray]]:
+    """Yields the wanted rows with their pixels, read and decoded as `extract` does; names those that it can't."""
+    keys = {key for key, _ in wanted}
+    if unit.files:
+        files = tuple(listed for listed in unit.files if clean(listed.file.uri) in keys)
+        unit = replace(unit, files=files, stop=unit.start + len(files))
+    reason = "its source no longer holds it"
+    try:
+        for record in shards.read(unit):
+            stored = wanted.pop((record.key, record.position), None)
+            if isinstance(record, Failure):
+                if stored:
+                    problems.append(f"{record.key}: {record.message}")
+            elif stored and hashlib.sha256(record.data).digest() != stored.sha256:
+                problems.append(f"{record.key}: its content changed since it was embedded")
+            elif stored:
+                try:
+                    # The limit of the run isn't known any more, and these images were within it.
+                    yield stored, decode_image(record.data, spec, max_pixels=PIXEL_CEILING).pixels
+                except ImageError as error:
+                    problems.append(f"{record.key}: can't be decoded any more: {error}")
+            if not wanted:
+                return
+    except FeaturemillError as error:
+        reason = str(error)
+    problems.extend(f"{key}: {reason}" for key, _ in wanted)
+
+
+@dataclass
+class _Comparison:
+    """Adds up, row by row and feature by feature."""
+
+    problems: list[str] = field(default_factory=list)
+    compared: int = 0
+    # {feature: [(drift, cosine, key)]}
+    figures: dict[str, list[tuple[float, float, str]]] = field(default_factory=dict)
+
+    def drifts(self) -> dict[str, Drift]:
+        found = {}
+        for name, rows in self.figures.items():
+            drifts, cosines = np.array([row[0] for row in rows]), np.array([row[1] for row in rows])
+            found[name] = Drift(
+                worst=float(drifts.max()),
+                median=float(np.median(drifts)),
+                cosine_worst=float(cosines.min()),
+                cosine_median=float(np.median(cosines)),
+                worst_key=rows[int(drifts.argmax())][2],
+            )
+        return found
+
+
+def _compare(images: Iterator[tuple[_Stored, np.ndarray]], engine: Engine, found: _Comparison) -> None:
+    while batch := list(islice(images, engine.batch_size)):
+        vectors = engine.embed(np.stack([pixels for _, pixels in batch]))
+        found.compared += len(batch)
+        for name, values in vectors.items():
+            for (stored, _), now in zip(batch, values, strict=True):
+                figures = _drift(stored.vectors[name], now)
+                found.figures.setdefault(name, []).append((*figures, stored.key))
+
+
+def _drift(stored: np.ndarray, now: np.ndarray) -> tuple[float, float]:
+    """Returns the drift of a vector of D numbers, and the cosine between the two; in float64."""
+    stored, now = stored.astype(np.float64), now.astype(np.float64)
+    difference, largest = np.abs(stored - now).max(), np.abs(stored).max()
+    norms = np.linalg.norm(stored) * np.linalg.norm(now)
+    if difference == 0:
+        return 0.0, 1.0
+    return (
+        float(difference / largest) if largest else float("inf"),
+        float(stored @ now / norms) if norms else 0.0,
+    )
+
+
+def verification_json(verification: Verification) -> dict[str, Any]:
+    """Returns the verification for programs."""
+    return {**asdict(verification), "ok": verification.ok}
+
+
+def verification_text(verification: Verification) -> str:
+    """Returns the verification for people."""
+    v = verification
+    lines = [
+        f"{readable(v.output)}: {v.compared} of {v.sampled} sampled rows embedded again, {v.rows} rows in all",
+        f"engine   {v.engine}; stored by {', '.join(v.stored_by) or 'an engine that is not noted'}",
+    ]
+    for name, drift in v.features.items():
+        lines.append(
+            f"{name:12} drift {drift.worst:.2e} worst, {drift.median:.2e} median; "
+            f"cosine {drift.cosine_worst:.7f} worst, {drift.cosine_median:.7f} median"
+        )
+        if not drift.worst <= v.tolerance:
+            lines.append(f"PROBLEM  {name} drifts by {drift.worst:.2e} at {drift.worst_key}")
+    lines += [f"PROBLEM  {problem}" for problem in v.problems[:10]]
+    if len(v.problems) > 10:
+        lines.append(f"PROBLEM  and {len(v.problems) - 10} more rows that couldn't be compared")
+    verdict = "the stored features are what their sources give" if v.ok else "not verified"
+    return "\n".join([*lines, f"{verdict} (tolerance {v.tolerance:.0e} of a vector's largest value)"])
