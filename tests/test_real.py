@@ -72,7 +72,7 @@ def test_twenty_photos_against_plain_keras(photos, tmp_path):
     keras.utils.set_random_seed(7)
     oracle = keras.applications.VGG19(include_top=False, weights=None)
     for layer in oracle.layers:
-        if layer.name.endswith(tuple("1234")):
+        if layer.weights:
             kernel, bias = layer.get_weights()
             layer.set_weights([kernel * 1.7, bias + np.random.default_rng(1).normal(0, 0.1, bias.shape)])
     oracle.save_weights(tmp_path / "vgg19.weights.h5")
