@@ -20,6 +20,7 @@ from tests.factories import Item, shared_data, write_folder, write_parquet, writ
 from transforms.features import open_features
 
 ROOT = Path(__file__).parent.parent
+BOTH_ENGINES = pytest.mark.parametrize("engine", ["keras", "ncnn"])
 
 
 def extract(inputs, output: Path, **more):
@@ -42,7 +43,8 @@ def photos() -> list[Path]:
     return sorted((shared_data() / "hymenoptera").glob("*/*/*.*"))
 
 
-def test_the_same_photos_give_the_same_vectors_in_every_format(photos, tmp_path):
+@BOTH_ENGINES
+def test_the_same_photos_give_the_same_vectors_in_every_format(photos, tmp_path, engine):
     # Numbered, because one file name stands in both train and val.
     items = [Item(f"{i:03}-{path.name}", path.parent.name, path.read_bytes()) for i, path in enumerate(photos)]
     assert len(items) == 210
@@ -51,12 +53,12 @@ def test_the_same_photos_give_the_same_vectors_in_every_format(photos, tmp_path)
     write_tfrecord(tmp_path / "photos.tfrecord.gz", items, gzip=True)
     write_tar(tmp_path / "photos.tar", items)
     write_parquet(tmp_path / "photos.parquet", items, row_group_size=50)
-    extract([tmp_path / "photos"], tmp_path / "from-folder")
+    extract([tmp_path / "photos"], tmp_path / "from-folder", engine=engine)
     expected = by_name(tmp_path / "from-folder")
     assert {name: label for name, (label, _, _) in expected.items()} == {item.name: item.label for item in items}
     assert len({vector for _, _, vector in expected.values()}) == 210
     for name in ("photos.tfrecord", "photos.tfrecord.gz", "photos.tar", "photos.parquet"):
-        extract([tmp_path / name], tmp_path / f"from-{name}", unit_bytes=5_000_000)
+        extract([tmp_path / name], tmp_path / f"from-{name}", unit_bytes=5_000_000, engine=engine)
         assert by_name(tmp_path / f"from-{name}") == expected, name
 
 
@@ -65,7 +67,8 @@ def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
-def test_twenty_photos_against_plain_keras(photos, tmp_path):
+@BOTH_ENGINES
+def test_twenty_photos_against_plain_keras(photos, tmp_path, engine):
     from transforms.quiet import import_keras
 
     keras = import_keras()
@@ -83,6 +86,7 @@ def test_twenty_photos_against_plain_keras(photos, tmp_path):
     settings = {
         "weights": str(tmp_path / "vgg19.weights.h5"),
         "image_size": 224,
+        "engine": engine,
         "features": tuple(f"{tap}_{pool}={tap}:{pool}" for tap in taps for pool in pools),
     }
     extract([f"@{tmp_path}/list.txt"], tmp_path / "out", **settings)
@@ -104,16 +108,18 @@ def test_twenty_photos_against_plain_keras(photos, tmp_path):
             assert relative_difference(other.to_numpy(f"{tap}_{pool}")[order], ours) <= 1e-6
 
 
-def test_another_order_changes_nothing(photos, tmp_path):
+@BOTH_ENGINES
+def test_another_order_changes_nothing(photos, tmp_path, engine):
     twenty = photos[:20]
     write_tar(tmp_path / "a.tar", [Item(path.name, None, path.read_bytes()) for path in twenty])
     write_tar(tmp_path / "b.tar", [Item(path.name, None, path.read_bytes()) for path in reversed(twenty)])
     for name in ("a", "b"):
-        extract([tmp_path / f"{name}.tar"], tmp_path / name, image_size=64)
+        extract([tmp_path / f"{name}.tar"], tmp_path / name, image_size=64, engine=engine)
     assert by_name(tmp_path / "a") == by_name(tmp_path / "b")
 
 
-def test_nasty_files(tmp_path):
+@BOTH_ENGINES
+def test_nasty_files(tmp_path, engine):
     """The whole command, as a user runs it, at 224×224: one row or one failure for each file, in bounded memory."""
     nasty = shared_data() / "nasty"
     with open(shared_data() / "nasty.csv", newline="") as file:
@@ -126,7 +132,17 @@ def test_nasty_files(tmp_path):
         "import re, sys; from pipeline.cli import run_cli; code = run_cli(sys.argv[1:]);"
         "print([code, int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])])"
     )
-    args = ["extract", f"@{tmp_path}/list.txt", "-o", str(tmp_path / "out"), "--weights", "random:0", "--quiet"]
+    args = [
+        "extract",
+        f"@{tmp_path}/list.txt",
+        "-o",
+        str(tmp_path / "out"),
+        "--weights",
+        "random:0",
+        "--quiet",
+        "--engine",
+        engine,
+    ]
     done = subprocess.run([sys.executable, "-c", code, *args], cwd=ROOT, capture_output=True, text=True)
     exit_code, peak_kib = json.loads(done.stdout.splitlines()[-1])
     assert exit_code == 0, done.stderr
