@@ -1,6 +1,5 @@
 """Extract: image shards in, Parquet features out. Plan, run, reconcile, close the books."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -9,14 +8,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.options import ExtractOptions
 from pipeline.output import check_output, clear, close_output, failed_ids, is_complete, open_output, part_ids
-from pipeline.plan import Plan, input_bytes, make_plan, readable, take_sample
+from pipeline.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.progress import Committed, Progress
 from pipeline.summary import Summary, describe_plan, summarise
-from transforms import shards, storage
+from transforms import shards
 from transforms.engines import Engine
 from transforms.features import FeatureSpec
 from transforms.recipe import Job
-from transforms.records import FeaturemillError, UnitReport, UsageError
+from transforms.records import FeaturemillError, UnitReport
 from transforms.units import PlannedUnit, unit_id
 from transforms.weights import Weights
 
@@ -68,8 +67,7 @@ def run(
 
         # A wrong runner or option is said now, not after the work of planning.
         beam_runner(options), beam_options(options)
-    found = shards.find(options.inputs, options.fields)
-    _check_apart(found, options.output)
+    found = shards.find(options.inputs, options.fields, output=options.output)
     weights = weights or options.load_weights()
     spec = options.spec(weights)
     # The arrays are the engine's matter; here they would only take memory.
@@ -109,17 +107,6 @@ def run(
     return summarise(
         options.output, manifest, plan, skipped=len(found.skipped), wall_seconds=time.perf_counter() - started
     )
-
-
-def _check_apart(found: shards.Found, output: str) -> None:
-    """Raises UsageError if an input lies in OUT, whatever pattern, list or link led there."""
-    if not storage.is_local(output):
-        return
-    uris = [file.uri for file in (*(s.file for s in found.shards), *(f.file for f in found.files))]
-    inside = os.path.realpath(output) + os.sep
-    for folder in {os.path.dirname(uri) for uri in uris if storage.is_local(uri)}:
-        if (os.path.realpath(folder) + os.sep).startswith(inside):
-            raise UsageError(f"the input {readable(folder)} lies inside the output {output}; choose a folder apart")
 
 
 def _settle(plan: Plan, options: ExtractOptions, spec: FeatureSpec) -> Plan:

@@ -1,6 +1,7 @@
 """One unit: threads end whatever happens, memory for waiting bytes is bounded, out of memory shrinks the engine."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -81,9 +82,10 @@ def test_bytes_that_wait_for_decoding_are_bounded(job, monkeypatch):
     results = []
     consumer = threading.Thread(target=lambda: results.extend(items))
     consumer.start()
+    # One waits in the decoder, one is held back. Without the budget the queue would take eight in no time.
+    time.sleep(0.5)
+    assert len(read) == 2
     for _ in range(20):
-        # One is in the decoder, one is held back; without the budget the queue would take eight.
-        assert len(read) - len(results) <= 4
         allowed.release()
     consumer.join(10)
     assert [image.key for image in results] == [str(number) for number in range(20)]
@@ -95,6 +97,7 @@ class PaddingEngine(FakeEngine):
     def embed(self, pixels):
         if self.batch_size > 2:
             raise OutOfMemory(f"a batch of {self.batch_size}")
+        PaddingEngine.size_in_the_end = self.batch_size
         return super().embed(pixels)
 
 
@@ -108,6 +111,8 @@ def test_out_of_memory_with_a_padded_tail(tmp_path):
     Image.new("RGB", (40, 40), "red").save(folder / "only.png")
     summary = te.extract(folder, tmp_path / "out", batch_size=64, load=load_padding)
     assert summary.totals.rows_embedded == 1
+    # Halved as often as needed and no further, although there was but one image.
+    assert PaddingEngine.size_in_the_end == 2
 
 
 class NoMemoryEngine(FakeEngine):

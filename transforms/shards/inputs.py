@@ -4,12 +4,12 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from transforms import storage
-from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard
+from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard, UsageError
 from transforms.shards.detect import Looked, look_inside
 from transforms.shards.fields import Fields
 from transforms.shards.names import base_name, clean, is_hidden, is_image, named_format
@@ -53,7 +53,7 @@ class _Candidate:
 _DETECT = Fields()
 
 
-def find(inputs: Sequence[str], fields: Fields = _DETECT) -> Found:
+def find(inputs: Sequence[str], fields: Fields = _DETECT, *, output: str | None = None) -> Found:
     """Finds the shards and image files that the inputs name.
 
     Args:
@@ -62,8 +62,10 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT) -> Found:
             A local path that exists as it is written wins over its reading as a pattern. An image that isn't met in
             a folder has the name of its parent folder as its label.
         fields: Where in the shards the images, labels and names are.
+        output: A folder that no input may lie in, whatever pattern, list or link leads there.
 
     Raises:
+        UsageError: An input lies in `output`.
         FeaturemillError: An input matches nothing, can't be read, holds something unknown, or lacks a field.
     """
     by_input = [_candidates(given) for given in inputs]
@@ -77,6 +79,8 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT) -> Found:
         else:
             label = candidate.label if known.label is None else known.label
             candidates[candidate.file.uri] = replace(known, named=known.named or candidate.named, label=label)
+    # Before looking inside: that a part holds no images would be a strange thing to hear.
+    _check_apart(candidates, output)
     inside = _look(candidates.values(), fields)
     shards, files, skipped = [], [], []
     for uri, candidate in candidates.items():
@@ -93,6 +97,15 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT) -> Found:
         tuple(sorted(files, key=lambda listed: listed.file.uri)),
         tuple(sorted(skipped)),
     )
+
+
+def _check_apart(uris: Iterable[str], output: str | None) -> None:
+    if output is None or not storage.is_local(output):
+        return
+    inside = os.path.realpath(output) + os.sep
+    for folder in {os.path.dirname(uri) for uri in uris if storage.is_local(uri)}:
+        if (os.path.realpath(folder) + os.sep).startswith(inside):
+            raise UsageError(f"the input {clean(folder)} lies inside the output {clean(output)}; choose a folder apart")
 
 
 def _look(candidates, fields: Fields) -> dict[str, Looked]:
