@@ -4,8 +4,8 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -281,22 +281,18 @@ def test_refuses_before_loading_anything(monkeypatch, name, feature, settings, s
         load_engine(name, spec, "random:1", include_top=include_top, batch_size=1, threads=None)
 
 
-def test_shared_between_threads(engine):
-    """Beam's shared objects: one engine, several threads of a worker."""
+def check_shared_between_threads(engine):
+    """Beam's shared objects: one engine, several threads of a worker. The engines' tests call it, each with its own."""
     batches = [make_pixels(4, 32, seed) for seed in range(6)]
     expected = [engine.embed(pixels)["avg"] for pixels in batches]
-    found = [None] * len(batches)
-
-    def embed(i):
-        found[i] = engine.embed(batches[i])["avg"]
-
-    workers = [threading.Thread(target=embed, args=(i,)) for i in range(len(batches))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(len(batches)) as pool:
+        found = list(pool.map(lambda pixels: engine.embed(pixels)["avg"], batches))
     for mine, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_shared_between_threads(engine):
+    check_shared_between_threads(engine)
     assert weakref.ref(engine)() is engine
 
 

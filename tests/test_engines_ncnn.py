@@ -4,14 +4,13 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.samples import draw_items, write_tar
-from tests.test_engines import make_pixels, make_spec, relative_difference
+from tests.test_engines import check_shared_between_threads, make_pixels, make_spec, relative_difference
 from transforms import engines
 from transforms.backbone import BACKBONES, describe, layers, tap_names
 from transforms.engines import OutOfMemory, checks, choose, device, load_engine, ncnn_model
@@ -123,20 +122,7 @@ def test_any_batch_order_neighbour_and_thread_give_the_same_bits(engine):
 
 
 def test_shared_between_threads(engine):
-    batches = [make_pixels(4, 32, seed) for seed in range(6)]
-    expected = [engine.embed(pixels)["avg"] for pixels in batches]
-    found = [None] * len(batches)
-
-    def embed(i):
-        found[i] = engine.embed(batches[i])["avg"]
-
-    workers = [threading.Thread(target=embed, args=(i,)) for i in range(len(batches))]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    for mine, theirs in zip(found, expected, strict=True):
-        np.testing.assert_array_equal(mine, theirs)
+    check_shared_between_threads(engine)
 
 
 def test_wrong_pixels_and_resize(engine):
