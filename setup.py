@@ -31,7 +31,9 @@ setup(
         "duckdb>=1.1",
         "google-crc32c>=1.5",
         "h5py>=3.11",
+        "jinja2>=3.1",
         "keras>=3.10,<4",
+        "matplotlib>=3.9",
         # Where it has wheels; elsewhere the engine keras does the work.
         'ncnn>=1.0.20250503; platform_machine in "x86_64 AMD64 arm64 aarch64"',
         "numpy>=1.26",
@@ -40,6 +42,7 @@ setup(
         "psutil>=5.9",
         "pyarrow>=16.1",
         "rich>=13.7",
+        "scikit-learn>=1.5",
         "tensorflow>=2.21,<3",
     ],
     extras_require={
@@ -48,7 +51,6 @@ setup(
         "gcp": ["apache-beam[gcp]"],
         "aws": ["apache-beam[aws]"],
         "gpu": ["tensorflow[and-cuda]>=2.21,<3; sys_platform == 'linux'"],
-        "plot": ["matplotlib>=3.9"],
     },
     entry_points={"console_scripts": ["featuremill = pipeline.cli:main"]},
 )

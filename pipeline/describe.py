@@ -84,16 +84,14 @@ def plot(backbone: str, path: str, *, include_top: bool = False, image_size: int
 
     Raises:
         UsageError: Another ending, no such backbone, or an image size below 32.
-        FeaturemillError: matplotlib isn't installed, or the file can't be written.
+        FeaturemillError: The file can't be written.
     """
     if os.path.splitext(path)[1].lower() not in _ENDINGS:
         raise UsageError(f"cannot draw to {path}: its ending has to be {' or '.join(_ENDINGS)}")
     infos = describe(layers(backbone, include_top=include_top), image_size)
-    try:
-        # Not pyplot: a figure of its own needs no display and leaves no state behind.
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise FeaturemillError("drawing needs matplotlib; pip install 'featuremill[plot]'") from error
+    # Not pyplot: a figure of its own needs no display and leaves no state behind.
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(16, 6.4), facecolor="white")
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     _draw(axes, infos, _title(backbone, include_top, image_size))

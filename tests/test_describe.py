@@ -78,12 +78,6 @@ def test_a_place_that_can_not_be_written(tmp_path):
         plot("vgg16", str(tmp_path / "none" / "a.png"))
 
 
-def test_missing_matplotlib_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(FeaturemillError, match=r"pip install 'featuremill\[plot\]'"):
-        plot("vgg16", str(tmp_path / "a.png"))
-
-
 def test_neither_imports_keras(tmp_path):
     code = (
         "import sys; from pipeline.describe import describe_text, plot;"
