@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -15,6 +15,10 @@ test: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The better part of an hour; saved in benchmarks/results.json and results.md.
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks
 
 # The stamp is touched last, so an install that was cut off is done again.
 $(INSTALLED): setup.py constraints.txt

@@ -26,6 +26,7 @@ class FakeEngine:
     batch_size: int
     pause_seconds: float = 0.0
     description: str = "fake"
+    on_cpu: bool = True
 
     def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         assert pixels.dtype == np.uint8

@@ -37,8 +37,8 @@ def png(tmp_path) -> bytes:
     return (tmp_path / "red.png").read_bytes()
 
 
-def decode(records, job):
-    return recipe._decode_ahead(iter(records), job, recipe._Stages())
+def decode(records, job, threads=2):
+    return recipe._decode_ahead(iter(records), job, recipe._Stages(), threads=threads)
 
 
 def test_a_reader_that_raises_is_heard_and_its_threads_end(job, tmp_path):
@@ -52,6 +52,56 @@ def test_a_reader_that_raises_is_heard_and_its_threads_end(job, tmp_path):
     with pytest.raises(FeaturemillError, match="the shard is gone"):
         list(decode(records(), job))
     assert threading.active_count() == before
+
+
+def test_beside_a_gpu_all_cores_decode(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "available_cores", lambda: 5)
+    threads = {on_cpu: recipe._decode_threads(FakeEngine({}, 4, on_cpu=on_cpu)) for on_cpu in (True, False)}
+    assert threads == {True: 2, False: 5}
+    # Only if five decode at once does anyone get past it.
+    together = threading.Barrier(5, timeout=20)
+    decode_image = recipe.decode_image
+    monkeypatch.setattr(recipe, "decode_image", lambda *a, **k: together.wait() >= 0 and decode_image(*a, **k))
+    data = png(tmp_path)
+    records = [EncodedImage(str(i), None, "s", i, data) for i in range(5)]
+    assert [decoded.image.key for decoded in decode(records, job, threads[False])] == list("01234")
+
+
+class WaitingEngine(FakeEngine):
+    """Goes on with a batch only when the whole of the next one has been decoded."""
+
+    images, decoded, embedded = 10, 0, 0
+
+    def embed(self, pixels):
+        self.embedded += len(pixels)
+        deadline = time.monotonic() + 20
+        while WaitingEngine.decoded < min(self.images, self.embedded + self.batch_size):
+            assert time.monotonic() < deadline, "the next batch wasn't decoded while the engine computed"
+            time.sleep(0.001)
+        return super().embed(pixels)
+
+
+def load_waiting(job: Job) -> WaitingEngine:
+    return WaitingEngine(job.sizes, job.batch_size)
+
+
+def test_the_next_batch_is_decoded_while_the_engine_computes(tmp_path, monkeypatch):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number in range(WaitingEngine.images):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / f"{number}.png")
+    decode_image = recipe.decode_image
+
+    def counted(*args, **more):
+        decoded = decode_image(*args, **more)
+        WaitingEngine.decoded += 1
+        return decoded
+
+    monkeypatch.setattr(recipe, "decode_image", counted)
+    # One thread, so that counting needs no lock.
+    monkeypatch.setattr(recipe, "CPU_DECODE_THREADS", 1)
+    summary = te.extract(folder, tmp_path / "out", batch_size=4, load=load_waiting)
+    assert (summary.totals.rows_embedded, summary.totals.rows_failed) == (10, 0)
 
 
 def test_threads_end_when_the_consumer_stops(job, tmp_path):

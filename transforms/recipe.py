@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from transforms import shards, storage
-from transforms.engines import Engine, OutOfMemory
+from transforms.engines import Engine, OutOfMemory, available_cores
 from transforms.features import FeatureSpec
 from transforms.images import DecodedImage, ImageError, decode_image
 from transforms.parts import PartWriter
@@ -21,8 +21,9 @@ from transforms.units import PlannedUnit, load_files
 if TYPE_CHECKING:
     import numpy as np
 
-# Two threads hide decoding behind any engine that a CPU can run, and keep at most two large images in memory.
-DECODE_THREADS = 2
+# Two threads hide decoding behind any engine that computes on the same cores: more would only take these from it, and
+# hold more large images in memory. Beside a GPU all cores are free to decode, and all are needed.
+CPU_DECODE_THREADS = 2
 # Encoded bytes read ahead of decoding; images of many megabytes would add up otherwise.
 UNDECODED_BYTES = 64 * 2**20
 
@@ -96,7 +97,8 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     unit = load_files(job.output, planned)
     with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes) as writer:
         progress = _Progress(writer)
-        for batch in _batches(_decode_ahead(shards.read(unit), job, stages), engine, writer):
+        images = _decode_ahead(shards.read(unit), job, stages, threads=_decode_threads(engine))
+        for batch in _batches(images, engine, writer):
             before = time.perf_counter()
             rows, vectors = _embed(batch, engine, writer, dtype=job.spec.dtype)
             stages.embed += time.perf_counter() - before
@@ -144,7 +146,13 @@ class _Budget:
             self._changed.notify()
 
 
-def _decode_ahead(records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages) -> Iterator[_Decoded | Failure]:
+def _decode_threads(engine: Engine) -> int:
+    return CPU_DECODE_THREADS if engine.on_cpu else max(CPU_DECODE_THREADS, available_cores())
+
+
+def _decode_ahead(
+    records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages, *, threads: int
+) -> Iterator[_Decoded | Failure]:
     """Yields the records decoded, in order, while the next two batches are read and decoded in threads."""
     waiting: queue.Queue[Future | Failure | BaseException | None] = queue.Queue(maxsize=2 * job.batch_size)
     stopped = threading.Event()
@@ -182,7 +190,7 @@ def _decode_ahead(records: Iterator[EncodedImage | Failure], job: Job, stages: _
         except BaseException as error:
             put(error)
 
-    with ThreadPoolExecutor(DECODE_THREADS, "decode") as pool:
+    with ThreadPoolExecutor(threads, "decode") as pool:
         reader = threading.Thread(target=read, args=(pool,), name="read", daemon=True)
         reader.start()
         try:

@@ -32,10 +32,12 @@ class Engine(Protocol):
     Attributes:
         description: Name, version, device and threads, such as `keras (tensorflow 2.21.0, CPU, 2 threads)`.
         batch_size: The most images that `embed` takes.
+        on_cpu: Whether it computes on the cores that decoding needs too.
     """
 
     description: str
     batch_size: int
+    on_cpu: bool
 
     def embed(self, pixels: "np.ndarray") -> "dict[str, np.ndarray]":
         """Computes the features of one batch; an image's numbers don't depend on its neighbours.

@@ -34,7 +34,9 @@ class KerasEngine:
         backend = _prepare_backend(threads)
         _warn_if_slow(spec.precision)
         self._network = _network(table, weights.arrays, spec)
-        self.description = f"keras ({backend}, {visible_device()}, {_threads()})"
+        device = visible_device()
+        self.on_cpu = device.startswith("CPU")
+        self.description = f"keras ({backend}, {device}, {_threads()})"
         self.resize(batch_size)
 
     def resize(self, batch_size: int) -> None:

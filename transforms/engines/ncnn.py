@@ -34,6 +34,8 @@ class NcnnEngine:
     image wait for the slowest after each layer. It also makes the numbers the same at any number of threads.
     """
 
+    on_cpu = True
+
     def __init__(
         self, spec: FeatureSpec, weights_source: str, *, include_top: bool, batch_size: int, threads: int | None
     ):

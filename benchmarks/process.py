@@ -1,0 +1,82 @@
+"""Whole processes, timed from outside: seconds from start to end, and the most memory they held."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished process.
+
+    Attributes:
+        seconds: Wall clock, imports and all.
+        cpu_seconds: User and system, of all its threads.
+        peak_mb: Its largest resident set, in 10^6 bytes.
+        printed: Standard output.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_mb: float
+    printed: str
+
+    @property
+    def figures(self) -> dict:
+        """The JSON object that it printed."""
+        return json.loads(self.printed)
+
+
+def run(command: Sequence[str]) -> Run:
+    """Runs a command to its end.
+
+    Raises:
+        RuntimeError: It failed; with the end of what it said.
+    """
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as said:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=printed, stderr=said)
+        # Not `wait`: only the system knows what a process that is gone held at its peak.
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        printed.seek(0)
+        if process.returncode:
+            said.seek(0)
+            end = said.read()[-2000:].decode(errors="replace")
+            raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {end}")
+        # Linux counts in kibibytes.
+        peak_mb = usage.ru_maxrss * 1024 / 1e6
+        return Run(seconds, usage.ru_utime + usage.ru_stime, peak_mb, printed.read().decode())
+
+
+def alternate(commands: Mapping[str, Sequence[str] | Callable[[], Sequence[str]]], rounds: int) -> dict[str, list[Run]]:
+    """Runs the commands in turn, A B C A B C …, so that a machine that slows down slows all of them down.
+
+    Args:
+        commands: {name: command, or what prepares and returns it}.
+        rounds: How often each.
+    """
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for number in range(1, rounds + 1):
+        for name, command in commands.items():
+            done = run(command() if callable(command) else command)
+            runs[name].append(done)
+            say(f"  {number}/{rounds} {name}: {done.seconds:.1f} s, {done.peak_mb:.0f} MB")
+    return runs
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Returns `median (least–most)`."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
