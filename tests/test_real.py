@@ -67,6 +67,20 @@ def relative_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
 
 
+def test_bfloat16_keeps_the_direction_of_every_vector(photos, tmp_path):
+    settings = {"engine": "keras", "image_size": 224, "limit": 10}
+    extract([photos[0].parents[2]], tmp_path / "exact", **settings)
+    extract([photos[0].parents[2]], tmp_path / "rough", **settings, precision="bfloat16")
+    exact, rough = (open_features(str(tmp_path / name)).to_numpy().astype(np.float64) for name in ("exact", "rough"))
+    assert exact.shape == (10, 512)
+    cosines = (exact * rough).sum(axis=1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(rough, axis=1)
+    # Below one: it is another arithmetic, not float32 under another name.
+    assert 0.999 <= cosines.min() < 1 - 1e-7
+    # The vectors of random weights resemble each other; what tells them apart has to survive as well.
+    distances = np.linalg.norm(exact[:, None] - rough[None], axis=2)
+    assert (distances.argmin(axis=1) == np.arange(10)).all()
+
+
 @BOTH_ENGINES
 def test_twenty_photos_against_plain_keras(photos, tmp_path, engine):
     from transforms.quiet import import_keras
