@@ -38,7 +38,7 @@ class Lab:
 
     @property
     def long_rounds(self) -> int:
-        return max(2, self.rounds - 2)
+        return max(1, self.rounds - 1)
 
     @property
     def weights(self) -> Path:
@@ -202,7 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=SECTIONS, help="A section; repeatable. By default all.")
     parser.add_argument("--photos", help="A folder of photos; by default the shared ones, else drawn images.")
-    parser.add_argument("--rounds", type=int, default=4, help="How often each command runs.")
+    parser.add_argument("--rounds", type=int, default=3, help="How often each command runs; twice at 2,000 images.")
     parser.add_argument("--save", default=str(HERE / "results"), help="Where to: NAME.json and NAME.md.")
     given = parser.parse_args()
     paths, origin = photos.source(given.photos)
