@@ -4,55 +4,17 @@ Only click is imported at the top, so that `--help` is instant.
 """
 
 import json
-import logging
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Any
 
 import click
 
+from pipeline.cli_options import BeamCommand, Bytes, debug_option, field_options, network_options
+
 EXIT_FAILURES, EXIT_INTERRUPTED = 3, 130
-
-
-class _BeamCommand(click.Command):
-    """A command whose arguments after `--` are Beam's; click would read them as inputs."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" in args:
-            at = args.index("--")
-            ctx.meta["beam_args"] = tuple(args[at + 1 :])
-            args = args[:at]
-        return super().parse_args(ctx, args)
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "[OPTIONS] INPUT... --output OUT [-- BEAM OPTIONS]")
-
-
-class _Bytes(click.ParamType):
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from pipeline.options import parse_bytes
-        from transforms.records import UsageError
-
-        try:
-            return value if isinstance(value, int) else parse_bytes(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
-
-
-def _debug_option(command: Callable) -> Callable:
-    return click.option(
-        "--debug",
-        is_flag=True,
-        expose_value=False,
-        is_eager=True,
-        callback=lambda _context, _option, value: _set_up_logging(value),
-        help="Show tracebacks, and Beam's and TensorFlow's log.",
-    )(command)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -61,50 +23,23 @@ def cli() -> None:
     """Batch feature extraction with frozen VGG networks: image shards in, Parquet out, every image accounted for."""
 
 
-@cli.command(cls=_BeamCommand)
+@cli.command(cls=BeamCommand)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--output", "-o", required=True, metavar="OUT", help="Folder for the features; created, or continued.")
-@click.option("--backbone", default="vgg19", show_default=True, help="vgg19 or vgg16.")
-@click.option(
-    "--weights",
-    default="imagenet",
-    show_default=True,
-    help="imagenet (Keras's own download), a path (.h5, .weights.h5, .keras), or random:SEED (never trained).",
-)
-@click.option("--include-top", is_flag=True, help="Load the dense layers too, for the taps fc1, fc2, predictions.")
-@click.option(
-    "--feature",
-    "features",
-    multiple=True,
-    metavar="NAME=TAP:POOL",
-    help="A column; repeatable. POOL is avg, max, gem or flatten.  [default: embedding=block5_pool:avg]",
-)
-@click.option("--dtype", default="float32", show_default=True, help="Stored numbers: float32 or float16.")
-@click.option("--image-size", default=224, show_default=True, help="Pixels on a side.")
-@click.option("--resize", default="squash", show_default=True, help="squash, crop or pad.")
-@click.option("--interpolation", default="bilinear", show_default=True, help="nearest, bilinear, bicubic or lanczos.")
-@click.option("--decode", default="exact", show_default=True, help="exact, or fast: large JPEGs at reduced scale.")
-@click.option("--exif/--no-exif", default=True, show_default=True, help="Turn images as their EXIF orientation says.")
-@click.option("--engine", default="auto", show_default=True, help="What computes the network: auto, keras or ncnn.")
-@click.option("--precision", default="float32", show_default=True, help="Arithmetic: float32 or bfloat16.")
-@click.option("--batch-size", type=int, help="Images per engine call.  [default: 8, ncnn: 8 a thread; 64 on a GPU]")
-@click.option("--threads", type=int, help="Engine threads per worker.  [default: the cores, shared out]")
+@network_options
 @click.option("--workers", default=1, show_default=True, help="Worker processes on this machine.")
 @click.option("--runner", default="FnApiRunner", show_default=True, help="Beam's runner; its options follow --.")
-@click.option("--unit-bytes", type=_Bytes(), default="256MiB", show_default=True, help="Split larger shards.")
-@click.option("--image-field", help="TFRecord key or Parquet column of the image.  [default: detected]")
-@click.option("--label-field", help="The same for the label; for tar: a member's ending or a key of .json.")
-@click.option("--name-field", help="The same for the image's name, which goes into the key.")
+@click.option("--unit-bytes", type=Bytes(), default="256MiB", show_default=True, help="Split larger shards.")
+@field_options
 @click.option("--prune", is_flag=True, help="Remove parts whose input changed or vanished.")
 @click.option("--retry-failed", is_flag=True, help="Do units with failures again.")
 @click.option("--overwrite", is_flag=True, help="Remove what OUT holds first (asks).")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--max-failure-rate", default=1.0, show_default=True, help="A larger share of failures is exit code 3.")
-@click.option("--max-pixels", default=89_000_000, show_default=True, help="An image with more is a failure.")
 @click.option("--limit", type=int, metavar="N", help="Only the first N images; OUT is then a sample.")
 @click.option("--quiet", "-q", is_flag=True, help="Neither plan nor progress.")
 @click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
-@_debug_option
+@debug_option
 @click.pass_context
 def extract(ctx: click.Context, **given: Any) -> int:
     """Embed every image of the INPUTs, once, and store the features in OUT as Parquet.
@@ -119,13 +54,9 @@ def extract(ctx: click.Context, **given: Any) -> int:
     from pipeline.options import ExtractOptions
     from pipeline.output import holds_features
     from pipeline.summary import summary_json, summary_text
-    from transforms.shards import Fields
 
     quiet, as_json, yes = given.pop("quiet"), given.pop("as_json"), given.pop("yes")
-    fields = Fields(image=given.pop("image_field"), label=given.pop("label_field"), name=given.pop("name_field"))
-    if not given["features"]:
-        del given["features"]
-    options = ExtractOptions(**given, fields=fields, beam_args=ctx.meta.get("beam_args", ()))
+    options = ExtractOptions(**_settings(given), beam_args=ctx.meta.get("beam_args", ()))
     if options.overwrite and not yes and holds_features(options.output):
         _confirm_removal(options.output)
     summary = run(options, say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)), quiet=quiet)
@@ -138,6 +69,20 @@ def extract(ctx: click.Context, **given: Any) -> int:
         )
         return EXIT_FAILURES
     return 0
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the shared options as `ExtractOptions` takes them."""
+    return {name: value for name, value in _fields(given).items() if name != "features" or value}
+
+
+def _fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the options with those of `field_options` as one."""
+    from transforms.shards import Fields
+
+    given = dict(given)
+    named = {name: given.pop(f"{name}_field") for name in ("image", "label", "name")}
+    return {**given, "fields": Fields(**named)}
 
 
 def _confirm_removal(output: str) -> None:
@@ -154,7 +99,7 @@ def _confirm_removal(output: str) -> None:
 @cli.command()
 @click.argument("output", metavar="OUT")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_debug_option
+@debug_option
 def inspect(output: str, as_json: bool) -> int:
     """Show what OUT holds and check that parts, footers and manifest agree (exit code 1 if not)."""
     from pipeline import inspect as module
@@ -165,6 +110,34 @@ def inspect(output: str, as_json: bool) -> int:
     else:
         click.echo(module.inspection_text(inspection))
     return 1 if inspection.problems else 0
+
+
+@cli.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@network_options
+@field_options
+@click.option("--images", default=200, show_default=True, metavar="N", help="At most so many are measured.")
+@click.option("--seconds", default=20.0, show_default=True, help="Measuring takes about as long, loading comes on top.")
+@click.option("--dataflow-workers", "workers", type=int, metavar="N", help="Say what N workers elsewhere would take.")
+@click.option("--worker-rate", type=float, metavar="IMAGES_PER_S", help="Of one worker.  [default: this machine's]")
+@click.option("--worker-price", type=float, metavar="DOLLARS_PER_HOUR", help="Of one worker.  [default: not said]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@debug_option
+def estimate(as_json: bool, **given: Any) -> int:
+    """Embed a sliver of the INPUTs; say what all of them would take, in hours and bytes, and what the bottleneck is.
+
+    Nothing is stored. Shards are sampled from their start; how many images a TFRecord or tar holds is estimated from
+    its bytes.
+    """
+    from pipeline import estimate as module
+    from pipeline.options import ExtractOptions
+
+    asked = {name: given.pop(name) for name in ("images", "seconds")}
+    workers = module.workers_asked(*(given.pop(name) for name in ("workers", "worker_rate", "worker_price")))
+    options = ExtractOptions(**_settings(given), output=module.NO_OUTPUT)
+    found = module.estimate(options, **asked, workers=workers)
+    click.echo(json.dumps(module.estimate_json(found), indent=2) if as_json else module.estimate_text(found))
+    return 0
 
 
 @cli.command()
@@ -180,7 +153,7 @@ def inspect(output: str, as_json: bool) -> int:
 )
 @click.option("--seed", default=0, show_default=True, help="Another one draws other rows.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@_debug_option
+@debug_option
 def verify(output: str, as_json: bool, **given: Any) -> int:
     """Embed a random sample of OUT's rows again, from their sources, and compare.
 
@@ -201,7 +174,7 @@ def verify(output: str, as_json: bool, **given: Any) -> int:
 @click.option("--include-top", is_flag=True, help="With the dense layers.")
 @click.option("--image-size", default=224, show_default=True, help="Pixels on a side.")
 @click.option("--plot", metavar="FILE", help="Draw the stack to a .png or .svg.")
-@_debug_option
+@debug_option
 def describe(backbone: str, include_top: bool, image_size: int, plot: str | None) -> int:
     """Show BACKBONE's layers: names to tap, shapes, parameters, multiply-adds, bytes of a tap."""
     from pipeline import describe as module
@@ -211,19 +184,6 @@ def describe(backbone: str, include_top: bool, image_size: int, plot: str | None
         module.plot(backbone, plot, include_top=include_top, image_size=image_size)
     click.echo(text)
     return 0
-
-
-def _set_up_logging(debug: bool) -> None:
-    """Shows our warnings as lines for people; Beam's log and TensorFlow's chatter only with --debug."""
-    if not debug:
-        # Before TensorFlow is imported, and inherited by worker processes.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("featuremill: %(levelname)s: %(message)s"))
-    if not debug:
-        handler.addFilter(lambda record: record.name.startswith(("pipeline", "transforms")))
-    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler], force=True)
 
 
 def run_cli(args: list[str]) -> int:

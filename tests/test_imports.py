@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("pipeline/*.py"), *ROOT.glob("transforms/**/*.py")])
 # Who may name a heavy library at all, lazily or not.
 OWNERS = {
-    "click": {"pipeline/cli.py"},
+    "click": {"pipeline/cli.py", "pipeline/cli_options.py"},
     "keras": {
         "transforms/backbone.py",
         "transforms/engines/keras.py",

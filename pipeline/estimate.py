@@ -1,0 +1,269 @@
+"""Estimate: takes a sliver of the input through each stage by itself, and says what all of it would take."""
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from tempfile import TemporaryDirectory
+from time import perf_counter
+from typing import Any
+
+from pipeline.options import ExtractOptions
+from pipeline.sliver import draw
+from pipeline.stages import Cost, Measured, measure, together_seconds
+from pipeline.summary import size_text
+from transforms import shards
+from transforms.engines import Engine, available_cores
+from transforms.recipe import Job
+from transforms.records import FeaturemillError, UsageError
+from transforms.weights import Weights
+
+# An OUT for `ExtractOptions` that no input lies in: nothing is ever written there.
+NO_OUTPUT = "none://estimate"
+IMAGES, SECONDS = 200, 20.0
+# Of the seconds, so many may go on reading; the engine needs the rest.
+_READ_SHARE = 0.25
+# Of a sliver with large features, less is taken.
+_FEATURE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Dataflow workers, or others.
+
+    Attributes:
+        count: How many.
+        rate: Images/s of one, None for this machine's.
+        price: Dollars/h of one, None if dollars don't matter.
+    """
+
+    count: int
+    rate: float | None = None
+    price: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UsageError for numbers that can't be."""
+        if self.count < 1:
+            raise UsageError(f"--dataflow-workers must be at least 1, not {self.count}")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise UsageError(f"--worker-rate must be above 0 images/s, not {self.rate}")
+        if self.price is not None and not 0 <= self.price < math.inf:
+            raise UsageError(f"--worker-price must be at least 0 dollars/h, not {self.price}")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the whole input would take.
+
+    Attributes:
+        shards: In the input.
+        files: Image files in the input that aren't in a shard.
+        input_bytes: Of both.
+        images: In the input; read = embedded + failed.
+        images_are_counted: False if `images` is an estimate by bytes.
+        sampled: Images measured.
+        sampled_failures: {`stage: error`: count} among those.
+        engine: What embedded them.
+        batch_size: N of a batch.
+        cores: That this process may use.
+        costs: {stage: cost per image}.
+        start_seconds: Importing libraries, loading weights and engine: once per run.
+        output_bytes: Parts and failures files.
+        workers: What was asked about others.
+    """
+
+    shards: int
+    files: int
+    input_bytes: int
+    images: int
+    images_are_counted: bool
+    sampled: int
+    sampled_failures: dict[str, int]
+    engine: str
+    batch_size: int
+    cores: int
+    costs: dict[str, Cost]
+    start_seconds: float
+    output_bytes: int
+    workers: Workers | None
+
+    @property
+    def failed(self) -> int:
+        """Images that will fail, if the input is like the sample."""
+        return round(self.images * sum(self.sampled_failures.values()) / self.sampled)
+
+    @property
+    def bottleneck(self) -> str:
+        """The stage that can do the fewest images/s."""
+        return max(self.costs, key=lambda stage: self.costs[stage].seconds)
+
+    @property
+    def images_per_second(self) -> float:
+        """Of a run on this machine, after its start."""
+        return 1 / together_seconds(self.costs, self.cores)
+
+    @property
+    def hours(self) -> float:
+        """Of a run on this machine, start included."""
+        return (self.start_seconds + self.images / self.images_per_second) / 3600
+
+    @property
+    def worker_rate(self) -> float | None:
+        """Images/s of a worker: as asked, or this machine's."""
+        return (self.workers.rate or self.images_per_second) if self.workers else None
+
+    @property
+    def worker_hours(self) -> float | None:
+        """Hours of a run on the workers, start-up not included."""
+        return self.images / (self.workers.count * self.worker_rate) / 3600 if self.workers else None
+
+    @property
+    def dollars(self) -> float | None:
+        """Price of a run on the workers, start-up not included."""
+        priced = self.workers is not None and self.workers.price is not None
+        return self.worker_hours * self.workers.count * self.workers.price if priced else None
+
+
+def workers_asked(count: int | None, rate: float | None, price: float | None) -> Workers | None:
+    """Returns the workers that the options of these names ask about, None if they ask about none.
+
+    Raises:
+        UsageError: A rate or a price, but no workers; or numbers that can't be.
+    """
+    if count is not None:
+        return Workers(count, rate, price)
+    for name, value in (("rate", rate), ("price", price)):
+        if value is not None:
+            raise UsageError(f"--worker-{name} is of use only with --dataflow-workers N")
+    return None
+
+
+def estimate(
+    options: ExtractOptions,
+    *,
+    images: int = IMAGES,
+    seconds: float = SECONDS,
+    workers: Workers | None = None,
+    load: Callable[[Job], Engine] | None = None,
+    weights: Weights | None = None,
+) -> Estimate:
+    """Measures a sliver of the inputs and extrapolates. Writes to a temporary folder only, and removes it.
+
+    Args:
+        options: What the run would be asked for; its output may be `NO_OUTPUT`.
+        images: At most so many are measured.
+        seconds: About as long is measured, at least one batch; finding the inputs and loading come on top.
+        workers: What to say about others.
+        load: Makes the engine; tests inject one without weights.
+        weights: Already loaded ones; by default what the options name.
+
+    Raises:
+        UsageError: Numbers that can't be.
+        FeaturemillError: No image in the inputs, or none that can be embedded; or weights or engine can't be loaded.
+    """
+    if images < 1:
+        raise UsageError(f"--images must be at least 1, not {images}")
+    if not 0 < seconds < math.inf:
+        raise UsageError(f"--seconds must be above 0, not {seconds}")
+    found = shards.find(options.inputs, options.fields)
+    sliver = draw(found, images=_fitting(options, images), seconds=seconds * _READ_SHARE)
+    if not sliver.records:
+        raise FeaturemillError("the inputs hold no image at all: there is nothing to estimate; check the paths")
+    with TemporaryDirectory(prefix="featuremill-estimate-") as folder:
+        started = perf_counter()
+        # Here and not above: with Beam, which it brings along, it is part of a run's start.
+        from transforms.extract_units import load_job_engine
+
+        job = _job(options, folder, weights or options.load_weights())
+        engine = (load or load_job_engine)(job)
+        start_seconds = perf_counter() - started
+        measured = measure(sliver.records, job, engine, seconds=seconds * (1 - _READ_SHARE))
+    _check_any(measured)
+    return Estimate(
+        shards=len(found.shards),
+        files=len(found.files),
+        input_bytes=sum(item.file.size for item in (*found.shards, *found.files)),
+        images=sliver.images,
+        images_are_counted=sliver.is_counted,
+        sampled=measured.images,
+        sampled_failures=measured.failures,
+        engine=engine.description,
+        batch_size=engine.batch_size,
+        cores=available_cores(),
+        costs={"read": sliver.read, "decode": measured.decode, "embed": measured.embed, "write": measured.write},
+        start_seconds=start_seconds,
+        output_bytes=round(measured.written_bytes * sliver.images / measured.images),
+        workers=workers,
+    )
+
+
+def _fitting(options: ExtractOptions, images: int) -> int:
+    """Returns how many images of large features are enough."""
+    row_bytes = sum(options.sizes.values()) * {"float16": 2, "float32": 4}[options.dtype]
+    return max(1, min(images, _FEATURE_BYTES // row_bytes))
+
+
+def _job(options: ExtractOptions, folder: str, weights: Weights) -> Job:
+    return Job(
+        output=folder,
+        spec=options.spec(weights),
+        sizes=options.sizes,
+        weights=options.weights,
+        include_top=options.include_top,
+        engine=options.engine_name,
+        batch_size=options.engine_batch_size,
+        threads=options.engine_threads,
+        max_pixels=options.max_pixels,
+    )
+
+
+def _check_any(measured: Measured) -> None:
+    failed = sum(measured.failures.values())
+    if failed == measured.images:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in list(measured.failures.items())[:3])
+        raise FeaturemillError(
+            f"none of the sample's {failed} images can be embedded: {reasons}; check the inputs, "
+            "or run featuremill extract --limit and look at its failures"
+        )
+
+
+def estimate_json(estimate: Estimate) -> dict[str, Any]:
+    """Returns the estimate for programs."""
+    names = ("failed", "bottleneck", "images_per_second", "hours", "worker_rate", "worker_hours", "dollars")
+    return {**asdict(estimate), **{name: getattr(estimate, name) for name in names}}
+
+
+def estimate_text(estimate: Estimate) -> str:
+    """Returns the estimate for people."""
+    e = estimate
+    inputs = [f"{e.shards} shards" if e.shards else "", f"{e.files} image files" if e.files else ""]
+    about = "" if e.images_are_counted else "about "
+    failures = ", ".join(f"{count} {reason}" for reason, count in e.sampled_failures.items())
+    alone = ", ".join(f"{stage} {_number(1 / cost.seconds)}" for stage, cost in e.costs.items() if cost.seconds)
+    lines = [
+        f"inputs   {' and '.join(filter(None, inputs))} ({size_text(e.input_bytes)}), {about}{e.images:,} images",
+        f"sample   {e.sampled} images, {sum(e.sampled_failures.values())} failed{f' ({failures})' if failures else ''}",
+        f"engine   {e.engine}, batches of {e.batch_size}",
+        f"alone    {alone} images/s",
+        f"together {_number(e.images_per_second)} images/s on {e.cores} cores; the bottleneck is {e.bottleneck}",
+        f"time     {_time_text(e.hours)} on this machine, {e.start_seconds:.1f} s of them to start",
+        f"output   about {size_text(e.output_bytes)} for {e.images - e.failed:,} rows and {e.failed:,} failures",
+    ]
+    return "\n".join([*lines, _workers_text(e)] if e.workers else lines)
+
+
+def _workers_text(e: Estimate) -> str:
+    dollars = "" if e.dollars is None else f" and {e.dollars:,.2f} dollars"
+    return (
+        f"workers  {_time_text(e.worker_hours)}{dollars} on {e.workers.count:,} workers of {_number(e.worker_rate)} "
+        "images/s; the minutes that they take to start come on top"
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _time_text(hours: float) -> str:
+    if hours >= 1:
+        return f"{_number(hours)} hours"
+    return f"{_number(hours * 60)} minutes" if hours * 60 >= 1 else f"{_number(hours * 3600)} seconds"
