@@ -31,7 +31,6 @@ setup(
         "duckdb>=1.1",
         "google-crc32c>=1.5",
         "h5py>=3.11",
-        "jinja2>=3.1",
         "keras>=3.10,<4",
         "matplotlib>=3.9",
         # Where it has wheels; elsewhere the engine keras does the work.
@@ -42,7 +41,6 @@ setup(
         "psutil>=5.9",
         "pyarrow>=16.1",
         "rich>=13.7",
-        "scikit-learn>=1.5",
         "tensorflow>=2.21,<3",
     ],
     extras_require={
