@@ -22,8 +22,10 @@ setup(
         "pipeline",
         "transforms",
         "transforms.engines",
+        "transforms.heads",
         "transforms.shards",
     ],
+    package_data={"pipeline": ["templates/*"]},
     install_requires=[
         "apache-beam>=2.77,<3",
         "bracex>=2.4",
@@ -31,6 +33,7 @@ setup(
         "duckdb>=1.1",
         "google-crc32c>=1.5",
         "h5py>=3.11",
+        "jinja2>=3.1",
         "keras>=3.10,<4",
         "matplotlib>=3.9",
         # Where it has wheels; elsewhere the engine keras does the work.
@@ -41,6 +44,7 @@ setup(
         "psutil>=5.9",
         "pyarrow>=16.1",
         "rich>=13.7",
+        "scikit-learn>=1.5",
         "tensorflow>=2.21,<3",
     ],
     extras_require={

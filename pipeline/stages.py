@@ -14,11 +14,12 @@ from time import perf_counter, process_time
 
 from pipeline.books import failures_by_reason
 from transforms import storage
-from transforms.engines import Engine
-from transforms.parts import PartWriter
 
 # The recipe's own steps, so that what is measured is what a run does.
-from transforms.recipe import Job, _decode, _decode_threads, _Decoded, _embed, _Stages
+from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
+from transforms.engines import Engine
+from transforms.parts import PartWriter
+from transforms.recipe import Job
 from transforms.records import EncodedImage, Failure, UnitReport
 
 
@@ -125,7 +126,7 @@ class _Bench:
 
     def __init__(self, job: Job, engine: Engine, writer: PartWriter):
         self._job, self._engine, self._writer = job, engine, writer
-        self._waiting: list[_Decoded] = []
+        self._waiting: list[Decoded] = []
         self.decode, self.embed, self.write = Watch(), Watch(), Watch()
         self.images = self.decoded = self.timed = 0
 
@@ -133,7 +134,7 @@ class _Bench:
         """Takes records through all stages, batch by batch; after so many seconds no new batch is begun."""
         deadline = perf_counter() + seconds
         remaining = iter(records)
-        with ThreadPoolExecutor(_decode_threads(self._engine)) as pool:
+        with ThreadPoolExecutor(decode_threads(self._engine)) as pool:
             while chunk := list(islice(remaining, self._engine.batch_size)):
                 self._take(chunk, pool)
                 if perf_counter() >= deadline:
@@ -151,7 +152,7 @@ class _Bench:
         self.images += len(records)
         images = [record for record in records if isinstance(record, EncodedImage)]
         with self.decode.running():
-            results = list(pool.map(lambda image: _decode(image, self._job, _Stages()), images))
+            results = list(pool.map(lambda image: decode_record(image, self._job.spec, max_pixels=self._job.max_pixels), images))
         for result in (*(record for record in records if isinstance(record, Failure)), *results):
             if isinstance(result, Failure):
                 self._writer.fail(result)
@@ -164,9 +165,9 @@ class _Bench:
             self._embed(batch, self.embed)
             self.timed += len(batch)
 
-    def _embed(self, batch: "list[_Decoded]", watch: Watch) -> None:
+    def _embed(self, batch: list[Decoded], watch: Watch) -> None:
         with watch.running():
-            rows, vectors = _embed(batch, self._engine, self._writer, dtype=self._job.spec.dtype)
+            rows, vectors = embed_batch(batch, self._engine, self._writer.fail, dtype=self._job.spec.dtype)
         if rows:
             with self.write.running():
                 self._writer.add(rows, vectors)

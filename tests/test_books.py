@@ -28,12 +28,12 @@ def problems(out: Path) -> tuple[str, ...]:
 
 
 def test_a_record_that_gets_lost_on_the_way_is_noticed(tar, tmp_path, monkeypatch):
-    real = recipe._embed
+    real = recipe.embed_batch
 
-    def lossy(batch, engine, writer, **more):
-        return real(batch[:-1], engine, writer, **more)
+    def lossy(batch, engine, fail, **more):
+        return real(batch[:-1], engine, fail, **more)
 
-    monkeypatch.setattr(recipe, "_embed", lossy)
+    monkeypatch.setattr(recipe, "embed_batch", lossy)
     with pytest.raises(FeaturemillError, match="is not embedded"):
         te.extract(tar, tmp_path / "out")
     assert os.listdir(tmp_path / "out/features") == []

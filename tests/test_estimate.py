@@ -155,7 +155,7 @@ def test_each_stage_can_be_the_bottleneck(tmp_path, clock, monkeypatch, slow):
         return call
 
     monkeypatch.setattr(shards, "read", read_slowly)
-    monkeypatch.setattr(stages, "_decode", slowly(stages._decode, "decode"))
+    monkeypatch.setattr(stages, "decode_record", slowly(stages.decode_record, "decode"))
     monkeypatch.setattr(stages.PartWriter, "add", slowly(stages.PartWriter.add, "write"))
     found = estimate(tmp_path / "x.tar", batch_size=1, load=ticking(clock, wall=wall["embed"], cpu=0))
     assert {stage: cost.seconds for stage, cost in found.costs.items()} == wall
@@ -168,8 +168,8 @@ def test_each_stage_can_be_the_bottleneck(tmp_path, clock, monkeypatch, slow):
 def test_cores_that_all_stages_need_hold_up_a_run(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(estimating, "available_cores", lambda: 2)
     write_tar(tmp_path / "x.tar", good_items(12))
-    decode = stages._decode
-    monkeypatch.setattr(stages, "_decode", lambda *a: clock.pass_by(0.5, 1.0) or decode(*a))
+    decode = stages.decode_record
+    monkeypatch.setattr(stages, "decode_record", lambda *a, **k: clock.pass_by(0.5, 1.0) or decode(*a, **k))
     found = estimate(tmp_path / "x.tar", load=ticking(clock, wall=0.75, cpu=1.5))
     assert 1 / found.images_per_second == 1.25
     assert found.bottleneck == "embed"

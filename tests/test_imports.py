@@ -11,23 +11,31 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("pipeline/*.py"), *ROOT.glob("transforms/**/*.py")])
 # Who may name a heavy library at all, lazily or not.
 OWNERS = {
-    "click": {"pipeline/cli.py", "pipeline/cli_options.py"},
+    "click": {"pipeline/cli.py", "pipeline/cli_heads.py", "pipeline/cli_options.py"},
     "keras": {
+        "transforms/assembly.py",
         "transforms/backbone.py",
         "transforms/engines/keras.py",
+        "transforms/finetuning.py",
+        "transforms/heads/neural.py",
         "transforms/quiet.py",
+        "transforms/resizing.py",
+        "transforms/signatures.py",
         "transforms/weight_files.py",
     },
-    "tensorflow": {"transforms/engines/keras.py"},
+    "tensorflow": {"transforms/engines/keras.py", "transforms/signatures.py"},
     "apache_beam": {
+        "transforms/embed_images.py",
         "transforms/extract_units.py",
         "transforms/storage.py",
         "pipeline/extract.py",
         "pipeline/beam_options.py",
         "pipeline/watch.py",
         "pipeline/worker.py",
+        "transforms/heads/ridge_sums.py",
     },
-    "matplotlib": {"pipeline/describe.py"},
+    "jinja2": {"pipeline/report.py"},
+    "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},
     "duckdb": {"pipeline/books.py"},
     "ncnn": {"transforms/engines/ncnn.py"},
     "h5py": {"transforms/weight_files.py"},
@@ -66,6 +74,7 @@ def test_walls(path):
         ("transforms.features", ["apache_beam", "tensorflow", "keras"]),
         ("transforms.extract_units", ["tensorflow", "keras"]),
         ("transforms.engines.ncnn", ["tensorflow", "keras", "ncnn", "apache_beam"]),
+        ("transforms.heads", ["pyarrow", "scipy", "sklearn", "apache_beam", "tensorflow", "keras"]),
         ("transforms.weights", ["tensorflow", "keras", "apache_beam"]),
     ],
 )

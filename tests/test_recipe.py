@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.watch import explain
 from tests import test_extract as te
 from tests.fakes import FakeEngine
-from transforms import recipe
+from transforms import embedding, recipe
 from transforms.engines import OutOfMemory
 from transforms.recipe import Job
 from transforms.records import EncodedImage, FeaturemillError
@@ -55,13 +55,13 @@ def test_a_reader_that_raises_is_heard_and_its_threads_end(job, tmp_path):
 
 
 def test_beside_a_gpu_all_cores_decode(job, tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "available_cores", lambda: 5)
-    threads = {on_cpu: recipe._decode_threads(FakeEngine({}, 4, on_cpu=on_cpu)) for on_cpu in (True, False)}
+    monkeypatch.setattr(embedding, "available_cores", lambda: 5)
+    threads = {on_cpu: embedding.decode_threads(FakeEngine({}, 4, on_cpu=on_cpu)) for on_cpu in (True, False)}
     assert threads == {True: 2, False: 5}
     # Only if five decode at once does anyone get past it.
     together = threading.Barrier(5, timeout=20)
-    decode_image = recipe.decode_image
-    monkeypatch.setattr(recipe, "decode_image", lambda *a, **k: together.wait() >= 0 and decode_image(*a, **k))
+    decode_image = embedding.decode_image
+    monkeypatch.setattr(embedding, "decode_image", lambda *a, **k: together.wait() >= 0 and decode_image(*a, **k))
     data = png(tmp_path)
     records = [EncodedImage(str(i), None, "s", i, data) for i in range(5)]
     assert [decoded.image.key for decoded in decode(records, job, threads[False])] == list("01234")
@@ -90,16 +90,16 @@ def test_the_next_batch_is_decoded_while_the_engine_computes(tmp_path, monkeypat
     folder.mkdir()
     for number in range(WaitingEngine.images):
         Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / f"{number}.png")
-    decode_image = recipe.decode_image
+    decode_image = embedding.decode_image
 
     def counted(*args, **more):
         decoded = decode_image(*args, **more)
         WaitingEngine.decoded += 1
         return decoded
 
-    monkeypatch.setattr(recipe, "decode_image", counted)
+    monkeypatch.setattr(embedding, "decode_image", counted)
     # One thread, so that counting needs no lock.
-    monkeypatch.setattr(recipe, "CPU_DECODE_THREADS", 1)
+    monkeypatch.setattr(embedding, "CPU_DECODE_THREADS", 1)
     summary = te.extract(folder, tmp_path / "out", batch_size=4, load=load_waiting)
     assert (summary.totals.rows_embedded, summary.totals.rows_failed) == (10, 0)
 

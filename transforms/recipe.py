@@ -1,29 +1,21 @@
 """One unit from bytes to commit: read, decode, batch, embed, write. Plain functions; Beam only calls them."""
 
-import hashlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from transforms import shards, storage
-from transforms.engines import Engine, OutOfMemory, available_cores
+from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
+from transforms.engines import Engine
 from transforms.features import FeatureSpec
-from transforms.images import DecodedImage, ImageError, decode_image
 from transforms.parts import PartWriter
-from transforms.records import EncodedImage, Failure, FeaturemillError, UnitReport
+from transforms.records import EncodedImage, Failure, UnitReport
 from transforms.shards.names import clean
 from transforms.units import PlannedUnit, load_files
 
-if TYPE_CHECKING:
-    import numpy as np
-
-# Two threads hide decoding behind any engine that computes on the same cores: more would only take these from it, and
-# hold more large images in memory. Beside a GPU all cores are free to decode, and all are needed.
-CPU_DECODE_THREADS = 2
 # Encoded bytes read ahead of decoding; images of many megabytes would add up otherwise.
 UNDECODED_BYTES = 64 * 2**20
 
@@ -71,20 +63,6 @@ class _Stages:
             self.decode += seconds
 
 
-@dataclass(frozen=True)
-class _Decoded:
-    image: EncodedImage
-    sha256: bytes
-    result: DecodedImage
-
-    def failure(self, stage: str, error: str, message: str) -> Failure:
-        return _failure(self.image, self.sha256, stage=stage, error=error, message=message)
-
-    def row(self) -> tuple:
-        image, result = self.image, self.result
-        return image.key, image.label, image.source, image.position, self.sha256, result.width, result.height
-
-
 def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     """Embeds one unit and commits its part.
 
@@ -97,10 +75,10 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     unit = load_files(job.output, planned)
     with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes) as writer:
         progress = _Progress(writer)
-        images = _decode_ahead(shards.read(unit), job, stages, threads=_decode_threads(engine))
+        images = _decode_ahead(shards.read(unit), job, stages, threads=decode_threads(engine))
         for batch in _batches(images, engine, writer):
             before = time.perf_counter()
-            rows, vectors = _embed(batch, engine, writer, dtype=job.spec.dtype)
+            rows, vectors = embed_batch(batch, engine, writer.fail, dtype=job.spec.dtype)
             stages.embed += time.perf_counter() - before
             if rows:
                 writer.add(rows, vectors)
@@ -146,13 +124,9 @@ class _Budget:
             self._changed.notify()
 
 
-def _decode_threads(engine: Engine) -> int:
-    return CPU_DECODE_THREADS if engine.on_cpu else max(CPU_DECODE_THREADS, available_cores())
-
-
 def _decode_ahead(
     records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages, *, threads: int
-) -> Iterator[_Decoded | Failure]:
+) -> Iterator[Decoded | Failure]:
     """Yields the records decoded, in order, while the next two batches are read and decoded in threads."""
     waiting: queue.Queue[Future | Failure | BaseException | None] = queue.Queue(maxsize=2 * job.batch_size)
     stopped = threading.Event()
@@ -165,7 +139,7 @@ def _decode_ahead(
             except queue.Full:
                 continue
 
-    def decode(record: EncodedImage) -> _Decoded | Failure:
+    def decode(record: EncodedImage) -> Decoded | Failure:
         try:
             return _decode(record, job, stages)
         finally:
@@ -204,26 +178,17 @@ def _decode_ahead(
             pool.shutdown(cancel_futures=True)
 
 
-def _decode(image: EncodedImage, job: Job, stages: _Stages) -> _Decoded | Failure:
+def _decode(image: EncodedImage, job: Job, stages: _Stages) -> Decoded | Failure:
     before = time.perf_counter()
-    sha256 = hashlib.sha256(image.data).digest()
     try:
-        result = decode_image(image.data, job.spec, max_pixels=job.max_pixels)
-    except ImageError as error:
-        return _failure(image, sha256, stage="decode", error=error.reason, message=str(error))
+        return decode_record(image, job.spec, max_pixels=job.max_pixels)
     finally:
         stages.add_decode(time.perf_counter() - before)
-    # The encoded bytes aren't needed any more, and a queue of large ones would add up.
-    return _Decoded(EncodedImage(image.key, image.label, image.source, image.position, b""), sha256, result)
 
 
-def _failure(image: EncodedImage, sha256: bytes, *, stage: str, error: str, message: str) -> Failure:
-    return Failure(image.key, image.label, image.source, image.position, stage, error, message, sha256)
-
-
-def _batches(items: Iterator[_Decoded | Failure], engine: Engine, writer: PartWriter) -> Iterator[list[_Decoded]]:
+def _batches(items: Iterator[Decoded | Failure], engine: Engine, writer: PartWriter) -> Iterator[list[Decoded]]:
     """Yields batches as large as the engine takes (less after it ran out of memory); puts failures aside."""
-    batch: list[_Decoded] = []
+    batch: list[Decoded] = []
     for item in items:
         if isinstance(item, Failure):
             writer.fail(item)
@@ -234,79 +199,6 @@ def _batches(items: Iterator[_Decoded | Failure], engine: Engine, writer: PartWr
             batch = []
     # Also when it is empty: failures alone are progress too.
     yield batch
-
-
-def _embed(
-    batch: list[_Decoded], engine: Engine, writer: PartWriter, *, dtype: str
-) -> tuple[list[tuple], dict[str, "np.ndarray"]]:
-    """Embeds a batch of N images; those that can't be embedded are failures.
-
-    Returns:
-        The rows that are good, and {feature name: M×D} for them, M ≤ N, in the stored dtype.
-    """
-    import numpy as np
-
-    good: list[tuple] = []
-    vectors: dict[str, list[np.ndarray]] = {}
-    for images, features in _embed_or_split(batch, engine, writer):
-        with np.errstate(over="ignore"):
-            stored = {name: array.astype(dtype, copy=False) for name, array in features.items()}
-        finite = np.all([np.isfinite(array).all(axis=1) for array in stored.values()], axis=0)
-        good.extend(image.row() for image, ok in zip(images, finite, strict=True) if ok)
-        for image, ok in zip(images, finite, strict=True):
-            if not ok:
-                message = f"its features hold NaN, or numbers too large for {dtype}"
-                writer.fail(image.failure("embed", "not finite", message))
-        for name, array in stored.items():
-            vectors.setdefault(name, []).append(array[finite])
-    return good, {name: np.concatenate(arrays) for name, arrays in vectors.items()}
-
-
-def _embed_or_split(
-    batch: list[_Decoded], engine: Engine, writer: PartWriter
-) -> Iterator[tuple[list[_Decoded], dict[str, "np.ndarray"]]]:
-    """Yields (images, features). A batch that fails is split in halves, down to the guilty image.
-
-    Raises:
-        FeaturemillError: It isn't the image: the engine can't even embed a black one, or has no memory for one.
-    """
-    import numpy as np
-
-    if not batch:
-        return
-    # Smaller than it was when the batch was gathered, perhaps, after another thread ran out of memory.
-    if len(batch) <= engine.batch_size:
-        try:
-            yield batch, engine.embed(np.stack([decoded.result.pixels for decoded in batch]))
-            return
-        except OutOfMemory as error:
-            # The engine pads every batch to its size: it is that which has to shrink, however few the images.
-            if engine.batch_size == 1:
-                raise FeaturemillError(
-                    f"out of memory with a single image ({storage.one_line(error)}); free some or lower --image-size"
-                ) from error
-            engine.resize(engine.batch_size // 2)
-            yield from _embed_or_split(batch, engine, writer)
-            return
-        except Exception as error:
-            if len(batch) == 1:
-                _check_alive(engine, batch[0].result.pixels.shape, error)
-                writer.fail(batch[0].failure("embed", type(error).__name__, storage.one_line(error)))
-                return
-    middle = len(batch) // 2
-    yield from _embed_or_split(batch[:middle], engine, writer)
-    yield from _embed_or_split(batch[middle:], engine, writer)
-
-
-def _check_alive(engine: Engine, shape: tuple[int, ...], cause: Exception) -> None:
-    import numpy as np
-
-    try:
-        engine.embed(np.zeros((1, *shape), np.uint8))
-    except Exception as error:
-        raise FeaturemillError(
-            f"the engine {engine.description} fails on any image: {storage.one_line(error)}"
-        ) from cause
 
 
 class _Progress:

@@ -1,0 +1,45 @@
+"""Vectors for the tests of the heads: drawn, in memory, easy or not."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from transforms.heads.rows import Rows
+
+
+@dataclass(frozen=True)
+class ArrayVectors:
+    """Vectors in memory, with the face of stored ones."""
+
+    matrix: np.ndarray
+
+    @property
+    def rows(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def dims(self) -> int:
+        return self.matrix.shape[1]
+
+    def batches(
+        self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        numbers = np.arange(self.rows) if wanted is None else np.flatnonzero(wanted)
+        size = batch_rows or 64
+        starts = np.arange(0, len(numbers), size)
+        if seed is not None:
+            np.random.default_rng(seed).shuffle(starts)
+        for start in starts:
+            chosen = numbers[start : start + size]
+            yield chosen, self.matrix[chosen].astype(np.float32)
+
+
+def draw_rows(*, rows: int, dims: int, classes: int, cells: int = 4, distance: float = 3.0, seed: int = 0) -> Rows:
+    """Draws normal clouds, one per class, whose centres are about `distance` standard deviations apart."""
+    random = np.random.default_rng(seed)
+    codes = random.integers(0, classes, rows).astype(np.int32)
+    centres = random.normal(size=(classes, dims)) * distance / np.sqrt(2 * dims)
+    matrix = (centres[codes] + random.normal(size=(rows, dims))).astype(np.float32)
+    names = tuple(f"class{i}" for i in range(classes))
+    return Rows(ArrayVectors(matrix), codes, random.integers(0, cells, rows).astype(np.int32), names)

@@ -1,0 +1,158 @@
+"""`EmbedImages`: the network for other people's pipelines. (key, encoded bytes) in, feature rows out.
+
+`ExtractUnits` is for whole datasets: its rows go to Parquet, unit by unit. This transform is for images that are
+elements of somebody's own graph. It decodes and embeds by the same code, so the numbers are the same, bit for bit.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import apache_beam as beam
+from apache_beam.utils.shared import Shared
+from apache_beam.utils.windowed_value import WindowedValue
+
+from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
+from transforms.engines import Engine, choose, default_batch_size, load_engine
+from transforms.features import FeatureSpec
+from transforms.records import EncodedImage, Failure
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ROWS, FAILURES = "rows", "failures"
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """One image's features.
+
+    Attributes:
+        key: As it was given.
+        sha256: Of the encoded bytes.
+        width, height: Pixels, after EXIF rotation and before resizing.
+        features: {feature name: D numbers}, in the dtype of the spec.
+    """
+
+    key: str
+    sha256: bytes
+    width: int
+    height: int
+    features: "dict[str, np.ndarray]"
+
+
+@dataclass
+class EmbedImages(beam.PTransform):
+    """(key, encoded bytes) elements in; `EmbeddedImage` and, tagged, `Failure` elements out.
+
+    The result has two collections, `rows` and `failures`; every image is in one of them. Windows and timestamps are
+    kept, so that bounded and unbounded inputs work. Batches are filled from all elements of a bundle; the engine has
+    one fixed shape, so an image's numbers don't depend on its neighbours. Runners that stream in bundles of single
+    images get batches of single images: put `beam.BatchElements` or a `GroupIntoBatches` and a `FlatMap` before it.
+
+    Attributes:
+        spec: What decides the numbers, such as `open_features(OUT).spec`.
+        weights: Where the weights come from: `imagenet`, a path that workers can read, or `random:SEED`. They must be
+            those that the spec names by hash.
+        engine: `auto`, `keras` or `ncnn`; `auto` chooses on each worker.
+        batch_size: Images per engine call, None for the engine's own default.
+        threads: Engine threads per worker process, None for all cores.
+        max_pixels: An image with more is a failure.
+        load: Makes the engine, once per worker process. Tests inject one without weights.
+    """
+
+    spec: FeatureSpec
+    weights: str = "imagenet"
+    engine: str = "auto"
+    batch_size: int | None = None
+    threads: int | None = None
+    max_pixels: int = 89_000_000
+    load: "Callable[[EmbedImages], Engine] | None" = None
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def expand(self, images: beam.PCollection[tuple[str, bytes]]) -> Any:
+        embed = beam.ParDo(_Embed(self)).with_outputs(FAILURES, main=ROWS)
+        return images | "Embed" >> embed.with_output_types(EmbeddedImage)
+
+
+def load_transform_engine(transform: EmbedImages) -> Engine:
+    """Loads the engine that the transform asks for."""
+    name = choose(transform.engine, transform.spec.precision)
+    return load_engine(
+        name,
+        transform.spec,
+        transform.weights,
+        # Only the taps that the spec names are computed; whether they are in the top is its business.
+        include_top=True,
+        batch_size=transform.batch_size or default_batch_size(name, transform.threads),
+        threads=transform.threads,
+    )
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """An image that is being decoded, and where in the stream it belongs."""
+
+    number: int
+    decoded: "Future[Decoded | Failure]"
+    timestamp: Any
+    window: Any
+
+
+class _Embed(beam.DoFn):
+    """Gathers a bundle's images into batches; while one is in the engine, the next is decoded."""
+
+    def __init__(self, transform: EmbedImages):
+        self._transform = transform
+        self._shared = Shared()
+
+    def setup(self) -> None:
+        load = self._transform.load or load_transform_engine
+        self._engine = self._shared.acquire(lambda: load(self._transform))
+        self._pool = ThreadPoolExecutor(decode_threads(self._engine), "decode")
+
+    def start_bundle(self) -> None:
+        self._pending: deque[_Pending] = deque()
+        self._number = 0
+
+    def process(
+        self, element: tuple[str, bytes], timestamp: Any = beam.DoFn.TimestampParam, window: Any = beam.DoFn.WindowParam
+    ) -> Iterator[Any]:
+        key, data = element
+        # Keys may repeat: until it leaves, an image is known by its number, in the place of a position.
+        self._number += 1
+        image = EncodedImage(key, None, key, self._number, data)
+        future = self._pool.submit(decode_record, image, self._transform.spec, max_pixels=self._transform.max_pixels)
+        self._pending.append(_Pending(self._number, future, timestamp, window))
+        if len(self._pending) >= 2 * self._engine.batch_size:
+            yield from self._embed(self._engine.batch_size)
+
+    def finish_bundle(self) -> Iterator[Any]:
+        while self._pending:
+            yield from self._embed(self._engine.batch_size)
+
+    def teardown(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _embed(self, count: int) -> Iterator[Any]:
+        """Embeds the first images that wait, and yields what became of them, each in its own window."""
+        taken = [self._pending.popleft() for _ in range(min(count, len(self._pending)))]
+        results = [pending.decoded.result() for pending in taken]
+        failures = [result for result in results if isinstance(result, Failure)]
+        decoded = [result for result in results if isinstance(result, Decoded)]
+        rows, vectors = embed_batch(decoded, self._engine, failures.append, dtype=self._transform.spec.dtype)
+        by_number = {pending.number: pending for pending in taken}
+        for row, (key, _, _, number, sha256, width, height) in enumerate(rows):
+            features = {name: array[row] for name, array in vectors.items()}
+            yield _placed(EmbeddedImage(key, sha256, width, height, features), by_number[number])
+        for failure in failures:
+            value = _placed(replace(failure, position=0), by_number[failure.position])
+            yield beam.pvalue.TaggedOutput(FAILURES, value)
+
+
+def _placed(value: Any, pending: _Pending) -> WindowedValue:
+    return WindowedValue(value, pending.timestamp, (pending.window,))

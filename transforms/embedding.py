@@ -1,0 +1,133 @@
+"""Encoded images to features, batch by batch: what a unit's recipe and `EmbedImages` have in common."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from transforms.engines import Engine, OutOfMemory, available_cores
+from transforms.features import FeatureSpec
+from transforms.images import DecodedImage, ImageError, decode_image
+from transforms.records import EncodedImage, Failure, FeaturemillError
+from transforms.storage import one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Two threads hide decoding behind any engine that computes on the same cores: more would only take these from it, and
+# hold more large images in memory. Beside a GPU all cores are free to decode, and all are needed.
+CPU_DECODE_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """An image that became pixels; its encoded bytes are let go."""
+
+    image: EncodedImage
+    sha256: bytes
+    result: DecodedImage
+
+    def failure(self, stage: str, error: str, message: str) -> Failure:
+        return _failure(self.image, self.sha256, stage=stage, error=error, message=message)
+
+    def row(self) -> tuple:
+        """Returns the columns that a part has before its features, in the order of `features.ROW_COLUMNS`."""
+        image, result = self.image, self.result
+        return image.key, image.label, image.source, image.position, self.sha256, result.width, result.height
+
+
+def decode_threads(engine: Engine) -> int:
+    """Returns how many threads should decode for an engine."""
+    return CPU_DECODE_THREADS if engine.on_cpu else max(CPU_DECODE_THREADS, available_cores())
+
+
+def decode_record(image: EncodedImage, spec: FeatureSpec, *, max_pixels: int) -> Decoded | Failure:
+    """Decodes one image; one that can't be is a failure."""
+    sha256 = hashlib.sha256(image.data).digest()
+    try:
+        result = decode_image(image.data, spec, max_pixels=max_pixels)
+    except ImageError as error:
+        return _failure(image, sha256, stage="decode", error=error.reason, message=str(error))
+    # The encoded bytes aren't needed any more, and a queue of large ones would add up.
+    return Decoded(replace(image, data=b""), sha256, result)
+
+
+def _failure(image: EncodedImage, sha256: bytes, *, stage: str, error: str, message: str) -> Failure:
+    return Failure(image.key, image.label, image.source, image.position, stage, error, message, sha256)
+
+
+def embed_batch(
+    batch: list[Decoded], engine: Engine, fail: Callable[[Failure], None], *, dtype: str
+) -> tuple[list[tuple], dict[str, "np.ndarray"]]:
+    """Embeds a batch of N images; those that can't be embedded are failures.
+
+    Args:
+        batch: N decoded images, of any number: the engine takes them in batches of its own size.
+        engine: A loaded one.
+        fail: Is called with each failure.
+        dtype: Of the stored numbers.
+
+    Returns:
+        The rows that are good, and {feature name: M×D} for them, M ≤ N, in the stored dtype.
+    """
+    import numpy as np
+
+    good: list[tuple] = []
+    vectors: dict[str, list[np.ndarray]] = {}
+    for images, features in _embed_or_split(batch, engine, fail):
+        with np.errstate(over="ignore"):
+            stored = {name: array.astype(dtype, copy=False) for name, array in features.items()}
+        finite = np.all([np.isfinite(array).all(axis=1) for array in stored.values()], axis=0)
+        good.extend(image.row() for image, ok in zip(images, finite, strict=True) if ok)
+        for image, ok in zip(images, finite, strict=True):
+            if not ok:
+                message = f"its features hold NaN, or numbers too large for {dtype}"
+                fail(image.failure("embed", "not finite", message))
+        for name, array in stored.items():
+            vectors.setdefault(name, []).append(array[finite])
+    return good, {name: np.concatenate(arrays) for name, arrays in vectors.items()}
+
+
+def _embed_or_split(
+    batch: list[Decoded], engine: Engine, fail: Callable[[Failure], None]
+) -> Iterator[tuple[list[Decoded], dict[str, "np.ndarray"]]]:
+    """Yields (images, features). A batch that fails is split in halves, down to the guilty image.
+
+    Raises:
+        FeaturemillError: It isn't the image: the engine can't even embed a black one, or has no memory for one.
+    """
+    import numpy as np
+
+    if not batch:
+        return
+    # Smaller than it was when the batch was gathered, perhaps, after another thread ran out of memory.
+    if len(batch) <= engine.batch_size:
+        try:
+            yield batch, engine.embed(np.stack([decoded.result.pixels for decoded in batch]))
+            return
+        except OutOfMemory as error:
+            # The engine pads every batch to its size: it is that which has to shrink, however few the images.
+            if engine.batch_size == 1:
+                raise FeaturemillError(
+                    f"out of memory with a single image ({one_line(error)}); free some or lower --image-size"
+                ) from error
+            engine.resize(engine.batch_size // 2)
+            yield from _embed_or_split(batch, engine, fail)
+            return
+        except Exception as error:
+            if len(batch) == 1:
+                _check_alive(engine, batch[0].result.pixels.shape, error)
+                fail(batch[0].failure("embed", type(error).__name__, one_line(error)))
+                return
+    middle = len(batch) // 2
+    yield from _embed_or_split(batch[:middle], engine, fail)
+    yield from _embed_or_split(batch[middle:], engine, fail)
+
+
+def _check_alive(engine: Engine, shape: tuple[int, ...], cause: Exception) -> None:
+    import numpy as np
+
+    try:
+        engine.embed(np.zeros((1, *shape), np.uint8))
+    except Exception as error:
+        raise FeaturemillError(f"the engine {engine.description} fails on any image: {one_line(error)}") from cause

@@ -1,0 +1,95 @@
+"""Heads: light models from stored features to labels. One module per kind, one face: `fitter` and `logits`."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Protocol
+
+import numpy as np
+
+from transforms.features import nearest
+from transforms.heads.model import Model
+from transforms.heads.rows import Rows
+from transforms.records import UsageError
+
+# Kind of head → the module that fits it.
+_MODULES = {
+    "ridge": "ridge",
+    "logistic": "logistic",
+    "linear": "neural",
+    "dense128": "neural",
+    "dense256": "neural",
+    "knn": "knn",
+}
+KINDS = tuple(_MODULES)
+# Kinds that are fitted by gradient steps, with Keras.
+NEURAL = ("linear", "dense128", "dense256")
+# 20 values, a bit over two to a decade.
+DEFAULT_PENALTIES = tuple(float(f"{value:.3g}") for value in np.logspace(-4, 4, 20))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSettings:
+    """What decides a fit, beside the rows.
+
+    Attributes:
+        seed: Of initial weights, shuffling and dropout.
+        standardize: Give each of the D numbers mean 0 and variance 1 over the training rows.
+        class_weights: Weigh a row by N / (C × rows of its class), so that rare classes count as much as frequent ones.
+        penalties: Values of the L2 penalty to choose from (ridge, logistic), relative to the number of rows and the
+            features' mean variance, so that one grid serves any N, D and scale.
+        neighbours: k (knn).
+        learning_rate, batch_size, epochs: Of Adam (linear, dense128, dense256).
+        patience: Epochs without a better validation loss before training stops.
+    """
+
+    seed: int = 0
+    standardize: bool = False
+    class_weights: bool = False
+    penalties: tuple[float, ...] = DEFAULT_PENALTIES
+    neighbours: int = 10
+    learning_rate: float = 1e-3
+    batch_size: int = 256
+    epochs: int = 100
+    patience: int = 5
+
+
+class Fitter(Protocol):
+    """Fits heads of one kind on parts of the same rows, sharing what can be shared among the fits."""
+
+    def fit(self, train: Collection[int], validation: Collection[int]) -> Model:
+        """Fits on the rows of some cells; chooses penalty or stopping epoch by those of others.
+
+        Raises:
+            FeaturemillError: A fit that can't be, with the cure.
+        """
+        ...
+
+    def refit(self, model: Model, train: Collection[int]) -> Model:
+        """Returns a head with `model`'s choices fitted on more cells; `model` itself where the kind can't."""
+        ...
+
+
+def fitter(kind: str, rows: Rows, settings: FitSettings) -> Fitter:
+    """Returns what fits heads of a kind.
+
+    Raises:
+        UsageError: No such kind, or a setting that it can't follow.
+    """
+    return _module(kind).fitter(kind, rows, settings)
+
+
+def logits(model: Model, vectors: np.ndarray) -> np.ndarray:
+    """Returns N×C scores, whose softmax (after division by the head's temperature) are the probabilities.
+
+    Args:
+        model: A fitted one.
+        vectors: N×D float32.
+    """
+    return _module(model.kind).logits(model, vectors)
+
+
+def _module(kind: str) -> Any:
+    if kind not in _MODULES:
+        raise UsageError(f"no head {kind!r}{nearest(kind, KINDS)}")
+    return import_module(f"transforms.heads.{_MODULES[kind]}")

@@ -1,0 +1,60 @@
+"""`Model`: what a fit yields, as arrays and JSON values; and the forward pass of dense layers in NumPy."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Model:
+    """A fitted head: D numbers in, a score for each of C classes out.
+
+    Attributes:
+        kind: One of `transforms.heads.KINDS`.
+        arrays: All that prediction needs. For all kinds but knn `kernel1` (D×U), `bias1` (U), `kernel2` … : dense layers
+            with relu between them, the last with U = C; what standardisation did is folded into the first.
+        settings: What was chosen (penalty, epochs …), as JSON values.
+        curve: What it was chosen by: points such as {"penalty": 0.1, "loss": 0.2} or {"epoch": 1, "loss": 0.9,
+            "validation_loss": 1.0}; the first name is the horizontal axis.
+    """
+
+    kind: str
+    arrays: Mapping[str, np.ndarray]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    curve: tuple[Mapping[str, float], ...] = ()
+
+
+def dense_arrays(layers: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns (kernel, bias) pairs under the names that `Model.arrays` has for them."""
+    return {f"{what}{i}": array for i, pair in enumerate(layers, 1) for what, array in zip(("kernel", "bias"), pair, strict=True)}
+
+
+def dense_layers(model: Model) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns the (kernel, bias) pairs of a model that is dense layers, in order."""
+    count = sum(name.startswith("kernel") for name in model.arrays)
+    return [(model.arrays[f"kernel{i}"], model.arrays[f"bias{i}"]) for i in range(1, count + 1)]
+
+
+def dense_logits(model: Model, vectors: np.ndarray) -> np.ndarray:
+    """Returns N×C scores of a model that is dense layers, in the dtype of its arrays (no less than float32)."""
+    layers = dense_layers(model)
+    for number, (kernel, bias) in enumerate(layers, 1):
+        vectors = vectors @ kernel + bias
+        if number < len(layers):
+            vectors = np.maximum(vectors, 0)
+    return vectors
+
+
+def fold_standardisation(
+    kernel: np.ndarray, bias: np.ndarray, mean: np.ndarray, scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the dense layer that takes x where this one takes (x - mean) / scale.
+
+    Args:
+        kernel, bias: D×U and U.
+        mean, scale: D each.
+    """
+    kernel = kernel / scale[:, None]
+    return kernel, bias - mean @ kernel

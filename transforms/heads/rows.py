@@ -1,0 +1,76 @@
+"""`Rows`: labelled vectors in cells, which fits take as training and validation rows."""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+
+class Vectors(Protocol):
+    """N vectors of D numbers, in memory or not.
+
+    Attributes:
+        rows: N.
+        dims: D.
+    """
+
+    rows: int
+    dims: int
+
+    def batches(
+        self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (row numbers, int64 n; vectors, float32 n×D), holding a few batches in memory.
+
+        Args:
+            wanted: N booleans; by default all.
+            batch_rows: At most so many to a batch; by default about 32 MiB of them. Batches may be smaller.
+            seed: Parts of the data come in an order drawn from it; by default in the order of the rows.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Labelled vectors.
+
+    Attributes:
+        vectors: N×D, wherever they are.
+        codes: N int32, each row's class as an index into `classes`.
+        cells: N int32. A cell is a set of rows that no fit divides: whatever is trained on, judged by, or left out is a
+            union of cells. -1 is a row that no fit uses; its code may be -1 (no label) too.
+        classes: The C labels, sorted.
+    """
+
+    vectors: Vectors
+    codes: np.ndarray
+    cells: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def dims(self) -> int:
+        return self.vectors.dims
+
+    def wanted(self, cells: Collection[int]) -> np.ndarray:
+        """Returns N booleans: which rows are in these cells."""
+        return np.isin(self.cells, list(cells))
+
+    def counts(self, cells: Collection[int]) -> np.ndarray:
+        """Returns C int64: rows of each class in these cells."""
+        return np.bincount(self.codes[self.wanted(cells)], minlength=len(self.classes))
+
+    def batches(
+        self, cells: Collection[int], *, batch_rows: int | None = None, seed: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (row numbers, vectors) of these cells, as `Vectors.batches` does."""
+        return self.vectors.batches(self.wanted(cells), batch_rows=batch_rows, seed=seed)
+
+    def matrix(self, cells: Collection[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (row numbers, float32 n×D) of these cells in memory, in the order of the rows."""
+        wanted = self.wanted(cells)
+        numbers, matrix, at = np.flatnonzero(wanted), np.empty((int(wanted.sum()), self.dims), np.float32), 0
+        for _, batch in self.vectors.batches(wanted):
+            matrix[at : at + len(batch)] = batch
+            at += len(batch)
+        return numbers, matrix
