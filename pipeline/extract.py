@@ -11,12 +11,12 @@ from pipeline.output import check_output, clear, close_output, failed_ids, is_co
 from pipeline.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.progress import Committed, Progress
 from pipeline.summary import Summary, describe_plan, summarise
-from transforms import shards
+from transforms import shards, storage
 from transforms.engines import Engine
 from transforms.features import FeatureSpec
 from transforms.recipe import Job
 from transforms.records import FeaturemillError, UnitReport
-from transforms.units import PlannedUnit, unit_id
+from transforms.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 from transforms.weights import Weights
 
 if TYPE_CHECKING:
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def build(
-    root: "beam.Pipeline", units: Sequence[PlannedUnit], job: Job, *, load: Callable[[Job], Engine] | None = None
+    root: "beam.Pipeline", chunks: Sequence[Chunk], job: Job, *, load: Callable[[Job], Engine] | None = None
 ) -> "beam.PCollection[UnitReport]":
     """Builds the whole graph: units in, reports out.
 
     Args:
         root: A pipeline.
-        units: What to do. A listing's files stay in OUT's plan, so that an element is some hundred bytes.
+        chunks: Where what is to do is written, from `write_todo`. The graph has no unit in it: runners limit its size.
         job: How to do it.
         load: Makes the engine; by default the one that the job names.
     """
@@ -38,8 +38,8 @@ def build(
 
     from transforms.extract_units import ExtractUnits, load_job_engine
 
-    light = [PlannedUnit(planned.unit_id, replace(planned.unit, files=())) for planned in units]
-    return root | "Units" >> beam.Create(light) | "ExtractUnits" >> ExtractUnits(job, load or load_job_engine)
+    units = root | "Chunks" >> beam.Create(list(chunks)) | "Units" >> beam.FlatMap(read_todo)
+    return units | "ExtractUnits" >> ExtractUnits(job, load or load_job_engine)
 
 
 def run(
@@ -98,12 +98,12 @@ def run(
         threads=options.engine_threads,
         max_pixels=options.max_pixels,
     )
-    started = time.perf_counter()
+    started, began = time.perf_counter(), time.time()
     if plan.todo or plan.remove or plan.dropped or not is_complete(options.output, manifest):
         open_output(options.output, manifest, plan)
         if plan.todo:
             _run_pipeline(options, plan, job, load=load, quiet=quiet)
-        manifest = close_output(options.output, manifest, plan)
+        manifest = close_output(options.output, manifest, plan, began=began)
     return summarise(
         options.output, manifest, plan, skipped=len(found.skipped), wall_seconds=time.perf_counter() - started
     )
@@ -147,7 +147,20 @@ def _run_pipeline(
     from pipeline.watch import run_watched
 
     pipeline = beam.Pipeline(runner=beam_runner(options), options=beam_options(options))
-    build(pipeline, plan.todo, job, load=load)
+    chunks = _write_todo(options.output, plan)
+    build(pipeline, chunks, job, load=load)
     committed = Committed(options.output, plan.todo)
-    with Progress(committed, units=len(plan.todo), input_bytes=input_bytes(plan.todo), quiet=quiet) as progress:
-        run_watched(pipeline, progress.tick)
+    try:
+        with Progress(committed, units=len(plan.todo), input_bytes=input_bytes(plan.todo), quiet=quiet) as progress:
+            run_watched(pipeline, progress.tick)
+    finally:
+        storage.delete([chunks[0].uri])
+
+
+def _write_todo(output: str, plan: Plan) -> list[Chunk]:
+    try:
+        return write_todo(output, plan.todo)
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot write to {output}: {storage.one_line(error)}; make room or mend the permissions and run again"
+        ) from error

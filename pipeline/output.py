@@ -13,7 +13,7 @@ from transforms import storage
 from transforms.features import FeatureSpec, open_features, read_manifest
 from transforms.parts import failures_uri, part_uri
 from transforms.records import FeaturemillError
-from transforms.units import write_plan
+from transforms.units import TODO_PREFIX, write_plan
 from transforms.weights import Weights
 
 # What a run writes at the top of OUT; --overwrite removes these and nothing else.
@@ -151,8 +151,14 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
         ) from error
 
 
-def close_output(output: str, manifest: dict[str, Any], plan: Plan) -> dict[str, Any]:
+def close_output(output: str, manifest: dict[str, Any], plan: Plan, *, began: float) -> dict[str, Any]:
     """Compares plan with parts, writes units.parquet, and says "complete".
+
+    Args:
+        output: OUT.
+        manifest: As `check_output` returned it.
+        plan: What was to be done.
+        began: When this run did, in seconds since 1970.
 
     Raises:
         FeaturemillError: A planned unit has no part, or a part is there that nobody planned.
@@ -189,16 +195,18 @@ def close_output(output: str, manifest: dict[str, Any], plan: Plan) -> dict[str,
         repeats = books.find_repeats(open_features(output))
         manifest["repeats"] = asdict(repeats) if repeats else None
     books.write_manifest(output, manifest)
-    _tidy(output, set(unit_ids))
+    _tidy(output, set(unit_ids), began=began)
     return manifest
 
 
-def _tidy(output: str, unit_ids: set[str]) -> None:
+def _tidy(output: str, unit_ids: set[str], *, began: float) -> None:
     """Removes what killed writers left in _tmp, but not what another run on the same OUT may be writing."""
     folder = storage.join(output, "_tmp")
     for info in storage.list_infos(folder):
-        unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", info.uri.rsplit("/", 1)[-1])
+        name = info.uri.rsplit("/", 1)[-1]
+        unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", name)
         # The version of a local file is its time in nanoseconds.
-        is_old = storage.is_local(output) and time.time() - int(info.version) / 1e9 > LEFTOVER_SECONDS
+        seconds = int(info.version) / 1e9 if storage.is_local(output) else began
+        is_old = time.time() - seconds > LEFTOVER_SECONDS or (name.startswith(TODO_PREFIX) and seconds < began)
         if unit_id in unit_ids or is_old:
             storage.delete([info.uri])

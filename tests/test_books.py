@@ -78,7 +78,7 @@ def test_retry_failed_that_is_cut_off(tar, tmp_path, monkeypatch):
 def test_retry_failed_that_is_cut_off_after_a_unit_was_done_again(tar, tmp_path, monkeypatch):
     settings = {"unit_bytes": 4000}
     te.extract(tar, tmp_path / "out", max_pixels=2000, **settings)
-    monkeypatch.setattr(extract, "close_output", lambda *_: (_ for _ in ()).throw(Stop))
+    monkeypatch.setattr(extract, "close_output", lambda *_, **__: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
         te.extract(tar, tmp_path / "out", retry_failed=True, **settings)
     monkeypatch.undo()

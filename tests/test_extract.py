@@ -234,7 +234,7 @@ def test_output_and_inputs_must_lie_apart(photos, tmp_path):
 
 def test_an_unfinished_sample_is_made_anew(photos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.extract.close_output", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pipeline.extract.close_output", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             extract(photos["tar"], tmp_path / "out", limit=7)
     assert extract(photos["tar"], tmp_path / "out", limit=7).totals.rows_read == 7

@@ -16,6 +16,10 @@ from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard, Un
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# Units per element of a graph's first step: a hundred thousand units are a hundred elements.
+CHUNK_UNITS = 1000
+TODO_PREFIX = "todo."
+
 
 @dataclass(frozen=True)
 class PlannedUnit:
@@ -23,6 +27,14 @@ class PlannedUnit:
 
     unit_id: str
     unit: Unit
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A row group of the file that says what a run is to do."""
+
+    uri: str
+    number: int
 
 
 def unit_id(unit: Unit, fingerprint: str) -> str:
@@ -118,6 +130,45 @@ def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
             rows = [_row(p) for p in planned[first : first + rows_per_group]]
             writer.write_table(pa.Table.from_pylist(rows, schema))
     storage.write_atomic(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
+
+
+def write_todo(output: str, planned: Sequence[PlannedUnit]) -> "list[Chunk]":
+    """Writes what a run is to do to a file of its own, for its workers to read.
+
+    Returns:
+        The chunks of the file, in order: what a graph has as elements, so that its size doesn't grow with the units'.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    uri = storage.join(output, "_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet")
+    schema = _schema()
+    starts = range(0, len(planned), CHUNK_UNITS)
+    with storage.open_write(uri) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for start in starts:
+            # A listing's files stay in the plan, from which the worker that has its unit reads them.
+            light = [PlannedUnit(p.unit_id, replace(p.unit, files=())) for p in planned[start : start + CHUNK_UNITS]]
+            writer.write_table(pa.Table.from_pylist([_row(p) for p in light], schema))
+    return [Chunk(uri, number) for number in range(len(starts))]
+
+
+def read_todo(chunk: Chunk) -> list[PlannedUnit]:
+    """Returns the units of a chunk, without the files of listings.
+
+    Raises:
+        FeaturemillError: The file is gone or can't be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_read(chunk.uri) as file:
+            return [_planned(row) for row in pq.ParquetFile(file).read_row_group(chunk.number).to_pylist()]
+    except (OSError, pa.ArrowException) as error:
+        raise FeaturemillError(
+            f"cannot read the run's units from {chunk.uri}: {storage.one_line(error)}; workers must reach the output "
+            "under the same name as the launching machine: run again with such a one"
+        ) from error
 
 
 def read_plan(output: str) -> list[PlannedUnit]:
