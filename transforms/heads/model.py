@@ -28,7 +28,11 @@ class Model:
 
 def dense_arrays(layers: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
     """Returns (kernel, bias) pairs under the names that `Model.arrays` has for them."""
-    return {f"{what}{i}": array for i, pair in enumerate(layers, 1) for what, array in zip(("kernel", "bias"), pair, strict=True)}
+    return {
+        f"{what}{i}": array
+        for i, pair in enumerate(layers, 1)
+        for what, array in zip(("kernel", "bias"), pair, strict=True)
+    }
 
 
 def dense_layers(model: Model) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -25,7 +25,7 @@ class Vectors(Protocol):
 
         Args:
             wanted: N booleans; by default all.
-            batch_rows: At most so many to a batch; by default about 32 MiB of them. Batches may be smaller.
+            batch_rows: At most so many to a batch; by default about 8 MiB of them. Batches may be smaller.
             seed: Parts of the data come in an order drawn from it; by default in the order of the rows.
         """
         ...

@@ -1,0 +1,290 @@
+"""`split`: which rows train, which choose, which judge; so that copies and groups never fall on two sides."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transforms.features import nearest
+from transforms.heads.near import near_duplicates
+from transforms.heads.table import Table
+from transforms.records import FeaturemillError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SIDES = ("train", "validation", "test")
+TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
+MAX_FOLDS = 100
+# What a split column may say, in any case.
+_SIDE_NAMES = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "dev": VALIDATION}
+_SIDE_NAMES["test"] = TEST
+# Chunks of the learning curve end at these shares of the components.
+_CHUNK_ENDS = (1 / 8, 1 / 4, 1 / 2)
+# Names made Python strings at a time.
+_NAMES_AT_ONCE = 65_536
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class Split:
+    """Where each of N rows is.
+
+    Attributes:
+        sides: N int8: 0 train, 1 validation, 2 test, -1 unused (no label). With folds there is no validation side.
+        folds: N int8, 0 … K-1, and -1 for the test and unused rows; None without folds.
+        components: N int64, from 0: rows of one number stay together (same group or key, same content, near copies).
+        chunks: N int8, 0 … 3, the same for a component: chunk 0 is about 1/8 of the components, chunks 0 and 1 are 1/4,
+            0 to 2 are 1/2.
+        report: How it was done and what came out, as JSON values: the arguments; `by_column` and `by_group`, whether
+            sides or groups were given; `components`; `rows` {side or fold: {class: rows}}; `unlabelled` rows;
+            `equal_rows` and `near_rows`, those with a copy by hash or by cosine; `moved_rows`, on another side than
+            given; `label_conflicts`, sets of copies with several labels, their labelled rows, the keys of the first.
+    """
+
+    sides: np.ndarray
+    folds: np.ndarray | None
+    components: np.ndarray
+    chunks: np.ndarray
+    report: dict[str, Any]
+
+
+def split(table: Table, *, validation: float, test: float, folds: int | None, seed: int, near: float | None) -> Split:
+    """Splits the labelled rows.
+
+    Where a component goes is drawn from SHA-256 of the seed and its name, the smallest of its groups (or keys, where
+    there are no groups): rows that are added move no others, unless they join components.
+
+    Args:
+        table: If it has `sides`, these are used; a component on several sides goes to that nearest to training. Where
+            no row is given to validation, it is drawn from the training rows.
+        validation, test: Shares of the components.
+        folds: K; all rows but those of the test side are dealt to K folds, and `validation` isn't used.
+        seed: Of the drawing.
+        near: Cosine from which rows count as copies; None: only equal content hashes do.
+
+    Raises:
+        UsageError: A fraction, number of folds or cosine that can't be.
+        FeaturemillError: Fewer than two classes; a class without rows to train on or to choose by; an empty fold or
+            test side; a side that isn't known.
+    """
+    _check_options(validation, test, folds, near)
+    labels, classes = _classes(table)
+    pairs = np.empty((0, 2), np.int64) if near is None else near_duplicates(table.vectors, near)
+    hashes = None if table.sha256 is None else _codes(table.sha256)[0]
+    copies = _connect(len(labels), [] if hashes is None else [hashes], pairs)
+    components, draws = _components(table, copies, seed)
+    given = None if table.sides is None else _given(table)
+    side, moved = _sides(draws[:, 0], components, labels, given=given, validation=validation, test=test, folds=folds)
+    sides = np.where(labels >= 0, side[components], UNUSED).astype(np.int8)
+    dealt = None
+    if folds:
+        dealt = np.where(np.isin(sides, (UNUSED, TEST)), -1, (draws[:, 1] * folds).astype(int)[components])
+        dealt = dealt.astype(np.int8)
+    wants_test = test > 0 if given is None else bool((given == TEST).any())
+    cure = "--seed or --val-fraction" if given is None else "split column"
+    _check(sides, dealt, labels, classes, folds=folds, wants_test=wants_test, cure=cure)
+    report = {
+        "seed": seed,
+        "validation": validation,
+        "test": test,
+        "folds": folds,
+        "near_duplicates": near,
+        "by_column": given is not None,
+        "by_group": table.groups is not None,
+        "components": int(components.max()) + 1,
+        "rows": _rows(sides, dealt, labels, classes),
+        "unlabelled": int((labels < 0).sum()),
+        "equal_rows": 0 if hashes is None else int((np.bincount(hashes + 1)[1:][hashes[hashes >= 0]] > 1).sum()),
+        "near_rows": len(np.unique(pairs)),
+        "moved_rows": moved,
+        "label_conflicts": _conflicts(copies, labels, table.keys),
+    }
+    return Split(sides, dealt, components, np.digitize(draws[:, 2], _CHUNK_ENDS).astype(np.int8)[components], report)
+
+
+def _check_options(validation: float, test: float, folds: int | None, near: float | None) -> None:
+    if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
+        raise UsageError(
+            f"--val-fraction {validation:g} and --test-fraction {test:g} leave nothing to train on; "
+            "both are at least 0, and less than 1 together"
+        )
+    if folds is not None and not 2 <= folds <= MAX_FOLDS:
+        raise UsageError(f"--folds {folds} can't be; choose 2 to {MAX_FOLDS}")
+    if near is not None and not 0 < near <= 1:
+        raise UsageError(f"--near-duplicates {near:g} is no cosine of copies; choose one above 0 and up to 1")
+
+
+def _codes(column: "pa.ChunkedArray") -> tuple[np.ndarray, "pa.Array"]:
+    """Returns (N int64 indices into the distinct values, -1 for null; the distinct values)."""
+    import pyarrow as pa
+
+    # All chunks get the same dictionary.
+    chunks = column.dictionary_encode().chunks
+    codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in chunks]
+    values = chunks[0].dictionary if chunks else pa.array([], column.type)
+    return np.concatenate([np.empty(0, np.int64), *codes]).astype(np.int64), values
+
+
+def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
+    """Returns (N int64 class numbers, -1 for none; the classes, sorted)."""
+    codes, values = _codes(table.labels)
+    values = values.to_pylist()
+    classes = sorted(values)
+    if len(classes) < 2:
+        found = f"only the label {classes[0]!r}" if classes else "no label at all"
+        raise FeaturemillError(
+            f"{table.location} has {found}, and a head tells at least two classes apart; "
+            "name another --label-column, or pass --labels FILE"
+        )
+    ranks = np.argsort(np.argsort(np.array(values, dtype=object)))
+    return np.where(codes >= 0, ranks[codes], -1), classes
+
+
+def _components(table: Table, copies: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (N int64 component numbers, C×3 draws): copies and rows of one group (or key, without one) together."""
+    import pyarrow.compute as pc
+
+    names, texts = _codes(table.keys if table.groups is None else pc.coalesce(table.groups, table.keys))
+    components = _connect(len(names), [names, copies])
+    return components, _draw(_component_names(components, names, texts), seed)
+
+
+def _connect(rows: int, codes: Sequence[np.ndarray], pairs: np.ndarray | None = None) -> np.ndarray:
+    """Returns N int64 set numbers: rows of an equal code (not -1) are in one set, pairs are, and what these connect."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = [np.empty((0, 2), np.int64)] if pairs is None else [pairs]
+    for code in codes:
+        known = np.flatnonzero(code >= 0)
+        first = np.empty(int(code.max(initial=-1)) + 1, np.int64)
+        first[code[known[::-1]]] = known[::-1]
+        edges.append(np.column_stack([known, first[code[known]]]))
+    start, end = np.concatenate(edges).T
+    graph = coo_array((np.ones(len(start), bool), (start, end)), (rows, rows))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def _component_names(components: np.ndarray, names: np.ndarray, texts: "pa.Array") -> "pa.Array":
+    """Returns the smallest name of each component."""
+    import pyarrow.compute as pc
+
+    # All rows of one name are in one component.
+    owners = np.empty(len(texts), np.int64)
+    owners[names] = components
+    order = pc.sort_indices(texts).to_numpy()[::-1]
+    smallest = np.empty(int(components.max()) + 1, np.int64)
+    smallest[owners[order]] = order
+    return texts.take(smallest)
+
+
+def _draw(names: "pa.Array", seed: int) -> np.ndarray:
+    """Returns C×3 float64 in [0, 1), each row a function of the seed and the name alone."""
+    draws = np.empty((len(names), 3))
+    for at in range(0, len(names), _NAMES_AT_ONCE):
+        texts = names.slice(at, _NAMES_AT_ONCE).to_pylist()
+        digests = b"".join(hashlib.sha256(f"{seed}\n{text}".encode()).digest()[:24] for text in texts)
+        # 53 bits, what a float64 holds: with 64 the largest would round to 1.
+        draws[at : at + len(texts)] = (np.frombuffer(digests, ">u8").reshape(-1, 3) >> np.uint64(11)) * 2.0**-53
+    return draws
+
+
+def _given(table: Table) -> np.ndarray:
+    codes, values = _codes(table.sides)
+    known = {value: _SIDE_NAMES.get(value.strip().casefold()) for value in values.to_pylist()}
+    for value, side in known.items():
+        if side is None:
+            raise FeaturemillError(
+                f"{table.location}: the split column says {value!r}{nearest(value.casefold(), _SIDE_NAMES)}"
+            )
+    if (codes < 0).any():
+        raise FeaturemillError(
+            f"{table.location}: the split column is empty in {(codes < 0).sum():,} rows; fill them in or leave them out"
+        )
+    return np.array(list(known.values()))[codes]
+
+
+def _sides(
+    draws: np.ndarray,
+    components: np.ndarray,
+    labels: np.ndarray,
+    *,
+    given: np.ndarray | None,
+    validation: float,
+    test: float,
+    folds: int | None,
+) -> tuple[np.ndarray, int]:
+    """Returns (the side of each component, how many labelled rows are on another than the given one)."""
+    moved = 0
+    if given is None:
+        side = np.where(draws < test, TEST, np.where(draws < test + validation, VALIDATION, TRAIN))
+    else:
+        side = np.full(len(draws), TEST)
+        np.minimum.at(side, components[labels >= 0], given[labels >= 0])
+        moved = int((side[components] != given)[labels >= 0].sum())
+        if not (given == VALIDATION).any():
+            side[(side == TRAIN) & (draws < validation)] = VALIDATION
+    if folds:
+        side[side == VALIDATION] = TRAIN
+    return side, moved
+
+
+def _check(
+    sides: np.ndarray,
+    dealt: np.ndarray | None,
+    labels: np.ndarray,
+    classes: list[str],
+    *,
+    folds: int | None,
+    wants_test: bool,
+    cure: str,
+) -> None:
+    def counts(rows: np.ndarray) -> np.ndarray:
+        return np.bincount(labels[rows], minlength=len(classes))
+
+    if wants_test and not (sides == TEST).any():
+        raise FeaturemillError("no row fell on the test side; choose a larger --test-fraction or another --seed")
+    if dealt is None:
+        cure = f"choose another {cure}, give them more rows, or leave these classes out"
+        _refuse(classes, counts(sides == TRAIN) == 0, "to train on", cure)
+        _refuse(classes, counts(sides == VALIDATION) == 0, "in validation", cure)
+        return
+    cure = "choose fewer --folds or another --seed, give them more rows, or leave these classes out"
+    per_fold = np.array([counts(dealt == fold) for fold in range(folds)])
+    if not per_fold.any(axis=1).all():
+        empty = int(np.flatnonzero(~per_fold.any(axis=1))[0])
+        raise FeaturemillError(
+            f"fold {empty} of {folds} has no rows; choose fewer --folds, another --seed, or finer groups"
+        )
+    _refuse(classes, (per_fold > 0).sum(axis=0) < 2, "in a second fold to train on", cure)
+
+
+def _refuse(classes: list[str], bad: np.ndarray, where: str, cure: str) -> None:
+    names = [repr(classes[i]) for i in np.flatnonzero(bad)]
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        verb = "class has" if len(names) == 1 else "classes have"
+        raise FeaturemillError(f"{len(names)} {verb} no rows {where}: {', '.join(names[:_NAMED])}{more}; {cure}")
+
+
+def _rows(
+    sides: np.ndarray, dealt: np.ndarray | None, labels: np.ndarray, classes: list[str]
+) -> dict[str, dict[str, int]]:
+    """Returns {side or fold: {class: rows}}."""
+    parts = {name: sides == side for side, name in enumerate(SIDES)}
+    if dealt is not None:
+        parts = {f"fold {fold}": dealt == fold for fold in range(int(dealt.max()) + 1)} | {"test": sides == TEST}
+    counted = {name: np.bincount(labels[rows], minlength=len(classes)).tolist() for name, rows in parts.items()}
+    return {name: dict(zip(classes, counts, strict=True)) for name, counts in counted.items()}
+
+
+def _conflicts(copies: np.ndarray, labels: np.ndarray, keys: "pa.ChunkedArray") -> dict[str, Any]:
+    """Returns how many sets of copies have several labels, and the keys of the first."""
+    known = np.flatnonzero(labels >= 0)
+    sets, count = np.unique(np.unique(np.column_stack([copies, labels])[known], axis=0)[:, 0], return_counts=True)
+    bad = sets[count > 1]
+    named = [keys.take(known[copies[known] == number][:_NAMED]).to_pylist() for number in bad[:_NAMED]]
+    return {"sets": len(bad), "rows": int(np.isin(copies[known], bad).sum()), "keys": named}

@@ -1,0 +1,342 @@
+"""HEAD on disk: a folder with arrays and JSON, whole or not there, and what it may be used on."""
+
+import hashlib
+import io
+import json
+import os
+import uuid
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from transforms import heads, storage
+from transforms.features import FeatureSpec
+from transforms.heads.model import Model
+from transforms.heads.table import Table
+from transforms.records import FeaturemillError
+
+HEAD_SCHEMA_VERSION = 1
+# Files that a head's folder may have beside those that its head.json lists.
+_OWN_FILES = {"head.json", "head.npz", "metrics.json", "report.html"}
+
+
+@dataclass(frozen=True)
+class Head:
+    """A trained head with all that is needed to use it rightly.
+
+    Attributes:
+        model: Takes D numbers, gives C scores.
+        classes: The C labels, sorted.
+        temperature: Divides the scores before softmax.
+        columns, dims: The vector columns that were trained on, in order, and their numbers; D is the sum.
+        spec: What decided these numbers; None if they came from plain Parquet.
+        weights: Where the backbone's weights came from; a path relative to the head's folder for fine-tuned ones; empty
+            if unknown.
+        weights_are_random: Whether they were random ones.
+        source: What it was trained on.
+        split: `Split.report`.
+        metrics: How it was judged.
+        versions: {library: version}.
+    """
+
+    model: Model
+    classes: tuple[str, ...]
+    temperature: float
+    columns: tuple[str, ...]
+    dims: tuple[int, ...]
+    spec: FeatureSpec | None
+    weights: str = ""
+    weights_are_random: bool = False
+    source: str = ""
+    split: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Of the spec; None if there is none."""
+        return self.spec.fingerprint if self.spec else None
+
+    def probabilities(self, vectors: np.ndarray) -> np.ndarray:
+        """Returns N×C float64, each row summing to 1.
+
+        Args:
+            vectors: N×D float32.
+        """
+        return softmax(heads.logits(self.model, vectors), self.temperature)
+
+
+def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
+    """Returns N×C float64: the softmax of each row of `logits` / `temperature`."""
+    scaled = np.asarray(logits, np.float64) / temperature
+    powers = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def check_place(folder: str, *, overwrite: bool) -> None:
+    """Checks that a head may be written here, before any work is done for it.
+
+    Raises:
+        FeaturemillError: There is a head and it isn't to be replaced, or there is something else.
+    """
+    folder = storage.absolute(folder)
+    if storage.stat(folder):
+        raise FeaturemillError(f"{folder} is a file, and a head is a folder; choose another --output")
+    if storage.is_local(folder):
+        _check_parent(folder)
+    names = _names(folder)
+    if not names:
+        return
+    strange = sorted(names - _own_files(folder))
+    if strange or "head.json" not in names:
+        raise FeaturemillError(
+            f"{folder} holds what is no head's ({', '.join((strange or sorted(names))[:3])}), and would be replaced as "
+            "a whole; choose another --output, or move that elsewhere"
+        )
+    if not overwrite:
+        raise FeaturemillError(f"{folder} holds a head already; choose another --output, or pass --overwrite")
+
+
+def _check_parent(folder: str) -> None:
+    parent = os.path.dirname(folder)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        raise FeaturemillError(
+            f"{folder} can't be written: {parent} is no folder one may write to; choose another --output"
+        )
+
+
+def _names(folder: str) -> set[str]:
+    """Returns the names of what is in a folder, folders included."""
+    if not storage.is_local(folder):
+        return storage.list_folder(folder)
+    return set(os.listdir(folder)) if os.path.isdir(folder) else set()
+
+
+def _own_files(folder: str) -> set[str]:
+    # A damaged head may be replaced, too.
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return _OWN_FILES | set(json.loads(storage.read_bytes(storage.join(folder, "head.json")))["files"])
+    return _OWN_FILES
+
+
+def save_head(head: Head, folder: str, *, files: Mapping[str, bytes] | None = None, overwrite: bool = False) -> None:
+    """Writes a head: `head.npz`, `head.json`, `metrics.json` and more; a local folder appears whole or not at all.
+
+    The same head gives the same bytes. On an object store `head.json` comes last, and without it there is no head.
+
+    Args:
+        head: What to write.
+        folder: Where.
+        files: {name: content} of other files that belong to it.
+        overwrite: Replace the head that is there.
+
+    Raises:
+        FeaturemillError: As `check_place`, or the folder can't be written.
+    """
+    folder = storage.absolute(folder)
+    check_place(folder, overwrite=overwrite)
+    content = _contents(head, dict(files or {}))
+    try:
+        if storage.is_local(folder):
+            _write_local(content, os.path.realpath(folder))
+        else:
+            _write_remote(content, folder)
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot write the head to {folder} ({storage.one_line(error)}); make room or mend the permissions"
+        ) from error
+
+
+def _contents(head: Head, files: dict[str, bytes]) -> dict[str, bytes]:
+    """Returns {name: content}, `head.json` last."""
+    arrays = io.BytesIO()
+    np.savez(arrays, **head.model.arrays)
+    content = {
+        **files,
+        "head.npz": arrays.getvalue(),
+        "metrics.json": json.dumps(_plain(head.metrics), indent=2, allow_nan=False).encode(),
+    }
+    values = {
+        "schema_version": HEAD_SCHEMA_VERSION,
+        "kind": head.model.kind,
+        "settings": head.model.settings,
+        "curve": head.model.curve,
+        "classes": head.classes,
+        "temperature": head.temperature,
+        "columns": head.columns,
+        "dims": head.dims,
+        "spec": asdict(head.spec) if head.spec else None,
+        "fingerprint": head.fingerprint,
+        "weights": head.weights,
+        "weights_are_random": head.weights_are_random,
+        "source": head.source,
+        "split": head.split,
+        "metrics": head.metrics,
+        "versions": head.versions,
+        "files": sorted(content),
+        "arrays_sha256": hashlib.sha256(content["head.npz"]).hexdigest(),
+    }
+    values = _plain(values)
+    content["head.json"] = json.dumps({**values, "sha256": _digest(values)}, indent=2, allow_nan=False).encode()
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """Returns JSON values: NumPy's as Python's, and null for numbers that JSON hasn't (NaN, infinity)."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Returns SHA-256 (hex) of the canonical JSON of what head.json says, without its own hash."""
+    values = {name: value for name, value in values.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _write_local(content: Mapping[str, bytes], folder: str) -> None:
+    unique = uuid.uuid4().hex
+    new, old = f"{folder}.{unique}.tmp", f"{folder}.{unique}.old"
+    try:
+        os.makedirs(new)
+        for name, data in content.items():
+            with storage.open_write(storage.join(new, name)) as file:
+                file.write(data)
+                storage.sync(file)
+        # A folder can't replace one that isn't empty: between these two renames there is no head, never half of one.
+        if os.path.isdir(folder):
+            os.rename(folder, old)
+        try:
+            storage.rename(new, folder)
+        except OSError:
+            if os.path.isdir(old):
+                os.rename(old, folder)
+            raise
+    finally:
+        for left in (new, old):
+            if os.path.isdir(left):
+                storage.remove_tree(left)
+
+
+def _write_remote(content: Mapping[str, bytes], folder: str) -> None:
+    storage.delete(storage.join(folder, name) for name in sorted(_names(folder), key=lambda name: name != "head.json"))
+    for name, data in content.items():
+        with storage.open_write(storage.join(folder, name)) as file:
+            file.write(data)
+
+
+def load_head(folder: str) -> Head:
+    """Reads a head.
+
+    Raises:
+        FeaturemillError: There is none, it is of another version, or it isn't as it was written.
+    """
+    folder = storage.absolute(folder)
+    values = _read_values(folder)
+    try:
+        data = storage.read_bytes(storage.join(folder, "head.npz"))
+        if hashlib.sha256(data).hexdigest() != values["arrays_sha256"]:
+            raise _damaged(folder, "head.npz", "its hash isn't the one that head.json has for it")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            model = Model(values["kind"], dict(arrays), values["settings"], tuple(values["curve"]))
+        return Head(
+            model=model,
+            classes=tuple(values["classes"]),
+            temperature=values["temperature"],
+            columns=tuple(values["columns"]),
+            dims=tuple(values["dims"]),
+            spec=FeatureSpec.from_json(json.dumps(values["spec"])) if values["spec"] else None,
+            **{
+                name: values[name]
+                for name in ("weights", "weights_are_random", "source", "split", "metrics", "versions")
+            },
+        )
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise _damaged(folder, "head.npz", storage.one_line(error)) from error
+
+
+def _read_values(folder: str) -> dict[str, Any]:
+    """Returns what head.json says, after checking that nobody changed it."""
+    try:
+        values = json.loads(storage.read_bytes(storage.join(folder, "head.json")))
+    except OSError as error:
+        raise FeaturemillError(
+            f"{folder} is no head: can't read head.json ({storage.one_line(error)}); "
+            "pass the folder that featuremill train wrote"
+        ) from error
+    except ValueError as error:
+        raise _damaged(folder, "head.json", f"no valid JSON: {storage.one_line(error)}") from error
+    if not isinstance(values, dict) or "schema_version" not in values:
+        raise _damaged(folder, "head.json", "it isn't a head's")
+    if values["schema_version"] != HEAD_SCHEMA_VERSION:
+        raise FeaturemillError(
+            f"{folder} has schema version {values['schema_version']!r}, this featuremill reads {HEAD_SCHEMA_VERSION}; "
+            "train it again, or use the featuremill that wrote it"
+        )
+    if _digest(values) != values.get("sha256"):
+        raise _damaged(folder, "head.json", "its content doesn't give the hash that it carries")
+    return values
+
+
+def _damaged(folder: str, name: str, cause: str) -> FeaturemillError:
+    return FeaturemillError(
+        f"{storage.join(folder, name)} was changed or damaged ({cause}); restore the folder, or train again"
+    )
+
+
+def check_features(head: Head, table: Table) -> str | None:
+    """Checks that a head may be used on features.
+
+    Features of another fingerprint pass if the specs differ only in which features are stored, and the columns used are
+    of the same layers and poolings.
+
+    Returns:
+        None, or a sentence to be said where it can't be known.
+
+    Raises:
+        FeaturemillError: It may not.
+    """
+    if sum(head.dims) != sum(table.dims):
+        raise FeaturemillError(
+            f"the head takes {sum(head.dims):,} numbers ({', '.join(head.columns)}), {table.location} has "
+            f"{sum(table.dims):,} ({', '.join(table.columns)}); name the features that it was trained on"
+        )
+    if head.spec is None or table.spec is None:
+        what = "the head was trained on" if head.spec is None else "these are"
+        return (
+            f"{what} plain Parquet without a fingerprint: whether {table.location} was computed as the head's "
+            "features were can't be checked"
+        )
+    ours, theirs = _decisive(head.spec, head.columns), _decisive(table.spec, table.columns)
+    if ours != theirs:
+        different = [
+            f"{name} {_short(ours[name])} | {_short(theirs[name])}" for name in ours if ours[name] != theirs[name]
+        ]
+        raise FeaturemillError(
+            f"the head and {table.location} are of different features (head | features): {'; '.join(different)}; "
+            "extract with the head's settings, or train on these features"
+        )
+    return None
+
+
+def _decisive(spec: FeatureSpec, columns: tuple[str, ...]) -> dict[str, Any]:
+    """Returns what decides the numbers in some columns of a spec."""
+    values = asdict(spec)
+    of = {feature.name: f"{feature.tap}:{feature.pool}" for feature in spec.features}
+    return {**values, "features": ", ".join(of[name] for name in columns)}
+
+
+def _short(value: object) -> str:
+    """Returns a value for people: of a hash the first digits."""
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

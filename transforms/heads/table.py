@@ -1,0 +1,314 @@
+"""`open_table`: keys, labels and vectors of an OUT, or of any Parquet with a vector column, behind one face."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from transforms import storage
+from transforms.features import FeatureSpec, nearest, open_features, read_manifest
+from transforms.heads.vectors import StoredPart, StoredVectors
+from transforms.records import FeaturemillError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+DEFAULT_COLUMN = "embedding"
+
+
+@dataclass(frozen=True)
+class Table:
+    """N rows with keys, labels and vectors. What is text stays in Arrow: a million Python strings take 100 MB.
+
+    Attributes:
+        location: The OUT, file, folder or pattern, absolute.
+        columns: The vector columns, concatenated in this order.
+        dims: Numbers of each of them.
+        spec: What decided the numbers; None for plain Parquet, which `extract` didn't write.
+        fingerprint: Of the spec, or None.
+        complete: False while an OUT isn't finished.
+        weights: Where the backbone's weights came from, as the OUT's user named them; empty if unknown.
+        weights_are_random: Whether they were.
+        keys: N strings.
+        labels: N strings, null where unknown.
+        groups: N strings, or None if no group column was named.
+        sides: N strings of the split column, or None if none was named.
+        sha256: N content hashes (binary), or None where there are none.
+        vectors: N×D, on disk.
+    """
+
+    location: str
+    columns: tuple[str, ...]
+    dims: tuple[int, ...]
+    spec: FeatureSpec | None
+    fingerprint: str | None
+    complete: bool
+    weights: str
+    weights_are_random: bool
+    keys: "pa.ChunkedArray"
+    labels: "pa.ChunkedArray"
+    groups: "pa.ChunkedArray | None"
+    sides: "pa.ChunkedArray | None"
+    sha256: "pa.ChunkedArray | None"
+    vectors: StoredVectors
+
+
+def open_table(
+    location: str,
+    *,
+    columns: Sequence[str] = (),
+    label_column: str = "label",
+    key_column: str = "key",
+    group_column: str | None = None,
+    split_column: str | None = None,
+) -> Table:
+    """Opens features: reads all but the vectors, and checks what can be checked without them.
+
+    Args:
+        location: OUT of `featuremill extract`, or a Parquet file, a folder of them, or a pattern.
+        columns: Vector columns; by default `embedding`, or the only one there is.
+        label_column: Labels, as text or whole numbers; where there is no column `label`, no label is known.
+        key_column: Keys; where there is no column `key`, rows are called `FILE#ROW`.
+        group_column: Rows of one group stay together in a split.
+        split_column: Says which side a row is on.
+
+    Raises:
+        FeaturemillError: Nothing there, an unfinished OUT, a column that isn't there or holds something else, vectors
+            of different lengths.
+        UsageError: A vector column is named twice.
+    """
+    location = storage.absolute(location)
+    origin = _origin(location)
+    infos = _read_infos(origin.parts)
+    columns = _choose(location, infos[0].schema, columns)
+    dims = _widths(infos, columns)
+    there = {name for info in infos for name in info.schema.names}
+    # These two may be missing, as long as nobody asked for others.
+    texts = {
+        role: name for role, name in (("key", key_column), ("label", label_column)) if name != role or name in there
+    }
+    texts |= {role: name for role, name in (("group", group_column), ("split", split_column)) if name}
+    found = _read_columns(infos, texts)
+    vectors = StoredVectors(tuple(StoredPart(i.uri, i.group_rows) for i in infos), columns, dims, texts.get("key"))
+    return Table(
+        location=location,
+        columns=columns,
+        dims=dims,
+        spec=origin.spec,
+        fingerprint=origin.spec.fingerprint if origin.spec else None,
+        complete=True,
+        weights=origin.weights,
+        weights_are_random=origin.weights_are_random,
+        keys=found["key"],
+        labels=found["label"],
+        groups=found.get("group"),
+        sides=found.get("split"),
+        sha256=found.get("sha256"),
+        vectors=vectors,
+    )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    parts: tuple[str, ...]
+    spec: FeatureSpec | None = None
+    weights: str = ""
+    weights_are_random: bool = False
+
+
+def _origin(location: str) -> _Origin:
+    if storage.stat(storage.join(location, "manifest.json")):
+        features = open_features(location)
+        if not features.complete:
+            raise FeaturemillError(f"{location} is not finished; finish it with the same extract command")
+        manifest = read_manifest(location)
+        return _Origin(
+            features.parts, features.spec, manifest.get("weights", ""), manifest.get("weights_are_random", False)
+        )
+    if storage.stat(location):
+        return _Origin((location,))
+    is_folder = storage.is_folder(location)
+    infos = storage.list_infos(location) if is_folder else storage.match(location)
+    parts = sorted(info.uri for info in infos if info.uri.endswith(".parquet") or not is_folder)
+    if not parts:
+        raise FeaturemillError(
+            f"{location} has no features: no OUT of featuremill extract, no Parquet file, nor a folder or pattern of "
+            "some; check the path"
+        )
+    return _Origin(tuple(parts))
+
+
+@dataclass(frozen=True)
+class _FileInfo:
+    """What a Parquet file's footer says."""
+
+    uri: str
+    schema: "pa.Schema"
+    metadata: "pq.FileMetaData"
+
+    @property
+    def group_rows(self) -> tuple[int, ...]:
+        return tuple(self.metadata.row_group(i).num_rows for i in range(self.metadata.num_row_groups))
+
+
+def _read_infos(parts: Sequence[str]) -> list[_FileInfo]:
+    # Opening a file is one small read; threads hide an object store's latency.
+    with ThreadPoolExecutor(16) as pool:
+        infos = list(pool.map(_read_info, parts))
+    if not sum(info.metadata.num_rows for info in infos):
+        raise FeaturemillError(f"{parts[0] if parts else 'the OUT'} holds no rows; extract images that can be read")
+    return infos
+
+
+def _read_info(uri: str) -> _FileInfo:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_read(uri) as file:
+            parquet = pq.ParquetFile(file)
+            names = parquet.schema_arrow.names
+            repeated = sorted({name for name in names if names.count(name) > 1})
+            if repeated:
+                raise FeaturemillError(f"{uri} has several columns {repeated[0]!r}; rename all but one")
+            return _FileInfo(uri, parquet.schema_arrow, parquet.metadata)
+    except (OSError, pa.ArrowException) as error:
+        raise FeaturemillError(
+            f"{uri} is not a readable Parquet file ({storage.one_line(error)}); name features, or write it again"
+        ) from error
+
+
+def _is_vector(kind: "pa.DataType") -> bool:
+    import pyarrow.types as types
+
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return is_list and types.is_floating(kind.value_type)
+
+
+def _choose(location: str, schema: "pa.Schema", columns: Sequence[str]) -> tuple[str, ...]:
+    """Returns the vector columns: those asked for, or `embedding`, or the only one."""
+    valid = [field.name for field in schema if _is_vector(field.type)]
+    if not valid:
+        raise FeaturemillError(
+            f"{location} has no column of vectors (lists of floats), only {', '.join(schema.names)}; "
+            "name other features"
+        )
+    for name in columns:
+        if name not in valid:
+            cause = f"column {name!r} holds {schema.field(name).type}, no vectors" if name in schema.names else ""
+            raise FeaturemillError(f"{location}: {cause or f'no column {name!r}'}{nearest(name, valid)}")
+    if len(set(columns)) < len(columns):
+        raise UsageError(f"a feature is named twice: {', '.join(columns)}; name each once")
+    if columns:
+        return tuple(columns)
+    if DEFAULT_COLUMN not in valid and len(valid) > 1:
+        raise FeaturemillError(f"{location} has several columns of vectors: {', '.join(valid)}; say which by --feature")
+    return (DEFAULT_COLUMN if DEFAULT_COLUMN in valid else valid[0],)
+
+
+def _widths(infos: Sequence[_FileInfo], columns: Sequence[str]) -> tuple[int, ...]:
+    """Returns how many numbers the vectors of each column have, by the counts in the footers."""
+    return tuple(_width(infos, name) for name in columns)
+
+
+def _width(infos: Sequence[_FileInfo], name: str) -> int:
+    width = None
+    for info in infos:
+        if name not in info.schema.names or not _is_vector(info.schema.field(name).type):
+            raise FeaturemillError(f"{info.uri} has no vectors in column {name!r}, as {infos[0].uri} has; leave it out")
+        for group in map(info.metadata.row_group, range(info.metadata.num_row_groups)):
+            values = sum(
+                group.column(i).num_values
+                for i in range(group.num_columns)
+                if group.column(i).path_in_schema.startswith(f"{name}.")
+            )
+            if not group.num_rows:
+                continue
+            width = width or values // group.num_rows
+            # A missing or empty list counts as one value.
+            if values != width * group.num_rows:
+                raise FeaturemillError(
+                    f"{info.uri}: column {name!r} holds vectors of different lengths, or rows without one ({values:,} "
+                    f"numbers in {group.num_rows:,} rows, where {width:,} to a row are expected); leave these rows out"
+                )
+    return width
+
+
+def _read_columns(infos: Sequence[_FileInfo], texts: dict[str, str]) -> dict[str, "pa.ChunkedArray"]:
+    """Returns {role: N values}: the text columns named, `key` and `label` in any case, `sha256` where files have it."""
+    import pyarrow as pa
+
+    has_hash = any("sha256" in info.schema.names and _is_hash(info.schema.field("sha256").type) for info in infos)
+    chunks: dict[str, list[pa.Array]] = {}
+    for info in infos:
+        table = _read_file(info, [*dict.fromkeys(texts.values()), *(["sha256"] if has_hash else [])])
+        for role, name in texts.items():
+            chunks.setdefault(role, []).extend(as_text(table.column(name), name, info.uri).chunks)
+        if has_hash:
+            chunks.setdefault("sha256", []).extend(table.column("sha256").cast(pa.binary()).chunks)
+        if "key" not in texts:
+            chunks.setdefault("key", []).append(_row_names(info))
+        if "label" not in texts:
+            chunks.setdefault("label", []).append(pa.nulls(info.metadata.num_rows, pa.string()))
+    found = {role: pa.chunked_array(arrays) for role, arrays in chunks.items()}
+    if found["key"].null_count:
+        raise FeaturemillError(
+            f"{infos[0].uri}: column {texts['key']!r} has no key in {found['key'].null_count:,} rows; fill them in"
+        )
+    return found
+
+
+def _read_file(info: _FileInfo, names: Sequence[str]) -> "pa.Table":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for name in names:
+        if name not in info.schema.names:
+            raise FeaturemillError(f"{info.uri} has no column {name!r}{nearest(name, info.schema.names)}")
+    try:
+        with storage.open_read(info.uri) as file:
+            return pq.ParquetFile(file).read(list(names))
+    except (OSError, pa.ArrowException) as error:
+        raise FeaturemillError(f"{info.uri} can't be read ({storage.one_line(error)}); write it again") from error
+
+
+def _is_hash(kind: "pa.DataType") -> bool:
+    import pyarrow.types as types
+
+    is_binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
+    return is_binary or types.is_string(kind) or types.is_large_string(kind)
+
+
+def _row_names(info: _FileInfo) -> "pa.Array":
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    numbers = pa.array(range(info.metadata.num_rows), pa.int64()).cast(pa.string())
+    return pc.binary_join_element_wise(pa.scalar(info.uri), numbers, "#")
+
+
+def as_text(column: "pa.ChunkedArray", name: str, uri: str) -> "pa.ChunkedArray":
+    """Returns a column of text, categories or whole numbers as strings.
+
+    Raises:
+        FeaturemillError: It holds something else.
+    """
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    try:
+        if types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if types.is_floating(column.type):
+            # What pandas makes of whole numbers when some are missing; fractions don't pass.
+            column = column.cast(pa.int64())
+        column = column.cast(pa.string())
+        # Parquet promises UTF-8, but nobody checks; Python would stumble over it later.
+        column.validate(full=True)
+        return column
+    except pa.ArrowException as error:
+        raise FeaturemillError(
+            f"{uri}: column {name!r} holds {column.type}, no text or whole numbers ({storage.one_line(error)}); "
+            "name another column"
+        ) from error

@@ -1,0 +1,171 @@
+"""`StoredVectors`: vectors in Parquet files, streamed row group by row group and checked on the way."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transforms import storage
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+# A batch's vectors. Decoding takes ten times as much on top: 32 MiB made a peak 370 MB higher, and were slower by half.
+BATCH_BYTES = 8 * 2**20
+# Column chunks are read in pieces of this size: pandas and Arrow write a million rows into one row group, 2 GB.
+READ_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """One Parquet file.
+
+    Attributes:
+        uri: Where it is.
+        group_rows: Rows of each row group.
+    """
+
+    uri: str
+    group_rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """N vectors of D numbers in Parquet files, with the face of `rows.Vectors`.
+
+    Attributes:
+        parts: The files; their rows one after the other are the N rows.
+        columns: The vector columns, which are concatenated in this order.
+        widths: Numbers of each column; D is their sum.
+        key_column: Where a row's key is found when it has to be named; None: rows are called `FILE#ROW`.
+        zeros_pass: Whether vectors of nothing but zeros are let through: a black image may well be labelled, but it
+            teaches nothing, and has no cosine.
+    """
+
+    parts: tuple[StoredPart, ...]
+    columns: tuple[str, ...]
+    widths: tuple[int, ...]
+    key_column: str | None
+    zeros_pass: bool = False
+
+    @cached_property
+    def rows(self) -> int:
+        return sum(sum(part.group_rows) for part in self.parts)
+
+    @property
+    def dims(self) -> int:
+        return sum(self.widths)
+
+    def batches(
+        self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (row numbers, int64 n; vectors, float32 n×D), holding one batch in memory at a time.
+
+        Row groups without a wanted row aren't read.
+
+        Args:
+            wanted: N booleans; by default all.
+            batch_rows: At most so many to a batch; never more than 8 MiB of them (at least one).
+            seed: The files come in an order drawn from it, and so do the row groups of each; the rows of a row group
+                stay in their order.
+
+        Raises:
+            FeaturemillError: A file that can't be read or has changed, vectors of another length, a vector with NaN or
+                infinity, or (unless `zeros_pass`) one that is all zeros.
+        """
+        size = max(1, min(batch_rows or BATCH_BYTES, BATCH_BYTES // (4 * self.dims)))
+        random = None if seed is None else np.random.default_rng(seed)
+        firsts = np.cumsum([0, *(sum(part.group_rows) for part in self.parts)])
+        for index in _order(len(self.parts), random):
+            part = self.parts[index]
+            starts = firsts[index] + np.cumsum([0, *part.group_rows])
+            groups = [
+                group
+                for group in _order(len(part.group_rows), random)
+                if wanted is None or wanted[starts[group] : starts[group + 1]].any()
+            ]
+            if groups:
+                yield from self._part_batches(part, groups, starts, wanted, size)
+
+    def _part_batches(
+        self, part: StoredPart, groups: Sequence[int], starts: np.ndarray, wanted: np.ndarray | None, size: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        import pyarrow as pa
+
+        try:
+            with storage.open_read(part.uri) as file:
+                parquet = _open(file, part)
+                for group in groups:
+                    row = int(starts[group])
+                    for batch in parquet.iter_batches(size, row_groups=[group], columns=list(self.columns)):
+                        numbers = np.arange(row, row + len(batch))
+                        row += len(batch)
+                        matrix = self._matrix(batch, part)
+                        if wanted is not None and not wanted[numbers].all():
+                            matrix, numbers = matrix[wanted[numbers]], numbers[wanted[numbers]]
+                        if len(numbers):
+                            self._check(matrix, numbers - int(starts[0]), part)
+                            yield numbers, matrix
+        except (OSError, pa.ArrowException) as error:
+            raise FeaturemillError(f"{part.uri} can't be read ({storage.one_line(error)}); write it again") from error
+
+    def _matrix(self, batch: "pa.RecordBatch", part: StoredPart) -> np.ndarray:
+        """Returns the n×D float32 of a batch."""
+        import pyarrow.compute as pc
+
+        matrix, at = np.empty((len(batch), self.dims), np.float32), 0
+        for name, width in zip(self.columns, self.widths, strict=True):
+            column = batch.column(name)
+            if column.null_count or not pc.all(pc.equal(pc.list_value_length(column), width)).as_py():
+                raise FeaturemillError(
+                    f"{part.uri}: column {name!r} doesn't hold {width} numbers in every row; leave out the other rows"
+                )
+            values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
+            # A float64 beyond float32 becomes infinite, which is told below.
+            with np.errstate(over="ignore"):
+                matrix[:, at : at + width] = values
+            at += width
+        return matrix
+
+    def _check(self, matrix: np.ndarray, numbers: np.ndarray, part: StoredPart) -> None:
+        """Raises FeaturemillError for vectors that aren't finite or are all zeros; `numbers` are rows of the file."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            squares = np.einsum("ij,ij->i", matrix, matrix)
+        # One pass without a temporary of the same size finds the suspects: squares overflow and underflow early.
+        suspects = np.flatnonzero(~(np.isfinite(squares) & (squares > 0)))
+        finite = np.isfinite(matrix[suspects]).all(axis=1)
+        zero = ~matrix[suspects].any(axis=1) & (not self.zeros_pass)
+        for bad, what in ((~finite, "NaN or infinity"), (zero, "nothing but zeros")):
+            if bad.any():
+                key = self._key(part, int(numbers[suspects[bad][0]]))
+                raise FeaturemillError(
+                    f"{part.uri}: {bad.sum():,} of {len(matrix):,} vectors read at once hold {what}, the first is that "
+                    f"of {key!r}; leave these rows out, or extract them again"
+                )
+
+    def _key(self, part: StoredPart, row: int) -> str:
+        import pyarrow.parquet as pq
+
+        if self.key_column is None:
+            return f"{part.uri}#{row}"
+        with storage.open_read(part.uri) as file:
+            return str(pq.ParquetFile(file).read([self.key_column]).column(0)[row].as_py())
+
+
+def _order(count: int, random: np.random.Generator | None) -> list[int]:
+    return list(range(count)) if random is None else random.permutation(count).tolist()
+
+
+def _open(file: object, part: StoredPart) -> "pq.ParquetFile":
+    """Opens a part for streaming; raises FeaturemillError if it isn't what it was."""
+    import pyarrow.parquet as pq
+
+    parquet = pq.ParquetFile(file, buffer_size=READ_BYTES)
+    metadata = parquet.metadata
+    if tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) != part.group_rows:
+        raise FeaturemillError(f"{part.uri} was changed while it was in use; run the command again")
+    return parquet
