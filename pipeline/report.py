@@ -1,0 +1,138 @@
+"""What a training came to, for people: the page, the lines on the terminal, the ranking of several heads."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from pipeline.report_plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
+
+_METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "top5_accuracy": "top-5 accuracy",
+    "log_loss": "log loss",
+    "expected_calibration_error": "calibration error",
+}
+_RANKED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
+_JUDGED_ON = {"test": "{rows} test rows", "validation": "{rows} validation rows", "folds": "{rows} rows by folds"}
+# The matrix of more classes than this doesn't fit beside another plot.
+_WIDE = 16
+_JUDGED_HOW = {
+    "test": "Judged on test rows, which neither trained nor chose anything.",
+    "validation": "Judged on the validation rows, which also chose the settings and the temperature: "
+    "expect a little less on new rows.",
+    "folds": "Each row was judged by a head that was trained without its fold.",
+}
+
+
+class Run(TypedDict):
+    """One head, fitted and judged.
+
+    Attributes:
+        kind: Of head; what the report calls it.
+        settings: What was chosen, as JSON values.
+        curve: What it was chosen by; see `transforms.heads.model.Model.curve`. May be empty.
+        learning: Points {"rows", "accuracy"} and, where known, "train_accuracy". May be empty.
+        judged: From `transforms.heads.metrics.judge`.
+        seconds: What fitting and judging took.
+    """
+
+    kind: str
+    settings: dict[str, Any]
+    curve: list[dict[str, float]]
+    learning: list[dict[str, float]]
+    judged: dict[str, Any]
+    seconds: float
+
+
+def ranking(runs: Sequence[Run]) -> list[Run]:
+    """Returns the runs by accuracy, the best first; equal ones by log loss."""
+
+    def rank(run: Run) -> tuple[float, float]:
+        metrics = run["judged"]["metrics"]
+        return -metrics["accuracy"]["value"], metrics["log_loss"]["value"]
+
+    return sorted(runs, key=rank)
+
+
+def verdict(judged: Mapping[str, Any]) -> str:
+    """Returns one sentence, such as "accuracy 0.899 (0.872-0.921) on 705 rows by folds; majority class 0.746"."""
+    rows = _JUDGED_ON[judged["judged_on"]].format(rows=f"{judged['rows']:,}")
+    share = judged["majority"]["accuracy"]["value"]
+    return f"accuracy {interval(judged['metrics']['accuracy'])} on {rows}; majority class {share:.3f}"
+
+
+def interval(metric: Mapping[str, float] | None) -> str:
+    """Returns a metric as "0.899 (0.872-0.921)", or a dash where there is none."""
+    return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})" if metric else "–"
+
+
+def metrics_text(runs: Sequence[Run]) -> str:
+    """Returns the metrics with their 95 % intervals as a table for the terminal: of one run, or several ranked."""
+    if len(runs) == 1:
+        metrics = runs[0]["judged"]["metrics"]
+        table = [("", "95 % interval")]
+        table += [(words, interval(metrics[name])) for name, words in _METRICS.items() if metrics[name]]
+    else:
+        table = [("head", *(_METRICS[name] for name in _RANKED), "seconds")]
+        for run in ranking(runs):
+            metrics = run["judged"]["metrics"]
+            table.append((run["kind"], *(interval(metrics[name]) for name in _RANKED), f"{run['seconds']:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def report_html(title: str, runs: Sequence[Run], facts: Mapping[str, str]) -> str:
+    """Returns one HTML page that needs nothing else: no scripts, fonts, images or style sheets from elsewhere.
+
+    Args:
+        title: Of the page.
+        runs: At least one; several are ranked first.
+        facts: What is to be known of the data and the split: {name: sentence}.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    ranked = ranking(runs)
+    return environment.get_template("report.html").render(
+        title=title,
+        headline=f"{ranked[0]['kind']}: {verdict(ranked[0]['judged'])}",
+        facts=facts,
+        runs=[{**run, "plots": _plots(run, f"run{number}")} for number, run in enumerate(ranked, 1)],
+        metrics=_METRICS,
+        ranked_metrics=_RANKED,
+        judged_how=_JUDGED_HOW,
+        interval=lambda metric: interval(metric).replace("-", "–"),
+    )
+
+
+def _plots(run: Run, name: str) -> list[dict[str, Any]]:
+    """Returns the run's plots with their captions; a wide one has a line of the page to itself."""
+    judged = run["judged"]
+    classes = len(judged["per_class"])
+    plots = []
+    if judged["confusion"] is not None:
+        caption = (
+            "Confusion matrix: which class (across) rows of each class (down) were taken for; colour is their share."
+        )
+        if classes > MOST_CLASSES:
+            caption += f" Only the {MOST_CLASSES} classes with the most errors of {classes:,}."
+        plots.append({"svg": confusion_plot(judged, f"{name}-confusion"), "caption": caption, "wide": classes > _WIDE})
+    caption = "Reliability: below the dotted line the head is surer than it is right."
+    plots.append({"svg": reliability_plot(judged, f"{name}-reliability"), "caption": caption, "wide": False})
+    if run["curve"]:
+        axis = next(iter(run["curve"][0]))
+        caption = f"What the {axis} was chosen by: the lowest loss on rows that weren't trained on."
+        plots.append({"svg": curve_plot(run["curve"], f"{name}-curve"), "caption": caption, "wide": False})
+    if run["learning"]:
+        caption = "Learning curve: if it still rises at its end, more training rows would help."
+        plots.append({"svg": learning_plot(run["learning"], f"{name}-learning"), "caption": caption, "wide": False})
+    return plots

@@ -1,0 +1,248 @@
+"""Metrics against scikit-learn; intervals against what they promise."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transforms.heads import bootstrap
+from transforms.heads.bootstrap import draw_units, intervals, sum_by_unit
+from transforms.heads.metrics import fit_temperature, judge
+from transforms.records import FeaturemillError
+
+
+def softmax(scores):
+    numbers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    return numbers / numbers.sum(axis=1, keepdims=True)
+
+
+def draw(*, rows, classes, seed=0, right=1.5, missing=()):
+    """Draws probabilities and true classes; classes in `missing` have no rows."""
+    random = np.random.default_rng(seed)
+    codes = random.choice([c for c in range(classes) if c not in missing], rows).astype(np.int32)
+    scores = random.normal(size=(rows, classes))
+    scores[np.arange(rows), codes] += right
+    return softmax(scores), codes
+
+
+def judged(probabilities, codes, *, groups=None, seed=0, classes=None, keys=None):
+    classes = classes or tuple(f"c{i}" for i in range(probabilities.shape[1]))
+    keys = [f"key{i}" for i in range(len(codes))] if keys is None else keys
+    return judge(probabilities, codes, classes, keys=keys, groups=groups, seed=seed, judged_on="test")
+
+
+def values(found):
+    return {name: metric and metric["value"] for name, metric in found["metrics"].items()}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(6, 9), st.integers(30, 120), st.integers(0, 2**16), st.booleans())
+def test_metrics_are_those_of_scikit_learn(classes, rows, seed, gap):
+    from sklearn import metrics
+
+    probabilities, codes = draw(rows=rows, classes=classes, seed=seed, missing=(2,) if gap else ())
+    predicted, everything, present = probabilities.argmax(axis=1), np.arange(classes), np.unique(codes)
+    found = judged(probabilities, codes)
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        codes, predicted, labels=everything, zero_division=0
+    )
+    assert values(found) == pytest.approx(
+        {
+            "accuracy": metrics.accuracy_score(codes, predicted),
+            "balanced_accuracy": recall[present].mean(),
+            "macro_f1": f1[present].mean(),
+            "top5_accuracy": metrics.top_k_accuracy_score(codes, probabilities, k=5, labels=everything),
+            "log_loss": metrics.log_loss(codes, probabilities, labels=everything),
+            "expected_calibration_error": calibration_error(probabilities, codes),
+        }
+    )
+    assert found["confusion"] == metrics.confusion_matrix(codes, predicted, labels=everything).tolist()
+    for i, row in enumerate(found["per_class"]):
+        assert (row["label"], row["rows"]) == (f"c{i}", support[i])
+        for name, expected in (("precision", precision[i]), ("recall", recall[i]), ("f1", f1[i])):
+            assert (row[name] or 0) == pytest.approx(expected)
+        assert (row["recall"] is None) == (support[i] == 0)
+
+
+def calibration_error(probabilities, codes):
+    """Guo et al. 2017, equation 3, bin by bin."""
+    top, hits, error = probabilities.max(axis=1), probabilities.argmax(axis=1) == codes, 0.0
+    for i in range(15):
+        members = (top > i / 15) & (top <= (i + 1) / 15)
+        if members.any():
+            error += members.mean() * abs(hits[members].mean() - top[members].mean())
+    return error
+
+
+def test_reliability_adds_up_to_the_calibration_error():
+    found = judged(*draw(rows=500, classes=3))
+    bins = found["reliability"]
+    assert sum(part["rows"] for part in bins) == 500
+    assert all(part["low"] < part["confidence"] <= part["high"] for part in bins)
+    gaps = sum(part["rows"] / 500 * abs(part["accuracy"] - part["confidence"]) for part in bins)
+    assert gaps == pytest.approx(found["metrics"]["expected_calibration_error"]["value"])
+
+
+def test_a_bin_holds_its_upper_edge():
+    found = judged(np.array([[0.6, 0.4], [1.0, 0.0]]), np.zeros(2, np.int32))
+    assert [part["high"] for part in found["reliability"]] == [0.6, 1.0]
+
+
+def test_top5_does_not_count_ties_as_right():
+    # As knn has it: nearly all classes have no votes at all.
+    probabilities = np.zeros((4, 20))
+    probabilities[:, 3] = 1
+    found = judged(probabilities, np.array([3, 0, 4, 15], np.int32))
+    # After class 3 come 0, 1, 2 and 4.
+    assert values(found)["top5_accuracy"] == 3 / 4
+    assert np.isfinite(values(found)["log_loss"])
+
+
+def test_top5_is_none_where_it_says_nothing():
+    assert judged(*draw(rows=30, classes=5))["metrics"]["top5_accuracy"] is None
+    assert judged(*draw(rows=30, classes=6))["metrics"]["top5_accuracy"] is not None
+
+
+def test_most_confused_names_the_surest_errors():
+    # Class 0 taken for 1 six times, 1 for 2 once.
+    sure = [0.6, 0.9, 0.7, 0.8, 0.65, 0.95]
+    probabilities = np.array([[1 - s, s, 0] for s in sure] + [[0, 0.1, 0.9], [0, 0, 1]])
+    codes = np.array([0] * 6 + [1, 2], np.int32)
+    found = judged(probabilities, codes, keys=pa.array([f"k{i}" for i in range(8)]))
+    assert found["most_confused"] == [
+        {"true": "c0", "predicted": "c1", "rows": 6, "keys": ["k5", "k1", "k3", "k2", "k4"]},
+        {"true": "c1", "predicted": "c2", "rows": 1, "keys": ["k6"]},
+    ]
+    assert found["majority"]["label"] == "c0"
+    assert found["majority"]["accuracy"]["value"] == 6 / 8
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(1, 1), (5, 1), (1, 2), (2, 7), (40, 1_001)])
+def test_small_and_large_cases_are_json_without_nan(rows, classes):
+    probabilities, codes = draw(rows=rows, classes=classes)
+    found = judged(probabilities, codes)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert (found["confusion"] is None) == (classes > 1_000)
+
+
+def test_only_one_class_has_rows():
+    probabilities, codes = draw(rows=50, classes=3, missing=(0, 2))
+    found = judged(probabilities, codes)
+    json.dumps(found, allow_nan=False)
+    assert values(found)["balanced_accuracy"] == values(found)["accuracy"]
+    assert found["majority"]["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+
+
+def test_same_seed_same_intervals():
+    case = draw(rows=200, classes=3)
+    assert judged(*case, seed=4) == judged(*case, seed=4)
+    assert judged(*case, seed=4) != judged(*case, seed=5)
+
+
+def test_intervals_hold_the_truth_as_often_as_they_say():
+    random, truth = np.random.default_rng(0), 0.8
+    held = 0
+    for seed in range(200):
+        hits = random.random(150) < truth
+        probabilities = np.where(hits[:, None], [0.9, 0.1], [0.1, 0.9])
+        accuracy = judged(probabilities, np.zeros(150, np.int32), seed=seed)["metrics"]["accuracy"]
+        held += accuracy["low"] <= truth <= accuracy["high"]
+    # 95 % of 200 is 190, give or take 3.1; three of these either way.
+    assert 180 <= held <= 199
+
+
+def test_groups_are_drawn_whole():
+    # 40 groups of 25 equal rows know no more than 40 rows.
+    hits = np.random.default_rng(1).random(40) < 0.7
+    rows = np.repeat(hits, 25)
+    probabilities = np.where(rows[:, None], [0.9, 0.1], [0.1, 0.9])
+    codes = np.zeros(1_000, np.int32)
+
+    def width(groups):
+        accuracy = judged(probabilities, codes, groups=groups)["metrics"]["accuracy"]
+        return accuracy["high"] - accuracy["low"]
+
+    expected = 2 * 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / 40)
+    assert width(np.repeat(np.arange(40) * 10**12, 25)) == pytest.approx(expected, rel=0.15)
+    assert width(None) == pytest.approx(expected / 5, rel=0.15)
+
+
+def test_pools_keep_the_width():
+    random = np.random.default_rng(2)
+    hits = (random.random(60_000) < 0.9).astype(float)
+
+    def width(groups=None):
+        units = draw_units(len(hits), groups, seed=0)
+        assert units.max() + 1 == bootstrap.MOST_UNITS
+        sizes = np.bincount(units)
+        assert groups is not None or sizes.max() - sizes.min() <= 1
+        sums = sum_by_unit(units, 2, [(np.zeros(len(hits), int), hits), (np.ones(len(hits), int), np.ones(len(hits)))])
+        found = intervals(sums, lambda totals: {"mean": totals[:, 0] / totals[:, 1]}, seed=0)["mean"]
+        assert found["value"] == pytest.approx(hits.mean())
+        return found["high"] - found["low"]
+
+    expected = 2 * 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / len(hits))
+    assert width() == pytest.approx(expected, rel=0.1)
+    # 20,000 groups of three rows each that don't resemble each other: as good as rows.
+    assert width(np.arange(60_000) // 3) == pytest.approx(expected, rel=0.1)
+
+
+def test_one_group_alone_leaves_rows_to_draw():
+    accuracy = judged(*draw(rows=100, classes=3), groups=np.zeros(100, int))["metrics"]["accuracy"]
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+
+
+def test_intervals_hold_their_value():
+    for seed in range(10):
+        # Well calibrated: chance alone makes the calibration error, and resamples add to it.
+        probabilities, _ = draw(rows=300, classes=6, seed=seed)
+        codes = np.array([np.random.default_rng((seed, i)).choice(6, p=p) for i, p in enumerate(probabilities)])
+        for metric in judged(probabilities, codes.astype(np.int32))["metrics"].values():
+            assert metric["low"] <= metric["value"] <= metric["high"]
+
+
+@pytest.mark.parametrize("truth", [0.3, 1.0, 4.0])
+def test_temperature_is_the_one_that_was_used(truth):
+    random = np.random.default_rng(3)
+    calibrated = random.normal(size=(20_000, 4)) * 2
+    codes = (calibrated + random.gumbel(size=calibrated.shape)).argmax(axis=1).astype(np.int32)
+    assert fit_temperature((calibrated * truth).astype(np.float32), codes) == pytest.approx(truth, rel=0.05)
+
+
+def test_temperature_is_the_best_of_a_grid():
+    from sklearn.metrics import log_loss
+
+    probabilities, codes = draw(rows=200, classes=5)
+    scores = np.log(probabilities) * 3
+    found = fit_temperature(scores, codes)
+    best = min(np.geomspace(0.05, 20, 400), key=lambda t: log_loss(codes, softmax(scores / t), labels=range(5)))
+    assert found == pytest.approx(best, rel=0.02)
+    assert found == fit_temperature(scores, codes)
+
+
+def test_temperature_is_bounded():
+    separated, codes = np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 0], np.int32)
+    assert fit_temperature(separated, codes) == pytest.approx(0.05, rel=0.01)
+    assert fit_temperature(-separated, codes) == pytest.approx(20, rel=0.01)
+    assert 0.05 <= fit_temperature(separated * 1e30, codes) <= 20
+    assert fit_temperature(np.ones((3, 1)), np.zeros(3, np.int32)) == 1
+
+
+def test_what_cannot_be_judged_is_an_error():
+    probabilities, codes = draw(rows=10, classes=3)
+    with pytest.raises(FeaturemillError, match="no rows to judge by"):
+        judged(probabilities[:0], codes[:0])
+    with pytest.raises(FeaturemillError, match="no rows to judge by"):
+        fit_temperature(probabilities[:0], codes[:0])
+    broken = probabilities.copy()
+    broken[4, 1] = np.nan
+    with pytest.raises(FeaturemillError, match=r"probabilities aren't all finite .first at row 4"):
+        judged(broken, codes)
+    with pytest.raises(FeaturemillError, match="scores aren't all finite"):
+        fit_temperature(broken, codes)
+    codes[6] = -1
+    with pytest.raises(FeaturemillError, match=r"a label that the head doesn't know: 1 .first: key6"):
+        judged(probabilities, codes)

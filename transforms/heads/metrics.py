@@ -1,0 +1,270 @@
+"""Judging probabilities against the true labels: metrics with intervals, what is confused, calibration."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transforms.heads.bootstrap import draw_units, intervals, sum_by_unit
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BINS = 15
+# The confusion matrix of more classes would be the bulk of metrics.json.
+MOST_CONFUSION_CLASSES = 1_000
+_TEMPERATURES = (0.05, 20.0)
+_TOP = 5
+# Probabilities below are taken as this by the log loss, as scikit-learn does.
+_SMALLEST = np.finfo(np.float64).eps
+_NUMBERS_AT_ONCE = 2**20
+_PAIRS = 10
+_KEYS_PER_PAIR = 5
+
+
+def fit_temperature(logits: np.ndarray, codes: np.ndarray) -> float:
+    """Returns the T for which softmax(logits / T) has the smallest log loss (Guo et al. 2017, On Calibration of Modern
+    Neural Networks, section 4.2).
+
+    The log loss is convex in 1 / T, so the search over log T finds the one minimum. It is bounded by 0.05 and 20: where
+    the rows are separated perfectly the loss falls for ever as T does.
+
+    Args:
+        logits: N×C.
+        codes: N, the true classes.
+
+    Raises:
+        FeaturemillError: No rows, or logits that aren't finite.
+    """
+    from scipy.optimize import minimize_scalar
+
+    _check(logits, codes, "scores")
+    if logits.shape[1] == 1:
+        return 1.0
+
+    def loss(log_temperature: float) -> float:
+        scale, total = np.exp(-log_temperature), 0.0
+        for part in _slices(logits):
+            scores = logits[part].astype(np.float64)
+            # Differences to the largest: exp can't overflow.
+            scores = (scores - scores.max(axis=1, keepdims=True)) * scale
+            total += np.log(np.exp(scores).sum(axis=1)).sum() - scores[np.arange(len(scores)), codes[part]].sum()
+        return total / len(logits)
+
+    found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def judge(
+    probabilities: np.ndarray,
+    codes: np.ndarray,
+    classes: Sequence[str],
+    *,
+    keys: "Sequence[str] | pa.Array | pa.ChunkedArray",
+    groups: np.ndarray | None,
+    seed: int,
+    judged_on: str,
+) -> dict[str, Any]:
+    """Returns all that is said of a head's predictions, as JSON values without NaN.
+
+    Balanced accuracy is the mean recall and macro F1 the mean F1 over the classes that are present: those with judged
+    rows (in a resample: with rows in it). The expected calibration error is that of 15 bins of equal width of the top
+    probability (Guo et al. 2017, equation 3). The majority class is that of the judged rows.
+
+    Args:
+        probabilities: N×C float64.
+        codes: N, the true classes.
+        classes: The C labels.
+        keys: N; only those of some confused rows are looked at.
+        groups: N ids of rows that aren't independent; the bootstrap draws whole groups.
+        seed: Of the bootstrap.
+        judged_on: `test`, `validation` or `folds`: what rows these are.
+
+    Returns:
+        `judged_on`, `rows`, `metrics` ({name: {value, low, high}}; `top5_accuracy` is None for 5 classes or fewer),
+        `majority`, `per_class` (what is 0 / 0 is None), `confusion` (C×C, true by predicted; None for more than 1,000
+        classes), `most_confused` (10 pairs of classes at most) and `reliability` (bins without rows are left out).
+
+    Raises:
+        FeaturemillError: No rows, probabilities that aren't finite, or a row whose label is none of the classes.
+    """
+    _check(probabilities, codes, "probabilities", keys)
+    count = len(classes)
+    predicted = probabilities.argmax(axis=1)
+    top = probabilities[np.arange(len(codes)), predicted]
+    rows = np.bincount(codes, minlength=count)
+    majority = int(rows.argmax())
+    found = _intervals(probabilities, codes, predicted, top, groups=groups, majority=majority, seed=seed)
+    majority_accuracy = found.pop("majority")
+    confusion = None
+    if count <= MOST_CONFUSION_CLASSES:
+        pairs = codes.astype(np.int64) * count + predicted
+        confusion = np.bincount(pairs, minlength=count**2).reshape(count, count).tolist()
+    return {
+        "judged_on": judged_on,
+        "rows": len(codes),
+        "metrics": {name: None if name == "top5_accuracy" and count <= _TOP else found[name] for name in found},
+        "majority": {"label": classes[majority], "accuracy": majority_accuracy},
+        "per_class": _per_class(codes, predicted, classes),
+        "confusion": confusion,
+        "most_confused": _most_confused(codes, predicted, top, classes, keys),
+        "reliability": _reliability(codes == predicted, top),
+    }
+
+
+def _check(numbers: np.ndarray, codes: np.ndarray, name: str, keys: Any = None) -> None:
+    if not len(codes):
+        raise FeaturemillError("there are no rows to judge by; give validation or test a larger share")
+    for part in _slices(numbers):
+        finite = np.isfinite(numbers[part]).all(axis=1)
+        if not finite.all():
+            raise FeaturemillError(
+                f"the head's {name} aren't all finite (first at row {part.start + int(finite.argmin()):,}); "
+                "train again with --standardize, a larger penalty or a smaller learning rate"
+            )
+    unknown = (codes < 0) | (codes >= numbers.shape[1])
+    if unknown.any():
+        row = int(unknown.argmax())
+        where = f"row {row:,}" if keys is None else _key(keys, row)
+        raise FeaturemillError(
+            f"rows with a label that the head doesn't know: {int(unknown.sum()):,} (first: {where}); "
+            "leave them out, or train with them"
+        )
+
+
+def _slices(numbers: np.ndarray) -> Iterator[slice]:
+    """Yields slices of rows that together hold about a million numbers."""
+    step = max(1, _NUMBERS_AT_ONCE // numbers.shape[1])
+    for start in range(0, len(numbers), step):
+        yield slice(start, start + step)
+
+
+def _intervals(
+    probabilities: np.ndarray,
+    codes: np.ndarray,
+    predicted: np.ndarray,
+    top: np.ndarray,
+    *,
+    groups: np.ndarray | None,
+    majority: int,
+    seed: int,
+) -> dict[str, dict[str, float]]:
+    """Returns all metrics, and the majority class's share as `majority`, with their intervals."""
+    count = probabilities.shape[1]
+    hits = codes == predicted
+    in_top, losses = _row_scores(probabilities, codes)
+    # One row of sums: C hits by class, C true, C predicted, the bins' gaps, hits in the top 5, log loss.
+    bins, in_top_at, loss_at = 3 * count, 3 * count + BINS, 3 * count + BINS + 1
+    sums = sum_by_unit(
+        draw_units(len(codes), groups, seed=seed),
+        loss_at + 1,
+        [
+            (codes, hits),
+            (count + codes, np.ones(len(codes))),
+            (2 * count + predicted, np.ones(len(codes))),
+            (bins + _bins(top), top - hits),
+            (np.full(len(codes), in_top_at), in_top),
+            (np.full(len(codes), loss_at), losses),
+        ],
+    )
+
+    def statistics(totals: np.ndarray) -> dict[str, np.ndarray]:
+        right, true, taken = totals[:, :count], totals[:, count : 2 * count], totals[:, 2 * count : bins]
+        rows, present = true.sum(axis=1), true > 0
+        recall = right / np.maximum(true, 1)
+        f1 = 2 * right / np.maximum(true + taken, 1)
+        return {
+            "accuracy": right.sum(axis=1) / rows,
+            "balanced_accuracy": recall.sum(axis=1) / present.sum(axis=1),
+            "macro_f1": f1.sum(axis=1) / present.sum(axis=1),
+            "top5_accuracy": totals[:, in_top_at] / rows,
+            "log_loss": totals[:, loss_at] / rows,
+            "expected_calibration_error": np.abs(totals[:, bins:in_top_at]).sum(axis=1) / rows,
+            "majority": true[:, majority] / rows,
+        }
+
+    return intervals(sums, statistics, seed=seed)
+
+
+def _row_scores(probabilities: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each row whether the true class is among the top 5, and the log loss.
+
+    Classes of equal probability rank in their order, as for argmax; else a row of zeros would be right with any label.
+    """
+    in_top, losses = np.empty(len(codes), bool), np.empty(len(codes))
+    columns = np.arange(probabilities.shape[1])
+    for part in _slices(probabilities):
+        numbers, true = probabilities[part], codes[part]
+        of_true = numbers[np.arange(len(true)), true][:, None]
+        before = (numbers > of_true) | ((numbers == of_true) & (columns < true[:, None]))
+        in_top[part] = before.sum(axis=1) < _TOP
+        losses[part] = -np.log(np.clip(of_true[:, 0], _SMALLEST, 1))
+    return in_top, losses
+
+
+def _bins(top: np.ndarray) -> np.ndarray:
+    """Returns each row's bin, 0 to 14; a bin holds its upper edge."""
+    return np.clip(np.ceil(top * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def _per_class(codes: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    count = len(classes)
+    rows, taken = np.bincount(codes, minlength=count), np.bincount(predicted, minlength=count)
+    right = np.bincount(codes[codes == predicted], minlength=count)
+
+    def share(part: int, whole: int) -> float | None:
+        return float(part / whole) if whole else None
+
+    return [
+        {
+            "label": label,
+            "rows": int(rows[i]),
+            "precision": share(right[i], taken[i]),
+            "recall": share(right[i], rows[i]),
+            "f1": share(2 * right[i], rows[i] + taken[i]),
+        }
+        for i, label in enumerate(classes)
+    ]
+
+
+def _most_confused(
+    codes: np.ndarray, predicted: np.ndarray, top: np.ndarray, classes: Sequence[str], keys: Any
+) -> list[dict[str, Any]]:
+    wrong = np.flatnonzero(codes != predicted)
+    pairs = codes[wrong].astype(np.int64) * len(classes) + predicted[wrong]
+    names, counts = np.unique(pairs, return_counts=True)
+    found = []
+    for at in np.argsort(-counts, kind="stable")[:_PAIRS]:
+        members = wrong[pairs == names[at]]
+        shown = members[np.argsort(-top[members], kind="stable")[:_KEYS_PER_PAIR]]
+        true, taken = divmod(int(names[at]), len(classes))
+        found.append(
+            {
+                "true": classes[true],
+                "predicted": classes[taken],
+                "rows": int(counts[at]),
+                "keys": [_key(keys, int(row)) for row in shown],
+            }
+        )
+    return found
+
+
+def _key(keys: Any, row: int) -> str:
+    key = keys[row]
+    return str(key.as_py() if hasattr(key, "as_py") else key)
+
+
+def _reliability(hits: np.ndarray, top: np.ndarray) -> list[dict[str, Any]]:
+    bins = _bins(top)
+    rows, confidence, right = (np.bincount(bins, weights, BINS) for weights in (None, top, hits.astype(np.float64)))
+    return [
+        {
+            "low": i / BINS,
+            "high": (i + 1) / BINS,
+            "rows": int(rows[i]),
+            "confidence": float(confidence[i] / rows[i]),
+            "accuracy": float(right[i] / rows[i]),
+        }
+        for i in np.flatnonzero(rows).tolist()
+    ]
