@@ -22,7 +22,7 @@ from transforms.records import FeaturemillError, UnitReport
 # Beyond this many rows the summary doesn't look for repeated keys and contents by itself; `inspect` always does.
 REPEATS_UP_TO_ROWS = 10_000_000
 _log = logging.getLogger(__name__)
-_LIBRARIES = ("featuremill", "apache-beam", "keras", "tensorflow", "ncnn", "numpy", "pillow", "pyarrow")
+_LIBRARIES = ("featuremill", "apache-beam", "keras", "tensorflow", "ncnn", "numpy", "pillow", "pyarrow", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,13 @@ def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, l
         "failures": {},
         "engines": [],
         "repeats": None,
-        "versions": {"python": sys.version.split()[0], **{name: _version(name) for name in _LIBRARIES}},
+        "versions": library_versions(),
     }
+
+
+def library_versions() -> dict[str, str | None]:
+    """Returns the versions of Python and of what computes here, None for what isn't installed."""
+    return {"python": sys.version.split()[0], **{name: _version(name) for name in _LIBRARIES}}
 
 
 def _version(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The weights that Keras publishes: found in Keras's cache, or fetched into it, and checked by hash."""
+"""What Keras publishes, weights and class names: found in Keras's cache, or fetched into it, and checked by hash."""
 
 import hashlib
 import os
@@ -32,6 +32,14 @@ class Published:
     md5: str
 
 
+# Which number is which class; name, URL and MD5 from keras/src/applications/imagenet_utils.py.
+CLASS_INDEX = Published(
+    "imagenet_class_index.json",
+    "https://storage.googleapis.com/download.tensorflow.org/data/imagenet_class_index.json",
+    "c2c37ea517e94d9795004a39431a14cb",
+)
+
+
 def published(backbone: str, *, with_top: bool) -> Published:
     """Returns which file holds the network's weights."""
     name = f"{backbone}_weights_tf_dim_ordering_tf_kernels{'' if with_top else '_notop'}.h5"
@@ -39,7 +47,7 @@ def published(backbone: str, *, with_top: bool) -> Published:
 
 
 def cache_folder() -> str:
-    """Returns the folder in which Keras keeps downloaded weights."""
+    """Returns the folder in which Keras keeps what it downloads."""
     home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
     return os.path.join(os.path.expanduser(home), "models")
 
@@ -51,20 +59,32 @@ def published_file(backbone: str, *, with_top: bool) -> str:
         FeaturemillError: Not there and not to be had, or another file than the published one; with the offline way.
     """
     file = published(backbone, with_top=with_top)
+    return cached_file(file, otherwise="pass --weights PATH to use a file of your own")
+
+
+def cached_file(file: Published, *, otherwise: str = "") -> str:
+    """Returns the local path of a published file, downloading it if Keras's cache lacks it.
+
+    Args:
+        file: Which one.
+        otherwise: What else the user can do about a file that isn't to be had; empty if nothing.
+
+    Raises:
+        FeaturemillError: Not there and not to be had, or another file than the published one; with the offline way.
+    """
+    otherwise = otherwise and f", or {otherwise}"
     path = os.path.join(cache_folder(), file.name)
     if not os.path.exists(path):
-        _download(file, path)
+        _download(file, path, otherwise)
         return path
     try:
         found = _md5(path)
     except OSError as error:
-        raise FeaturemillError(
-            f"cannot read {path}: {one_line(error)}; make it readable or pass --weights PATH"
-        ) from error
+        raise FeaturemillError(f"cannot read {path}: {one_line(error)}; make it readable{otherwise}") from error
     if found != file.md5:
         raise FeaturemillError(
             f"{path} is not the published file: {os.path.getsize(path):,} bytes with MD5 {found}, expected "
-            f"{file.md5}; delete it to have it fetched again, or pass --weights PATH to use a file of your own"
+            f"{file.md5}; delete it to have it fetched again{otherwise}"
         )
     return path
 
@@ -77,7 +97,7 @@ def _md5(path: str) -> str:
     return md5.hexdigest()
 
 
-def _download(file: Published, path: str) -> None:
+def _download(file: Published, path: str, otherwise: str) -> None:
     """Fetches the file and puts it in place whole.
 
     Why not `keras.utils.get_file`: it writes straight to the final name, so a killed download leaves a stump there
@@ -99,5 +119,5 @@ def _download(file: Published, path: str) -> None:
                 os.remove(temporary)
         raise FeaturemillError(
             f"cannot fetch {file.name} (MD5 {file.md5}) from {file.url}: {one_line(error)}; without network, "
-            f"download it elsewhere and put it into {os.path.dirname(path)}, or pass --weights PATH"
+            f"download it elsewhere and put it into {os.path.dirname(path)}{otherwise}"
         ) from error

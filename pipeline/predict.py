@@ -1,0 +1,254 @@
+"""Predict: a head and images or features in, labels and scores out, as Parquet. Open, extract, predict, judge."""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from pipeline import extract
+from pipeline import predict_inputs as given
+from pipeline import predict_output as place
+from pipeline.books import library_versions
+from pipeline.options import ExtractOptions
+from pipeline.predict_options import PredictOptions
+from pipeline.predict_summary import PredictSummary
+from pipeline.predict_tables import Tally, check_true_labels, predict_tables
+from pipeline.summary import Summary
+from transforms import storage
+from transforms.engines import Engine
+from transforms.heads import imagenet_head
+from transforms.predictions import Predictor
+from transforms.recipe import Job
+from transforms.weights import Weights
+
+if TYPE_CHECKING:
+    from transforms.heads.store import Head
+    from transforms.heads.table import Table
+
+# Without PRED, so many rows are predicted and shown.
+SHOWN_ROWS = 20
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What is predicted from.
+
+    Attributes:
+        predictor: Gives the labels.
+        head: The trained head behind it; None for ImageNet's.
+        images: How images become features; None where the inputs are features.
+        weights: Of the network, without their arrays; None where the inputs are features.
+    """
+
+    predictor: Predictor
+    head: "Head | None" = None
+    images: ExtractOptions | None = None
+    weights: Weights | None = None
+
+
+def predict(
+    options: PredictOptions,
+    *,
+    load: Callable[[Job], Engine] | None = None,
+    weights: Weights | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    quiet: bool = True,
+) -> PredictSummary:
+    """Predicts labels of images or of stored features.
+
+    The same command again goes on with images where an unfinished run stopped, and does nothing where PRED is complete
+    and the inputs are what they were. Where they changed, all is predicted anew, from kept features as far as their
+    images are unchanged.
+
+    Args:
+        options: What was asked for.
+        load: Makes the engine; tests inject one without weights.
+        weights: Already loaded ones; by default what head and options name.
+        say: Is called with each line of the plan before any work.
+        quiet: No progress on standard error.
+
+    Raises:
+        FeaturemillError: With the thing, the cause and the cure. What was committed is kept.
+    """
+    run = partial(extract.run, load=load, say=say, quiet=quiet)
+    if options.output is not None:
+        return _predict(options, options.output, run=run, weights=weights, say=say)
+    with tempfile.TemporaryDirectory(prefix="featuremill-predict-") as folder:
+        summary = _predict(options, folder, run=run, weights=weights, say=say)
+        return replace(summary, output=None, shown=tuple(_rows(folder)))
+
+
+def _rows(output: str) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    for info in storage.list_infos(storage.join(output, "predictions")):
+        yield from pq.read_table(info.uri).to_pylist()
+
+
+def _predict(
+    options: PredictOptions,
+    output: str,
+    *,
+    run: Callable[..., Summary],
+    weights: Weights | None,
+    say: Callable[[str], None],
+) -> PredictSummary:
+    started = time.perf_counter()
+    # A wrong place is said before weights are loaded.
+    there = place.read_predictions(output)
+    source = _open_source(options, output, weights)
+    settings = _settings(options, source)
+    inputs_sha256 = given.inputs_sha256(options, features=source.images is None)
+    if there and not options.overwrite:
+        place.check_settings(output, there, settings)
+        if _is_done(options, output, there, inputs_sha256):
+            place.tidy(output, keep_features=there["features_kept"])
+            metrics = json.loads(storage.read_bytes(storage.join(output, "metrics.json"))) if options.evaluate else None
+            return PredictSummary(output, there, metrics, (), time.perf_counter() - started, done_before=True)
+    manifest = _new_manifest(options, source, settings, inputs_sha256)
+    say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
+    # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
+    opened = None if source.images else _open_features(options, source, options.inputs)
+    if there and options.overwrite:
+        place.clear(output, there)
+    place.begin(output, manifest)
+    extracted = None
+    if source.images:
+        extracted = run(source.images, weights=source.weights)
+        place.copy_failures(output)
+        locations = [place.features_folder(output)] if extracted.totals.rows_embedded else []
+        opened = _open_features(options, source, locations)
+    limit = None if options.output else SHOWN_ROWS
+    tally = predict_tables(opened.tables, source.predictor, output, options=options, limit=limit)
+    manifest |= {**_outcome(source, opened, tally, extracted, limit), "parts": place.parts(output)}
+    metrics = tally.judge(source.predictor) if options.evaluate else None
+    place.finish(output, manifest, metrics=metrics)
+    return PredictSummary(output, manifest, metrics, (), time.perf_counter() - started)
+
+
+def _open_source(options: PredictOptions, output: str, weights: Weights | None) -> _Source:
+    """Opens the head, and loads the weights if there are images.
+
+    Raises:
+        FeaturemillError: No head there, or weights that it wasn't trained on.
+    """
+    features = given.are_features(options)
+    folder = place.features_folder(output)
+    if options.is_imagenet:
+        images = given.imagenet_options(options, folder)
+        # Before half a gigabyte of weights is fetched.
+        classes = imagenet_head.load_classes()
+        weights = replace(weights or images.load_weights(), arrays={})
+        predictor = imagenet_head.predictor(images.spec(weights), classes)
+        return _Source(predictor, None, _limited(options, images), weights)
+    from transforms.heads.store import load_head
+
+    head = load_head(options.head)
+    predictor = given.head_predictor(head, options.head)
+    if features:
+        return _Source(predictor, head)
+    images = given.head_options(options, head, folder)
+    # The arrays are the engine's matter; here they would only take memory.
+    weights = replace(weights or images.load_weights(), arrays={})
+    given.check_weights(weights, head, options)
+    return _Source(predictor, head, _limited(options, images), weights)
+
+
+def _limited(options: PredictOptions, images: ExtractOptions) -> ExtractOptions:
+    return images if options.output else replace(images, limit=SHOWN_ROWS)
+
+
+def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
+    """Returns what decides the predictions, as JSON values: another PRED if one of them differs."""
+    paths = [f"@{storage.absolute(name[1:])}" if name[0] == "@" else storage.absolute(name) for name in options.inputs]
+    return {
+        "head_sha256": source.predictor.sha256,
+        "inputs": paths,
+        "feature_columns": list(options.feature_columns or source.predictor.columns),
+        "top": min(options.top, len(source.predictor.labels)),
+        "probabilities": options.probabilities,
+        "labels": options.labels and storage.absolute(options.labels),
+        "label_column": options.label_column,
+        "key_column": options.key_column,
+        "fields": asdict(options.fields),
+        "max_pixels": options.max_pixels,
+    }
+
+
+def _new_manifest(
+    options: PredictOptions, source: _Source, settings: dict[str, Any], inputs_sha256: str
+) -> dict[str, Any]:
+    return {
+        "schema_version": place.SCHEMA_VERSION,
+        "kind": place.KIND,
+        "head": source.predictor.name,
+        "settings": settings,
+        "inputs_sha256": inputs_sha256,
+        "fingerprint": source.predictor.spec.fingerprint if source.predictor.spec else None,
+        "classes": list(source.predictor.unique_labels),
+        "features_kept": options.keep_features,
+        "totals": None,
+        "versions": library_versions(),
+    }
+
+
+def _is_done(options: PredictOptions, output: str, manifest: dict[str, Any], inputs_sha256: str) -> bool:
+    return (
+        manifest["status"] == "complete"
+        and manifest["inputs_sha256"] == inputs_sha256
+        and manifest["parts"] == place.parts(output)
+        and (not options.evaluate or "metrics.json" in storage.list_folder(output))
+        and (not options.keep_features or manifest["features_kept"])
+    )
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Features that fit the head, and what is to be known of them."""
+
+    tables: "Sequence[Table]"
+    notes: tuple[str, ...]
+
+
+def _open_features(options: PredictOptions, source: _Source, locations: Sequence[str]) -> _Opened:
+    """Opens features and checks that they are the head's, and their true labels if they are to be judged by.
+
+    Raises:
+        FeaturemillError: They aren't, or can't be judged by.
+    """
+    tables = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
+    notes: dict[str, None] = {}
+    if source.head is not None:
+        from transforms.heads.store import check_features
+
+        notes = dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
+    if options.evaluate:
+        check_true_labels(tables, source.predictor)
+    return _Opened(tables, tuple(notes))
+
+
+def _outcome(
+    source: _Source, opened: _Opened, tally: Tally, extracted: Summary | None, limit: int | None
+) -> dict[str, Any]:
+    """Returns what the manifest says of the predictions."""
+    failed = extracted.totals.rows_failed if extracted else 0
+    notes = list(opened.notes)
+    if limit and max(tally.rows + failed, *(table.vectors.rows for table in opened.tables), 0) >= limit:
+        notes.append(f"only the first {limit} are shown; for all of them name a folder with --output")
+    if source.weights:
+        weights, is_random = source.weights.origin, source.weights.is_random
+    else:
+        weights = ", ".join(dict.fromkeys(table.weights for table in opened.tables if table.weights))
+        is_random = any(table.weights_are_random for table in opened.tables)
+    return {
+        "totals": {"read": tally.rows + failed, "predicted": tally.rows, "failed": failed},
+        "failures": extracted.failures if extracted else {},
+        "predicted_labels": tally.predicted_labels(source.predictor),
+        "true_labels": tally.true_labels(),
+        "weights": weights,
+        "weights_are_random": is_random or (source.head is not None and source.head.weights_are_random),
+        "notes": notes,
+    }

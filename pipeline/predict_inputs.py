@@ -1,0 +1,238 @@
+"""What `predict` reads: the head; images, which its own spec extracts, or features; and whether they changed."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from pipeline.options import ExtractOptions
+from pipeline.predict_options import PredictOptions
+from transforms import shards, storage
+from transforms.backbone import cut, layers, tap_names
+from transforms.features import FeatureSpec
+from transforms.heads import imagenet_head
+from transforms.predictions import Predictor
+from transforms.records import FeaturemillError, FileInfo, UsageError
+from transforms.shards.parquet import IMAGE_COLUMNS
+from transforms.weights import Weights
+
+if TYPE_CHECKING:
+    from transforms.heads.store import Head
+    from transforms.heads.table import Table
+
+_GLOB = re.compile(r"[*?\[]")
+
+
+def are_features(options: PredictOptions) -> bool:
+    """Tells features from images: OUT of extract, or Parquet that has vectors and no images.
+
+    Raises:
+        UsageError: Some of both, or features for ImageNet's head.
+    """
+    if options.feature_columns:
+        found = [True] * len(options.inputs)
+    elif options.fields.image:
+        found = [False] * len(options.inputs)
+    else:
+        found = [_holds_vectors(given) for given in options.inputs]
+    if any(found) and not all(found):
+        which, other = options.inputs[found.index(True)], options.inputs[found.index(False)]
+        raise UsageError(f"{which} holds features and {other} images; predict them one after the other")
+    if any(found) and options.is_imagenet:
+        raise UsageError(f"imagenet takes images, and {options.inputs[0]} holds features; name the images themselves")
+    return any(found)
+
+
+def _holds_vectors(given: str) -> bool:
+    location = storage.absolute(given)
+    if given.startswith("@") or _is_output(location):
+        return not given.startswith("@")
+    if not _GLOB.search(location) and storage.is_folder(location):
+        # Names only: in a folder of a million photos, looking at each would take a while.
+        names = sorted(name for name in storage.list_folder(location) if name.endswith(".parquet"))
+        return bool(names) and _has_vectors(storage.join(location, names[0]))
+    first = next((info.uri for info in feature_files(location)), None)
+    return first is not None and _has_vectors(first)
+
+
+def _is_output(location: str) -> bool:
+    try:
+        return {"spec", "fingerprint"} <= json.loads(storage.read_bytes(storage.join(location, "manifest.json"))).keys()
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _has_vectors(uri: str) -> bool:
+    """False too for what can't be read: whoever reads it then says why."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import pyarrow.types as types
+
+    try:
+        with storage.open_read(uri) as file:
+            schema = pq.read_schema(file)
+    except (OSError, pa.ArrowException):
+        return False
+    for name, kind in zip(schema.names, schema.types, strict=True):
+        if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            return False
+        if name in IMAGE_COLUMNS and (types.is_binary(kind) or types.is_large_binary(kind)):
+            return False
+    lists = types.is_list, types.is_large_list, types.is_fixed_size_list
+    return any(types.is_floating(kind.value_type) for kind in schema.types if any(is_a(kind) for is_a in lists))
+
+
+def feature_files(location: str) -> list[FileInfo]:
+    """Returns the Parquet files of an OUT, a folder, a glob or a single file; none if there are none."""
+    info = storage.stat(location)
+    if info:
+        return [info]
+    if _GLOB.search(location):
+        return storage.match(location)
+    infos = storage.list_infos(storage.join(location, "features") if _is_output(location) else location)
+    return sorted((info for info in infos if info.uri.endswith(".parquet")), key=lambda info: info.uri)
+
+
+def inputs_sha256(options: PredictOptions, features: bool) -> str:
+    """Returns the SHA-256 (hex) over names, sizes and times of all that is read, to tell when some of it changed.
+
+    Raises:
+        FeaturemillError: As `shards.find` does.
+    """
+    lines = []
+    if features:
+        for given in options.inputs:
+            # Without the manifest: it is stamped anew by a run that changed nothing.
+            lines += map(_line, feature_files(storage.absolute(given)))
+    else:
+        found = shards.find(options.inputs, options.fields, output=options.output)
+        lines += [f"{_line(shard.file)}\0{replace(shard, file=None)}" for shard in found.shards]
+        lines += [f"{_line(listed.file)}\0{listed.label}" for listed in found.files]
+    labels = storage.stat(storage.absolute(options.labels)) if options.labels else None
+    lines += [_line(labels)] if labels else []
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+def _line(info: FileInfo) -> str:
+    return f"{info.uri}\0{info.size}\0{info.version}"
+
+
+def head_predictor(head: "Head", folder: str) -> Predictor:
+    """Returns a trained head as what gives labels to vectors."""
+    # Its JSON holds the hash of its arrays, so this one covers both.
+    sha256 = hashlib.sha256(storage.read_bytes(storage.join(folder, "head.json"))).hexdigest()
+    return Predictor(
+        name=folder,
+        sha256=sha256,
+        labels=head.classes,
+        columns=head.columns,
+        spec=head.spec,
+        probabilities=head.probabilities,
+    )
+
+
+def imagenet_options(options: PredictOptions, output: str) -> ExtractOptions:
+    """Returns how images become ImageNet's probabilities."""
+    return _extract_options(
+        options,
+        output,
+        backbone=options.backbone or "vgg19",
+        weights=options.weights or "imagenet",
+        include_top=True,
+        features=(str(imagenet_head.FEATURE),),
+    )
+
+
+def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractOptions:
+    """Returns how images become the features that a head was trained on.
+
+    Raises:
+        FeaturemillError: The head doesn't know what made its features, or which weights.
+    """
+    if head.spec is None:
+        raise FeaturemillError(
+            f"{options.head} was trained on vectors of unknown origin, so it can't take images; "
+            "pass features made in the same way, or train it on the output of featuremill extract"
+        )
+    spec = head.spec
+    same = ("backbone", "image_size", "resize", "interpolation", "decode", "exif", "precision", "dtype")
+    features = _features(spec, head.columns)
+    return _extract_options(
+        options,
+        output,
+        weights=weights_source(head, options),
+        include_top=any(f.tap not in tap_names(spec.backbone, False) for f in features),
+        features=tuple(map(str, features)),
+        **{name: getattr(spec, name) for name in same},
+    )
+
+
+def _extract_options(options: PredictOptions, output: str, **settings) -> ExtractOptions:
+    same = ("batch_size", "engine", "fields", "inputs", "max_pixels", "threads", "unit_bytes", "workers")
+    # PRED is what the inputs hold now: what changed or vanished since an unfinished run goes.
+    return ExtractOptions(output=output, prune=True, **settings, **{name: getattr(options, name) for name in same})
+
+
+def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:
+    """Returns the head's features, or all of the spec's where the weights' hash reaches further than the head."""
+    wanted = tuple(feature for feature in spec.features if feature.name in columns)
+    table = layers(spec.backbone, include_top=True)
+    deepest = [cut(table, [feature.tap for feature in features]) for features in (wanted, spec.features)]
+    return wanted if deepest[0] == deepest[1] else spec.features
+
+
+def weights_source(head: "Head", options: PredictOptions) -> str:
+    """Returns what `--weights` of extract must be for this head.
+
+    Raises:
+        FeaturemillError: The head doesn't say.
+    """
+    if options.weights:
+        return options.weights
+    if not head.weights:
+        raise FeaturemillError(f"{options.head} doesn't say where its network's weights are; pass --weights")
+    if head.weights == "imagenet" or head.weights.startswith("imagenet ("):
+        return "imagenet"
+    if head.weights.startswith("random:") or not storage.is_local(head.weights) or head.weights.startswith("/"):
+        return head.weights
+    return storage.join(options.head, head.weights)
+
+
+def check_weights(weights: Weights, head: "Head", options: PredictOptions) -> None:
+    """Checks that these are the weights that the head was trained on.
+
+    Raises:
+        FeaturemillError: They aren't.
+    """
+    if weights.sha256 != head.spec.weights:
+        raise FeaturemillError(
+            f"the weights {weights.origin} ({weights.sha256[:12]}) aren't those that {options.head} was trained on: "
+            f"{head.weights} ({head.spec.weights[:12]}); pass those with --weights"
+        )
+
+
+def open_tables(
+    options: PredictOptions, predictor: Predictor, locations: Sequence[str], *, ours: bool
+) -> "list[Table]":
+    """Opens features, with true labels from a file where one is named.
+
+    Args:
+        options: Names columns and the file.
+        predictor: Says which columns it takes.
+        locations: Of the features.
+        ours: They were extracted by this command, so that the columns asked for aren't theirs but the file's.
+
+    Raises:
+        FeaturemillError: As `open_table` and `join_labels` do.
+    """
+    from transforms.heads.labels import join_labels
+    from transforms.heads.table import open_table
+
+    names = {"key_column": options.key_column, "label_column": options.label_column}
+    own = {} if ours else {name: value for name, value in names.items() if name == "key_column" or not options.labels}
+    columns = options.feature_columns or predictor.columns
+    tables = [open_table(location, columns=columns, **own) for location in locations]
+    tables = [replace(table, vectors=replace(table.vectors, zeros_pass=True)) for table in tables]
+    return [join_labels(table, options.labels, **names)[0] if options.labels else table for table in tables]

@@ -1,0 +1,100 @@
+"""What a prediction came to, in words and numbers."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pipeline.plan import readable
+from transforms.shards.names import clean
+
+# Labels are listed up to this many, the commonest first.
+_LABELS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class PredictSummary:
+    """What PRED holds, or what is shown if there is none.
+
+    Attributes:
+        output: PRED, or None.
+        manifest: PRED's manifest: settings, head, totals, failures, labels, accuracy, notes.
+        metrics: As `transforms.heads.metrics.judge` returns them, None unless asked for.
+        shown: Rows of predictions, for a run without PRED.
+        wall_seconds: Of this run.
+        done_before: Whether all was there already.
+    """
+
+    output: str | None
+    manifest: dict[str, Any]
+    metrics: dict[str, Any] | None
+    shown: tuple[dict[str, Any], ...]
+    wall_seconds: float
+    done_before: bool = False
+
+    @property
+    def failure_rate(self) -> float:
+        totals = self.manifest["totals"]
+        return totals["failed"] / totals["read"] if totals["read"] else 0.0
+
+
+def summary_json(summary: PredictSummary) -> dict[str, Any]:
+    """Returns the summary for programs."""
+    return {
+        "output": summary.output,
+        **{name: value for name, value in summary.manifest.items() if name != "classes"},
+        "failure_rate": summary.failure_rate,
+        "metrics": summary.metrics,
+        "shown": list(summary.shown),
+        "wall_seconds": summary.wall_seconds,
+        "done_before": summary.done_before,
+    }
+
+
+def summary_text(summary: PredictSummary) -> str:
+    """Returns the summary for people."""
+    manifest = summary.manifest
+    totals, truth = manifest["totals"], manifest["true_labels"]
+    lines = _shown_lines(summary.shown)
+    lines += [
+        f"read {totals['read']} = predicted {totals['predicted']} + failed {totals['failed']}",
+        *(f"  failed  {count:6d}  {reason}" for reason, count in manifest["failures"].items()),
+    ]
+    if summary.output:
+        counts = list(manifest["predicted_labels"].items())
+        lines += [f"  {count:6d}  {clean(label)}" for label, count in counts[:_LABELS_SHOWN]]
+        if len(counts) > _LABELS_SHOWN:
+            rest = [count for _, count in counts[_LABELS_SHOWN:]]
+            lines.append(f"  {sum(rest):6d}  in {len(rest)} more classes")
+    if truth["known"]:
+        lines.append(f"agrees   {truth['agreed']} of {truth['known']} true labels ({truth['accuracy']:.2%})")
+    if truth["no_class"]:
+        lines.append(f"note     {truth['no_class']} true labels are no class of the head")
+    if summary.metrics:
+        lines += _metric_lines(summary.metrics)
+    if manifest["weights_are_random"]:
+        weights = manifest["weights"] or "of the features"
+        lines.append(f"CAUTION  weights {weights} were never trained: these predictions mean nothing")
+    lines += [f"note     {clean(note)}" for note in manifest["notes"]]
+    if summary.output:
+        what = "unchanged, nothing to do" if summary.done_before else f"{summary.wall_seconds:.1f} s"
+        lines.append(f"output   {readable(summary.output)} ({what})")
+    return "\n".join(lines)
+
+
+def _shown_lines(shown: tuple[dict[str, Any], ...]) -> list[str]:
+    """Returns a table: an image's name and what it shows, the likeliest first."""
+    lines = []
+    for row in shown:
+        true = "" if row["true_label"] is None else f"  (true label: {clean(row['true_label'])})"
+        lines.append(f"{readable(row['key'])}{true}")
+        wnids = row.get("top_wnids") or [""] * len(row["top_labels"])
+        for label, wnid, score in zip(row["top_labels"], wnids, row["top_scores"], strict=True):
+            lines.append(f"  {score:8.4f}  {wnid}{'  ' if wnid else ''}{clean(label)}")
+    return lines
+
+
+def _metric_lines(metrics: dict[str, Any]) -> list[str]:
+    return [
+        f"  {name.replace('_', ' '):27s} {value['value']:.4f}  ({value['low']:.4f}–{value['high']:.4f})"
+        for name, value in metrics["metrics"].items()
+        if value is not None
+    ]

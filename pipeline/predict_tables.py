@@ -1,0 +1,167 @@
+"""From tables of features to PRED's parts, batch by batch, and the count of what came out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.predict_options import PredictOptions
+from transforms import storage
+from transforms.features import nearest
+from transforms.predictions import PredictionWriter, Predictor, prediction_rows, predictions_schema, true_codes
+from transforms.records import FeaturemillError
+from transforms.shards.names import clean
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from transforms.heads.table import Table
+
+# N×C numbers of a batch, of which there are some copies as float64 while it is ranked.
+_BATCH_NUMBERS = 2_000_000
+
+
+@dataclass
+class Tally:
+    """What was predicted, counted.
+
+    Attributes:
+        counts: C int64: rows by predicted class.
+        rows: All rows.
+        known: Rows whose true label is a class of the head.
+        agreed: Those of them that were predicted so.
+        no_class: Rows whose true label is none of the head's classes.
+        judged: (probabilities float32 n×C, codes n, keys n) of the known rows of each batch, if they are to be judged.
+    """
+
+    counts: np.ndarray
+    rows: int = 0
+    known: int = 0
+    agreed: int = 0
+    no_class: int = 0
+    judged: "list[tuple[np.ndarray, np.ndarray, pa.Array]]" = field(default_factory=list)
+
+    def add(self, probabilities: np.ndarray, rows: "pa.RecordBatch", codes: np.ndarray, *, keep: bool) -> None:
+        """Counts a batch; keeps what judging it takes on request."""
+        import pyarrow as pa
+
+        known = codes >= 0
+        self.counts += np.bincount(probabilities.argmax(axis=1), minlength=len(self.counts))
+        self.rows += len(codes)
+        self.known += int(known.sum())
+        self.agreed += rows.column("agrees").true_count
+        self.no_class += int((~known).sum()) - rows.column("true_label").null_count
+        if keep:
+            keys = rows.column("key").filter(pa.array(known))
+            self.judged.append((probabilities[known].astype(np.float32), codes[known], keys))
+
+    def predicted_labels(self, predictor: Predictor) -> dict[str, int]:
+        """Returns {class: rows}, the commonest first, without classes that no row has."""
+        order = np.argsort(-self.counts, kind="stable")
+        return {predictor.unique_labels[i]: int(self.counts[i]) for i in order if self.counts[i]}
+
+    def true_labels(self) -> dict[str, Any]:
+        """Returns how the predictions compare with the true labels, as far as these are known."""
+        accuracy = self.agreed / self.known if self.known else None
+        return {"known": self.known, "agreed": self.agreed, "accuracy": accuracy, "no_class": self.no_class}
+
+    def judge(self, predictor: Predictor) -> dict[str, Any]:
+        """Returns the metrics of the kept rows, as `transforms.heads.metrics.judge` does."""
+        import pyarrow as pa
+
+        from transforms.heads.metrics import judge
+
+        probabilities, codes, keys = zip(*self.judged, strict=True)
+        return judge(
+            np.concatenate(probabilities).astype(np.float64),
+            np.concatenate(codes).astype(np.int32),
+            predictor.unique_labels,
+            keys=pa.chunked_array(keys),
+            groups=None,
+            seed=0,
+            judged_on="inputs",
+        )
+
+
+def predict_tables(
+    tables: "Sequence[Table]", predictor: Predictor, output: str, *, options: PredictOptions, limit: int | None
+) -> Tally:
+    """Predicts the rows of tables and writes them to PRED.
+
+    Args:
+        tables: Features, which fit the predictor.
+        predictor: Gives the labels.
+        output: PRED, begun.
+        options: Top, probabilities, and whether to judge.
+        limit: Only so many rows of each table.
+
+    Raises:
+        FeaturemillError: Vectors that can't be used, or PRED that can't be written.
+    """
+    tally = Tally(np.zeros(len(predictor.labels), np.int64))
+    writer = PredictionWriter(output, predictions_schema(predictor, probabilities=options.probabilities))
+    top = min(options.top, len(predictor.labels))
+    batch_rows = max(1, _BATCH_NUMBERS // len(predictor.labels))
+    for table in tables:
+        columns = _facts(table)
+        wanted = None if limit is None else np.arange(table.vectors.rows) < limit
+        for numbers, vectors in table.vectors.batches(wanted, batch_rows=batch_rows):
+            # In the order of the rows: a batch is a slice, and a slice copies nothing.
+            start = int(numbers[0])
+            facts = {name: _array(column.slice(start, len(numbers))) for name, column in columns.items()}
+            probabilities = predictor.probabilities(vectors)
+            kept = options.probabilities
+            rows = prediction_rows(predictor, probabilities, facts, top=top, keep_probabilities=kept)
+            writer.add(rows)
+            tally.add(probabilities, rows, true_codes(facts["true_label"], predictor), keep=options.evaluate)
+    writer.close()
+    return tally
+
+
+def _array(column: "pa.ChunkedArray") -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _facts(table: "Table") -> "dict[str, pa.ChunkedArray]":
+    """Returns the columns of PRED that are known before predicting, N each; places only for OUTs of extract."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = table.vectors.rows
+    facts = {"key": table.keys, "true_label": table.labels}
+    if table.spec is None:
+        unknown = {"source": pa.nulls(rows, pa.string()), "position": pa.nulls(rows, pa.int64())}
+        return facts | {name: pa.chunked_array([column]) for name, column in unknown.items()}
+    chunks: dict[str, list[pa.Array]] = {"source": [], "position": []}
+    for part in table.vectors.parts:
+        with storage.open_read(part.uri) as file:
+            read = pq.ParquetFile(file).read(list(chunks))
+        for name, arrays in chunks.items():
+            arrays.extend(read.column(name).chunks)
+    return facts | {name: pa.chunked_array(arrays) for name, arrays in chunks.items()}
+
+
+def check_true_labels(tables: "Sequence[Table]", predictor: Predictor) -> None:
+    """Checks that there is something to judge by, before anything is predicted.
+
+    Raises:
+        FeaturemillError: No true label at all, or one that is no class of the head.
+    """
+    known = 0
+    for table in tables:
+        labels = _array(table.labels)
+        codes = true_codes(labels, predictor)
+        known += int((codes >= 0).sum())
+        strange = np.flatnonzero((codes < 0) & labels.is_valid().to_numpy(zero_copy_only=False))
+        if len(strange):
+            label, key = labels[int(strange[0])].as_py(), table.keys[int(strange[0])].as_py()
+            raise FeaturemillError(
+                f"{len(strange):,} rows have true labels that are no class of {predictor.name}, the first is "
+                f"{clean(label)!r} of {clean(key)}{nearest(label, predictor.labels[:20])}; mend them with --labels, or "
+                "leave out --evaluate"
+            )
+    if not known:
+        raise FeaturemillError("no row has a true label to evaluate by; pass --labels, or leave out --evaluate")

@@ -1,0 +1,193 @@
+"""Predictions: from probabilities to rows, and the Parquet parts that hold them."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transforms import storage
+from transforms.features import FeatureSpec
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# A part ends with the batch that passes one of these.
+PART_ROWS = 1_000_000
+PART_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """What gives labels to vectors: a trained head, or ImageNet's.
+
+    Attributes:
+        name: Folder of the head, or `imagenet`.
+        sha256: Tells it from any other.
+        labels: C names of classes.
+        wnids: C WordNet ids for ImageNet's head, whose names aren't all different; else empty.
+        columns: Feature columns that it takes, one behind the other.
+        spec: What made the features it was trained on; None if that isn't known.
+        probabilities: N×D float32 → N×C float64.
+    """
+
+    name: str
+    sha256: str
+    labels: tuple[str, ...]
+    columns: tuple[str, ...]
+    spec: FeatureSpec | None
+    probabilities: Callable[[np.ndarray], np.ndarray]
+    wnids: tuple[str, ...] = ()
+
+    @cached_property
+    def codes(self) -> dict[str, int]:
+        """{true label: class}: names, as far as they stand for one class, and WordNet ids."""
+        once = {label: i for i, label in enumerate(self.labels) if self.labels.count(label) == 1}
+        return once | {wnid: i for i, wnid in enumerate(self.wnids)}
+
+    @property
+    def unique_labels(self) -> tuple[str, ...]:
+        """C names that are all different."""
+        return tuple(map(" ".join, zip(self.wnids, self.labels, strict=True))) if self.wnids else self.labels
+
+
+def rank(probabilities: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the `top` classes of each row and their probabilities, the highest first.
+
+    Args:
+        probabilities: N×C.
+        top: At most C; of equal classes the first comes first.
+
+    Returns:
+        N×top int64 and N×top float32.
+    """
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    return order, np.take_along_axis(probabilities, order, axis=1).astype(np.float32)
+
+
+def true_codes(labels: "pa.Array", predictor: Predictor) -> np.ndarray:
+    """Returns N int64: the class of each true label, -1 for none and for one that the head doesn't know."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    known = pc.index_in(labels.cast(pa.string()), pa.array(list(predictor.codes), pa.string()))
+    classes = np.array([*predictor.codes.values(), -1])
+    return classes[pc.fill_null(known, len(classes) - 1).to_numpy(zero_copy_only=False)]
+
+
+def predictions_schema(predictor: Predictor, *, probabilities: bool) -> "pa.Schema":
+    """Returns the Arrow schema of a part.
+
+    `label` and `score` are the first of `top_labels` and `top_scores`; `source` and `position` say where an image lies,
+    null for features that don't say it; `agrees` is null where the true label is unknown or no class of the head.
+    """
+    import pyarrow as pa
+
+    text, texts = pa.string(), pa.list_(pa.string())
+    fields = {
+        "key": text,
+        "source": text,
+        "position": pa.int64(),
+        "label": text,
+        **({"wnid": text} if predictor.wnids else {}),
+        "score": pa.float32(),
+        "top_labels": texts,
+        **({"top_wnids": texts} if predictor.wnids else {}),
+        "top_scores": pa.list_(pa.float32()),
+        **({"probabilities": pa.list_(pa.float32(), len(predictor.labels))} if probabilities else {}),
+        "true_label": text,
+        "agrees": pa.bool_(),
+    }
+    return pa.schema(list(fields.items()))
+
+
+def prediction_rows(
+    predictor: Predictor,
+    probabilities: np.ndarray,
+    facts: "dict[str, pa.Array]",
+    *,
+    top: int,
+    keep_probabilities: bool,
+) -> "pa.RecordBatch":
+    """Returns a batch of N rows.
+
+    Args:
+        predictor: Whose classes they are.
+        probabilities: N×C float64.
+        facts: `key`, `source`, `position` and `true_label`, N each.
+        top: Classes to a row, at most C.
+        keep_probabilities: Whether all C go into the row.
+    """
+    import pyarrow as pa
+
+    order, scores = rank(probabilities, top)
+    columns = dict(facts)
+    for ending, names in (("label", predictor.labels), ("wnid", predictor.wnids)):
+        if names:
+            taken = pa.array(names, pa.string()).take(pa.array(order.reshape(-1)))
+            columns[f"top_{ending}s"] = _lists(taken, top)
+            columns[ending] = pa.array(names, pa.string()).take(pa.array(order[:, 0]))
+    columns["score"] = pa.array(scores[:, 0])
+    columns["top_scores"] = _lists(pa.array(scores.reshape(-1)), top)
+    if keep_probabilities:
+        flat = pa.array(probabilities.astype(np.float32).reshape(-1))
+        columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1])
+    codes = true_codes(facts["true_label"], predictor)
+    columns["agrees"] = pa.array(order[:, 0] == codes, mask=codes < 0)
+    schema = predictions_schema(predictor, probabilities=keep_probabilities)
+    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _lists(values: "pa.Array", size: int) -> "pa.ListArray":
+    import pyarrow as pa
+
+    return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, size), pa.int32()), values)
+
+
+class PredictionWriter:
+    """Writes batches into parts of bounded size, each of them there whole or not at all."""
+
+    def __init__(self, output: str, schema: "pa.Schema"):
+        """Args: the folder PRED, in which `_tmp` and `predictions` are, and the schema."""
+        self.output, self.schema = output, schema
+        self.rows = self.parts = 0
+        self._batches: list[pa.RecordBatch] = []
+
+    def add(self, batch: "pa.RecordBatch") -> None:
+        """Adds a batch of rows.
+
+        Raises:
+            FeaturemillError: The part can't be written.
+        """
+        self._batches.append(batch)
+        self.rows += batch.num_rows
+        gathered = sum(batch.num_rows for batch in self._batches)
+        if gathered >= PART_ROWS or sum(batch.nbytes for batch in self._batches) >= PART_BYTES:
+            self._write()
+
+    def close(self) -> None:
+        """Writes what has gathered; a part without rows where there are none, so that there is something to read."""
+        if self._batches or not self.parts:
+            self._write()
+
+    def _write(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        name = f"part-{self.parts:05}.parquet"
+        temporary = storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}")
+        try:
+            with storage.open_write(temporary) as file:
+                pq.write_table(pa.Table.from_batches(self._batches, self.schema), file, compression="zstd")
+                storage.sync(file)
+            storage.rename(temporary, storage.join(self.output, "predictions", name))
+        except OSError as error:
+            raise FeaturemillError(
+                f"cannot write {name} to {self.output}: {storage.one_line(error)}; make room or mend the permissions "
+                "and run the same command again"
+            ) from error
+        self._batches = []
+        self.parts += 1
