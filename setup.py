@@ -46,6 +46,7 @@ setup(
         "rich>=13.7",
         "scikit-learn>=1.5",
         "tensorflow>=2.21,<3",
+        "threadpoolctl>=3.1",
     ],
     extras_require={
         "test": TEST,

@@ -1,0 +1,139 @@
+"""k nearest neighbours by cosine, exact: every stored vector is compared. Votes count by similarity."""
+
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+
+from transforms.heads import FitSettings
+from transforms.heads.model import Model
+from transforms.heads.ridge_forms import feature_scale
+from transforms.heads.rows import Rows
+from transforms.records import UsageError
+
+# Queries and stored vectors that meet in one matrix product: 4 Mi similarities, 16 MiB.
+_QUERIES, _STORED = 1024, 4096
+# Of vectors that are made to have length 1 at a time, 32 MiB.
+_NUMBERS = 2**23
+
+
+def fitter(kind: str, rows: Rows, settings: FitSettings) -> "Neighbours":
+    """Returns what stores the normalised vectors of any union of cells.
+
+    Raises:
+        UsageError: Class weights are asked for, or more neighbours than there are rows.
+    """
+    if settings.class_weights:
+        raise UsageError("knn counts all rows alike; class weights are for --head logistic or linear")
+    used = int((rows.cells >= 0).sum())
+    if settings.neighbours > used:
+        raise UsageError(f"--neighbours {settings.neighbours:,} is more than the {used:,} rows; give fewer")
+    return Neighbours(rows, settings)
+
+
+class Neighbours:
+    """A `Fitter` that only stores. Where some cells have fewer rows than k, all of these vote, as its settings say."""
+
+    def __init__(self, rows: Rows, settings: FitSettings):
+        self._rows, self._settings = rows, settings
+
+    def fit(self, train: Collection[int], validation: Collection[int]) -> Model:
+        numbers, matrix = self._rows.matrix(train)
+        if len(numbers) == 0:
+            raise ValueError(f"no rows in the cells {sorted(train)}")
+        count = min(self._settings.neighbours, len(numbers))
+        arrays = {
+            "vectors": matrix,
+            "codes": self._rows.codes[numbers].astype(np.int32),
+            "neighbours": np.int64(count),
+            "classes": np.int64(len(self._rows.classes)),
+        }
+        if self._settings.standardize:
+            arrays["mean"], arrays["scale"] = _moments(matrix)
+        for block in _blocks(*matrix.shape):
+            matrix[block] = _directions(arrays, matrix[block])
+        settings = {"neighbours": count, "standardize": self._settings.standardize}
+        return Model("knn", {name: np.asarray(array) for name, array in arrays.items()}, settings)
+
+    def refit(self, model: Model, train: Collection[int]) -> Model:
+        return self.fit(train, ())
+
+
+def logits(model: Model, vectors: np.ndarray) -> np.ndarray:
+    """Returns N×C float64: logarithms of the classes' shares of the votes of the k most similar stored vectors.
+
+    A neighbour's vote is its cosine (none where that is negative). One more vote, of an imagined neighbour that is
+    quite the same and belongs to all classes alike, keeps every share above 0. Equal cosines go by row number.
+
+    Args:
+        model: What `fitter` fitted.
+        vectors: N×D float32.
+    """
+    classes, codes = int(model.arrays["classes"]), model.arrays["codes"]
+    scores = np.empty((len(vectors), classes))
+    for block in _blocks(*vectors.shape):
+        queries = _directions(model.arrays, vectors[block])
+        rows, cosines = nearest_rows(model.arrays["vectors"], queries, int(model.arrays["neighbours"]))
+        votes = np.full((len(queries), classes), 1 / classes)
+        np.add.at(votes, (np.arange(len(queries))[:, None], codes[rows]), np.maximum(cosines, 0))
+        scores[block] = np.log(votes / votes.sum(axis=1, keepdims=True))
+    return scores
+
+
+def nearest_rows(stored: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (n×k row numbers, n×k float32 cosines) of the k stored vectors nearest to each query, nearest first.
+
+    Args:
+        stored: N×D float32 of length 1.
+        queries: n×D float32 of length 1; n of 1,000 or so.
+        count: k, at most N.
+    """
+    total = len(queries)
+    # One line per candidate, k to a query: which query, which row, its cosine.
+    query, row, cosine = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
+    last = np.full((total, 1), -np.inf, np.float32)
+    for start, similar in _similarities(stored, queries):
+        width = similar.shape[1]
+        kept = min(count, width)
+        least = np.partition(similar, width - kept, axis=1)[:, width - kept, None]
+        # Later rows lose ties against earlier ones.
+        new_query, new_row = np.nonzero((similar >= least) & (similar > last))
+        query = np.concatenate([query, new_query])
+        cosine = np.concatenate([cosine, similar[new_query, new_row]])
+        row = np.concatenate([row, new_row + start])
+        order = np.lexsort((row, -cosine, query))
+        firsts = np.searchsorted(query[order], np.arange(total))
+        order = order[np.arange(len(order)) - firsts[query[order]] < count]
+        query, row, cosine = query[order], row[order], cosine[order]
+        if start + width >= count:
+            last = cosine.reshape(total, count)[:, -1:]
+    return row.reshape(total, count), cosine.reshape(total, count)
+
+
+def _similarities(stored: np.ndarray, queries: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (first row, n×m cosines) of the stored rows, block by block."""
+    for start in range(0, len(stored), _STORED):
+        yield start, queries @ stored[start : start + _STORED].T
+
+
+def _blocks(count: int, dims: int) -> Iterator[slice]:
+    """Yields slices of rows that are at most as many as queries go at once, fewer where D is large."""
+    size = max(1, min(_QUERIES, _NUMBERS // dims))
+    yield from (slice(start, start + size) for start in range(0, count, size))
+
+
+def _moments(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns D means and D standard deviations (1 for constants), float32; in float64 but for a block at a time."""
+    mean, squares = matrix.mean(axis=0, dtype=np.float64), np.zeros(matrix.shape[1])
+    for block in _blocks(*matrix.shape):
+        centred = matrix[block] - mean
+        squares += np.einsum("nd,nd->d", centred, centred)
+    scale = feature_scale(squares, np.zeros_like(mean), len(matrix))
+    return mean.astype(np.float32), scale.astype(np.float32)
+
+
+def _directions(arrays: Mapping[str, np.ndarray], vectors: np.ndarray) -> np.ndarray:
+    """Returns the vectors, standardised where the model is, as float32 of length 1 (0 for what has no direction)."""
+    if "mean" in arrays:
+        vectors = (vectors - arrays["mean"]) / arrays["scale"]
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
+    return np.divide(vectors, lengths, out=np.zeros(vectors.shape, np.float32), where=lengths > 0, casting="same_kind")
