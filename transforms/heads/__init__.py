@@ -49,7 +49,7 @@ class FitSettings:
     penalties: tuple[float, ...] = DEFAULT_PENALTIES
     neighbours: int = 10
     learning_rate: float = 1e-3
-    batch_size: int = 256
+    batch_size: int = 64
     epochs: int = 100
     patience: int = 5
 

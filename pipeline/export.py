@@ -1,0 +1,188 @@
+"""Export: a head and its network as one model file that takes photographs, for use without featuremill."""
+
+import json
+import os
+import uuid
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from transforms import storage
+from transforms.backbone import tap_names
+from transforms.engines.checks import computed_layers
+from transforms.heads.store import Head, load_head
+from transforms.records import FeaturemillError, UsageError
+from transforms.weights import Weights, load_weights
+
+if TYPE_CHECKING:
+    import keras
+
+# What the model can't say itself: classes, spec, where all came from. In the .keras archive, in a SavedModel's assets.
+NOTES = "featuremill.json"
+
+
+def export(
+    head: str,
+    output: str,
+    *,
+    weights: str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
+    """Writes a head as one model from uint8 RGB images to probabilities, with its network, poolings and resizing.
+
+    Args:
+        head: HEAD's folder.
+        output: A local path: with `.keras` at the end a Keras file, else a folder for a TensorFlow SavedModel.
+        weights: The network's, as for extract; by default those that the head names.
+        overwrite: Replace a model that is there.
+        say: Is called with each line for people.
+
+    Returns:
+        What NOTES holds, with `output` and `format`.
+
+    Raises:
+        UsageError: `output` isn't a local path.
+        FeaturemillError: The head can't be exported, or these aren't its weights. Nothing is half written.
+    """
+    if not output.strip() or not storage.is_local(output):
+        raise UsageError(f"--output {output!r}: a model is written to a local path; copy it from there")
+    folder, output = storage.absolute(head), storage.absolute(output)
+    as_file = output.endswith(".keras")
+    check_place(output, as_file=as_file, overwrite=overwrite)
+    loaded = load_head(folder)
+    if loaded.spec is None:
+        raise FeaturemillError(
+            f"{folder} was trained on vectors of unknown origin, so there is no network to put before it; "
+            "train it on the output of featuremill extract"
+        )
+    used = _load_weights(folder, loaded, weights)
+    notes = _notes(loaded, used)
+    if notes["weights_are_random"]:
+        say("weights  RANDOM: the network was never trained; this model is for trying things out only")
+    if loaded.spec.decode == "fast":
+        say("decode   the head saw large JPEGs decoded at reduced scale; the model takes whole pixels instead")
+    from transforms.assembly import assemble
+
+    _write(assemble(loaded, used.arrays), output, notes, as_file=as_file)
+    return {"output": output, "format": "keras" if as_file else "savedmodel", **notes}
+
+
+def check_place(output: str, *, as_file: bool, overwrite: bool) -> None:
+    """Checks that a model may be written here, before any work is done for it.
+
+    Raises:
+        FeaturemillError: There is a model and it isn't to be replaced, or there is something else.
+    """
+    if not os.path.lexists(output):
+        return
+    empty = os.path.isdir(output) and not os.listdir(output)
+    if empty and not as_file:
+        return
+    ours = os.path.isfile(output) if as_file else os.path.isfile(storage.join(output, "saved_model.pb"))
+    if not ours:
+        raise FeaturemillError(f"{output} is there and is no model; choose another --output, or move it elsewhere")
+    if not overwrite:
+        raise FeaturemillError(f"{output} is there already; choose another --output, or pass --overwrite")
+
+
+def _load_weights(folder: str, head: Head, given: str | None) -> Weights:
+    """Loads the network's weights, and checks that the head was trained on them."""
+    spec = head.spec
+    with_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
+    table = computed_layers(spec, include_top=with_top)
+    used = load_weights(given or _source(folder, head), table, backbone=spec.backbone)
+    if used.sha256 != spec.weights:
+        raise FeaturemillError(
+            f"the weights {used.origin} ({used.sha256[:12]}) aren't those that {folder} was trained on: {head.weights} "
+            f"({spec.weights[:12]}); pass those with --weights"
+        )
+    return used
+
+
+def _source(folder: str, head: Head) -> str:
+    """Returns what `load_weights` calls the weights that the head names."""
+    if not head.weights:
+        raise FeaturemillError(f"{folder} doesn't say where its network's weights are; pass --weights")
+    if head.weights == "imagenet" or head.weights.startswith("imagenet ("):
+        return "imagenet"
+    if head.weights.startswith(("random:", "/")) or not storage.is_local(head.weights):
+        return head.weights
+    return storage.join(folder, head.weights)
+
+
+def _notes(head: Head, weights: Weights) -> dict[str, Any]:
+    return {
+        "classes": list(head.classes),
+        "kind": head.model.kind,
+        "temperature": head.temperature,
+        "columns": list(head.columns),
+        "spec": asdict(head.spec),
+        "fingerprint": head.fingerprint,
+        "weights": weights.origin,
+        "weights_are_random": weights.is_random or head.weights_are_random,
+        "trained_on": head.source,
+    }
+
+
+def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file: bool) -> None:
+    """Writes the model under a temporary name beside `output`, then moves it there."""
+    text = json.dumps(notes, indent=2)
+    if not as_file:
+        from transforms.signatures import check_backend
+
+        check_backend()
+    try:
+        os.makedirs(os.path.dirname(output), exist_ok=True)
+        with TemporaryDirectory(prefix=f".{os.path.basename(output)}.", dir=os.path.dirname(output)) as temporary:
+            new = storage.join(temporary, "model.keras" if as_file else "model")
+            if as_file:
+                model.save(new)
+                with zipfile.ZipFile(new, "a") as archive:
+                    archive.writestr(NOTES, text)
+                storage.rename(new, output)
+            else:
+                _save_folder(model, new, notes["classes"], text)
+                _replace_folder(new, output)
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot write the model to {output} ({storage.one_line(error)}); make room or mend the permissions"
+        ) from error
+
+
+def _save_folder(model: "keras.Model", folder: str, classes: list[str], text: str) -> None:
+    from transforms.signatures import save_signatures
+
+    path = storage.join(os.path.dirname(folder), NOTES)
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+    save_signatures(model, classes, folder, notes=path)
+
+
+def _replace_folder(new: str, output: str) -> None:
+    """Moves a folder into place. One that is there is moved away just before, and back if that fails."""
+    old = f"{output}.{uuid.uuid4().hex}.old"
+    if os.path.isdir(output):
+        os.rename(output, old)
+    try:
+        storage.rename(new, output)
+    except OSError:
+        if os.path.isdir(old):
+            os.rename(old, output)
+        raise
+    if os.path.isdir(old):
+        storage.remove_tree(old)
+
+
+def export_text(exported: dict[str, Any]) -> str:
+    """Returns the result for people."""
+    classes = exported["classes"]
+    named = ", ".join(classes[:5]) + (f" … ({len(classes)})" if len(classes) > 5 else "")
+    asset = "" if exported["format"] == "keras" else "assets/"
+    made_of = f"{exported['kind']} head on {exported['spec']['backbone']}, weights {exported['weights']}"
+    return (
+        f"{exported['output']}: {made_of}\n"
+        f"takes uint8 RGB images of any size, gives probabilities of {named}; the classes are in its {asset}{NOTES}"
+    )

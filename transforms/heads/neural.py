@@ -1,0 +1,284 @@
+"""Heads fitted by gradient steps, with Keras: `linear`, `dense128`, `dense256`. Prediction is NumPy's.
+
+A learning rate means something only where the scale of the numbers is known. So the network is given (x - mean) /
+scale, and both are folded into its first layer afterwards. Without standardisation the mean is 0 and the scale one
+number for all; either way the mean square length of a training row becomes `_LENGTH`², whatever D and its origin.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transforms.heads.model import Model, dense_arrays, dense_logits, fold_standardisation
+from transforms.heads.rows import Rows
+from transforms.quiet import import_keras
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    from transforms.heads import FitSettings
+
+# Units of the hidden layer and share of them that is dropped while training; None: no hidden layer.
+_HIDDEN = {"linear": None, "dense128": (128, 0.0), "dense256": (256, 0.5)}
+# Training and validation rows stay in memory up to this size together; else they are read anew in every epoch.
+_MEMORY_BYTES = 512 * 2**20
+# Rows that are read wait in a buffer of this size, from which batches are drawn.
+_BUFFER_BYTES = 256 * 2**20
+# Root mean square length of the rows that the network sees. At Adam's usual 1e-3, lengths of 5, 10 and 20 gave
+# nearly the same heads on real VGG features, of 512 numbers and of 25,088.
+_LENGTH = 10.0
+
+
+def fitter(kind: str, rows: Rows, settings: "FitSettings") -> "_NeuralFitter":
+    """Returns what fits heads of this kind; see `transforms.heads.Fitter`."""
+    return _NeuralFitter(kind, rows, settings)
+
+
+def logits(model: Model, vectors: np.ndarray) -> np.ndarray:
+    """Returns N×C float32 scores for N×D float32 vectors."""
+    return dense_logits(model, vectors)
+
+
+class _NeuralFitter:
+    """Fits on different cells with one compiled network, put back to its first state before each fit."""
+
+    def __init__(self, kind: str, rows: Rows, settings: "FitSettings"):
+        self._kind = kind
+        self._rows = rows
+        self._settings = settings
+        self._network: _Network | None = None
+
+    def fit(self, train: Collection[int], validation: Collection[int]) -> Model:
+        """Trains until the validation loss has not fallen for `patience` epochs; returns the best epoch's head.
+
+        Raises:
+            ValueError: No training or no validation rows.
+            FeaturemillError: The loss is no number any more.
+        """
+        settings, rows = self._settings, self._rows
+        if not rows.counts(train).sum() or not rows.counts(validation).sum():
+            raise ValueError("neural heads need training rows, and validation rows to stop by")
+        self._network = self._network or _Network(self._kind, rows.dims, len(rows.classes), settings)
+        keep = 4 * rows.dims * int(rows.wanted([*train, *validation]).sum()) <= _MEMORY_BYTES
+        source, judged = (_Source.of(rows, cells, keep=keep) for cells in (train, validation))
+        mean, scale = _standardisation(source, per_number=settings.standardize)
+        weights = _class_weights(rows.counts(train)) if settings.class_weights else np.ones(len(rows.classes))
+        return self._epochs(source, judged, mean, scale, weights)
+
+    def refit(self, model: Model, train: Collection[int]) -> Model:
+        """Returns the model itself: without validation rows nothing would tell when to stop."""
+        return model
+
+    def _epochs(
+        self, source: "_Source", judged: "_Source", mean: np.ndarray, scale: np.ndarray, weights: np.ndarray
+    ) -> Model:
+        settings, network = self._settings, self._network
+        network.reset()
+        shift, factor = mean.astype(np.float32), (1 / scale).astype(np.float32)
+        curve: list[dict[str, float]] = []
+        best, best_loss, best_epoch = None, np.inf, 0
+        for epoch in range(1, settings.epochs + 1):
+            batches = source.shuffled((settings.seed, epoch), settings.batch_size)
+            loss = network.train((((x - shift) * factor, y) for x, y in batches), weights)
+            model = Model(self._kind, network.arrays(mean, scale))
+            validation_loss = _log_loss(model, judged)
+            if not np.isfinite([loss, validation_loss]).all():
+                raise FeaturemillError(
+                    f"{self._kind}: the loss is no number any more in epoch {epoch}; lower the learning rate "
+                    f"({settings.learning_rate:g})" + ("" if settings.standardize else ", or standardize")
+                )
+            curve.append({"epoch": epoch, "loss": loss, "validation_loss": validation_loss})
+            if validation_loss < best_loss:
+                best, best_loss, best_epoch = model, validation_loss, epoch
+            if epoch - best_epoch >= settings.patience:
+                break
+        chosen = {"epochs": best_epoch, "learning_rate": settings.learning_rate, "batch_size": settings.batch_size}
+        return replace(best, settings=chosen, curve=tuple(curve))
+
+
+class _Network:
+    """The Keras model, its compiled training step, and the state that both started from."""
+
+    def __init__(self, kind: str, dims: int, classes: int, settings: "FitSettings"):
+        keras = import_keras()
+        # Seeds are given one by one: Keras's own random state stays as it is.
+        seed = settings.seed
+        stack: list[Any] = [keras.Input((dims,), dtype="float32")]
+        if _HIDDEN[kind]:
+            units, rate = _HIDDEN[kind]
+            stack.append(_dense(units, seed, activation="relu"))
+            stack += [keras.layers.Dropout(rate, seed=seed)] if rate else []
+        stack.append(_dense(classes, seed + 1))
+        self._model = keras.Sequential(stack)
+        self._batch_size = settings.batch_size
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        # XLA would compile longer than such a head trains.
+        self._model.compile(keras.optimizers.Adam(settings.learning_rate), loss, jit_compile=False)
+        self._model.optimizer.build(self._model.trainable_variables)
+        self._state = [*self._model.variables, *self._model.optimizer.variables]
+        self._first = [keras.ops.convert_to_numpy(variable).copy() for variable in self._state]
+
+    def reset(self) -> None:
+        """Undoes all training."""
+        for variable, value in zip(self._state, self._first, strict=True):
+            variable.assign(value)
+
+    def train(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], weights: np.ndarray) -> float:
+        """Takes one step for each batch; returns the mean training loss.
+
+        Every batch has the same shape, so that the step is compiled once: short ones are filled up with rows that
+        weigh nothing.
+        """
+        self._model.reset_metrics()
+        result, steps, rows = 0.0, 0, 0
+        for vectors, codes in batches:
+            missing = self._batch_size - len(codes)
+            row_weights = np.pad(weights[codes].astype(np.float32), (0, missing))
+            vectors = np.pad(vectors, ((0, missing), (0, 0)))
+            result = self._model.train_on_batch(vectors, np.pad(codes, (0, missing)), sample_weight=row_weights)
+            steps, rows = steps + 1, rows + len(codes)
+        # Keras's figure is the mean over all steps of the epoch so far, the rows that filled them up included.
+        return float(result) * steps * self._batch_size / rows
+
+    def arrays(self, mean: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
+        """Returns the arrays of a `Model` that takes the numbers as they are stored."""
+        values = self._model.get_weights()
+        layers = list(zip(values[::2], values[1::2], strict=True))
+        layers[0] = fold_standardisation(*layers[0], mean, scale)
+        return dense_arrays([(kernel.astype(np.float32), bias.astype(np.float32)) for kernel, bias in layers])
+
+
+def _dense(units: int, seed: int, activation: str | None = None) -> Any:
+    keras = import_keras()
+    initializer = keras.initializers.GlorotUniform(seed=seed)
+    return keras.layers.Dense(units, activation=activation, kernel_initializer=initializer, dtype="float32")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The labelled rows of some cells, in memory (`matrix`) or read anew each time."""
+
+    rows: Rows
+    cells: tuple[int, ...]
+    codes: np.ndarray
+    matrix: np.ndarray | None
+
+    @classmethod
+    def of(cls, rows: Rows, cells: Collection[int], *, keep: bool) -> "_Source":
+        if not keep:
+            return cls(rows, tuple(cells), rows.codes, None)
+        numbers, matrix = rows.matrix(cells)
+        return cls(rows, tuple(cells), rows.codes[numbers], matrix)
+
+    def batches(self, seed: int | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (n×D vectors, n codes), in the order of the rows or, if they are read, as `seed` says."""
+        if self.matrix is not None:
+            yield self.matrix, self.codes
+            return
+        for numbers, vectors in self.rows.batches(self.cells, seed=seed):
+            yield vectors, self.codes[numbers]
+
+    def shuffled(self, seed: tuple[int, int], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields batches of `size` rows (the last may be shorter) in an order drawn from `seed`.
+
+        In memory any order is as likely as any other. Rows that are read pass through a buffer from which each batch
+        is drawn, after files and row groups were put in random order.
+        """
+        random = np.random.default_rng(seed)
+        if self.matrix is not None:
+            order = random.permutation(len(self.codes))
+            for start in range(0, len(order), size):
+                chosen = order[start : start + size]
+                yield self.matrix[chosen], self.codes[chosen]
+            return
+        batches = self.batches(int(random.integers(2**32)))
+        yield from _rebatched(_mixed(batches, max(1, _BUFFER_BYTES // (4 * self.rows.dims)), random), size)
+
+
+def _mixed(
+    batches: Iterator[tuple[np.ndarray, np.ndarray]], capacity: int, random: np.random.Generator
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the rows of batches in random order, as far as a buffer of `capacity` rows allows.
+
+    Each batch takes the places of rows drawn from the full buffer, which go out.
+    """
+    held: np.ndarray | None = None
+    held_codes, count = np.empty(capacity, np.int32), 0
+    for vectors, codes in batches:
+        if held is None:
+            held = np.empty((capacity, vectors.shape[1]), np.float32)
+        free = min(capacity - count, len(codes))
+        held[count : count + free], held_codes[count : count + free] = vectors[:free], codes[:free]
+        count += free
+        for start in range(free, len(codes), capacity):
+            incoming = slice(start, start + capacity)
+            places = random.choice(capacity, len(codes[incoming]), replace=False)
+            yield held[places], held_codes[places]
+            held[places], held_codes[places] = vectors[incoming], codes[incoming]
+    order = random.permutation(count)
+    for start in range(0, count, 4096):
+        places = order[start : start + 4096]
+        yield held[places], held_codes[places]
+
+
+def _rebatched(chunks: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields the same rows in batches of `size`; only the last may be shorter."""
+    rest: tuple[np.ndarray, np.ndarray] | None = None
+    for vectors, codes in chunks:
+        if rest is not None:
+            vectors, codes = np.concatenate([rest[0], vectors]), np.concatenate([rest[1], codes])
+        whole = len(codes) - len(codes) % size
+        for start in range(0, whole, size):
+            yield vectors[start : start + size], codes[start : start + size]
+        rest = vectors[whole:], codes[whole:]
+    if rest is not None and len(rest[1]):
+        yield rest
+
+
+def _standardisation(source: _Source, *, per_number: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the scale, D float64 each, by which the network's input is (x - mean) / scale.
+
+    With `per_number` each number gets mean 0 and the same variance; else the mean stays, and the scale is one for all.
+    Either way the mean square length of a row is `_LENGTH`², whatever D. Sums are in float64, around the first
+    batch's mean, so that large means don't drown the variances.
+    """
+    count, shift = 0, None
+    for vectors, _ in source.batches():
+        for start in range(0, len(vectors), 4096):
+            piece = vectors[start : start + 4096].astype(np.float64)
+            if shift is None:
+                shift = piece.mean(axis=0) if per_number else np.zeros(piece.shape[1])
+                total, squares = np.zeros_like(shift), np.zeros_like(shift)
+            piece -= shift
+            total += piece.sum(axis=0)
+            squares += np.einsum("ij,ij->j", piece, piece)
+            count += len(piece)
+    dims = len(shift)
+    if not per_number:
+        length = np.sqrt(squares.sum() / count)
+        return np.zeros(dims), np.full(dims, length / _LENGTH)
+    variance = np.maximum(squares / count - (total / count) ** 2, 0)
+    # Numbers that never change say nothing; with a variance of 1 they come out as 0.
+    deviation = np.sqrt(np.where(variance > 0, variance, 1))
+    scale = deviation * np.sqrt(max(1, (variance > 0).sum())) / _LENGTH
+    return shift + total / count, scale
+
+
+def _class_weights(counts: np.ndarray) -> np.ndarray:
+    """Returns C weights, N / (C × rows of the class)."""
+    return counts.sum() / (len(counts) * np.maximum(counts, 1))
+
+
+def _log_loss(model: Model, source: _Source) -> float:
+    """Returns the mean of -log p(true class), in float64."""
+    total, count = 0.0, 0
+    # Whatever overflows ends up in the sum, which the caller checks.
+    with np.errstate(over="ignore", invalid="ignore"):
+        for vectors, codes in source.batches():
+            scores = dense_logits(model, vectors).astype(np.float64)
+            scores -= scores.max(axis=1, keepdims=True)
+            true = scores[np.arange(len(codes)), codes]
+            total += float((np.log(np.exp(scores).sum(axis=1)) - true).sum())
+            count += len(codes)
+    return total / count
