@@ -12,9 +12,18 @@ from typing import Any
 
 import click
 
-from pipeline.cli_options import BeamCommand, Bytes, debug_option, field_options, network_options
+from pipeline import cli_heads
+from pipeline.cli_options import (
+    BeamCommand,
+    Bytes,
+    debug_option,
+    failures_exit_code,
+    field_options,
+    gather_fields,
+    network_options,
+)
 
-EXIT_FAILURES, EXIT_INTERRUPTED = 3, 130
+EXIT_INTERRUPTED = 130
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -61,28 +70,12 @@ def extract(ctx: click.Context, **given: Any) -> int:
         _confirm_removal(options.output)
     summary = run(options, say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)), quiet=quiet)
     click.echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
-    if summary.failure_rate > options.max_failure_rate:
-        click.echo(
-            f"featuremill: {summary.failure_rate:.2%} of the images failed, over --max-failure-rate "
-            f"{options.max_failure_rate:.2%}; see {options.output}/failures",
-            err=True,
-        )
-        return EXIT_FAILURES
-    return 0
+    return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
 
 def _settings(given: dict[str, Any]) -> dict[str, Any]:
     """Returns the shared options as `ExtractOptions` takes them."""
-    return {name: value for name, value in _fields(given).items() if name != "features" or value}
-
-
-def _fields(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the options with those of `field_options` as one."""
-    from transforms.shards import Fields
-
-    given = dict(given)
-    named = {name: given.pop(f"{name}_field") for name in ("image", "label", "name")}
-    return {**given, "fields": Fields(**named)}
+    return {name: value for name, value in gather_fields(given).items() if name != "features" or value}
 
 
 def _confirm_removal(output: str) -> None:
@@ -184,6 +177,10 @@ def describe(backbone: str, include_top: bool, image_size: int, plot: str | None
         module.plot(backbone, plot, include_top=include_top, image_size=image_size)
     click.echo(text)
     return 0
+
+
+for _command in cli_heads.COMMANDS:
+    cli.add_command(_command)
 
 
 def run_cli(args: list[str]) -> int:

@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+EXIT_FAILURES = 3
+
 
 def set_up_logging(debug: bool) -> None:
     """Shows our warnings as lines for people; Beam's log and TensorFlow's chatter only with --debug."""
@@ -107,3 +109,34 @@ field_options = together(
     click.option("--label-field", help="The same for the label; for tar: a member's ending or a key of .json."),
     click.option("--name-field", help="The same for the image's name, which goes into the key."),
 )
+
+
+class Numbers(click.ParamType):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        try:
+            return value if isinstance(value, tuple) else tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} are not numbers with commas between them, such as 0.1,1,10", param, ctx)
+
+
+def gather_fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns a command's options with those of `field_options` as one."""
+    from transforms.shards import Fields
+
+    given = dict(given)
+    named = {name: given.pop(f"{name}_field") for name in ("image", "label", "name")}
+    return {**given, "fields": Fields(**named)}
+
+
+def failures_exit_code(rate: float, allowed: float, where: str) -> int:
+    """Returns a command's exit code, after a line on standard error if too many images failed."""
+    if rate <= allowed:
+        return 0
+    click.echo(
+        f"featuremill: {rate:.2%} of the images failed, over --max-failure-rate {allowed:.2%}; see {where}", err=True
+    )
+    return EXIT_FAILURES

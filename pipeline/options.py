@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field, fields
 
+from pipeline.dataflow import has_gpu
 from transforms import storage
 from transforms.backbone import BACKBONES, MIN_IMAGE_SIZE, check_feature, cut, feature_size, layers
 from transforms.engines import ENGINES, available_cores, check_engine, choose, default_batch_size
@@ -158,9 +159,14 @@ class ExtractOptions:
 
     @property
     def engine_threads(self) -> int | None:
-        """Threads of each worker's engine: as asked, or this machine's cores shared out; None for a remote worker."""
-        if self.threads or self.runner != "FnApiRunner":
+        """Threads of each worker's engine: as asked, or this machine's cores shared out; None is all of a machine's.
+
+        Elsewhere one, because runners start a process for each core; but beside a GPU there is one process.
+        """
+        if self.threads:
             return self.threads
+        if self.runner != "FnApiRunner":
+            return None if has_gpu(self.beam_args) else 1
         return max(1, available_cores() // self.workers)
 
     def load_weights(self) -> Weights:

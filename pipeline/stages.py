@@ -152,7 +152,7 @@ class _Bench:
         self.images += len(records)
         images = [record for record in records if isinstance(record, EncodedImage)]
         with self.decode.running():
-            results = list(pool.map(lambda image: decode_record(image, self._job.spec, max_pixels=self._job.max_pixels), images))
+            results = list(pool.map(self._decode, images))
         for result in (*(record for record in records if isinstance(record, Failure)), *results):
             if isinstance(result, Failure):
                 self._writer.fail(result)
@@ -164,6 +164,9 @@ class _Bench:
             batch, self._waiting = self._waiting[:size], self._waiting[size:]
             self._embed(batch, self.embed)
             self.timed += len(batch)
+
+    def _decode(self, image: EncodedImage) -> Decoded | Failure:
+        return decode_record(image, self._job.spec, max_pixels=self._job.max_pixels)
 
     def _embed(self, batch: list[Decoded], watch: Watch) -> None:
         with watch.running():

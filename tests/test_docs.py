@@ -11,7 +11,10 @@ from pipeline.samples import draw_items, write_folder
 from tests.test_extract import extract
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-COMMANDS = re.findall(r"^\$ featuremill (.+)$", README, re.M)
+# In the blocks with a prompt, and in the table of recipes.
+COMMANDS = re.findall(r"^\$ featuremill (.+)$", README, re.M) + re.findall(
+    r"`featuremill ([^`]+ [^`]*--(?:output|head) [^`]+)`", README
+)
 SNIPPETS = re.findall(r"```python\n(.+?)```", README, re.S)
 
 

@@ -22,6 +22,7 @@ OWNERS = {
         "transforms/resizing.py",
         "transforms/signatures.py",
         "transforms/weight_files.py",
+        "pipeline/export.py",
     },
     "tensorflow": {"transforms/engines/keras.py", "transforms/signatures.py"},
     "apache_beam": {
@@ -32,7 +33,7 @@ OWNERS = {
         "pipeline/beam_options.py",
         "pipeline/watch.py",
         "pipeline/worker.py",
-        "transforms/heads/ridge_sums.py",
+        "transforms/heads/ridge_beam.py",
     },
     "jinja2": {"pipeline/report.py"},
     "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},

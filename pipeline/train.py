@@ -1,0 +1,258 @@
+"""Train: stored features in, a judged head out. Open, split, fit, judge, save."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.books import library_versions
+from pipeline.fit_plan import CHUNKS, FitPlan, plan_fits
+from pipeline.report import Run, metrics_text, ranking, report_html, verdict
+from pipeline.train_facts import describe_data
+from pipeline.train_options import TrainOptions
+from transforms import heads
+from transforms.heads.metrics import fit_temperature, judge
+from transforms.heads.model import Model
+from transforms.heads.rows import Rows
+from transforms.heads.split import Split, split
+from transforms.heads.store import Head, check_place, save_head, softmax
+from transforms.heads.table import Table, open_table
+
+if TYPE_CHECKING:
+    from transforms.heads.labels import Joined
+
+# Sums per cell are D×D: with more of them than this, ridge does without the cells of a learning curve.
+_LEARNING_BYTES = 2**30
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to.
+
+    Attributes:
+        head: The best one, as saved.
+        runs: One for each kind, in the order asked for.
+        facts: What the report says of the data, in words.
+        output: HEAD.
+    """
+
+    head: Head
+    runs: tuple[Run, ...]
+    facts: dict[str, str]
+    output: str
+
+
+def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: None) -> Trained:
+    """Trains heads on stored features, judges them on rows they haven't seen, and saves the best.
+
+    Args:
+        options: What was asked for.
+        say: Is called with each line on the data and on progress.
+
+    Raises:
+        FeaturemillError: With the thing, the cause and the cure. HEAD is written whole or not at all.
+    """
+    check_place(options.output, overwrite=options.overwrite)
+    table, joined = labelled_table(options)
+    parts = split(
+        table,
+        validation=options.validation,
+        test=options.test,
+        folds=options.folds,
+        seed=options.settings.seed,
+        near=options.near_duplicates,
+    )
+    plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
+    rows = make_rows(table, plan.cells)
+    facts = describe_data(table, joined, parts, rows)
+    for name, fact in facts.items():
+        say(f"{name:<9}{fact}")
+    outcomes = []
+    for kind in options.kinds:
+        outcomes.append(run_kind(kind, rows, plan, options, table=table, parts=parts))
+        say(f"{kind:<9}fitted in {outcomes[-1].run['seconds']:.1f} s")
+    runs = tuple(outcome.run for outcome in outcomes)
+    best = outcomes[runs.index(ranking(runs)[0])]
+    head = _head(best, table, parts, options, runs)
+    page = report_html(f"Head {best.run['kind']}", runs, facts)
+    save_head(head, options.output, files={"report.html": page.encode()}, overwrite=options.overwrite)
+    return Trained(head, runs, facts, options.output)
+
+
+def labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
+    """Opens the features, with labels from a file where one is named."""
+    table = open_table(
+        options.features,
+        columns=options.columns,
+        label_column=options.label_column,
+        key_column=options.key_column,
+        group_column=options.group_column,
+        split_column=options.split_column,
+    )
+    if not options.labels:
+        return table, None
+    from transforms.heads.labels import join_labels
+
+    return join_labels(table, options.labels, key_column=options.key_column, label_column=options.label_column)
+
+
+def _learning_fits(table: Table, options: TrainOptions) -> bool:
+    """Whether a learning curve's cells leave ridge's sums in memory."""
+    dims, rows = table.vectors.dims, table.vectors.rows
+    cells = (options.folds or 3) * CHUNKS
+    return "ridge" not in options.kinds or rows <= dims or cells * dims**2 * 8 <= _LEARNING_BYTES
+
+
+def make_rows(table: Table, cells: np.ndarray) -> Rows:
+    """Returns the labelled rows in their cells; the classes are the labels of the rows that are used."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    used = pc.filter(table.labels, pa.array(cells >= 0))
+    classes = tuple(sorted(pc.unique(used).drop_null().to_pylist()))
+    codes = pc.fill_null(pc.index_in(table.labels, pa.array(classes, pa.string())), -1)
+    return Rows(table.vectors, np.asarray(codes, np.int32), cells, classes)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A kind's run, and the model and temperature for the head."""
+
+    run: Run
+    model: Model
+    temperature: float
+
+
+def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, table: Table, parts: Split) -> Outcome:
+    """Fits one kind of head as planned and judges it."""
+    started = time.perf_counter()
+    fitter = heads.fitter(kind, rows, options.settings)
+    judged, learning = [], []
+    for number, fit in enumerate(plan.fits):
+        model = fitter.fit(fit.train, fit.validation)
+        smaller = [fitter.fit(cells, fit.validation) for cells in plan.learning[:-1]] if number == 0 else []
+        temperature = _temperature(model, rows, fit.validation)
+        chosen = model
+        if fit.test:
+            # Whatever was chosen by the validation rows is chosen now: they may train too.
+            model = fitter.refit(model, (*fit.train, *fit.validation))
+        numbers, (scores, *others) = _logits([model, *smaller], rows, fit.judged)
+        judged.append((numbers, softmax(scores, temperature)))
+        if number == 0 and plan.learning:
+            # The whole set's point is that of the fit before its validation rows came to it: like with like.
+            full = _logits([chosen], rows, fit.judged)[1][0] if fit.test else scores
+            learning = _learning_points(rows, numbers, plan.learning, [*others, full])
+    if plan.final:
+        chosen = fitter.fit(plan.final.train, plan.final.validation)
+        temperature = _temperature(chosen, rows, plan.final.validation)
+        model = fitter.refit(chosen, (*plan.final.train, *plan.final.validation))
+    run = Run(
+        kind=kind,
+        settings=dict(model.settings),
+        curve=[dict(point) for point in chosen.curve],
+        learning=learning,
+        judged=_judge(judged, rows, plan, options, table=table, parts=parts),
+        seconds=time.perf_counter() - started,
+    )
+    return Outcome(run, model, temperature)
+
+
+def _temperature(model: Model, rows: Rows, cells: Sequence[int]) -> float:
+    numbers, [scores] = _logits([model], rows, cells)
+    return fit_temperature(scores, rows.codes[numbers])
+
+
+def _logits(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Returns (row numbers, n×C float32 of each model) for some cells, in one pass."""
+    numbers, scores = [], [[] for _ in models]
+    for batch_numbers, batch in rows.batches(cells):
+        numbers.append(batch_numbers)
+        for model, of_model in zip(models, scores, strict=True):
+            of_model.append(heads.logits(model, batch).astype(np.float32))
+    return np.concatenate(numbers), [np.concatenate(of_model) for of_model in scores]
+
+
+def _learning_points(
+    rows: Rows, numbers: np.ndarray, sets: Sequence[Sequence[int]], scores: Sequence[np.ndarray]
+) -> list[dict[str, float]]:
+    return [
+        {"rows": int(rows.counts(cells).sum()), "accuracy": float(np.mean(s.argmax(axis=1) == rows.codes[numbers]))}
+        for cells, s in zip(sets, scores, strict=True)
+    ]
+
+
+def _judge(
+    judged: Sequence[tuple[np.ndarray, np.ndarray]],
+    rows: Rows,
+    plan: FitPlan,
+    options: TrainOptions,
+    *,
+    table: Table,
+    parts: Split,
+) -> dict[str, Any]:
+    numbers = np.concatenate([n for n, _ in judged])
+    return judge(
+        np.concatenate([p for _, p in judged]),
+        rows.codes[numbers],
+        rows.classes,
+        keys=table.keys.take(numbers),
+        groups=parts.components[numbers],
+        seed=options.settings.seed,
+        judged_on=plan.judged_on,
+    )
+
+
+def _head(best: Outcome, table: Table, parts: Split, options: TrainOptions, runs: Sequence[Run]) -> Head:
+    compared = [{"kind": run["kind"], "metrics": run["judged"]["metrics"], "seconds": run["seconds"]} for run in runs]
+    metrics = {
+        **best.run["judged"],
+        "curve": best.run["curve"],
+        "learning": best.run["learning"],
+        **({"compared": compared} if len(runs) > 1 else {}),
+    }
+    classes = tuple(row["label"] for row in best.run["judged"]["per_class"])
+    return Head(
+        model=best.model,
+        classes=classes,
+        temperature=best.temperature,
+        columns=table.columns,
+        dims=table.dims,
+        spec=table.spec,
+        weights=table.weights,
+        weights_are_random=table.weights_are_random,
+        source=table.location,
+        split={**parts.report, "options": _split_options(options)},
+        metrics=metrics,
+        versions=library_versions(),
+    )
+
+
+def _split_options(options: TrainOptions) -> dict[str, Any]:
+    """Returns what `finetune` needs to split the same rows in the same way again."""
+    names = ("labels", "label_column", "key_column", "group_column", "split_column", "validation", "test", "folds")
+    values = asdict(options)
+    return {**{name: values[name] for name in names}, "near": options.near_duplicates, "seed": options.settings.seed}
+
+
+def trained_text(trained: Trained) -> str:
+    """Returns the result for people: the ranking if there is one, the verdict, what is confused, where it lies."""
+    best = next(run for run in trained.runs if run["kind"] == trained.head.model.kind)
+    lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(best['judged'])}"]
+    lines += [
+        f"  {pair['rows']} {pair['true']} taken for {pair['predicted']}, such as {pair['keys'][0]}"
+        for pair in best["judged"]["most_confused"][:3]
+    ]
+    return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, report.html"])
+
+
+def trained_json(trained: Trained) -> dict[str, Any]:
+    """Returns the result for programs."""
+    return {
+        "output": trained.output,
+        "kind": trained.head.model.kind,
+        "fingerprint": trained.head.fingerprint,
+        "facts": trained.facts,
+        "runs": [dict(run) for run in trained.runs],
+    }

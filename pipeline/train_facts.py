@@ -1,0 +1,61 @@
+"""What is to be known of the rows before any figure on a head, in words."""
+
+from typing import TYPE_CHECKING
+
+from transforms.heads.rows import Rows
+from transforms.heads.split import Split
+from transforms.heads.table import Table
+
+if TYPE_CHECKING:
+    from transforms.heads.labels import Joined
+
+NO_FINGERPRINT = "no fingerprint: this Parquet doesn't say what made its vectors; using the head on others is on trust"
+
+
+def describe_data(table: Table, joined: "Joined | None", parts: Split, rows: Rows) -> dict[str, str]:
+    """Returns {name: fact}: where the vectors come from, which rows are used, how they are split."""
+    columns = ", ".join(f"{name} ({dims:,} numbers)" for name, dims in zip(table.columns, table.dims, strict=True))
+    facts = {"features": f"{table.location}: {table.vectors.rows:,} rows, {columns}"}
+    if table.fingerprint:
+        facts["spec"] = f"fingerprint {table.fingerprint[:12]}, weights {table.weights}"
+    else:
+        facts["spec"] = NO_FINGERPRINT
+    if table.weights_are_random:
+        facts["warning"] = "the weights are RANDOM: the network was never trained, and these figures are only a try"
+    unlabelled = parts.report["unlabelled"]
+    facts["labels"] = f"{len(rows.codes) - unlabelled:,} rows of {len(rows.classes):,} classes"
+    if unlabelled:
+        facts["labels"] += f"; {unlabelled:,} rows without a label left out"
+    if joined:
+        facts["joined"] = _joined_text(joined)
+    facts["split"] = _split_text(parts)
+    return facts
+
+
+def _joined_text(joined: "Joined") -> str:
+    text = f"{joined.matched:,} rows have a label in the file"
+    for count, keys, what in (
+        (joined.unlabelled, joined.unlabelled_keys, "have none"),
+        (joined.unmatched, joined.unmatched_keys, "labels have no row"),
+    ):
+        if count:
+            text += f"; {count:,} {what}, such as {keys[0]}"
+    return text
+
+
+def _split_text(parts: Split) -> str:
+    report = parts.report
+    text = ", ".join(f"{name} {sum(rows.values()):,}" for name, rows in report["rows"].items() if any(rows.values()))
+    text += f"; seed {report['seed']}"
+    if report["by_group"]:
+        text += f"; {report['components']:,} groups"
+    if report["equal_rows"]:
+        text += f"; {report['equal_rows']:,} rows with equal content kept together"
+    if report["near_rows"]:
+        text += f"; {report['near_rows']:,} near copies kept together"
+    if report["moved_rows"]:
+        text += f"; {report['moved_rows']:,} rows moved to where their copies are"
+    conflicts = report["label_conflicts"]
+    if conflicts["sets"]:
+        text += f"; {conflicts['sets']:,} sets of copies have several labels, such as {conflicts['keys'][0][0]}"
+    return text
