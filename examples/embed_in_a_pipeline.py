@@ -12,11 +12,12 @@ from apache_beam.io import fileio
 
 from transforms.embed_images import EmbedImages
 from transforms.features import open_features, read_manifest
+from transforms.weights import source_of
 
 
 def main(pattern: str, features: str) -> None:
     spec = open_features(features).spec
-    weights = read_manifest(features)["weights"]
+    weights = source_of(read_manifest(features)["weights"])
     with beam.Pipeline("FnApiRunner") as pipeline:
         images = (
             pipeline

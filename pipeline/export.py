@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from transforms import storage
 from transforms.backbone import tap_names
 from transforms.engines.checks import computed_layers
+from transforms.heads.network import check_weights, weights_source
 from transforms.heads.store import Head, load_head
 from transforms.records import FeaturemillError, UsageError
 from transforms.weights import Weights, load_weights
@@ -93,24 +94,9 @@ def _load_weights(folder: str, head: Head, given: str | None) -> Weights:
     spec = head.spec
     with_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
     table = computed_layers(spec, include_top=with_top)
-    used = load_weights(given or _source(folder, head), table, backbone=spec.backbone)
-    if used.sha256 != spec.weights:
-        raise FeaturemillError(
-            f"the weights {used.origin} ({used.sha256[:12]}) aren't those that {folder} was trained on: {head.weights} "
-            f"({spec.weights[:12]}); pass those with --weights"
-        )
+    used = load_weights(weights_source(head, folder, given), table, backbone=spec.backbone)
+    check_weights(used, head, folder)
     return used
-
-
-def _source(folder: str, head: Head) -> str:
-    """Returns what `load_weights` calls the weights that the head names."""
-    if not head.weights:
-        raise FeaturemillError(f"{folder} doesn't say where its network's weights are; pass --weights")
-    if head.weights == "imagenet" or head.weights.startswith("imagenet ("):
-        return "imagenet"
-    if head.weights.startswith(("random:", "/")) or not storage.is_local(head.weights):
-        return head.weights
-    return storage.join(folder, head.weights)
 
 
 def _notes(head: Head, weights: Weights) -> dict[str, Any]:

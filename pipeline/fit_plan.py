@@ -31,7 +31,7 @@ class FitPlan:
         cells: N int32, as in `Rows`.
         fits: What is judged: a single one, or one per fold, which together judge every row once.
         final: What the head comes from, if it isn't the single fit.
-        learning: Growing sets of training cells of the first fit, for the learning curve.
+        learning: Growing sets of training cells of the first fit, whose validation rows judge them: a learning curve.
         judged_on: `validation`, `test` or `folds`.
     """
 

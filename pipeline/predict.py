@@ -20,6 +20,7 @@ from pipeline.summary import Summary
 from transforms import storage
 from transforms.engines import Engine
 from transforms.heads import imagenet_head
+from transforms.heads.network import check_weights
 from transforms.predictions import Predictor
 from transforms.recipe import Job
 from transforms.weights import Weights
@@ -153,7 +154,7 @@ def _open_source(options: PredictOptions, output: str, weights: Weights | None) 
     images = given.head_options(options, head, folder)
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights or images.load_weights(), arrays={})
-    given.check_weights(weights, head, options)
+    check_weights(weights, head, options.head)
     return _Source(predictor, head, _limited(options, images), weights)
 
 

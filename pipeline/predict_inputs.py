@@ -13,10 +13,10 @@ from transforms import shards, storage
 from transforms.backbone import cut, layers, tap_names
 from transforms.features import FeatureSpec
 from transforms.heads import imagenet_head
+from transforms.heads.network import weights_source
 from transforms.predictions import Predictor
 from transforms.records import FeaturemillError, FileInfo, UsageError
 from transforms.shards.parquet import IMAGE_COLUMNS
-from transforms.weights import Weights
 
 if TYPE_CHECKING:
     from transforms.heads.store import Head
@@ -162,7 +162,7 @@ def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractO
     return _extract_options(
         options,
         output,
-        weights=weights_source(head, options),
+        weights=weights_source(head, options.head, options.weights),
         include_top=any(f.tap not in tap_names(spec.backbone, False) for f in features),
         features=tuple(map(str, features)),
         **{name: getattr(spec, name) for name in same},
@@ -181,36 +181,6 @@ def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:
     table = layers(spec.backbone, include_top=True)
     deepest = [cut(table, [feature.tap for feature in features]) for features in (wanted, spec.features)]
     return wanted if deepest[0] == deepest[1] else spec.features
-
-
-def weights_source(head: "Head", options: PredictOptions) -> str:
-    """Returns what `--weights` of extract must be for this head.
-
-    Raises:
-        FeaturemillError: The head doesn't say.
-    """
-    if options.weights:
-        return options.weights
-    if not head.weights:
-        raise FeaturemillError(f"{options.head} doesn't say where its network's weights are; pass --weights")
-    if head.weights == "imagenet" or head.weights.startswith("imagenet ("):
-        return "imagenet"
-    if head.weights.startswith("random:") or not storage.is_local(head.weights) or head.weights.startswith("/"):
-        return head.weights
-    return storage.join(options.head, head.weights)
-
-
-def check_weights(weights: Weights, head: "Head", options: PredictOptions) -> None:
-    """Checks that these are the weights that the head was trained on.
-
-    Raises:
-        FeaturemillError: They aren't.
-    """
-    if weights.sha256 != head.spec.weights:
-        raise FeaturemillError(
-            f"the weights {weights.origin} ({weights.sha256[:12]}) aren't those that {options.head} was trained on: "
-            f"{head.weights} ({head.spec.weights[:12]}); pass those with --weights"
-        )
 
 
 def open_tables(

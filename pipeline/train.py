@@ -1,7 +1,7 @@
 """Train: stored features in, a judged head out. Open, split, fit, judge, save."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from transforms.heads.table import Table, open_table
 if TYPE_CHECKING:
     from transforms.heads.labels import Joined
 
+# Judged vectors are given to a model by this many bytes.
+_GATHERED_BYTES = 2**23
 # Sums per cell are D×D: with more of them than this, ridge does without the cells of a learning curve.
 _LEARNING_BYTES = 2**30
 
@@ -132,21 +134,21 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
     judged, learning = [], []
     for number, fit in enumerate(plan.fits):
         model = fitter.fit(fit.train, fit.validation)
-        smaller = [fitter.fit(cells, fit.validation) for cells in plan.learning[:-1]] if number == 0 else []
-        temperature = _temperature(model, rows, fit.validation)
+        growing = [fitter.fit(cells, fit.validation) for cells in plan.learning[:-1]] if number == 0 else []
+        numbers, scores = _logits([*growing, model], rows, fit.validation)
+        if growing:
+            learning = _learning_points(rows, numbers, plan.learning, scores)
+        temperature = fit_temperature(scores[-1], rows.codes[numbers])
         chosen = model
         if fit.test:
             # Whatever was chosen by the validation rows is chosen now: they may train too.
             model = fitter.refit(model, (*fit.train, *fit.validation))
-        numbers, (scores, *others) = _logits([model, *smaller], rows, fit.judged)
-        judged.append((numbers, softmax(scores, temperature)))
-        if number == 0 and plan.learning:
-            # The whole set's point is that of the fit before its validation rows came to it: like with like.
-            full = _logits([chosen], rows, fit.judged)[1][0] if fit.test else scores
-            learning = _learning_points(rows, numbers, plan.learning, [*others, full])
+            numbers, scores = _logits([model], rows, fit.test)
+        judged.append((numbers, softmax(scores[-1], temperature)))
     if plan.final:
         chosen = fitter.fit(plan.final.train, plan.final.validation)
-        temperature = _temperature(chosen, rows, plan.final.validation)
+        numbers, [scores] = _logits([chosen], rows, plan.final.validation)
+        temperature = fit_temperature(scores, rows.codes[numbers])
         model = fitter.refit(chosen, (*plan.final.train, *plan.final.validation))
     run = Run(
         kind=kind,
@@ -159,19 +161,27 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
     return Outcome(run, model, temperature)
 
 
-def _temperature(model: Model, rows: Rows, cells: Sequence[int]) -> float:
-    numbers, [scores] = _logits([model], rows, cells)
-    return fit_temperature(scores, rows.codes[numbers])
-
-
 def _logits(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
     """Returns (row numbers, n×C float32 of each model) for some cells, in one pass."""
     numbers, scores = [], [[] for _ in models]
-    for batch_numbers, batch in rows.batches(cells):
+    for batch_numbers, batch in _gathered(rows.batches(cells), _GATHERED_BYTES):
         numbers.append(batch_numbers)
         for model, of_model in zip(models, scores, strict=True):
             of_model.append(heads.logits(model, batch).astype(np.float32))
     return np.concatenate(numbers), [np.concatenate(of_model) for of_model in scores]
+
+
+def _gathered(batches: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields batches put together to so many bytes: a few judged rows among many come in crumbs, and knn compares each
+    batch with all that it stores."""
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    for numbers, vectors in batches:
+        waiting.append((numbers, vectors))
+        if sum(v.nbytes for _, v in waiting) >= size:
+            yield tuple(map(np.concatenate, zip(*waiting, strict=True)))
+            waiting = []
+    if waiting:
+        yield tuple(map(np.concatenate, zip(*waiting, strict=True)))
 
 
 def _learning_points(

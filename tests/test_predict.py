@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pipeline import extract
 from pipeline.options import ExtractOptions
 from pipeline.predict import predict
-from pipeline.predict_inputs import are_features, weights_source
+from pipeline.predict_inputs import are_features
 from pipeline.predict_options import PredictOptions
 from pipeline.predict_summary import summary_json, summary_text
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar
@@ -25,6 +25,7 @@ from tests.test_weights import random_weights, write_published
 from transforms import predictions
 from transforms.features import open_features
 from transforms.heads.model import Model, dense_arrays
+from transforms.heads.network import weights_source
 from transforms.heads.store import Head, save_head
 from transforms.predictions import rank
 from transforms.records import FeaturemillError, UsageError
@@ -445,7 +446,7 @@ def by_name_of(row) -> str:
 )
 def test_where_the_weights_are(stored, given, expected):
     head = replace(draw_head(("a", "b")), weights=stored)
-    assert weights_source(head, PredictOptions(head="/HEAD", inputs=("in",), weights=given)) == expected
+    assert weights_source(head, "/HEAD", given) == expected
 
 
 def test_weights_in_the_heads_folder_and_the_real_engine(inputs, tmp_path, classes):

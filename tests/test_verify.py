@@ -17,6 +17,7 @@ from pipeline.options import ExtractOptions
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from transforms.features import open_features
 from transforms.records import FeaturemillError, UsageError
+from transforms.weights import source_of
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}
 FEATURES = ("embedding=block3_pool:avg", "deep=block4_conv1:gem")
@@ -201,6 +202,6 @@ def test_what_cannot_be_verified(made, capsys):
 
 
 def test_where_weights_come_from():
-    assert verifying._weights_source("imagenet (vgg19_notop.h5)") == "imagenet"
-    assert verifying._weights_source("/data/imagenet (1).h5") == "/data/imagenet (1).h5"
-    assert verifying._weights_source("random:3") == "random:3"
+    assert source_of("imagenet (vgg19_notop.h5)") == "imagenet"
+    assert source_of("/data/imagenet (1).h5") == "/data/imagenet (1).h5"
+    assert source_of("random:3") == "random:3"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.backbone import CHANNELS, build, cut, layers, preprocess
-from transforms.engines.keras import _pool
+from transforms.engines.keras import pool_output
 from transforms.heads.model import dense_layers
 from transforms.heads.store import Head
 from transforms.quiet import import_keras
@@ -62,7 +62,7 @@ def _vectors(output: Any, pool: str, dtype: str) -> Any:
     if pool == "flatten":
         output = keras.layers.Flatten(data_format="channels_last", dtype=output.dtype)(output)
     else:
-        output = _pool(output, pool)
+        output = pool_output(output, pool)
     return keras.ops.cast(keras.ops.cast(output, dtype), "float32")
 
 

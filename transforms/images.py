@@ -225,11 +225,12 @@ def _whole_size(size: tuple[int, int], spec: FeatureSpec) -> tuple[int, int]:
     """The size that a whole image of this size is brought to, before anything is cut off or padded."""
     if spec.resize == "squash":
         return spec.image_size, spec.image_size
-    scale = spec.image_size / max(size) if spec.resize == "pad" else _short_side(spec.image_size) / min(size)
+    scale = spec.image_size / max(size) if spec.resize == "pad" else short_side(spec.image_size) / min(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def _short_side(side: int) -> int:
+def short_side(side: int) -> int:
+    """Returns what `crop` brings the short side to, for a square of `side` pixels."""
     return round(side * _CROP_RATIO)
 
 
@@ -240,7 +241,7 @@ def _squash(image: Image.Image, full: tuple[int, int], side: int, resample: Imag
 def _crop(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
     # Only the square that stays is resized: resizing the whole first, as the recipe is usually told, would make
     # 256 × 2,560,000 pixels of an image of 1 × 10,000.
-    square = min(image.size) * side / _short_side(side)
+    square = min(image.size) * side / short_side(side)
     left, top = (image.width - square) / 2, (image.height - square) / 2
     return image.resize((side, side), resample, box=(left, top, left + square, top + square))
 

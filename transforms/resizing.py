@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transforms.features import FeatureSpec
-from transforms.images import PAD_COLOUR, _short_side
+from transforms.images import PAD_COLOUR, short_side
 
 # Radius of each filter in pixels of the source, before it is stretched for downscaling.
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -95,7 +95,7 @@ def _window(length: Any, longest: Any, shortest: Any, spec: FeatureSpec) -> _Win
     if spec.resize == "squash":
         return _Window(zero, length / side, zero, zero + side)
     if spec.resize == "crop":
-        square = shortest * side / float(_short_side(spec.image_size))
+        square = shortest * side / float(short_side(spec.image_size))
         start = (length - square) / 2.0
         # Pillow keeps the corners of a box in float32.
         start, stop = (ops.cast(ops.cast(corner, "float32"), "float64") for corner in (start, start + square))

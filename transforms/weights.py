@@ -60,6 +60,12 @@ def load_weights(source: str, layers: Sequence[Layer], *, backbone: str) -> Weig
     return _weights(weight_files.read_arrays(path, needed, backbone=backbone), needed, path, is_random=False)
 
 
+def source_of(origin: str) -> str:
+    """Returns the `source` by which weights of this `Weights.origin` are loaded again."""
+    # For the published file, the origin adds its name in brackets.
+    return "imagenet" if origin.startswith("imagenet ") else origin
+
+
 def _needed(layers: Sequence[Layer]) -> list[LayerInfo]:
     # Convolutions have the same weights at any image size; the top's are made for this one.
     return [info for info in describe(layers, TOP_IMAGE_SIZES[0]) if info.layer.has_weights]

@@ -78,14 +78,14 @@ def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int) -> "
         current = layer(current)
         for feature in spec.features:
             if feature.tap == layer.name:
-                outputs[feature.name] = _pool(current, feature.pool)
+                outputs[feature.name] = pool_output(current, feature.pool)
     model = keras.Model(pixels, outputs)
     # Keras would choose XLA, which is no faster for these layers (measured on a CPU) and compiles twice as long.
     model.compile(jit_compile=False)
     return model
 
 
-def _pool(output: Any, pool: str) -> Any:
+def pool_output(output: Any, pool: str) -> Any:
     """Pools N×H×W×C to N×C, or flattens to N×D; in float32 whatever the precision before it.
 
     Its twin for other engines is `transforms.engines.pooling.pool_planes`.

@@ -13,8 +13,8 @@ class Model:
 
     Attributes:
         kind: One of `transforms.heads.KINDS`.
-        arrays: All that prediction needs. For all kinds but knn `kernel1` (D×U), `bias1` (U), `kernel2` … : dense layers
-            with relu between them, the last with U = C; what standardisation did is folded into the first.
+        arrays: All that prediction needs. For all kinds but knn `kernel1` (D×U), `bias1` (U), `kernel2` …: dense
+            layers with relu between them, the last with U = C; what standardisation did is folded into the first.
         settings: What was chosen (penalty, epochs …), as JSON values.
         curve: What it was chosen by: points such as {"penalty": 0.1, "loss": 0.2} or {"epoch": 1, "loss": 0.9,
             "validation_loss": 1.0}; the first name is the horizontal axis.

@@ -1,0 +1,211 @@
+"""What `finetune` reads: a head, its network's weights, and rows that are split as the head's were."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.finetune_options import FinetuneOptions
+from pipeline.fit_plan import Fit, plan_fits
+from pipeline.train import labelled_table
+from pipeline.train_facts import describe_data
+from pipeline.train_options import TrainOptions
+from transforms.backbone import Layer, cut, layers, tap_names
+from transforms.features import Features, FeatureSpec
+from transforms.finetuning import TuningPlan, plan_tuning
+from transforms.heads import NEURAL, FitSettings
+from transforms.heads.network import check_weights, weights_source
+from transforms.heads.rows import Rows
+from transforms.heads.split import Split, split
+from transforms.heads.store import Head
+from transforms.heads.table import Table, open_table
+from transforms.records import FeaturemillError
+from transforms.rereading import ImageRows
+from transforms.tuning_rows import GroupReader, TapRows, TuningRows
+from transforms.weights import Weights, load_weights
+
+# What has to be the same for a stored tap to be what the head's own network computes. The stored dtype may differ.
+_DECISIVE = ("backbone", "image_size", "resize", "interpolation", "decode", "exif", "precision")
+
+
+@dataclass(frozen=True)
+class TuningData:
+    """The rows, and which of them train, choose and judge.
+
+    Attributes:
+        table: Keys and labels; its vectors aren't what is trained on.
+        rows: The network's input, and the N rows' classes as indices into the head's.
+        parts: The split.
+        fit: The cells that are trained on, chosen by, and judged on.
+        cells: N int32, as in `Rows`.
+        classes: The head's.
+        facts: What the report says of the data, in words.
+        split_options: What the split came from, to be recorded.
+    """
+
+    table: Table
+    rows: TuningRows
+    parts: Split
+    fit: Fit
+    cells: np.ndarray
+    classes: tuple[str, ...]
+    facts: dict[str, str]
+    split_options: dict[str, Any]
+
+    def wanted(self, *cells: int) -> np.ndarray:
+        """Returns N booleans: which rows are in these cells."""
+        return np.isin(self.cells, cells)
+
+
+def check_head(head: Head, options: FinetuneOptions) -> None:
+    if head.model.kind == "knn":
+        raise FeaturemillError(
+            f"{options.head} is a knn head, which has no layers to train; train one of another kind, such as ridge"
+        )
+    if head.spec is None:
+        raise FeaturemillError(
+            f"{options.head} was trained on vectors of unknown origin, so its network isn't known; "
+            "train it on the output of featuremill extract"
+        )
+    if head.spec.precision != "float32":
+        raise FeaturemillError(
+            f"{options.head} takes features of precision {head.spec.precision}, too coarse to train convolutions in; "
+            "extract with --precision float32 and train on that"
+        )
+
+
+def check_spec(spec: FeatureSpec, features: Features) -> None:
+    different = [
+        f"{name} {getattr(spec, name)} | {getattr(features.spec, name)}"
+        for name in _DECISIVE
+        if getattr(spec, name) != getattr(features.spec, name)
+    ]
+    if different:
+        raise FeaturemillError(
+            f"the head and {features.output} are of different features (head | features): {'; '.join(different)}; "
+            "extract with the head's settings"
+        )
+
+
+def _table(spec: FeatureSpec) -> tuple[Layer, ...]:
+    """Returns the network that a spec's weights reach over."""
+    include_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
+    return cut(layers(spec.backbone, include_top=include_top), [feature.tap for feature in spec.features])
+
+
+def make_plan(head: Head, features: Features, options: FinetuneOptions) -> TuningPlan:
+    stored = () if options.source == "images" else features.spec.features
+    plan = plan_tuning(_table(head.spec), head.spec, head.columns, options.unfreeze, stored)
+    if options.source == "taps" and not plan.start:
+        below = plan.table[plan.first - 1].name if plan.first else ""
+        cure = f"extract --feature tap={below}:flatten" if below else "pass --unfreeze with fewer layers"
+        raise FeaturemillError(
+            f"{features.output} stores no flattened layer below the first one to train, {plan.table[plan.first].name}; "
+            f"{cure}, or start from images"
+        )
+    return plan
+
+
+def open_weights(head: Head, features: Features, plan: TuningPlan, options: FinetuneOptions) -> Weights:
+    """Loads the weights that the head was trained on, and checks that the features are theirs too."""
+    source, spec = weights_source(head, options.head, options.weights), head.spec
+    weights = load_weights(source, plan.table, backbone=spec.backbone)
+    check_weights(weights, head, options.head)
+    if features.spec.weights != spec.weights:
+        # Features of other layers have another hash, over more or fewer arrays of the same file.
+        theirs = load_weights(source, _table(features.spec), backbone=spec.backbone)
+        if theirs.sha256 != features.spec.weights:
+            raise FeaturemillError(
+                f"{features.output} was computed with other weights ({features.spec.weights[:12]}) than those of the "
+                f"head, {weights.origin} ({theirs.sha256[:12]} over the same layers); extract it again with these"
+            )
+    return weights
+
+
+def open_data(head: Head, features: Features, plan: TuningPlan, options: FinetuneOptions) -> TuningData:
+    """Opens the rows and splits them as the head's were."""
+    recorded = head.split.get("options", {})
+    shared = ("label_column", "key_column", "group_column", "split_column", "validation", "test", "folds")
+    asked = TrainOptions(
+        features=options.features,
+        output=options.output,
+        columns=_split_columns(head, features, recorded.get("near")),
+        labels=options.labels or recorded.get("labels"),
+        near_duplicates=recorded.get("near"),
+        settings=FitSettings(seed=recorded.get("seed", 0)),
+        **{name: recorded[name] for name in shared if name in recorded},
+    )
+    table, joined = labelled_table(asked)
+    parts = split(
+        table,
+        validation=asked.validation,
+        test=asked.test,
+        folds=asked.folds,
+        seed=asked.settings.seed,
+        near=asked.near_duplicates,
+    )
+    fits = plan_fits(parts, learning=False)
+    codes = _codes(table, fits.cells, head)
+    reader = _reader(features, plan, table)
+    facts = describe_data(table, joined, parts, Rows(table.vectors, codes, fits.cells, head.classes))
+    if fits.judged_on != "validation" and head.model.kind not in NEURAL:
+        facts["caution"] = "the head had trained on the validation rows too: what it was on them before is too good"
+    return TuningData(
+        table=table,
+        rows=TuningRows(reader, table.vectors.parts, codes, plan.row_bytes),
+        parts=parts,
+        fit=fits.final or fits.fits[0],
+        cells=fits.cells,
+        classes=head.classes,
+        facts={**facts, "training": _training_fact(plan, options)},
+        split_options={**recorded, "labels": asked.labels},
+    )
+
+
+def _split_columns(head: Head, features: Features, near: float | None) -> tuple[str, ...]:
+    """Returns the columns that near copies are looked for in: the head's own, where they are stored."""
+    ours = [feature for feature in head.spec.features if feature.name in head.columns]
+    if all(feature in features.spec.features for feature in ours):
+        return head.columns
+    if near is not None:
+        raise FeaturemillError(
+            f"{features.output} has no {', '.join(map(str, ours))}, by which the head's split kept near copies "
+            "together; extract these features too"
+        )
+    return (features.names[0],)
+
+
+def _codes(table: Table, cells: np.ndarray, head: Head) -> np.ndarray:
+    """Returns N int32, each row's class among the head's, -1 for rows that aren't used."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    codes = pc.fill_null(pc.index_in(table.labels, pa.array(head.classes, pa.string())), -1)
+    codes = np.asarray(codes, np.int32)
+    unknown = np.flatnonzero((codes < 0) & (cells >= 0))
+    if len(unknown):
+        first = int(unknown[0])
+        raise FeaturemillError(
+            f"{len(unknown):,} rows of {table.location} have labels that the head doesn't know, such as "
+            f"{table.labels[first].as_py()!r} of {table.keys[first].as_py()!r}; its classes are "
+            f"{', '.join(head.classes[:5])}{' …' if len(head.classes) > 5 else ''}: train a head with them first"
+        )
+    return codes
+
+
+def _reader(features: Features, plan: TuningPlan, table: Table) -> GroupReader:
+    if plan.start:
+        return TapRows(open_table(features.output, columns=(plan.column,)).vectors, plan.input_shape)
+    images = ImageRows(features.output, features.spec)
+    images.check(table.vectors.parts)
+    return images
+
+
+def _training_fact(plan: TuningPlan, options: FinetuneOptions) -> str:
+    start = f"from the stored {plan.column} ({plan.table[plan.start - 1].name})" if plan.start else "from images"
+    layers_text = f"{len(plan.trained)} convolutions from {plan.trained[0]} on, and the head"
+    computed = [name for name in plan.frozen if plan.start <= [x.name for x in plan.table].index(name) <= plan.last]
+    again = f"; {len(computed)} frozen convolutions are computed again at each step" if computed else ""
+    tap = plan.table[plan.first - 1].name if plan.first else ""
+    cure = f" (extract --feature tap={tap}:flatten spares that)" if again and options.source == "auto" else ""
+    return f"{layers_text}, {start}{again}{cure}"

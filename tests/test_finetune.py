@@ -1,0 +1,377 @@
+"""Fine-tuning starts as the head is, trains what it says and nothing else, and gives a head like any other."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.extract import run
+from pipeline.finetune import finetune, finetuned_json, finetuned_text
+from pipeline.finetune_options import FinetuneOptions
+from pipeline.options import ExtractOptions
+from pipeline.samples import draw_items, write_folder, write_tar
+from pipeline.train import train
+from pipeline.train_options import TrainOptions
+from transforms import tuning_rows
+from transforms.backbone import layers
+from transforms.features import open_features
+from transforms.finetuning import TuningNetwork, first_unfrozen, plan_tuning, tune
+from transforms.heads import FitSettings
+from transforms.heads.split import TEST, VALIDATION, split
+from transforms.heads.store import load_head, save_head
+from transforms.heads.table import open_table
+from transforms.heads.vectors import StoredPart
+from transforms.quiet import import_keras
+from transforms.records import FeaturemillError, UsageError
+from transforms.tuning_rows import TuningRows
+from transforms.weights import load_weights
+
+FEATURES = ("embedding=block5_pool:avg", "tap=block4_pool:flatten")
+# Keys are paths, so each run of the tests splits otherwise: enough rows that no side can be without a class.
+SPLIT = {"validation": 0.4, "test": 0.2}
+
+
+def photos():
+    """Returns 48 photos of two classes."""
+    items = [item for item in draw_items(per_class=30, size=40, seed=2) if item.name.endswith("jpg")]
+    labels = sorted({item.label for item in items})[:2]
+    return [item for label in labels for item in [item for item in items if item.label == label][:24]]
+
+
+def extract(inputs, output, **more):
+    asked = {"backbone": "vgg16", "weights": "random:0", "image_size": 32, "features": FEATURES, **more}
+    run(ExtractOptions(inputs=(str(inputs),), output=str(output), **asked))
+    return output
+
+
+def train_head(out, output, kind="ridge", **more):
+    train(TrainOptions(features=str(out), output=str(output), kinds=(kind,), learning_curve=False, **{**SPLIT, **more}))
+    return output
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """The photos, their features in several parts, and a head of each kind needed."""
+    root = tmp_path_factory.mktemp("finetune")
+    write_folder(root / "photos", photos())
+    extract(root / "photos", root / "out")
+    train_head(root / "out", root / "ridge")
+    train_head(root / "out", root / "dense256", "dense256", settings=FitSettings(epochs=3))
+    return root
+
+
+def tuned(made, output, head="ridge", **more):
+    asked = {"learning_rate": 1e-4, "epochs": 2, "batch_size": 8, **more}
+    features = str(asked.pop("features", made / "out"))
+    return finetune(FinetuneOptions(head=str(made / head), features=features, output=str(output), **asked))
+
+
+def judged(head, out, side):
+    """Log loss and accuracy by the stored embedding and the head alone."""
+    table = open_table(str(out), columns=head.columns)
+    sides = split(table, folds=None, seed=0, near=None, **SPLIT).sides
+    matrix = np.concatenate([batch for _, batch in table.vectors.batches()])
+    said = head.probabilities(matrix)[sides == side]
+    codes = np.array([head.classes.index(label.as_py()) for label in table.labels])[sides == side]
+    right = said[np.arange(len(codes)), codes]
+    return {"rows": len(codes), "log_loss": -np.log(right).mean(), "accuracy": (said.argmax(axis=1) == codes).mean()}
+
+
+def changed(weights):
+    """Names of the layers that aren't what they were, bit for bit."""
+    old = load_weights("random:0", layers("vgg16"), backbone="vgg16").arrays
+    return {name for name in old if not all(map(np.array_equal, old[name], weights.arrays[name]))}
+
+
+@pytest.mark.parametrize("head", ["ridge", "dense256"])
+def test_from_head_to_better_head(made, tmp_path, head):
+    summary = tuned(made, tmp_path / "new", head)
+    old, new = load_head(str(made / head)), load_head(str(tmp_path / "new"))
+    assert (summary.record["from"], summary.record["trained"][0]) == ("tap", "block5_conv1")
+    # It starts as the head is.
+    for side, number in (("validation", VALIDATION), ("test", TEST)):
+        assert summary.record["before"][side] == pytest.approx(judged(old, made / "out", number), rel=1e-4, abs=1e-5)
+    # What was to be trained was, and nothing else.
+    after = load_weights(str(tmp_path / "new" / new.weights), layers("vgg16"), backbone="vgg16")
+    assert changed(after) == {"block5_conv1", "block5_conv2", "block5_conv3"} == set(summary.record["trained"])
+    # Images give the new head what it was trained on.
+    assert new.spec == replace(old.spec, weights=after.sha256)
+    assert new.model.kind == head
+    extract(made / "photos", tmp_path / "again", weights=str(tmp_path / "new" / new.weights))
+    assert open_features(str(tmp_path / "again")).fingerprint == new.fingerprint
+    for side, number in (("validation", VALIDATION), ("test", TEST)):
+        assert summary.record["after"][side] == pytest.approx(
+            judged(new, tmp_path / "again", number), rel=1e-3, abs=1e-4
+        )
+    assert new.metrics["judged_on"] == "test"
+    assert "bit for bit" in finetuned_text(summary)
+    assert finetuned_json(summary)["finetuned"]["best_epoch"] == summary.tuning.best_epoch
+
+
+@pytest.mark.parametrize("head", ["ridge", "dense256"])
+def test_images_and_taps_are_the_same_training(made, tmp_path, head):
+    """Same rows in the same batches in the same order, through another part of the network."""
+    taps, images = (tuned(made, tmp_path / source, head, source=source) for source in ("taps", "images"))
+    assert (taps.plan.start, images.plan.start) == (14, 0)
+    assert images.tuning.first_loss == pytest.approx(taps.tuning.first_loss, abs=1e-4)
+    for a, b in zip(taps.tuning.epochs, images.tuning.epochs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-3)
+    # Here the frozen layers were in the network.
+    file = str(tmp_path / "images" / images.head.weights)
+    assert changed(load_weights(file, layers("vgg16"), backbone="vgg16")) == set(images.plan.trained)
+
+
+def test_half_precision_and_other_layers(made, tmp_path):
+    """Taps of another OUT, in float16, below what is trained; photos in a tar. The head's layers aren't in its hash."""
+    write_tar(tmp_path / "photos.tar", photos())
+    features = ("low=block2_pool:avg", "tap=block3_pool:flatten")
+    out = extract(tmp_path / "photos.tar", tmp_path / "out", features=features, dtype="float16")
+    # Of VGG16's 18 layers, 7 reach down to block4_conv2: block4_conv1 is frozen, and lies above the tap.
+    taps = tuned(made, tmp_path / "taps", unfreeze="7", features=out)
+    assert (taps.plan.column, taps.plan.trained[0]) == ("tap", "block4_conv2")
+    images = tuned(made, tmp_path / "images", unfreeze="7", features=out, source="images")
+    assert images.tuning.first_loss == pytest.approx(taps.tuning.first_loss, abs=1e-3)
+    everything = tuned(made, tmp_path / "all", unfreeze="all", features=out, epochs=1)
+    assert (everything.plan.start, everything.record["frozen"]) == (0, [])
+
+
+@pytest.mark.parametrize("backbone", ["vgg16", "vgg19"])
+def test_layers_are_counted_as_in_keras(backbone):
+    applications = import_keras().applications
+    base = {"vgg16": applications.VGG16, "vgg19": applications.VGG19}[backbone](weights=None, include_top=False)
+    table = layers(backbone)
+    for count in range(2, len(table) + 1):
+        recipe = next(layer.name for layer in base.layers[-count:] if layer.weights)
+        assert table[first_unfrozen(backbone, str(count))].name == recipe
+    assert [table[first_unfrozen(backbone, part)].name for part in ("block5", "block3", "all")] == [
+        "block5_conv1",
+        "block3_conv1",
+        "block1_conv1",
+    ]
+
+
+def small_network(made, batch_size, dropout=0.0):
+    spec = open_features(str(made / "out")).spec
+    table = layers("vgg16")
+    plan = plan_tuning(table, spec, ["embedding"], "block5", spec.features)
+    weights = load_weights("random:0", table, backbone="vgg16").arrays
+    random = np.random.default_rng(0)
+    dense = [(random.normal(size=shape) / shape[0] ** 0.5, np.zeros(shape[1])) for shape in ((512, 16), (16, 3))]
+    return TuningNetwork(plan, weights, dense, dropout=dropout, batch_size=batch_size, learning_rate=1e-4, seed=0)
+
+
+def log_loss(logits, codes):
+    powers = np.exp(logits.astype(np.float64))
+    return -np.log(powers[np.arange(len(codes)), codes] / powers.sum(axis=1)).mean()
+
+
+def test_a_padded_batch_trains_as_if_it_were_full(made):
+    inputs, codes = np.random.default_rng(1).random((3, 2, 2, 512), np.float32), np.array([0, 2, 1], np.int32)
+    padded, full = small_network(made, 8), small_network(made, 3)
+    np.testing.assert_allclose(padded.logits(inputs), full.logits(inputs), rtol=1e-4, atol=1e-5)
+    first = log_loss(full.logits(inputs), codes)
+    losses = [(padded.step(inputs, codes), full.step(inputs, codes)) for _ in range(5)]
+    assert losses[0] == pytest.approx((first, first), rel=1e-4)
+    for one, other in losses:
+        assert one == pytest.approx(other, rel=1e-3)
+    assert losses[-1][0] < losses[0][0]
+
+
+def test_dropout_is_there_in_training_only(made):
+    inputs, codes = np.random.default_rng(1).random((3, 2, 2, 512), np.float32), np.array([0, 2, 1], np.int32)
+    network, other = small_network(made, 3, dropout=0.5), small_network(made, 3, dropout=0.5)
+    logits = network.logits(inputs)
+    np.testing.assert_array_equal(logits, network.logits(inputs))
+    loss = network.step(inputs, codes)
+    assert loss != pytest.approx(log_loss(logits, codes), rel=1e-3)
+    # Of the same seed.
+    assert loss == pytest.approx(other.step(inputs, codes), rel=1e-5)
+
+
+@dataclass
+class Scripted:
+    """A network whose only weight counts its epochs."""
+
+    epoch: int = 0
+
+    def step(self, inputs, codes):
+        self.epoch += 1
+        return 1.0
+
+    def state(self):
+        return self.epoch
+
+    def restore(self, state):
+        self.epoch = state
+
+
+@pytest.mark.parametrize(
+    ("losses", "ran", "best"),
+    [([3, 2, 1, 4], 4, 3), ([3, 1, 2, 2, 0], 4, 2), ([1, 1, 1, 1], 3, 1)],
+    ids=["runs out", "stops", "no better"],
+)
+def test_early_stopping(losses, ran, best):
+    network, script = Scripted(), iter(losses)
+    done = tune(
+        network,
+        train=lambda epoch: iter([(np.array([0]), np.zeros((1, 2)))]),
+        validate=lambda: float(next(script)),
+        codes=np.zeros(1, np.int32),
+        epochs=len(losses),
+        patience=2,
+        say=lambda line: None,
+    )
+    assert (len(done.epochs), done.best_epoch, network.epoch) == (ran, best, best)
+
+
+def test_a_loss_that_is_no_number(made):
+    with pytest.raises(FeaturemillError, match="--learning-rate"):
+        tune(
+            Scripted(),
+            train=lambda epoch: iter([(np.array([0]), np.zeros((1, 2)))]),
+            validate=lambda: float("nan"),
+            codes=np.zeros(1, np.int32),
+            epochs=2,
+            patience=2,
+            say=lambda line: None,
+        )
+
+
+@dataclass
+class Numbered:
+    """Row groups in memory: a row holds its own number. They are read in batches of any size."""
+
+    first: dict[str, int]
+    size: int
+    shape: tuple[int, ...] = (1,)
+
+    def read(self, part, group, wanted):
+        start = sum(part.group_rows[:group])
+        rows = np.arange(start, start + part.group_rows[group])
+        rows = rows[wanted[rows]]
+        for at in range(0, len(rows), self.size):
+            chosen = rows[at : at + self.size]
+            yield chosen, (self.first[part.uri] + chosen)[:, None].astype(np.float32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_every_row_comes_once_and_in_the_same_order_from_any_reader(data):
+    groups = data.draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4))
+    parts = tuple(StoredPart(str(i), tuple(rows)) for i, rows in enumerate(groups))
+    firsts = np.cumsum([0, *map(sum, groups)])
+    wanted = np.array(data.draw(st.lists(st.booleans(), min_size=int(firsts[-1]), max_size=int(firsts[-1]))))
+    size, held = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 12))
+    seed = data.draw(st.none() | st.integers(0, 100))
+    orders = []
+    for step in (1, 4):
+        reader = Numbered(dict(zip(map(str, range(len(parts))), firsts, strict=False)), step)
+        rows = TuningRows(reader, parts, np.zeros(len(wanted), np.int32), tuning_rows.BUFFER_BYTES // held)
+        batches = list(rows.batches(wanted, size, seed=seed))
+        assert all(len(numbers) == size for numbers, _ in batches[:-1])
+        for numbers, inputs in batches:
+            np.testing.assert_array_equal(numbers, inputs[:, 0])
+        orders.append([int(number) for numbers, _ in batches for number in numbers])
+    assert orders[0] == orders[1]
+    assert sorted(orders[0]) == np.flatnonzero(wanted).tolist()
+    if seed is None:
+        assert orders[0] == sorted(orders[0])
+
+
+def test_epochs_come_in_other_orders():
+    rows = TuningRows(Numbered({"0": 0}, 8), (StoredPart("0", (100,)),), np.zeros(100, np.int32), 1)
+    first, again, other = (
+        np.concatenate([numbers for numbers, _ in rows.batches(np.ones(100, bool), 10, seed=seed)])
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).mean() > 0.8
+    # Rows of a batch come from all over the row group.
+    assert max(first[:10]) - min(first[:10]) > 30
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"unfreeze": "blok5"}, ["blok5", "block5"]),
+        ({"unfreeze": "19"}, ["18"]),
+        ({"unfreeze": "0"}, ["18"]),
+        ({"unfreeze": "1"}, ["no convolution"]),
+        ({"source": "disk"}, ["taps"]),
+        ({"epochs": 0}, ["--epochs"]),
+        ({"learning_rate": float("nan")}, ["--learning-rate"]),
+        ({"seed": -1}, ["--seed"]),
+    ],
+)
+def test_wrong_options(made, tmp_path, more, words):
+    with pytest.raises(UsageError) as caught:
+        tuned(made, tmp_path / "new", **more)
+    assert all(word in str(caught.value) for word in words)
+    assert not list(tmp_path.iterdir())
+
+
+def refuses(made, tmp_path, *words, **more):
+    """Checks that it fails in one line with these words, and leaves nothing."""
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(FeaturemillError) as caught:
+        tuned(made, tmp_path / "new", **more)
+    said = str(caught.value)
+    assert len(said.splitlines()) == 1
+    assert all(word in said for word in words), said
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_head_has_to_fit(made, tmp_path):
+    train_head(made / "out", tmp_path / "knn", "knn")
+    refuses(made, tmp_path, "knn", "ridge", head=tmp_path / "knn")
+    head = load_head(str(made / "ridge"))
+    save_head(replace(head, spec=None), str(tmp_path / "plain"))
+    refuses(made, tmp_path, "unknown origin", head=tmp_path / "plain")
+    save_head(replace(head, spec=replace(head.spec, precision="bfloat16")), str(tmp_path / "coarse"))
+    refuses(made, tmp_path, "bfloat16", head=tmp_path / "coarse")
+    save_head(replace(head, classes=("cat", "dog")), str(tmp_path / "other"))
+    refuses(made, tmp_path, "cat", head=tmp_path / "other")
+    refuses(made, tmp_path, "no head", head=tmp_path / "nothing")
+
+
+def test_features_and_weights_have_to_be_the_heads(made, tmp_path):
+    refuses(made, tmp_path, "--weights", weights="random:1")
+    extract(made / "photos", tmp_path / "larger", image_size=48, features=("embedding=block5_pool:avg",))
+    refuses(made, tmp_path, "image_size 32 | 48", features=tmp_path / "larger")
+    extract(made / "photos", tmp_path / "weights", weights="random:1")
+    refuses(made, tmp_path, "other weights", features=tmp_path / "weights")
+    refuses(made, tmp_path, "manifest.json", features=made / "photos")
+    extract(made / "photos", tmp_path / "untapped", features=("embedding=block5_pool:avg",))
+    cure = "extract --feature tap=block4_pool:flatten"
+    refuses(made, tmp_path, cure, features=tmp_path / "untapped", source="taps")
+    refuses(made, tmp_path, "block1_conv1", "fewer", unfreeze="all", source="taps")
+
+
+def test_what_a_head_takes_has_to_be_trained(made, tmp_path):
+    extract(made / "photos", tmp_path / "out", features=("embedding=block4_pool:avg", "tap=block3_pool:flatten"))
+    train_head(tmp_path / "out", tmp_path / "low")
+    refuses(made, tmp_path, "block4_pool", "unfreeze more", head=tmp_path / "low", features=tmp_path / "out")
+
+
+def test_sources_that_are_gone_or_changed_are_named(made, tmp_path):
+    shutil.copytree(made / "photos", tmp_path / "photos")
+    out = extract(tmp_path / "photos", tmp_path / "out")
+    photos = sorted(Path(tmp_path / "photos").rglob("*.jpg"))
+    shutil.copyfile(photos[1], photos[0])
+    refuses(made, tmp_path, photos[0].name, "changed", features=out, source="images")
+    photos[2].unlink()
+    refuses(made, tmp_path, photos[2].name, "1 sources", features=out, source="images")
+    # A tap needs no images.
+    assert tuned(made, tmp_path / "new", features=out, epochs=1).record["from"] == "tap"
+
+
+def test_a_head_that_is_there_stays(made, tmp_path):
+    shutil.copytree(made / "ridge", tmp_path / "new")
+    before = (tmp_path / "new/head.json").read_bytes()
+    refuses(made, tmp_path, "--overwrite")
+    assert (tmp_path / "new/head.json").read_bytes() == before

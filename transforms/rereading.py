@@ -1,0 +1,168 @@
+"""Rows of an OUT, read and decoded again from the sources that they came from."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, TypeVar
+
+import numpy as np
+
+from transforms import shards, storage
+from transforms.features import FeatureSpec
+from transforms.heads.vectors import StoredPart
+from transforms.images import PIXEL_CEILING, ImageError, decode_image
+from transforms.records import Failure, FeaturemillError, Unit
+from transforms.shards.names import clean
+from transforms.units import read_plan
+
+# Decoded images are handed on in batches of this many bytes.
+_BATCH_BYTES = 2**23
+
+
+class HasHash(Protocol):
+    """A stored row, as far as reading it again goes."""
+
+    @property
+    def sha256(self) -> bytes:
+        """Of the encoded bytes."""
+        ...
+
+
+_Row = TypeVar("_Row", bound=HasHash)
+
+
+def reread(
+    unit: Unit, wanted: dict[tuple[str, int], _Row], spec: FeatureSpec, problems: list[str]
+) -> Iterator[tuple[_Row, np.ndarray]]:
+    """Yields wanted rows with their pixels, read and decoded as `extract` does, in the order of the source.
+
+    Args:
+        unit: Where they lie.
+        wanted: By key and position, because keys may repeat. What is found is taken out.
+        spec: Says how to decode.
+        problems: Gets a line for each row that can't be read any more, or isn't what it was.
+    """
+    keys = {key for key, _ in wanted}
+    if unit.files:
+        files = tuple(listed for listed in unit.files if clean(listed.file.uri) in keys)
+        unit = replace(unit, files=files, stop=unit.start + len(files))
+    reason = "its source no longer holds it"
+    try:
+        for record in shards.read(unit):
+            stored = wanted.pop((record.key, record.position), None)
+            if isinstance(record, Failure):
+                if stored:
+                    problems.append(f"{record.key}: {record.message}")
+            elif stored and hashlib.sha256(record.data).digest() != stored.sha256:
+                problems.append(f"{record.key}: its content changed since it was embedded")
+            elif stored:
+                try:
+                    # The limit of the run isn't known any more, and these images were within it.
+                    yield stored, decode_image(record.data, spec, max_pixels=PIXEL_CEILING).pixels
+                except ImageError as error:
+                    problems.append(f"{record.key}: can't be decoded any more: {error}")
+            if not wanted:
+                return
+    except FeaturemillError as error:
+        reason = str(error)
+    problems.extend(f"{key}: {reason}" for key, _ in wanted)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    number: int
+    sha256: bytes
+
+
+@dataclass(frozen=True)
+class ImageRows:
+    """The images of an OUT's rows: pixels where `StoredVectors` has what was stored of them.
+
+    Attributes:
+        output: OUT.
+        spec: Says how to decode.
+    """
+
+    output: str
+    spec: FeatureSpec
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one image, uint8."""
+        return self.spec.image_size, self.spec.image_size, 3
+
+    @cached_property
+    def _units(self) -> dict[str, Unit]:
+        return {planned.unit_id: planned.unit for planned in read_plan(self.output)}
+
+    def check(self, parts: Iterable[StoredPart]) -> None:
+        """Checks that the sources of these parts are still there, without reading them.
+
+        Raises:
+            FeaturemillError: They aren't; how many, and the first.
+        """
+        gone = []
+        for part in parts:
+            unit = self._unit(part)
+            uris = [listed.file.uri for listed in unit.files] or [unit.shard.file.uri]
+            gone += [clean(uri) for uri in uris if not storage.stat(uri)]
+        if gone:
+            raise FeaturemillError(
+                f"{len(gone):,} sources of {self.output} are gone, the first is {gone[0]}; bring them back, or "
+                "extract the features again from what is there"
+            )
+
+    def read(self, part: StoredPart, group: int, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (rows of the part, int64 n; pixels, uint8 n×S×S×3) of a row group, in order.
+
+        Args:
+            part: One of OUT's.
+            group: Which of its row groups.
+            wanted: Booleans, one for each row of the part.
+
+        Raises:
+            FeaturemillError: Rows that can't be read again; how many, and the first.
+        """
+        problems: list[str] = []
+        rows = self._wanted(part, group, wanted)
+        count = len(rows)
+        size = max(1, _BATCH_BYTES // int(np.prod(self.shape)))
+        found: list[tuple[_Wanted, np.ndarray]] = []
+        for pair in reread(self._unit(part), rows, self.spec, problems):
+            found.append(pair)
+            if len(found) == size:
+                yield _stack(found)
+                found = []
+        if problems:
+            raise FeaturemillError(
+                f"{len(problems):,} of {count:,} images wanted of {part.uri} can't be read again, such as "
+                f"{problems[0]}; bring them back, or extract the features again from what is there"
+            )
+        if found:
+            yield _stack(found)
+
+    def _unit(self, part: StoredPart) -> Unit:
+        unit_id = os.path.basename(part.uri).removesuffix(".parquet")
+        if unit_id not in self._units:
+            raise FeaturemillError(
+                f"plan.parquet doesn't know {part.uri}; run featuremill extract again, with the same inputs"
+            )
+        return self._units[unit_id]
+
+    def _wanted(self, part: StoredPart, group: int, wanted: np.ndarray) -> dict[tuple[str, int], _Wanted]:
+        import pyarrow.parquet as pq
+
+        with storage.open_read(part.uri) as file:
+            table = pq.ParquetFile(file).read_row_group(group, ["key", "position", "sha256"])
+        first = sum(part.group_rows[:group])
+        return {
+            (row["key"], row["position"]): _Wanted(first + i, row["sha256"])
+            for i, row in enumerate(table.to_pylist())
+            if wanted[first + i]
+        }
+
+
+def _stack(found: list[tuple[_Wanted, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([row.number for row, _ in found]), np.stack([pixels for _, pixels in found])

@@ -1,0 +1,128 @@
+"""Rows for fine-tuning: stored taps or images, shuffled, in batches, with bounded memory."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from transforms.heads.vectors import StoredPart, StoredVectors
+
+# Of the buffer that rows are drawn from.
+BUFFER_BYTES = 256 * 2**20
+
+
+class GroupReader(Protocol):
+    """Reads what goes into the network, a row group at a time.
+
+    Attributes:
+        shape: Of one row.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def read(self, part: StoredPart, group: int, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (rows of the part, int64 n; n×shape) of a row group, in order; `wanted` has a boolean for each row."""
+        ...
+
+
+@dataclass(frozen=True)
+class TapRows:
+    """A stored tap, as the layer gave it.
+
+    Attributes:
+        vectors: The one column that holds the tap, flattened.
+        shape: Height, width and channels of it.
+    """
+
+    vectors: StoredVectors
+    shape: tuple[int, ...]
+
+    def read(self, part: StoredPart, group: int, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (rows of the part, float32 n×h×w×c) of a row group; see `GroupReader`."""
+        first = sum(part.group_rows[:group])
+        here = np.zeros_like(wanted)
+        here[first : first + part.group_rows[group]] = wanted[first : first + part.group_rows[group]]
+        for numbers, matrix in replace(self.vectors, parts=(part,)).batches(here):
+            yield numbers, matrix.reshape(-1, *self.shape)
+
+
+@dataclass(frozen=True)
+class TuningRows:
+    """N labelled rows of the network's input.
+
+    Attributes:
+        reader: Where they are read.
+        parts: The files whose rows, one after the other, are the N rows.
+        codes: N int32, the classes.
+        row_bytes: Of one row in the buffer: how many rows it holds follows from this and not from `reader`, so that
+            taps and images of the same rows come in the same order.
+    """
+
+    reader: GroupReader
+    parts: tuple[StoredPart, ...]
+    codes: np.ndarray
+    row_bytes: int
+
+    def batches(
+        self, wanted: np.ndarray, size: int, *, seed: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (row numbers, int64 n; inputs n×shape), n at most `size`.
+
+        Args:
+            wanted: N booleans.
+            size: Rows of every batch but the last.
+            seed: Of a shuffle: row groups in any order, rows from a buffer of 256 MiB; None: in order.
+        """
+        random = None if seed is None else np.random.default_rng(seed)
+        capacity = size if random is None else max(size, min(int(wanted.sum()), BUFFER_BYTES // self.row_bytes))
+        return _draw(self._read(wanted, random), capacity, size, random)
+
+    def _read(self, wanted: np.ndarray, random: np.random.Generator | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        firsts = np.cumsum([0, *(sum(part.group_rows) for part in self.parts)])
+        groups = [(p, g) for p, part in enumerate(self.parts) for g in range(len(part.group_rows))]
+        for index in range(len(groups)) if random is None else random.permutation(len(groups)):
+            p, group = groups[index]
+            part, first = self.parts[p], firsts[p]
+            of_part = wanted[first : firsts[p + 1]]
+            start = sum(part.group_rows[:group])
+            if of_part[start : start + part.group_rows[group]].any():
+                for numbers, inputs in self.reader.read(part, group, of_part):
+                    yield first + numbers, inputs
+
+
+def _draw(
+    stream: Iterator[tuple[np.ndarray, np.ndarray]], capacity: int, size: int, random: np.random.Generator | None
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Fills a buffer of `capacity` rows; whenever it is full, yields `size` of them, drawn or the first; then the rest.
+
+    What is yielded is a copy, and its rows are in the order that they were drawn in.
+    """
+    buffer, numbers, held = None, np.empty(capacity, np.int64), 0
+    for batch_numbers, inputs in stream:
+        if buffer is None:
+            buffer = np.empty((capacity, *inputs.shape[1:]), inputs.dtype)
+        for number, row in zip(batch_numbers, inputs, strict=True):
+            if held == capacity:
+                yield _take(numbers, buffer, held, size, random)
+                held -= size
+            numbers[held], buffer[held] = number, row
+            held += 1
+    while held:
+        count = min(size, held)
+        yield _take(numbers, buffer, held, count, random)
+        held -= count
+
+
+def _take(
+    numbers: np.ndarray, buffer: np.ndarray, held: int, count: int, random: np.random.Generator | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns copies of `count` of the `held` rows, and closes the gaps with rows from the end."""
+    # Without a generator the buffer is one batch long: all that is held goes, and nothing has to move.
+    chosen = np.arange(count) if random is None else random.choice(held, count, replace=False)
+    taken = numbers[chosen], buffer[chosen]
+    left = held - count
+    gaps, movers = chosen[chosen < left], np.setdiff1d(np.arange(left, held), chosen)
+    numbers[gaps], buffer[gaps] = numbers[movers], buffer[movers]
+    return taken
