@@ -1,4 +1,4 @@
-"""Embeds the images of somebody else's Beam pipeline: here files by a pattern, counted and compared by cosine.
+"""Embeds the images of somebody else's Beam pipeline: here files by a pattern.
 
     python examples/embed_in_a_pipeline.py 'photos/*/*.jpg' features
 

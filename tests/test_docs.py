@@ -2,15 +2,19 @@
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from pipeline.cli import cli
+from pipeline.extract import run
 from pipeline.samples import draw_items, write_folder
-from tests.test_extract import extract
+from tests.test_extract import options
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 # In the blocks with a prompt, and in the table of recipes.
 COMMANDS = re.findall(r"^\$ featuremill (.+)$", README, re.M) + re.findall(
     r"`featuremill ([^`]+ [^`]*--(?:output|head) [^`]+)`", README
@@ -32,7 +36,8 @@ def test_every_command_is_shown():
 def features(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     write_folder(folder / "photos", draw_items(per_class=3, size=40, seed=0))
-    extract(folder / "photos", folder / "features")
+    # With a real engine, because a snippet embeds images itself.
+    run(options(folder / "photos", folder / "features", weights="random:0"))
     return folder
 
 
@@ -41,8 +46,16 @@ def test_snippets_run(code, features, monkeypatch, capsys):
     monkeypatch.chdir(features)
     exec(compile(code, "README.md", "exec"), {})
     said = re.search(r"print\(.+\)  # ([\d,]+)", code)
+    printed = capsys.readouterr().out.strip()
+    assert printed
     if said:
-        assert capsys.readouterr().out.strip() == said[1].replace(",", "")
+        assert printed == said[1].replace(",", "")
+
+
+def test_the_example_embeds_every_image_or_says_why(features):
+    command = [sys.executable, ROOT / "examples/embed_in_a_pipeline.py", "photos/*/*", "features"]
+    printed = subprocess.run(command, cwd=features, capture_output=True, text=True, check=True).stdout
+    assert len(printed.splitlines()) == len(list(features.glob("photos/*/*")))
 
 
 def test_options_named_in_readme_exist():
