@@ -10,17 +10,19 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from importlib import metadata
 from typing import Any
 
 from transforms import storage
-from transforms.features import SCHEMA_VERSION, Features, FeatureSpec, read_footer
+from transforms.features import SCHEMA_VERSION, Features, FeatureSpec
+from transforms.listing import Listing, is_merged, read_footers
 from transforms.parts import failures_uri, part_uri
 from transforms.records import FeaturemillError, UnitReport
 
 # Beyond this many rows the summary doesn't look for repeated keys and contents by itself; `inspect` always does.
 REPEATS_UP_TO_ROWS = 10_000_000
+UNITS_PER_GROUP = 65_536
 _log = logging.getLogger(__name__)
 _LIBRARIES = ("featuremill", "apache-beam", "keras", "tensorflow", "ncnn", "numpy", "pillow", "pyarrow", "scikit-learn")
 
@@ -47,19 +49,23 @@ def add_up(reports: Iterable[UnitReport]) -> Totals:
     return Totals(units=len(reports), **sums)
 
 
-def collect_reports(output: str, unit_ids: Collection[str], *, fresh: Collection[str]) -> list[UnitReport]:
+def collect_reports(
+    output: str, unit_ids: Collection[str], *, listing: Listing, fresh: Collection[str]
+) -> list[UnitReport]:
     """Returns the reports of the units, from units.parquet where it has them, else from the parts' footers.
 
     Args:
         output: OUT.
         unit_ids: All units that OUT should hold.
+        listing: Its parts.
         fresh: Those of this run: what units.parquet says of them is of an earlier time.
     """
     known = {report.unit_id: report for report in read_units(output) if report.unit_id not in fresh}
+    merged = {report.unit_id: report for footer in listing.merged.values() for report in footer.reports}
+    known.update((unit_id, merged[unit_id]) for unit_id in unit_ids if unit_id in merged and unit_id not in known)
     missing = [unit_id for unit_id in unit_ids if unit_id not in known]
-    with ThreadPoolExecutor(16) as pool:
-        footers = pool.map(lambda unit_id: read_footer(part_uri(output, unit_id)), missing)
-        known.update((unit_id, footer.report) for unit_id, footer in zip(missing, footers, strict=True))
+    for footer in read_footers([part_uri(output, unit_id) for unit_id in missing]):
+        known.update((report.unit_id, report) for report in footer.reports)
     return [known[unit_id] for unit_id in sorted(unit_ids)]
 
 
@@ -77,7 +83,10 @@ def read_units(output: str) -> list[UnitReport]:
         return []
     try:
         with storage.open_read(uri) as file:
-            return [UnitReport(**row) for row in pq.ParquetFile(file).read().to_pylist()]
+            batches = pq.ParquetFile(file).iter_batches(columns=[f.name for f in fields(UnitReport)])
+            # By columns: a million rows as dictionaries would take two gigabytes.
+            columns = ([column.to_pylist() for column in batch.columns] for batch in batches)
+            return [UnitReport(*row) for some in columns for row in zip(*some, strict=True)]
     except (OSError, TypeError, pa.ArrowException) as error:
         raise FeaturemillError(
             f"cannot read {uri}: {storage.one_line(error)}; delete it and run featuremill extract again"
@@ -92,7 +101,11 @@ def write_units(output: str, reports: Sequence[UnitReport]) -> None:
     arrow = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     schema = pa.schema([(f.name, arrow[f.type]) for f in fields(UnitReport)])
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(report) for report in reports], schema), buffer, compression="zstd")
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        for first in range(0, len(reports), UNITS_PER_GROUP):
+            some = reports[first : first + UNITS_PER_GROUP]
+            columns = [pa.array([getattr(report, f.name) for report in some], f.type) for f in schema]
+            writer.write_table(pa.table(columns, schema=schema))
     _write(output, "units.parquet", buffer.getvalue())
 
 
@@ -230,10 +243,12 @@ def _find_repeats(features: Features, named: int) -> Repeats:
 
 
 def stored_bytes(output: str, unit_ids: Iterable[str]) -> int:
-    """Returns the bytes of the parts; local outputs only, 0 elsewhere (a listing there costs requests)."""
+    """Returns the bytes of the units' parts; local outputs only, 0 elsewhere (a listing there costs requests)."""
     if not storage.is_local(output):
         return 0
-    return sum(os.path.getsize(part_uri(output, unit_id)) for unit_id in unit_ids)
+    names = {f"{unit_id}.parquet" for unit_id in unit_ids}
+    with os.scandir(storage.join(output, "features")) as entries:
+        return sum(entry.stat().st_size for entry in entries if entry.name in names or is_merged(entry.name))
 
 
 def parquet_rows(uri: str) -> int:

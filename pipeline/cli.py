@@ -24,6 +24,8 @@ from pipeline.cli_options import (
 )
 
 EXIT_INTERRUPTED = 130
+# Commands that commit as they go; the others write at their end.
+_RESUMED = (["extract"], ["predict"], ["compact"])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -69,6 +71,9 @@ def extract(ctx: click.Context, **given: Any) -> int:
     if options.overwrite and not yes and holds_features(options.output):
         _confirm_removal(options.output)
     summary = run(options, say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)), quiet=quiet)
+    if summary is None:
+        click.echo("job written; when it is done, run the same command without --template_location", err=True)
+        return 0
     click.echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
     return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
@@ -103,6 +108,20 @@ def inspect(output: str, as_json: bool) -> int:
     else:
         click.echo(module.inspection_text(inspection))
     return 1 if inspection.problems else 0
+
+
+@cli.command()
+@click.argument("output", metavar="OUT")
+@click.option("--target-bytes", type=Bytes(), default="256MB", show_default=True, help="Size of a merged part.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@debug_option
+def compact(output: str, target_bytes: int, as_json: bool) -> int:
+    """Merge OUT's small parts into larger ones, sorted by key. Rows, books and resume stay what they are."""
+    from pipeline import compact as module
+
+    summary = module.compact(output, target_bytes=target_bytes, say=lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(module.compact_json(summary), indent=2) if as_json else module.compact_text(summary))
+    return 0
 
 
 @cli.command()
@@ -196,17 +215,18 @@ def run_cli(args: list[str]) -> int:
     except BaseException as error:
         if "--debug" in args:
             traceback.print_exc()
-        code, message = _explain(error)
+        code, message = _explain(error, args)
         # A file's name may hold line breaks.
         click.echo("featuremill: " + re.sub(r"[\x00-\x1f\x7f]", lambda c: repr(c[0])[1:-1], message), err=True)
         return code
 
 
-def _explain(error: BaseException) -> tuple[int, str]:
+def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
     from transforms.records import FeaturemillError, UsageError
 
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return EXIT_INTERRUPTED, "interrupted; what was committed is kept: run the same command again to go on"
+        kept = "what was committed is kept: run the same command again to go on"
+        return EXIT_INTERRUPTED, f"interrupted; {kept if args[:1] in _RESUMED else 'nothing was written'}"
     if isinstance(error, FeaturemillError):
         return (2 if isinstance(error, UsageError) else 1), str(error)
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())}; run with --debug for the traceback"

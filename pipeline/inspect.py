@@ -5,12 +5,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from pipeline import books
 from pipeline.output import failed_ids
 from pipeline.plan import readable
 from pipeline.summary import size_text
 from transforms import storage
-from transforms.features import Features, FeatureSpec, Footer, open_features, read_footer, read_manifest
+from transforms.features import Features, FeatureSpec, open_features, read_manifest
+from transforms.listing import Footer, is_merged, list_parts, merged_name, read_footer
 from transforms.parts import failures_uri
 from transforms.records import FeaturemillError, UnitReport
 from transforms.units import read_plan
@@ -93,14 +96,22 @@ def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitR
     """Returns what is wrong with the books, and the reports of the readable parts."""
     problems, reports = [], []
     listed = failed_ids(output)
-    names = storage.list_folder(storage.join(output, "features"))
-    for name in sorted(name for name in names if name.endswith(".parquet")):
+    try:
+        listing = list_parts(output)
+    except FeaturemillError as error:
+        return [f"unreadable part: {error}"], []
+    if listing.leftovers:
+        problems.append(
+            f"{len(listing.leftovers)} parts are in a merged one as well, such as {listing.leftovers[0]}: a compaction "
+            "was cut off; run featuremill compact again"
+        )
+    for name in listing.names:
         try:
             footer = read_footer(storage.join(output, "features", name))
         except FeaturemillError as error:
             problems.append(f"unreadable part: {error}")
             continue
-        reports.append(footer.report)
+        reports += footer.reports
         problems += _check_part(output, name, footer, manifest=manifest, listed=listed)
     if manifest["status"] != "complete":
         problems.append(f"the last run did not finish (status {manifest['status']}); run featuremill extract again")
@@ -112,22 +123,27 @@ def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitR
 
 
 def _check_part(output: str, name: str, footer: Footer, *, manifest: dict[str, Any], listed: set[str]) -> list[str]:
-    fingerprint, report = footer.fingerprint, footer.report
-    problems = []
+    fingerprint, problems = footer.fingerprint, []
     if fingerprint != manifest["fingerprint"]:
         problems.append(f"{name}: fingerprint {fingerprint[:12]}, the manifest says {manifest['fingerprint'][:12]}")
-    if f"{report.unit_id}.parquet" != name:
-        problems.append(f"{name}: its footer calls it {report.unit_id}")
-    if report.rows_read != report.rows_embedded + report.rows_failed:
-        problems.append(f"{name}: read {report.rows_read} is not {report.rows_embedded} + {report.rows_failed}")
-    rows = books.parquet_rows(storage.join(output, "features", name))
-    if rows != report.rows_embedded:
-        problems.append(f"{name}: {rows} rows, its footer says {report.rows_embedded}")
-    failed = books.parquet_rows(failures_uri(output, report.unit_id)) if report.unit_id in listed else 0
-    if failed != report.rows_failed:
-        problems.append(
-            f"{name}: {failed} failures listed, its footer says {report.rows_failed}; delete the part and extract again"
-        )
+    unit_ids = [report.unit_id for report in footer.reports]
+    right_name = merged_name(unit_ids) if is_merged(name) else f"{unit_ids[0]}.parquet"
+    if right_name != name:
+        problems.append(f"{name}: its footer calls it {right_name.removesuffix('.parquet')}")
+    counts = np.bincount(footer.unit_numbers(), minlength=len(unit_ids)).tolist()
+    if footer.rows != sum(counts):
+        problems.append(f"{name}: {footer.rows} rows, its footer tells the units of {sum(counts)}")
+    for report, rows in zip(footer.reports, counts, strict=False):
+        if report.rows_read != report.rows_embedded + report.rows_failed:
+            problems.append(f"{name}: read {report.rows_read} is not {report.rows_embedded} + {report.rows_failed}")
+        if rows != report.rows_embedded:
+            problems.append(f"{name}: {rows} rows, its footer says {report.rows_embedded}")
+        failed = books.parquet_rows(failures_uri(output, report.unit_id)) if report.unit_id in listed else 0
+        if failed != report.rows_failed:
+            problems.append(
+                f"{name}: {failed} failures listed, its footer says {report.rows_failed}; delete the part and extract "
+                "again"
+            )
     return problems
 
 
@@ -162,8 +178,6 @@ class _VectorSums:
 
     def add(self, column: Any) -> None:
         """Args: column: a fixed-size list array of N rows of D numbers."""
-        import numpy as np
-
         if not len(column):
             return
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)

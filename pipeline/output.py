@@ -1,16 +1,19 @@
 """OUT as a whole: whether a run may continue it, what opening, closing, clearing and tidying it mean."""
 
+import json
 import os
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline import books
 from pipeline.options import ExtractOptions
 from pipeline.plan import Plan
 from transforms import storage
-from transforms.features import FeatureSpec, open_features, read_manifest
+from transforms.features import Features, FeatureSpec, read_manifest
+from transforms.listing import MERGED_STEM, Listing, list_parts
+from transforms.merging import split_part
 from transforms.parts import failures_uri, part_uri
 from transforms.records import FeaturemillError
 from transforms.units import TODO_PREFIX, write_plan
@@ -31,22 +34,21 @@ def holds_features(output: str) -> bool:
 
 
 def part_ids(output: str) -> set[str]:
-    """Returns the ids of the units whose part is there."""
-    return _ids_in(storage.join(output, "features"))
-
-
-def _ids_in(folder: str) -> set[str]:
-    return {name.removesuffix(".parquet") for name in storage.list_folder(folder) if name.endswith(".parquet")}
+    """Returns the ids of the units whose rows are there, in a part of their own or a merged one."""
+    return list_parts(output).unit_ids()
 
 
 def failed_ids(output: str) -> set[str]:
     """Returns the ids of the units that have a failures file."""
-    return _ids_in(storage.join(output, "failures"))
+    names = storage.list_folder(storage.join(output, "failures"))
+    return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
 
 
 def is_complete(output: str, manifest: dict[str, Any]) -> bool:
-    """True if the last run closed the books, and nobody removed them since."""
-    return manifest["status"] == "complete" and set(OUTPUT_FILES) <= storage.list_folder(output)
+    """True if the last run closed the books, nobody removed them since, and no compaction was cut off."""
+    if manifest["status"] != "complete" or not set(OUTPUT_FILES) <= storage.list_folder(output):
+        return False
+    return not list_parts(output).leftovers
 
 
 def clear(output: str) -> None:
@@ -140,6 +142,10 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
         reports = books.read_units(output)
         if any(report.unit_id not in kept for report in reports):
             books.write_units(output, [report for report in reports if report.unit_id in kept])
+        listing = remove_leftovers(output)
+        # A part can only be replaced or removed where it is the unit's own.
+        for name in listing.merged_with({*plan.remove, *(planned.unit_id for planned in plan.todo)}):
+            split_part(output, name)
         # The parts first: a part without its failures would be a book that doesn't balance.
         storage.delete(part_uri(output, unit_id) for unit_id in plan.remove)
         listed = failed_ids(output) if plan.remove else set()
@@ -149,6 +155,13 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
         raise FeaturemillError(
             f"cannot write to {output}: {storage.one_line(error)}; make room or mend the permissions and run again"
         ) from error
+
+
+def remove_leftovers(output: str) -> Listing:
+    """Removes the parts whose rows are in a merged one as well (a compaction was cut off), and lists the others."""
+    listing = list_parts(output)
+    storage.delete(storage.join(output, "features", name) for name in listing.leftovers)
+    return replace(listing, leftovers=())
 
 
 def close_output(output: str, manifest: dict[str, Any], plan: Plan, *, began: float) -> dict[str, Any]:
@@ -163,21 +176,23 @@ def close_output(output: str, manifest: dict[str, Any], plan: Plan, *, began: fl
     Raises:
         FeaturemillError: A planned unit has no part, or a part is there that nobody planned.
     """
-    parts = part_ids(output)
+    listing = list_parts(output)
+    there = listing.unit_ids()
     unit_ids = [planned.unit_id for planned in plan.units]
-    missing = [name for name in unit_ids if name not in parts]
+    missing = [name for name in unit_ids if name not in there]
     if missing:
         raise FeaturemillError(
             f"{len(missing)} of {len(unit_ids)} units have no part in {output}, such as {missing[0]}; "
             "run the same command again"
         )
-    extra = sorted(parts - set(unit_ids))
+    extra = sorted(there - set(unit_ids))
     if extra:
         raise FeaturemillError(
             f"{output} holds {len(extra)} parts that this run didn't plan, such as {extra[0]}: another run was at work "
             "with other inputs or another --unit-bytes; run one command with all inputs"
         )
-    reports = books.collect_reports(output, unit_ids, fresh={planned.unit_id for planned in plan.todo})
+    fresh = {planned.unit_id for planned in plan.todo}
+    reports = books.collect_reports(output, unit_ids, listing=listing, fresh=fresh)
     # A writer that was killed between its failures and its part may have listed what a second one then embedded.
     failed = {report.unit_id for report in reports if report.rows_failed}
     storage.delete(failures_uri(output, unit_id) for unit_id in failed_ids(output) - failed)
@@ -192,7 +207,11 @@ def close_output(output: str, manifest: dict[str, Any], plan: Plan, *, began: fl
         "repeats": None,
     }
     if totals.rows_embedded <= books.REPEATS_UP_TO_ROWS:
-        repeats = books.find_repeats(open_features(output))
+        # The footers were read for the books; `open_features` would read them all again.
+        parts = tuple(storage.join(output, "features", name) for name in listing.names)
+        spec = FeatureSpec.from_json(json.dumps(manifest["spec"]))
+        features = Features(output, spec, manifest["fingerprint"], True, parts, totals.rows_embedded)
+        repeats = books.find_repeats(features)
         manifest["repeats"] = asdict(repeats) if repeats else None
     books.write_manifest(output, manifest)
     _tidy(output, set(unit_ids), began=began)
@@ -204,9 +223,11 @@ def _tidy(output: str, unit_ids: set[str], *, began: float) -> None:
     folder = storage.join(output, "_tmp")
     for info in storage.list_infos(folder):
         name = info.uri.rsplit("/", 1)[-1]
+        # A unit's id, or what the file was going to be.
         unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", name)
-        # The version of a local file is its time in nanoseconds.
-        seconds = int(info.version) / 1e9 if storage.is_local(output) else began
-        is_old = time.time() - seconds > LEFTOVER_SECONDS or (name.startswith(TODO_PREFIX) and seconds < began)
+        # The version of a local file is its time in nanoseconds; a store's is in seconds, by the store's own clock.
+        seconds = int(info.version) / 1e9 if storage.is_local(output) else float(info.version)
+        is_ours = name.startswith(TODO_PREFIX) or MERGED_STEM.fullmatch(unit_id)
+        is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_ours and seconds < began)
         if unit_id in unit_ids or is_old:
             storage.delete([info.uri])

@@ -4,6 +4,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 
 from transforms import shards, storage
@@ -44,7 +45,7 @@ class Plan:
     dropped: tuple[PlannedUnit, ...]
     remove: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def units(self) -> tuple[PlannedUnit, ...]:
         """All that OUT holds when this run is complete."""
         return tuple(sorted((*self.done, *self.todo), key=lambda planned: planned.unit_id))

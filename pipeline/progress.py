@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import TextIO
 
 from transforms import storage
-from transforms.features import read_footer
+from transforms.listing import read_footer
+from transforms.parts import part_uri
 from transforms.records import FeaturemillError
 from transforms.units import PlannedUnit
 
 LINE_SECONDS = 30.0
 BAR_SECONDS = 1.0
+# A look at a million parts takes a second: looking may take one part in so many of the time.
+LOOK_SHARE = 20
 
 
 @dataclass(frozen=True)
@@ -34,8 +37,9 @@ class Committed:
         self._waiting = {planned.unit_id: planned for planned in todo}
         self._done = Count()
         self._started = time.time()
-        # Parts that are done again are there already, in an older version.
-        self._before = self._versions()
+        # Parts that are done again are there already, in an older version. Looking at versions costs a request per file
+        # of a disk, so it is only done where there are such.
+        self._before = self._versions() if self._there() else {}
 
     @property
     def is_local(self) -> bool:
@@ -43,12 +47,19 @@ class Committed:
 
     def count(self) -> Count:
         """Returns the committed units' numbers, plus on a local disk those of the units under way."""
-        versions = self._versions()
-        for unit_id in [name for name in self._waiting if versions.get(name) != self._before.get(name)]:
+        if self._before:
+            done = [name for name, version in self._versions().items() if version != self._before.get(name)]
+        else:
+            done = self._there()
+        for unit_id in done:
             self._add(self._waiting.pop(unit_id))
         images, failures, input_bytes = self._under_way()
         done = self._done
         return Count(done.images + images, done.failures + failures, done.input_bytes + input_bytes, done.units)
+
+    def _there(self) -> list[str]:
+        names = storage.list_folder(storage.join(self._output, "features"))
+        return [unit_id for name in names if (unit_id := name.removesuffix(".parquet")) in self._waiting]
 
     def _versions(self) -> dict[str, str]:
         infos = storage.list_infos(storage.join(self._output, "features"))
@@ -56,7 +67,7 @@ class Committed:
         return {name: version for name, version in found.items() if name in self._waiting}
 
     def _add(self, planned: PlannedUnit) -> None:
-        report = read_footer(storage.join(self._output, "features", f"{planned.unit_id}.parquet")).report
+        [report] = read_footer(part_uri(self._output, planned.unit_id)).reports
         self._done = Count(
             self._done.images + report.rows_read,
             self._done.failures + report.rows_failed,
@@ -119,9 +130,10 @@ class Progress:
         now = self._clock()
         if self._quiet or now < self._next:
             return
-        self._next = now + self._seconds
+        before = time.perf_counter()
         with suppress(OSError, FeaturemillError):
             self._show(self._committed.count(), now - self._started)
+        self._next = now + max(self._seconds, LOOK_SHARE * (time.perf_counter() - before))
 
     def _show(self, count: Count, seconds: float) -> None:
         rate = count.images / seconds if seconds > 0 else 0.0

@@ -1,25 +1,23 @@
 """Verify: embeds a sample of the rows again, from their sources, and says how far the stored features are off."""
 
-import hashlib
-import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from pipeline.plan import readable
-from transforms import shards, storage
+from transforms import storage
 from transforms.backbone import tap_names
 from transforms.engines import Engine, choose, default_batch_size, load_engine
 from transforms.engines.checks import computed_layers, planned_weights
-from transforms.features import Features, FeatureSpec, open_features, read_footer, read_manifest
-from transforms.images import PIXEL_CEILING, ImageError, decode_image
-from transforms.records import Failure, FeaturemillError, Unit, UsageError
-from transforms.shards.names import clean
+from transforms.features import Features, FeatureSpec, open_features, read_manifest
+from transforms.listing import Footer, read_footers
+from transforms.records import FeaturemillError, Unit, UsageError
+from transforms.rereading import reread
 from transforms.units import PlannedUnit, read_plan
+from transforms.weights import source_of
 
 # A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.
 UNITS = 8
@@ -118,13 +116,13 @@ def verify(
     if not features.rows:
         raise FeaturemillError(f"{features.output} holds no rows: there is nothing to verify")
     manifest = read_manifest(features.output)
-    loaded = _load(features.spec, weights or _weights_source(manifest["weights"]), engine)
+    loaded = _load(features.spec, weights or source_of(manifest["weights"]), engine)
     plan = {planned.unit_id: planned for planned in read_plan(features.output)}
     found = _Comparison()
-    for part, rows in _draw(features, sample, seed):
-        wanted = _read_rows(part, rows, features.names)
-        unit = _unit(plan, part)
-        _compare(_reread(unit, wanted, features.spec, found.problems), loaded, found)
+    for place, rows in _draw(features, sample, seed):
+        wanted = _read_rows(place.part, rows, features.names)
+        unit = _unit(plan, place)
+        _compare(reread(unit, wanted, features.spec, found.problems), loaded, found)
     return Verification(
         output=features.output,
         engine=loaded.description,
@@ -138,11 +136,6 @@ def verify(
     )
 
 
-def _weights_source(origin: str) -> str:
-    # For the published file, the manifest adds its name in brackets.
-    return "imagenet" if origin.startswith("imagenet ") else origin
-
-
 def _load(spec: FeatureSpec, weights: str, engine: str) -> Engine:
     include_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
     name = choose(engine, spec.precision)
@@ -152,20 +145,41 @@ def _load(spec: FeatureSpec, weights: str, engine: str) -> Engine:
     return load_engine(name, spec, weights, include_top=include_top, batch_size=batch_size, threads=None)
 
 
-def _draw(features: Features, sample: int, seed: int) -> Iterator[tuple[str, list[int]]]:
-    """Yields (part, row numbers in it): parts drawn by their rows, then rows of these parts."""
-    with ThreadPoolExecutor(16) as pool:
-        counts = np.array([footer.report.rows_embedded for footer in pool.map(read_footer, features.parts)])
+@dataclass(frozen=True)
+class _Place:
+    """Where the rows of a unit lie."""
+
+    part: str
+    unit_id: str
+
+
+def _draw(features: Features, sample: int, seed: int) -> Iterator[tuple[_Place, list[int]]]:
+    """Yields (unit, row numbers in its part): units drawn by their rows, then rows of these units."""
+    places, counts, footers = [], [], {}
+    for part, footer in zip(features.parts, read_footers(features.parts), strict=True):
+        places += [_Place(part, report.unit_id) for report in footer.reports]
+        counts += [report.rows_embedded for report in footer.reports]
+        if len(footer.reports) > 1:
+            footers[part] = footer
+    counts = np.array(counts)
     random = np.random.default_rng(seed)
     order = random.choice(len(counts), int((counts > 0).sum()), replace=False, p=counts / counts.sum())
     enough = int(np.searchsorted(counts[order].cumsum(), sample)) + 1
     chosen = sorted(order[: max(UNITS, enough)])
     ends = counts[chosen].cumsum()
     rows = np.sort(random.choice(ends[-1], min(sample, ends[-1]), replace=False))
-    for part, end, count in zip(chosen, ends, counts[chosen], strict=True):
+    for number, end, count in zip(chosen, ends, counts[chosen], strict=True):
         inside = rows[(rows >= end - count) & (rows < end)] - (end - count)
         if len(inside):
-            yield features.parts[part], inside.tolist()
+            place = places[number]
+            if place.part in footers:
+                inside = _rows_of(footers[place.part], place.unit_id)[inside]
+            yield place, inside.tolist()
+
+
+def _rows_of(merged: Footer, unit_id: str) -> np.ndarray:
+    [number] = [i for i, report in enumerate(merged.reports) if report.unit_id == unit_id]
+    return np.flatnonzero(merged.unit_numbers() == number)
 
 
 @dataclass(frozen=True)
@@ -197,41 +211,13 @@ def _read_rows(part: str, rows: Sequence[int], names: Sequence[str]) -> _Wanted:
     return found
 
 
-def _unit(plan: dict[str, PlannedUnit], part: str) -> Unit:
-    unit_id = os.path.basename(part).removesuffix(".parquet")
-    if unit_id not in plan:
-        raise FeaturemillError(f"plan.parquet doesn't know {part}; run featuremill extract again, with the same inputs")
-    return plan[unit_id].unit
-
-
-def _reread(
-    unit: Unit, wanted: _Wanted, spec: FeatureSpec, problems: list[str]
-) -> Iterator[tuple[_Stored, np.ndarray]]:
-    """Yields the wanted rows with their pixels, read and decoded as `extract` does; names those that it can't."""
-    keys = {key for key, _ in wanted}
-    if unit.files:
-        files = tuple(listed for listed in unit.files if clean(listed.file.uri) in keys)
-        unit = replace(unit, files=files, stop=unit.start + len(files))
-    reason = "its source no longer holds it"
-    try:
-        for record in shards.read(unit):
-            stored = wanted.pop((record.key, record.position), None)
-            if isinstance(record, Failure):
-                if stored:
-                    problems.append(f"{record.key}: {record.message}")
-            elif stored and hashlib.sha256(record.data).digest() != stored.sha256:
-                problems.append(f"{record.key}: its content changed since it was embedded")
-            elif stored:
-                try:
-                    # The limit of the run isn't known any more, and these images were within it.
-                    yield stored, decode_image(record.data, spec, max_pixels=PIXEL_CEILING).pixels
-                except ImageError as error:
-                    problems.append(f"{record.key}: can't be decoded any more: {error}")
-            if not wanted:
-                return
-    except FeaturemillError as error:
-        reason = str(error)
-    problems.extend(f"{key}: {reason}" for key, _ in wanted)
+def _unit(plan: dict[str, PlannedUnit], place: _Place) -> Unit:
+    if place.unit_id not in plan:
+        raise FeaturemillError(
+            f"plan.parquet doesn't know unit {place.unit_id} of {place.part}; run featuremill extract again, with the "
+            "same inputs"
+        )
+    return plan[place.unit_id].unit
 
 
 @dataclass

@@ -14,7 +14,7 @@ from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_tar
 from transforms import parts, recipe, storage
 from transforms.features import open_features
-from transforms.records import FeaturemillError
+from transforms.records import FeaturemillError, UnitReport
 
 
 @pytest.fixture
@@ -222,3 +222,12 @@ def test_many_failures_are_written_as_they_come(tmp_path, monkeypatch):
     [listed] = (tmp_path / "out/failures").iterdir()
     assert pq.ParquetFile(listed).num_row_groups == 4
     assert summary.totals.rows_failed == pq.read_table(listed).num_rows == 10
+
+
+def test_units_parquet_in_several_row_groups(tmp_path, monkeypatch):
+    monkeypatch.setattr(books, "UNITS_PER_GROUP", 2)
+    reports = [UnitReport(f"u{i}", "näme", i, -1, 3, 2, 1, 10**12, 0.5, 1.5, 2.5, 3.5, 4.5, "fake") for i in range(5)]
+    (tmp_path / "_tmp").mkdir()
+    for some in (reports, []):
+        books.write_units(str(tmp_path), some)
+        assert books.read_units(str(tmp_path)) == some

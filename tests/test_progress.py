@@ -1,6 +1,7 @@
 """Progress: what is counted, what is shown where, and when."""
 
 import io
+import time
 
 import pytest
 
@@ -95,6 +96,22 @@ def test_a_bar_on_a_terminal():
     bar = shown([1.0, 2.0], terminal=True)
     for part in ("50 images", "25%", "2 failures", "left"):
         assert part in bar
+
+
+def test_looks_that_take_long_are_taken_less_often():
+    looks, times = [], iter([0.0, 1.0, 2.1, 3.2, 3.3])
+
+    class Slow(FakeCommitted):
+        def count(self) -> Count:
+            looks.append(time.sleep(0.1))
+            return Count()
+
+    progress = Progress(Slow(), units=4, input_bytes=1000, quiet=False, stream=Screen(True), clock=lambda: next(times))
+    with progress:
+        for _ in range(3):
+            progress.tick()
+        # At 1.0 and, two seconds later or more, perhaps at 3.2.
+        assert len(looks) < 3
 
 
 def test_quiet_shows_nothing():

@@ -4,7 +4,7 @@ import pytest
 
 from transforms import units
 from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard, Unit
-from transforms.units import Chunk, PlannedUnit, read_todo, write_todo
+from transforms.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 
 
 def planned(count: int) -> list[PlannedUnit]:
@@ -32,3 +32,14 @@ def test_round_trip_without_the_files_of_listings(tmp_path, monkeypatch, count):
 def test_workers_that_cannot_reach_the_output_say_so(tmp_path):
     with pytest.raises(FeaturemillError, match="under the same name"):
         read_todo(Chunk(str(tmp_path / "nowhere.parquet"), 0))
+
+
+def test_ids_are_what_they_always_were():
+    """Another id for the same unit would embed all that is stored again."""
+    tar = Shard(FileInfo("s3://b/x y.tar", 5, "1.5"), "tar")
+    files = tuple(ListedFile(FileInfo(f"/a/{n}.jpg", 1, "2"), label) for n, label in (("ü", None), ("b", "c")))
+    listing = Shard(FileInfo("/a", 2, "4"), "files")
+    assert unit_id(Unit(tar), "f") == "x_y.tar-000000000-610e81302ca8a833"
+    assert unit_id(Unit(tar, 3, 9, 7, 4), "f") == "x_y.tar-000000007-307d98d6f25f0393"
+    assert unit_id(Unit(tar, limit=10), "f") == "x_y.tar-000000000-200106e2e1e1fe36"
+    assert unit_id(Unit(listing, 0, 2, 0, 2, None, files), "f") == "a-000000000-004a361cd6ec8960"

@@ -5,12 +5,12 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from transforms import storage
-from transforms.records import FeaturemillError, UnitReport, UsageError
+from transforms.listing import list_parts, read_footers
+from transforms.records import FeaturemillError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -134,14 +134,14 @@ def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> "pa.Schema":
 
 @dataclass(frozen=True)
 class Features:
-    """The stored features of one OUT, read part by part in the order of the unit ids.
+    """The stored features of one OUT, read part by part in the order of their names.
 
     Attributes:
         output: The folder.
         spec: What decided the numbers.
         fingerprint: Of the spec; every part was checked to carry it.
         complete: False while a run is unfinished: then these are the rows committed so far.
-        parts: URIs of the parts.
+        parts: URIs of the parts; a merged one has the rows of several units, sorted by key.
         rows: N, over all parts.
     """
 
@@ -191,7 +191,7 @@ class Features:
             try:
                 with storage.open_read(part) as file:
                     parquet = pq.ParquetFile(file)
-                    fits = BATCH_BYTES // max(1, sum(_vector_bytes(parquet.schema_arrow, columns or valid)))
+                    fits = BATCH_BYTES // max(1, vector_bytes(parquet.schema_arrow, columns or valid))
                     yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
             except (OSError, pa.ArrowException) as error:
                 raise FeaturemillError(
@@ -215,14 +215,12 @@ class Features:
         return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
 
 
-def _vector_bytes(schema: "pa.Schema", columns: Sequence[str]) -> Iterator[int]:
-    """Yields the bytes of a row's vector, for each of the columns that is one."""
+def vector_bytes(schema: "pa.Schema", columns: Sequence[str]) -> int:
+    """Returns the bytes of a row's vectors, as far as they are in these columns."""
     import pyarrow as pa
 
-    for name in columns:
-        kind = schema.field(name).type
-        if pa.types.is_fixed_size_list(kind):
-            yield kind.list_size * kind.value_type.bit_width // 8
+    kinds = [schema.field(name).type for name in columns]
+    return sum(k.list_size * k.value_type.bit_width // 8 for k in kinds if pa.types.is_fixed_size_list(k))
 
 
 def open_features(output: str) -> Features:
@@ -234,18 +232,15 @@ def open_features(output: str) -> Features:
     output = storage.absolute(output)
     manifest = read_manifest(output)
     spec = FeatureSpec.from_json(json.dumps(manifest["spec"]))
-    names = sorted(name for name in storage.list_folder(storage.join(output, "features")) if name.endswith(".parquet"))
-    parts = [storage.join(output, "features", name) for name in names]
+    parts = [storage.join(output, "features", name) for name in list_parts(output).names]
     rows = 0
-    # Opening a part is one small read; threads hide an object store's latency.
-    with ThreadPoolExecutor(16) as pool:
-        for part, footer in zip(parts, pool.map(read_footer, parts), strict=True):
-            if footer.fingerprint != manifest["fingerprint"]:
-                raise FeaturemillError(
-                    f"{part} has fingerprint {footer.fingerprint[:12]}, but {output} has "
-                    f"{manifest['fingerprint'][:12]}; it was written with other settings: move it elsewhere"
-                )
-            rows += footer.report.rows_embedded
+    for part, footer in zip(parts, read_footers(parts), strict=True):
+        if footer.fingerprint != manifest["fingerprint"]:
+            raise FeaturemillError(
+                f"{part} has fingerprint {footer.fingerprint[:12]}, but {output} has "
+                f"{manifest['fingerprint'][:12]}; it was written with other settings: move it elsewhere"
+            )
+        rows += footer.rows_embedded
     return Features(output, spec, manifest["fingerprint"], manifest["status"] == "complete", tuple(parts), rows)
 
 
@@ -272,32 +267,3 @@ def read_manifest(output: str) -> dict[str, Any]:
             f"{uri} has schema version {manifest.get('schema_version')!r}, this featuremill reads {SCHEMA_VERSION}"
         )
     return manifest
-
-
-@dataclass(frozen=True)
-class Footer:
-    """What a part's footer says."""
-
-    fingerprint: str
-    report: UnitReport
-
-
-def read_footer(part: str) -> Footer:
-    """Reads a part's footer, not its rows.
-
-    Raises:
-        FeaturemillError: Not a part, or not readable.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with storage.open_read(part) as file:
-            metadata = pq.read_metadata(file)
-            values = metadata.metadata or {}
-            report = UnitReport(**json.loads(values[b"featuremill.report"]))
-            return Footer(values[b"featuremill.fingerprint"].decode(), report)
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise FeaturemillError(
-            f"{part} is not a readable part ({storage.one_line(error)}); delete it and run extract again"
-        ) from error

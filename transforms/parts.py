@@ -49,6 +49,13 @@ def failures_uri(output: str, unit_id: str) -> str:
     return storage.join(output, "failures", f"{unit_id}.parquet")
 
 
+def parquet_writer(file: BinaryIO, schema: "pa.Schema") -> "pq.ParquetWriter":
+    """Returns what writes a part: compressed, with statistics, and without dictionaries for vectors."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["label", "source"], write_statistics=True)
+
+
 class PartWriter:
     """Writes one unit's rows to a temporary file and commits them under the unit's name.
 
@@ -76,15 +83,11 @@ class PartWriter:
         return f"{self._stem}.progress"
 
     def __enter__(self) -> "PartWriter":
-        import pyarrow.parquet as pq
-
         with self._explained():
             # Here and not only by the driver: another run on the same output may have tidied up.
             storage.make_folder(storage.join(self.output, "_tmp"))
             self._file = storage.open_write(f"{self._stem}.parquet")
-            self._parquet = pq.ParquetWriter(
-                self._file, self._schema, compression="zstd", use_dictionary=["label", "source"], write_statistics=True
-            )
+            self._parquet = parquet_writer(self._file, self._schema)
         return self
 
     def add(self, rows: Sequence[tuple], vectors: Mapping[str, "np.ndarray"]) -> None:

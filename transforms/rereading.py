@@ -1,10 +1,11 @@
 """Rows of an OUT, read and decoded again from the sources that they came from."""
 
 import hashlib
-import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from transforms import shards, storage
 from transforms.features import FeatureSpec
 from transforms.heads.vectors import StoredPart
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
+from transforms.listing import read_footer
 from transforms.records import Failure, FeaturemillError, Unit
 from transforms.shards.names import clean
 from transforms.units import read_plan
@@ -104,8 +106,7 @@ class ImageRows:
             FeaturemillError: They aren't; how many, and the first.
         """
         gone = []
-        for part in parts:
-            unit = self._unit(part)
+        for unit in (unit for part in parts for unit in self._units_of(part)[1]):
             uris = [listed.file.uri for listed in unit.files] or [unit.shard.file.uri]
             gone += [clean(uri) for uri in uris if not storage.stat(uri)]
         if gone:
@@ -115,7 +116,7 @@ class ImageRows:
             )
 
     def read(self, part: StoredPart, group: int, wanted: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (rows of the part, int64 n; pixels, uint8 n×S×S×3) of a row group, in order.
+        """Yields (rows of the part, int64 n; pixels, uint8 n×S×S×3) of a row group, in the order of their sources.
 
         Args:
             part: One of OUT's.
@@ -127,10 +128,12 @@ class ImageRows:
         """
         problems: list[str] = []
         rows = self._wanted(part, group, wanted)
-        count = len(rows)
+        count = sum(map(len, rows.values()))
         size = max(1, _BATCH_BYTES // int(np.prod(self.shape)))
         found: list[tuple[_Wanted, np.ndarray]] = []
-        for pair in reread(self._unit(part), rows, self.spec, problems):
+        _, units = self._units_of(part)
+        pairs = (reread(units[number], some, self.spec, problems) for number, some in sorted(rows.items()))
+        for pair in chain.from_iterable(pairs):
             found.append(pair)
             if len(found) == size:
                 yield _stack(found)
@@ -143,25 +146,30 @@ class ImageRows:
         if found:
             yield _stack(found)
 
-    def _unit(self, part: StoredPart) -> Unit:
-        unit_id = os.path.basename(part.uri).removesuffix(".parquet")
-        if unit_id not in self._units:
+    def _units_of(self, part: StoredPart) -> tuple[np.ndarray, list[Unit]]:
+        """Returns which of its units each row of a part is of, and the units: one, or a merged part's."""
+        footer = read_footer(part.uri)
+        unknown = [report.unit_id for report in footer.reports if report.unit_id not in self._units]
+        if unknown:
             raise FeaturemillError(
-                f"plan.parquet doesn't know {part.uri}; run featuremill extract again, with the same inputs"
+                f"plan.parquet doesn't know unit {unknown[0]} of {part.uri}; run featuremill extract again, with the "
+                "same inputs"
             )
-        return self._units[unit_id]
+        return footer.unit_numbers(), [self._units[report.unit_id] for report in footer.reports]
 
-    def _wanted(self, part: StoredPart, group: int, wanted: np.ndarray) -> dict[tuple[str, int], _Wanted]:
+    def _wanted(self, part: StoredPart, group: int, wanted: np.ndarray) -> dict[int, dict[tuple[str, int], _Wanted]]:
+        """Returns the wanted rows of a row group, by the number of their unit."""
         import pyarrow.parquet as pq
 
         with storage.open_read(part.uri) as file:
             table = pq.ParquetFile(file).read_row_group(group, ["key", "position", "sha256"])
         first = sum(part.group_rows[:group])
-        return {
-            (row["key"], row["position"]): _Wanted(first + i, row["sha256"])
-            for i, row in enumerate(table.to_pylist())
-            if wanted[first + i]
-        }
+        numbers, _ = self._units_of(part)
+        found: dict[int, dict[tuple[str, int], _Wanted]] = defaultdict(dict)
+        for number, row in enumerate(table.to_pylist(), first):
+            if wanted[number]:
+                found[int(numbers[number])][row["key"], row["position"]] = _Wanted(number, row["sha256"])
+        return found
 
 
 def _stack(found: list[tuple[_Wanted, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:

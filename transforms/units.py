@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Units per element of a graph's first step: a hundred thousand units are a hundred elements.
 CHUNK_UNITS = 1000
 TODO_PREFIX = "todo."
+_JSON = json.JSONEncoder(sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ def unit_id(unit: Unit, fingerprint: str) -> str:
     """
     digest = hashlib.sha256(fingerprint.encode())
     if unit.files:
-        digest.update(json.dumps([asdict(file) for file in unit.files], sort_keys=True).encode())
+        digest.update(_JSON.encode([asdict(file) for file in unit.files]).encode())
     else:
-        decisive = replace(unit, first_index=0, input_bytes=0)
-        digest.update(json.dumps(asdict(decisive), sort_keys=True).encode())
+        # By hand: `asdict` copies everything, which takes four fifths of the time of a plan of a million units.
+        shard = {**vars(unit.shard), "file": vars(unit.shard.file)}
+        decisive = {**vars(unit), "shard": shard, "first_index": 0, "input_bytes": 0}
+        digest.update(_JSON.encode(decisive).encode())
     name = (
         re.sub(r"[^A-Za-z0-9._-]+", "_", unit.shard.file.uri.rstrip("/").rsplit("/", 1)[-1])[-60:].lstrip(".") or "root"
     )

@@ -1,0 +1,256 @@
+"""Merging parts: several into one that is sorted by key, and one back into a part for each unit.
+
+Both hold a row group in memory and not a part: a window of the rows that come next is gathered from wherever they lie.
+"""
+
+import json
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transforms import storage
+from transforms.features import vector_bytes
+from transforms.listing import Footer, footer_of, merged_name, pack_row_units
+from transforms.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+# Units of one merged part; each has half a kilobyte in the footer, which whoever lists OUT reads.
+MOST_UNITS = 4096
+# Rows are taken from batches of this many bytes of vectors.
+_BATCH_BYTES = 8 * 2**20
+
+
+@dataclass(frozen=True)
+class PartFacts:
+    """What a merge is planned by.
+
+    Attributes:
+        name: File name.
+        first_key: The smallest key, empty where there are no rows.
+        data_bytes: Of the compressed columns: what the rows add to a merged part.
+        units: How many it holds.
+    """
+
+    name: str
+    first_key: str
+    data_bytes: int
+    units: int
+
+
+def part_facts(output: str, name: str, units: int) -> PartFacts:
+    """Reads a part's facts from its footer.
+
+    Raises:
+        FeaturemillError: It isn't readable.
+    """
+    with _open(storage.join(output, "features", name)) as parquet:
+        metadata = parquet.metadata
+        groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+        data_bytes = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
+        # A key of several kilobytes has no statistics.
+        found = [group.column(0).statistics for group in groups]
+        keys = [statistics.min for statistics in found if statistics is not None and statistics.has_min_max]
+        return PartFacts(name, min(keys, default=""), data_bytes, units)
+
+
+def merge_parts(output: str, names: Sequence[str], *, before_commit: Callable[[], None]) -> str:
+    """Writes the rows of several parts as one, sorted by key, and commits it. The parts themselves stay.
+
+    Args:
+        output: OUT.
+        names: File names of parts, merged ones too.
+        before_commit: Is called when all is written, and may raise to leave nothing behind.
+
+    Returns:
+        The file name of the merged part.
+
+    Raises:
+        FeaturemillError: Parts that can't be read, or don't belong together, or the output can't be written.
+    """
+    uris = [storage.join(output, "features", name) for name in names]
+    parts, order = _sort(uris)
+    reports = [report for part in parts for report in part.footer.reports]
+    firsts = np.cumsum([0, *(len(part.footer.reports) for part in parts)])
+    numbers = [_unit_numbers(uri, part.footer) for uri, part in zip(uris, parts, strict=True)]
+    row_units = np.concatenate([of_part + first for of_part, first in zip(numbers, firsts, strict=False)])[order]
+    merged = merged_name([report.unit_id for report in reports])
+    with _committed(output, merged, parts[0].schema, before_commit) as writer:
+        for table in _rows_in_order(uris, [part.footer.rows for part in parts], order, parts[0].schema):
+            writer.write_table(table, row_group_size=len(table))
+        writer.add_key_value_metadata(
+            {
+                **parts[0].settings,
+                "featuremill.reports": json.dumps([asdict(report) for report in reports]),
+                "featuremill.row_units": pack_row_units(row_units),
+            }
+        )
+    return merged
+
+
+@dataclass(frozen=True)
+class _Part:
+    footer: Footer
+    schema: "pa.Schema"
+    # What the footer says of the spec.
+    settings: dict[str, bytes]
+
+
+def _part(parquet: "pq.ParquetFile") -> _Part:
+    values = parquet.metadata.metadata
+    settings = {name: values[name.encode()] for name in ("featuremill.fingerprint", "featuremill.spec")}
+    return _Part(footer_of(parquet.metadata), parquet.schema_arrow.remove_metadata(), settings)
+
+
+def _sort(uris: Sequence[str]) -> tuple[list[_Part], np.ndarray]:
+    """Returns what the footers say, and the order of all rows by key, int64 N."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    parts, keys = [], []
+    for uri in uris:
+        with _open(uri) as parquet:
+            part = _part(parquet)
+            keys += parquet.read(["key"]).column(0).chunks
+        parts.append(part)
+        if (part.schema, part.settings) != (parts[0].schema, parts[0].settings):
+            raise FeaturemillError(f"{uri} was written with other settings than {uris[0]}; move it elsewhere")
+    # Equal keys stay in the order of the parts: the sort is stable.
+    return parts, pc.sort_indices(pa.chunked_array(keys, pa.string())).to_numpy().astype(np.int64)
+
+
+def split_part(output: str, name: str) -> None:
+    """Gives each unit of a merged part one of its own again, as it was; removes the merged one.
+
+    Rows come back in the order of their source: by position, and those of a listing, whose positions are 0, by key.
+    Until the very end the merged part counts, so this can be cut off anywhere.
+
+    Raises:
+        FeaturemillError: It can't be read, or the output can't be written.
+    """
+    uri = storage.join(output, "features", name)
+    with _open(uri) as parquet:
+        part = _part(parquet)
+        positions = parquet.read(["position"]).column(0).to_numpy()
+    # Stable, and the rows are sorted by key already.
+    order = np.lexsort((positions, _unit_numbers(uri, part.footer)))
+    tables = _Rows(_rows_in_order([uri], [part.footer.rows], order, part.schema))
+    for report in part.footer.reports:
+        with _committed(output, f"{report.unit_id}.parquet", part.schema, lambda: None) as writer:
+            for table in tables.take(report.rows_embedded):
+                writer.write_table(table, row_group_size=len(table))
+            writer.add_key_value_metadata({**part.settings, "featuremill.report": json.dumps(asdict(report))})
+    storage.delete([uri])
+
+
+def _unit_numbers(uri: str, footer: Footer) -> np.ndarray:
+    numbers = footer.unit_numbers().astype(np.int64)
+    counts = np.bincount(numbers, minlength=len(footer.reports)).tolist()
+    if counts != [report.rows_embedded for report in footer.reports]:
+        raise FeaturemillError(f"{uri} doesn't hold the rows that its footer says; delete it and run extract again")
+    return numbers
+
+
+class _Rows:
+    """Tables one after the other, handed out by numbers of rows."""
+
+    def __init__(self, tables: "Iterator[pa.Table]"):
+        self._tables = tables
+        self._rest: pa.Table | None = None
+
+    def take(self, count: int) -> "Iterator[pa.Table]":
+        """Yields the next `count` rows."""
+        while count:
+            table = self._rest if self._rest is not None else next(self._tables)
+            yield table.slice(0, count)
+            self._rest = table.slice(count) if count < len(table) else None
+            count -= min(count, len(table))
+
+
+def _rows_in_order(
+    uris: Sequence[str], rows: Sequence[int], order: np.ndarray, schema: "pa.Schema"
+) -> "Iterator[pa.Table]":
+    """Yields the rows of several parts, numbered through from 0, in the given order, a row group at a time."""
+    import pyarrow as pa
+
+    size = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // max(1, vector_bytes(schema, schema.names))))
+    firsts = np.cumsum([0, *rows])
+    for start in range(0, len(order), size):
+        window = order[start : start + size]
+        ascending = np.sort(window)
+        ends = np.searchsorted(ascending, firsts)
+        tables = [
+            _take(uris[i], ascending[ends[i] : ends[i + 1]] - firsts[i])
+            for i in range(len(uris))
+            if ends[i] < ends[i + 1]
+        ]
+        yield pa.concat_tables(tables).take(np.searchsorted(ascending, window))
+
+
+def _take(uri: str, rows: np.ndarray) -> "pa.Table":
+    """Reads rows of a part, whose numbers ascend; only row groups and batches that hold some are kept."""
+    import pyarrow as pa
+
+    found = []
+    with _open(uri) as parquet:
+        schema = parquet.schema_arrow.remove_metadata()
+        size = max(1, min(ROW_GROUP_ROWS, _BATCH_BYTES // max(1, vector_bytes(schema, schema.names))))
+        first = 0
+        for group in range(parquet.metadata.num_row_groups):
+            end = first + parquet.metadata.row_group(group).num_rows
+            if np.searchsorted(rows, first) < np.searchsorted(rows, end):
+                for batch in parquet.iter_batches(size, row_groups=[group]):
+                    low, high = np.searchsorted(rows, [first, first + len(batch)])
+                    if low < high:
+                        found.append(batch.take(pa.array(rows[low:high] - first)))
+                    first += len(batch)
+            first = end
+    return pa.Table.from_batches(found, found[0].schema).replace_schema_metadata(None).cast(schema)
+
+
+@contextmanager
+def _open(uri: str) -> "Iterator[pq.ParquetFile]":
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_read(uri) as file:
+            # Column chunks in pieces: a whole one is as large as its row group.
+            yield pq.ParquetFile(file, buffer_size=2**20)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise FeaturemillError(
+            f"{uri} can't be read ({storage.one_line(error)}); delete it and run extract again"
+        ) from error
+
+
+@contextmanager
+def _committed(
+    output: str, name: str, schema: "pa.Schema", before_commit: Callable[[], None]
+) -> "Iterator[pq.ParquetWriter]":
+    """Yields the writer of a part that appears under its name, whole, once the block ends without an error."""
+    temporary = storage.join(output, "_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
+    try:
+        try:
+            storage.make_folder(storage.join(output, "_tmp"))
+            with storage.open_write(temporary) as file:
+                with parquet_writer(file, schema) as writer:
+                    yield writer
+                storage.sync(file)
+            before_commit()
+            storage.rename(temporary, storage.join(output, "features", name))
+        except BaseException:
+            with suppress(OSError):
+                storage.delete([temporary])
+            raise
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot write part {name} to {output}: {storage.one_line(error)}; "
+            "make room or mend the permissions and run the same command again: it goes on where it stopped"
+        ) from error
