@@ -51,6 +51,8 @@ setup(
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff>=0.8"],
+        # What `make test-distributed` needs beside it: Dataflow's job builder, and a server that speaks S3.
+        "distributed": ["apache-beam[gcp]", "boto3>=1.35", "flask>=3.0", "flask-cors>=5.0", "moto[s3]>=5.0"],
         "gcp": ["apache-beam[gcp]"],
         "aws": ["apache-beam[aws]"],
         "gpu": ["tensorflow[and-cuda]>=2.21,<3; sys_platform == 'linux'"],

@@ -6,6 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
+from pipeline.dataflow import RUNNER, check_places, dataflow_args
 from pipeline.options import ExtractOptions
 from transforms.features import nearest
 from transforms.records import UsageError
@@ -28,7 +29,13 @@ def beam_options(options: ExtractOptions) -> "PipelineOptions":
     for ours, theirs in (("--workers", "--direct_num_workers"), ("--workers", "--direct_running_mode"), _RUNNER):
         if any(arg.split("=")[0] == theirs for arg in options.beam_args):
             raise UsageError(f"{theirs} after -- would be ignored; pass {ours} before it")
-    return PipelineOptions(list(options.beam_args), direct_num_workers=options.workers)
+    if any(arg.startswith(_SECRETS) for arg in options.beam_args):
+        raise UsageError("a runner shows what follows --; put keys into the environment (AWS_ACCESS_KEY_ID, …)")
+    args = options.beam_args
+    if options.runner == RUNNER:
+        check_places((*options.inputs, options.output))
+        args = dataflow_args(args)
+    return PipelineOptions(list(args), direct_num_workers=options.workers)
 
 
 def beam_runner(options: ExtractOptions) -> "PipelineRunner":
@@ -55,6 +62,8 @@ def beam_runner(options: ExtractOptions) -> "PipelineRunner":
     return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
 
+# Beam's options are a part of the job.
+_SECRETS = ("--s3_access_key_id", "--s3_secret_access_key", "--s3_session_token")
 # Both are called the same; only the place differs.
 _RUNNER = ("--runner", "--runner")
 

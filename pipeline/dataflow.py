@@ -1,9 +1,11 @@
 """What Dataflow is told by default, where the user doesn't say otherwise: one engine for each thing that computes."""
 
 import argparse
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 
 from transforms.records import UsageError
+from transforms.storage import is_local
 
 RUNNER = "DataflowRunner"
 
@@ -19,10 +21,19 @@ def dataflow_args(args: Sequence[str]) -> tuple[str, ...]:
         args: As they follow `--` on the command line.
 
     Raises:
-        UsageError: No container image: workers would have neither this package nor an engine.
+        UsageError: Something is missing that Dataflow can't do without: it would only say so after minutes. Without a
+            container image or a setup file, workers would have neither this package nor an engine.
     """
     said = _said(args)
-    if not said.sdk_container_image:
+    needed = {
+        "--project=PROJECT": said.project,
+        "--region=REGION": said.region or os.environ.get("CLOUDSDK_COMPUTE_REGION"),
+        "--temp_location=gs://BUCKET/tmp": said.temp_location or said.staging_location,
+    }
+    missing = [option for option, value in needed.items() if not value]
+    if missing:
+        raise UsageError(f"Dataflow needs {', '.join(missing)}; pass what is missing after --")
+    if not said.sdk_container_image and not said.setup_file:
         raise UsageError(
             "Dataflow's workers need the package in a container image; build one from the Dockerfile and pass "
             "--sdk_container_image=REGISTRY/featuremill:TAG after --"
@@ -30,20 +41,43 @@ def dataflow_args(args: Sequence[str]) -> tuple[str, ...]:
     more = []
     if said.number_of_worker_harness_threads is None:
         more.append("--number_of_worker_harness_threads=1")
+    if not any(arg.endswith("save_main_session") for arg in args):
+        # On by default there, but all our code is in packages: what the launcher's __main__ holds is no worker's.
+        more.append("--no_save_main_session")
     if has_gpu(args) and not any("use_multiple_sdk_containers" in name for name in said.experiments):
         more.append("--experiments=no_use_multiple_sdk_containers")
     return (*args, *more)
 
 
+def check_places(places: Iterable[str]) -> None:
+    """Checks that what a job elsewhere reads and writes can be reached from there.
+
+    Raises:
+        UsageError: A local path among the inputs or the output.
+    """
+    for place in places:
+        if is_local(place.removeprefix("@")):
+            raise UsageError(f"Dataflow's workers can't reach {place}; copy it to a bucket and name it gs://BUCKET/…")
+
+
 def has_gpu(args: Sequence[str]) -> bool:
     """Whether the options ask for workers with an accelerator."""
-    return any("worker_accelerator" in option for option in _said(args).dataflow_service_options)
+    said = _said(args)
+    asked = [*said.dataflow_service_options, *said.resource_hints]
+    return any("worker_accelerator" in option or option.startswith("accelerator=") for option in asked)
+
+
+def is_template(args: Sequence[str]) -> bool:
+    """Whether the job is only written down for somebody else to start, as a Flex Template's launcher does."""
+    return bool(_said(args).template_location)
 
 
 def _said(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("project", "region", "temp_location", "staging_location", "template_location", "setup_file"):
+        parser.add_argument(f"--{name}")
     parser.add_argument("--sdk_container_image", "--worker_harness_container_image")
     parser.add_argument("--number_of_worker_harness_threads")
-    parser.add_argument("--experiments", "--experiment", action="append", default=[])
-    parser.add_argument("--dataflow_service_options", "--dataflow_service_option", action="append", default=[])
+    for name in ("experiment", "dataflow_service_option", "resource_hint"):
+        parser.add_argument(f"--{name}s", f"--{name}", action="append", default=[])
     return parser.parse_known_args(list(args))[0]

@@ -1,11 +1,14 @@
 """Extract: image shards in, Parquet features out. Plan, run, reconcile, close the books."""
 
+import pkgutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.dataflow import is_template
 from pipeline.options import ExtractOptions
 from pipeline.output import check_output, clear, close_output, failed_ids, is_complete, open_output, part_ids
 from pipeline.plan import Plan, input_bytes, make_plan, take_sample
@@ -15,7 +18,7 @@ from transforms import shards, storage
 from transforms.engines import Engine
 from transforms.features import FeatureSpec
 from transforms.recipe import Job
-from transforms.records import FeaturemillError, UnitReport
+from transforms.records import FeaturemillError, UnitReport, UsageError
 from transforms.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 from transforms.weights import Weights
 
@@ -24,7 +27,12 @@ if TYPE_CHECKING:
 
 
 def build(
-    root: "beam.Pipeline", chunks: Sequence[Chunk], job: Job, *, load: Callable[[Job], Engine] | None = None
+    root: "beam.Pipeline",
+    chunks: Sequence[Chunk],
+    job: Job,
+    *,
+    load: Callable[[Job], Engine] | None = None,
+    redo: bool = False,
 ) -> "beam.PCollection[UnitReport]":
     """Builds the whole graph: units in, reports out.
 
@@ -33,13 +41,15 @@ def build(
         chunks: Where what is to do is written, from `write_todo`. The graph has no unit in it: runners limit its size.
         job: How to do it.
         load: Makes the engine; by default the one that the job names.
+        redo: Units that have a part are done again. Without it a runner that starts the graph anew, because a worker
+            was lost, goes on where it was.
     """
     import apache_beam as beam
 
     from transforms.extract_units import ExtractUnits, load_job_engine
 
     units = root | "Chunks" >> beam.Create(list(chunks)) | "Units" >> beam.FlatMap(read_todo)
-    return units | "ExtractUnits" >> ExtractUnits(job, load or load_job_engine)
+    return units | "ExtractUnits" >> ExtractUnits(job, load or load_job_engine, redo=redo)
 
 
 def run(
@@ -49,8 +59,12 @@ def run(
     weights: Weights | None = None,
     say: Callable[[str], None] = lambda line: None,
     quiet: bool = True,
-) -> Summary:
+) -> Summary | None:
     """Extracts features from the inputs that OUT doesn't hold yet.
+
+    Returns:
+        What was done; None if the job was only written down (`--template_location`), and its books stay open until
+        the same command runs again after it.
 
     Args:
         options: What was asked for.
@@ -63,10 +77,15 @@ def run(
         FeaturemillError: With the thing, the cause and the cure. What was committed is kept.
     """
     if options.beam_args or options.runner != "FnApiRunner":
+        import apache_beam as beam
+
         from pipeline.beam_options import beam_options, beam_runner
 
         # A wrong runner or option is said now, not after the work of planning.
-        beam_runner(options), beam_options(options)
+        try:
+            beam.Pipeline(runner=beam_runner(options), options=beam_options(options))
+        except ValueError as error:
+            raise UsageError(f"Beam's options: {storage.one_line(error)}") from error
     found = shards.find(options.inputs, options.fields, output=options.output)
     weights = weights or options.load_weights()
     spec = options.spec(weights)
@@ -103,6 +122,8 @@ def run(
         open_output(options.output, manifest, plan)
         if plan.todo:
             _run_pipeline(options, plan, job, load=load, quiet=quiet)
+            if is_template(options.beam_args):
+                return None
         manifest = close_output(options.output, manifest, plan, began=began)
     return summarise(
         options.output, manifest, plan, skipped=len(found.skipped), wall_seconds=time.perf_counter() - started
@@ -144,17 +165,28 @@ def _run_pipeline(
     import apache_beam as beam
 
     from pipeline.beam_options import beam_options, beam_runner
+    from pipeline.remote import job_server
     from pipeline.watch import run_watched
 
-    pipeline = beam.Pipeline(runner=beam_runner(options), options=beam_options(options))
-    chunks = _write_todo(options.output, plan)
-    build(pipeline, chunks, job, load=load)
-    committed = Committed(options.output, plan.todo)
-    try:
-        with Progress(committed, units=len(plan.todo), input_bytes=input_bytes(plan.todo), quiet=quiet) as progress:
-            run_watched(pipeline, progress.tick)
-    finally:
-        storage.delete([chunks[0].uri])
+    runner, theirs = beam_runner(options), beam_options(options)
+    with job_server(runner, theirs):
+        pipeline = beam.Pipeline(runner=runner, options=theirs)
+        chunks = _write_todo(options.output, plan)
+        build(pipeline, chunks, job, load=load, redo=options.retry_failed)
+        if options.runner != "FnApiRunner":
+            # Where the package isn't, a step of ours can't be loaded, and Flink waits minutes for it. This one can.
+            check = beam.Map(pkgutil.resolve_name)
+            _ = pipeline | "Package" >> beam.Create(["transforms.units:CHUNK_UNITS"]) | "IsThere" >> check
+        committed = Committed(options.output, plan.todo)
+        try:
+            with Progress(committed, units=len(plan.todo), input_bytes=input_bytes(plan.todo), quiet=quiet) as progress:
+                run_watched(pipeline, progress.tick)
+        finally:
+            # A template's job has yet to run, and reads its units from there. What can't be removed now the next run
+            # removes; an error here would hide the one that ended this run.
+            if not is_template(options.beam_args):
+                with suppress(OSError):
+                    storage.delete([chunks[0].uri])
 
 
 def _write_todo(output: str, plan: Plan) -> list[Chunk]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
+from pipeline.remote import cancel
 from transforms import storage
 from transforms.records import FeaturemillError
 
@@ -20,6 +21,36 @@ _OUR_ERROR = re.compile(r"transforms\.records\.(?:FeaturemillError|UsageError): 
 _LAST_ERROR = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)[^:\n]*: .+?)(?: \[while running|$)", re.M)
 # Where Beam can it adds the step to the message itself.
 _WHILE = re.compile(r" \[while running '[^']*'\]['\"]?$")
+# What goes wrong on clusters: a pattern in the runner's text, the cause, the cure.
+_CAUSES = (
+    (
+        r"ModuleNotFoundError: No module named '(pipeline|transforms|apache_beam)",
+        "a worker can't import {}: featuremill isn't installed there",
+        "install this version of it where the workers run, and run the same command again",
+    ),
+    (
+        r"failed in state CANCELL?ED|JobCancellationException",
+        "the job was cancelled on the cluster",
+        "run the same command again to go on",
+    ),
+    (
+        r"CANCELLED: client cancelled|SDK harness .*disconnected|CANCELLED: Multiplexer hanging up",
+        "a worker process died, perhaps for lack of memory, and the runner gave up",
+        "run the same command again to go on",
+    ),
+    (
+        r"UNAVAILABLE: io exception|UNAVAILABLE: Network closed|Connection refused",
+        "a worker pool can't be reached",
+        "start it where the tasks run (python -m pipeline.worker_pool), or correct --environment_config, and run the "
+        "same command again",
+    ),
+    (
+        r"(?:TaskManager|TaskExecutor).*? (?:is no longer reachable|timed out|was lost)|RemoteTransportException"
+        r"|NoResourceAvailableException",
+        "the cluster lost a TaskManager, or has too few slots for --parallelism",
+        "start more of them, or pass a smaller --parallelism, and run the same command again",
+    ),
+)
 _TICK_SECONDS = 0.25
 _CANCEL_SECONDS = 3.0
 # Under Beam's name, so that it is shown with --debug only.
@@ -66,12 +97,12 @@ def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
                         "kept: run the same command again to go on, with fewer --workers if it happens again"
                     )
         except BaseException:
-            _end_workers(others)
             if results:
                 # A remote job would go on without us; it gets a moment to be told.
-                cancel = threading.Thread(target=results[0].cancel, daemon=True)
-                cancel.start()
-                cancel.join(_CANCEL_SECONDS)
+                ending = threading.Thread(target=cancel, args=(results[0], pipeline.options), daemon=True)
+                ending.start()
+                ending.join(_CANCEL_SECONDS)
+            _end_workers(others)
             raise
     if errors:
         raise explain(errors[0]) from errors[0]
@@ -121,6 +152,10 @@ def explain(error: BaseException) -> FeaturemillError:
     ours = _OUR_ERROR.findall(text)
     if ours:
         return FeaturemillError(ours[-1])
+    for pattern, cause, cure in _CAUSES:
+        found = re.search(pattern, text)
+        if found:
+            return FeaturemillError(f"{cause.format(*found.groups())}; what was committed is kept: {cure}")
     others = _LAST_ERROR.findall(text) or [f"{type(error).__name__}: {_WHILE.sub('', storage.one_line(error))}"]
     return FeaturemillError(
         f"the pipeline failed: {others[-1]}; what was committed is kept: run the same command again, "

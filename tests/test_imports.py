@@ -11,7 +11,13 @@ ROOT = Path(__file__).parent.parent
 MODULES = sorted([*ROOT.glob("pipeline/*.py"), *ROOT.glob("transforms/**/*.py")])
 # Who may name a heavy library at all, lazily or not.
 OWNERS = {
-    "click": {"pipeline/cli.py", "pipeline/cli_heads.py", "pipeline/cli_options.py"},
+    "click": {
+        "pipeline/cli.py",
+        "pipeline/cli_heads.py",
+        "pipeline/cli_look.py",
+        "pipeline/cli_options.py",
+        "pipeline/cli_pages.py",
+    },
     "keras": {
         "transforms/assembly.py",
         "transforms/backbone.py",
@@ -29,15 +35,18 @@ OWNERS = {
         "transforms/embed_images.py",
         "transforms/extract_units.py",
         "transforms/storage.py",
-        "pipeline/extract.py",
+        "transforms/object_stores.py",
         "pipeline/beam_options.py",
+        "pipeline/extract.py",
+        "pipeline/remote.py",
         "pipeline/watch.py",
         "pipeline/worker.py",
+        "pipeline/worker_pool.py",
         "transforms/heads/ridge_beam.py",
     },
-    "jinja2": {"pipeline/report.py"},
+    "jinja2": {"pipeline/pages.py"},
     "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},
-    "duckdb": {"pipeline/books.py"},
+    "duckdb": {"pipeline/books.py", "transforms/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},
     "h5py": {"transforms/weight_files.py"},
 }

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
+from transforms import storage
 from transforms.engines import Engine, load_engine
+from transforms.parts import part_uri
 from transforms.recipe import Job, extract_unit
 from transforms.records import UnitReport
 from transforms.units import PlannedUnit
@@ -34,28 +36,33 @@ class ExtractUnits(beam.PTransform):
     Attributes:
         job: What to do with each unit.
         load: Makes the engine, once per worker process. Tests inject one without weights.
+        redo: Units that have a part are done again. Without it a runner that starts the graph anew, because a worker
+            was lost, goes on where it was.
     """
 
     job: Job
     load: Callable[[Job], Engine] = load_job_engine
+    redo: bool = False
 
     def __post_init__(self) -> None:
         super().__init__()
 
     def expand(self, units: beam.PCollection[PlannedUnit]) -> beam.PCollection[UnitReport]:
         # The reshuffle keeps runners from fusing the plan with the work, which would leave all units on one worker.
-        return units | "Spread" >> beam.Reshuffle() | "Extract" >> beam.ParDo(_ExtractUnit(self.job, self.load))
+        return units | "Spread" >> beam.Reshuffle() | "Extract" >> beam.ParDo(_ExtractUnit(self))
 
 
 class _ExtractUnit(beam.DoFn):
     """Calls `extract_unit` with an engine that every thread of the process shares."""
 
-    def __init__(self, job: Job, load: Callable[[Job], Engine]):
-        self._job, self._load = job, load
+    def __init__(self, transform: ExtractUnits):
+        self._job, self._load, self._redo = transform.job, transform.load, transform.redo
         self._shared = Shared()
 
     def setup(self) -> None:
         self._engine = self._shared.acquire(lambda: self._load(self._job))
 
     def process(self, planned: PlannedUnit) -> Iterator[UnitReport]:
-        yield extract_unit(planned, self._job, self._engine)
+        # A look at one name: listing the parts would cost more with each unit that is done.
+        if self._redo or storage.stat(part_uri(self._job.output, planned.unit_id)) is None:
+            yield extract_unit(planned, self._job, self._engine)

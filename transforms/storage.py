@@ -16,6 +16,8 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, BinaryIO
 
+from transforms import object_stores
+from transforms.object_stores import READ_BYTES, as_os_error
 from transforms.records import FeaturemillError, FileInfo
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
 # What a scheme needs installed: our extra, and the module by which its absence shows.
 _EXTRAS = {"gs": ("gcp", "google.cloud.storage"), "s3": ("aws", "boto3")}
+# Objects appear whole under their names there; other file systems rename.
+_OBJECT_STORES = ("gs", "s3")
 
 
 def is_local(uri: str) -> bool:
@@ -45,7 +49,7 @@ def _remote(uri: str) -> "type[FileSystems]":
     Raises:
         FeaturemillError: What the URL's scheme needs isn't installed.
     """
-    scheme = _SCHEME.match(uri).group(1)
+    scheme = _scheme(uri)
     extra, module = _EXTRAS.get(scheme, ("", ""))
     if extra and not _is_installed(module):
         raise FeaturemillError(f"cannot reach {uri}: {scheme}:// needs more; pip install 'featuremill[{extra}]'")
@@ -55,7 +59,12 @@ def _remote(uri: str) -> "type[FileSystems]":
     if FileSystems._pipeline_options is None:
         # A runner sets them on its workers; on the launching machine S3 refuses to start without.
         FileSystems.set_options(PipelineOptions([]))
+    object_stores.settle(scheme)
     return FileSystems
+
+
+def _scheme(uri: str) -> str:
+    return _SCHEME.match(uri).group(1).lower()
 
 
 def _is_installed(module: str) -> bool:
@@ -70,18 +79,23 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def open_read(uri: str) -> BinaryIO:
+def open_read(uri: str, *, ahead: int = READ_BYTES) -> BinaryIO:
     """Opens for reading; the file can seek.
 
+    Args:
+        uri: The file.
+        ahead: Bytes that are asked of an object store at once, by who wants only a little.
+
     Raises:
-        OSError: The file isn't there or can't be read. Remote errors are OSErrors too (Beam's BeamIOError is an
-            IOError).
+        OSError: The file isn't there or can't be read; errors of stores are OSErrors too, then and while reading.
     """
     if is_local(uri):
         return open(uri, "rb")
     from apache_beam.io.filesystem import CompressionTypes
 
-    return _remote(uri).open(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+    with as_os_error(uri):
+        file = _remote(uri).open(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+    return object_stores.reader(file, uri, ahead)
 
 
 def open_write(uri: str) -> BinaryIO:
@@ -90,7 +104,9 @@ def open_write(uri: str) -> BinaryIO:
         return open(uri, "wb")
     from apache_beam.io.filesystem import CompressionTypes
 
-    return _remote(uri).create(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+    with as_os_error(uri):
+        file = _remote(uri).create(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
+    return object_stores.Writer(file, uri)
 
 
 def read_bytes(uri: str) -> bytes:
@@ -104,7 +120,7 @@ def sync(file: BinaryIO) -> None:
     Raises:
         OSError: The disk is full or broken: what was written may not be there.
     """
-    if not isinstance(file, io.BufferedWriter):
+    if not isinstance(file, io.BufferedWriter) or not isinstance(file.raw, io.FileIO):
         return
     file.flush()
     try:
@@ -120,6 +136,9 @@ def rename(old: str, new: str) -> None:
 
     Atomic on a local disk, where the folder is flushed too. On object stores it is copy and delete, and each object
     appears whole. On HDFS the target may not exist, so "exists" counts as done: whoever was first wrote the same rows.
+
+    Raises:
+        OSError: The file couldn't be moved.
     """
     if is_local(new):
         os.replace(old, new)
@@ -131,9 +150,11 @@ def rename(old: str, new: str) -> None:
         return
     files = _remote(new)
     try:
-        files.rename([old], [new])
+        with as_os_error(new):
+            files.rename([old], [new])
     except OSError:
-        if not files.exists(new):
+        # An object that is there may be the one that was to be replaced.
+        if _scheme(new) in _OBJECT_STORES or not files.exists(new):
             raise
 
 
@@ -166,7 +187,8 @@ def delete(uris: Iterable[str]) -> None:
                 os.remove(uri)
     remote = [uri for uri in uris if not is_local(uri)]
     if remote:
-        _remote(remote[0]).delete(remote)
+        with as_os_error(remote[0]):
+            _remote(remote[0]).delete(remote)
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -181,8 +203,12 @@ def stat(uri: str) -> FileInfo | None:
     return found[0] if found else None
 
 
-def match(pattern: str) -> list[FileInfo]:
+def match(pattern: str, *, limit: int | None = None) -> list[FileInfo]:
     """Returns the files that a glob pattern matches, sorted by URI; `**` crosses folders.
+
+    Args:
+        pattern: The pattern.
+        limit: Of an object store's, any so many: the rest of the listing isn't asked for.
 
     Raises:
         FeaturemillError: The file system can't be reached.
@@ -191,8 +217,11 @@ def match(pattern: str) -> list[FileInfo]:
         infos = (stat(path) for path in glob.iglob(pattern, recursive=True))
         return sorted((info for info in infos if info), key=lambda info: info.uri)
     try:
-        [result] = _remote(pattern).match([pattern])
-    except (ValueError, OSError, ImportError) as error:
+        with as_os_error(pattern):
+            [result] = _remote(pattern).match([pattern], [limit])
+    except FeaturemillError:
+        raise
+    except OSError as error:
         raise FeaturemillError(f"cannot reach {pattern}: {one_line(error)}; check the path and credentials") from error
     return sorted(
         (
@@ -207,7 +236,7 @@ def is_folder(uri: str) -> bool:
     """True for a local folder, or a prefix under which an object store holds something."""
     if is_local(uri):
         return os.path.isdir(uri)
-    return next(walk(uri), None) is not None
+    return bool(match(join(uri, "**"), limit=1))
 
 
 def walk(folder: str) -> Iterator[FileInfo]:

@@ -49,7 +49,7 @@ def look_inside(files: Sequence[FileInfo], fields: Fields) -> list[Looked]:
 
 def _look(file: FileInfo, fields: Fields) -> Looked:
     try:
-        with storage.open_read(file.uri) as opened:
+        with storage.open_read(file.uri, ahead=_HEAD_BYTES) as opened:
             head = opened.read(_HEAD_BYTES)
         shard = _shard(file, head)
         if shard is not None:

@@ -1,0 +1,63 @@
+"""The command on a runner, started as a user starts it, with the fake engine or the real one; and OUT, judged."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.inspect import inspect
+from tests.distributed.clusters import ROOT
+from tests.test_extract import rows
+
+SECONDS = 240.0
+
+
+def start(
+    inputs: Path,
+    output: Path,
+    settings: Sequence[str],
+    runner: str = "FnApiRunner",
+    beam: Sequence[str] = (),
+    fake=False,
+) -> subprocess.Popen:
+    """Starts `featuremill extract` in a session of its own."""
+    module = ["-m", "tests.fakes"] if fake else ["-m", "pipeline.cli", "extract"]
+    command = [sys.executable, *module, str(inputs), "-o", str(output), "--quiet", "--runner", runner, *settings]
+    return subprocess.Popen(
+        ["nice", "-n", "10", *command, *(["--", *beam] if beam else [])],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+
+
+def finish(command: subprocess.Popen, seconds: float = SECONDS) -> tuple[int, str, str]:
+    """Returns exit code, standard output and standard error; kills what takes longer."""
+    try:
+        out, err = command.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(command.pid, 9)
+        out, err = command.communicate()
+        raise AssertionError(f"the command did not end within {seconds:.0f} s: {err}") from None
+    return command.returncode, out, err
+
+
+def assert_one_line(err: str, *words: str) -> None:
+    """A line for people with these words in it, and nothing of Java."""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("featuremill: ")
+    for word in words:
+        assert word in lines[0], err
+
+
+def assert_whole(output: Path, expected: dict[str, tuple]) -> None:
+    """The same rows, none lost, none doubled, no half part, nothing left over."""
+    assert rows(output) == expected
+    assert inspect(str(output)).problems == ()
+    assert os.listdir(output / "_tmp") == []

@@ -1,0 +1,128 @@
+"""What breaks on a cluster, broken for real. After each: the same rows, and the right exit code and message.
+
+`FEATUREMILL_FAULT_ROUNDS=5` does each that often.
+"""
+
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.samples import draw_items, write_tar
+from tests.distributed.clusters import wait_until
+from tests.distributed.commands import assert_one_line, assert_whole, finish, start
+from tests.test_extract import rows
+
+pytestmark = [
+    pytest.mark.timeout(1500),
+    pytest.mark.parametrize("time", range(int(os.environ.get("FEATUREMILL_FAULT_ROUNDS", "1")))),
+]
+SETTINGS = ["--image-size", "32", "--batch-size", "4"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    """240 small images in twelve tar shards, a few of them broken; with the pool's pause a unit takes 1.5 s."""
+    folder = tmp_path_factory.mktemp("shards")
+    items = draw_items(per_class=60, size=48, seed=2)
+    for number in range(12):
+        write_tar(folder / f"{number:02}.tar", items[number::12])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(shards, tmp_path_factory) -> dict[str, tuple]:
+    """The rows of an undisturbed run on one machine."""
+    output = tmp_path_factory.mktemp("clean") / "out"
+    code, _, err = finish(start(shards, output, SETTINGS, fake=True))
+    assert code == 0, err
+    found = rows(output)
+    assert len(found) == 236
+    return found
+
+
+def parts(output: Path) -> int:
+    return len(os.listdir(output / "features")) if (output / "features").is_dir() else 0
+
+
+def in_the_middle(shards: Path, output: Path, flink, parallelism: int = 2) -> subprocess.Popen:
+    """Starts a job and waits until some of it is done."""
+    command = start(shards, output, SETTINGS, "FlinkRunner", flink.options(parallelism), fake=True)
+    wait_until(lambda: parts(output) >= 2 or command.poll() is not None, "two parts", 120)
+    assert command.poll() is None, finish(command)
+    assert parts(output) < 10
+    return command
+
+
+def assert_survives(command: subprocess.Popen, output: Path, expected: dict[str, tuple]) -> None:
+    code, _, err = finish(command)
+    assert (code, err) == (0, ""), err
+    assert_whole(output, expected)
+
+
+def assert_resumes(shards: Path, output: Path, flink, expected: dict[str, tuple]) -> None:
+    before = {part.name: part.stat().st_mtime_ns for part in (output / "features").iterdir()}
+    assert 2 <= len(before) < 12
+    flink.mend()
+    again = start(shards, output, SETTINGS, "FlinkRunner", flink.options(), fake=True)
+    assert_survives(again, output, expected)
+    # What was committed wasn't done again.
+    assert all((output / "features" / name).stat().st_mtime_ns == when for name, when in before.items())
+
+
+def test_a_killed_worker_is_replaced(shards, expected, tmp_path, flink, time):
+    command = in_the_middle(shards, tmp_path / "out", flink)
+    flink.pool.workers()[0].kill()
+    assert_survives(command, tmp_path / "out", expected)
+
+
+def test_a_killed_worker_pool_that_comes_back(shards, expected, tmp_path, flink, time):
+    command = in_the_middle(shards, tmp_path / "out", flink)
+    flink.pool.restart()
+    assert_survives(command, tmp_path / "out", expected)
+
+
+def test_a_killed_worker_pool_that_stays_away(shards, expected, tmp_path, flink, time):
+    command = in_the_middle(shards, tmp_path / "out", flink)
+    flink.pool.process.kill()
+    code, _, err = finish(command)
+    assert code == 1
+    assert_one_line(err, "a worker pool can't be reached", "run the same command again")
+    assert_resumes(shards, tmp_path / "out", flink, expected)
+
+
+def test_a_killed_task_manager_is_replaced(shards, expected, tmp_path, flink, time):
+    command = in_the_middle(shards, tmp_path / "out", flink)
+    flink.cluster.task_managers[0].kill()
+    flink.mend()
+    assert_survives(command, tmp_path / "out", expected)
+
+
+def test_a_cancelled_job(shards, expected, tmp_path, flink, time):
+    command = in_the_middle(shards, tmp_path / "out", flink)
+    [job] = flink.cluster.running_jobs()
+    flink.cluster.cancel(job)
+    code, _, err = finish(command)
+    assert code == 1
+    assert_one_line(err, "the job was cancelled on the cluster", "run the same command again")
+    assert_resumes(shards, tmp_path / "out", flink, expected)
+
+
+def test_ctrl_c_cancels_the_job(shards, expected, tmp_path, flink, time):
+    command = in_the_middle(shards, tmp_path / "out", flink)
+    os.killpg(command.pid, signal.SIGINT)
+    code, _, err = finish(command, 20)
+    assert code == 130
+    assert_one_line(err, "interrupted", "run the same command again")
+    flink.assert_quiet()
+    assert_resumes(shards, tmp_path / "out", flink, expected)
+
+
+def test_two_jobs_on_one_output(shards, expected, tmp_path, flink, time):
+    commands = [start(shards, tmp_path / "out", SETTINGS, "FlinkRunner", flink.options(1), fake=True) for _ in range(2)]
+    wait_until(lambda: len(flink.cluster.running_jobs()) == 2, "two jobs at once", 120)
+    ended = [finish(command) for command in commands]
+    assert [(code, err) for code, _, err in ended] == [(0, ""), (0, "")], ended
+    assert_whole(tmp_path / "out", expected)
