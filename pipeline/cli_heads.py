@@ -21,9 +21,7 @@ from pipeline.cli_options import (
 @click.option(
     "--head",
     "kind",
-    default="ridge",
-    show_default=True,
-    help="ridge, logistic, linear, dense128, dense256 or knn.",
+    help="ridge, logistic, linear, dense128, dense256 or knn.  [default: ridge]",
 )
 @click.option("--compare", metavar="KIND,KIND...", help="Train several on one split, rank them, keep the best.")
 @click.option("--test-fraction", "test", default=0.0, show_default=True, help="Share of the rows to judge by.")
@@ -57,7 +55,7 @@ from pipeline.cli_options import (
 @click.option("--json", "as_json", is_flag=True, help="The judgement as JSON on standard output.")
 @click.option("--quiet", "-q", is_flag=True, help="Only the result.")
 @debug_option
-def train(kind: str, compare: str | None, as_json: bool, quiet: bool, **given: Any) -> int:
+def train(kind: str | None, compare: str | None, as_json: bool, quiet: bool, **given: Any) -> int:
     """Train a head on stored FEATURES, judge it on rows it hasn't seen, and save it with a report.
 
     FEATURES is what `extract` wrote, or any Parquet with a column of vectors. ridge is a closed form, logistic a
@@ -70,7 +68,9 @@ def train(kind: str, compare: str | None, as_json: bool, quiet: bool, **given: A
     names = ("seed", "standardize", "class_weights", "penalties", "neighbours")
     chosen = {name: given.pop(name) for name in (*names, "learning_rate", "batch_size", "epochs", "patience")}
     settings = FitSettings(**{name: value for name, value in chosen.items() if value is not None})
-    kinds = tuple(part.strip() for part in compare.split(",")) if compare else (kind,)
+    if compare and kind:
+        raise click.UsageError("--head and --compare both say what to train; give one of them")
+    kinds = tuple(part.strip() for part in compare.split(",")) if compare else (kind or "ridge",)
     options = TrainOptions(kinds=kinds, settings=settings, **given)
     trained = module.train(options, say=_say(quiet))
     click.echo(json.dumps(module.trained_json(trained), indent=2) if as_json else module.trained_text(trained))

@@ -14,6 +14,7 @@ from transforms.backbone import tap_names
 from transforms.engines.checks import computed_layers
 from transforms.heads.network import check_weights, weights_source
 from transforms.heads.store import Head, load_head
+from transforms.heads.wording import short
 from transforms.records import FeaturemillError, UsageError
 from transforms.weights import Weights, load_weights
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 # What the model can't say itself: classes, spec, where all came from. In the .keras archive, in a SavedModel's assets.
 NOTES = "featuremill.json"
+# Else they would become folders of such a name.
+_OTHER_FORMATS = (".h5", ".hdf5", ".tflite", ".onnx", ".pb", ".pt", ".pth", ".zip")
 
 
 def export(
@@ -45,11 +48,15 @@ def export(
         What NOTES holds, with `output` and `format`.
 
     Raises:
-        UsageError: `output` isn't a local path.
+        UsageError: `output` isn't a local path, or is called like a file of another format.
         FeaturemillError: The head can't be exported, or these aren't its weights. Nothing is half written.
     """
     if not output.strip() or not storage.is_local(output):
         raise UsageError(f"--output {output!r}: a model is written to a local path; copy it from there")
+    if output.lower().endswith(_OTHER_FORMATS):
+        raise UsageError(
+            f"--output {output}: models are written as a .keras file, or as a SavedModel, which is a folder"
+        )
     folder, output = storage.absolute(head), storage.absolute(output)
     as_file = output.endswith(".keras")
     check_place(output, as_file=as_file, overwrite=overwrite)
@@ -165,7 +172,7 @@ def _replace_folder(new: str, output: str) -> None:
 def export_text(exported: dict[str, Any]) -> str:
     """Returns the result for people."""
     classes = exported["classes"]
-    named = ", ".join(classes[:5]) + (f" … ({len(classes)})" if len(classes) > 5 else "")
+    named = ", ".join(map(short, classes[:5])) + (f" … ({len(classes)})" if len(classes) > 5 else "")
     asset = "" if exported["format"] == "keras" else "assets/"
     made_of = f"{exported['kind']} head on {exported['spec']['backbone']}, weights {exported['weights']}"
     return (

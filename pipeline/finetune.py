@@ -13,9 +13,10 @@ from pipeline.finetune_options import FinetuneOptions
 from pipeline.report import Run, metrics_text, report_html, verdict
 from transforms.features import open_features
 from transforms.finetuning import Tuning, TuningNetwork, TuningPlan, tune
+from transforms.heads.folder import check_place
 from transforms.heads.metrics import fit_temperature, judge
 from transforms.heads.model import Model, dense_arrays, dense_layers
-from transforms.heads.store import Head, check_place, load_head, save_head, softmax
+from transforms.heads.store import Head, load_head, save_head, softmax
 from transforms.records import FeaturemillError
 from transforms.weights import Weights, digest, load_weights
 

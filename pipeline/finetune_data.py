@@ -19,6 +19,7 @@ from transforms.heads.rows import Rows
 from transforms.heads.split import Split, split
 from transforms.heads.store import Head
 from transforms.heads.table import Table, open_table
+from transforms.heads.wording import short
 from transforms.records import FeaturemillError
 from transforms.rereading import ImageRows
 from transforms.tuning_rows import GroupReader, TapRows, TuningRows
@@ -187,8 +188,9 @@ def _codes(table: Table, cells: np.ndarray, head: Head) -> np.ndarray:
         first = int(unknown[0])
         raise FeaturemillError(
             f"{len(unknown):,} rows of {table.location} have labels that the head doesn't know, such as "
-            f"{table.labels[first].as_py()!r} of {table.keys[first].as_py()!r}; its classes are "
-            f"{', '.join(head.classes[:5])}{' …' if len(head.classes) > 5 else ''}: train a head with them first"
+            f"{short(table.labels[first].as_py())!r} of {table.keys[first].as_py()!r}; its classes are "
+            f"{', '.join(map(short, head.classes[:5]))}{' …' if len(head.classes) > 5 else ''}: "
+            "train a head with them first"
         )
     return codes
 

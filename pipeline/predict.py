@@ -123,7 +123,13 @@ def _predict(
         locations = [place.features_folder(output)] if extracted.totals.rows_embedded else []
         opened = _open_features(options, source, locations)
     limit = None if options.output else SHOWN_ROWS
-    tally = predict_tables(opened.tables, source.predictor, output, options=options, limit=limit)
+    try:
+        tally = predict_tables(opened.tables, source.predictor, output, options=options, limit=limit)
+    except BaseException:
+        if not source.images:
+            # Nothing here would save the next run any work.
+            place.discard(output)
+        raise
     manifest |= {**_outcome(source, opened, tally, extracted, limit), "parts": place.parts(output)}
     metrics = tally.judge(source.predictor) if options.evaluate else None
     place.finish(output, manifest, metrics=metrics)

@@ -201,7 +201,9 @@ def open_tables(
     from transforms.heads.table import open_table
 
     names = {"key_column": options.key_column, "label_column": options.label_column}
-    own = {} if ours else {name: value for name, value in names.items() if name == "key_column" or not options.labels}
+    own = {} if ours or options.labels else names
+    if options.labels and not ours:
+        own = {"key_column": options.key_column, "key_may_lack": True}
     columns = options.feature_columns or predictor.columns
     tables = [open_table(location, columns=columns, **own) for location in locations]
     tables = [replace(table, vectors=replace(table.vectors, zeros_pass=True)) for table in tables]

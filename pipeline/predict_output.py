@@ -3,6 +3,7 @@
 import json
 import os
 import uuid
+from contextlib import suppress
 from typing import Any
 
 from pipeline import books
@@ -106,6 +107,16 @@ def finish(output: str, manifest: dict[str, Any], *, metrics: dict[str, Any] | N
         write_file(output, "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     books.write_manifest(output, {**manifest, "status": "complete"})
     tidy(output, keep_features=manifest["features_kept"])
+
+
+def discard(output: str) -> None:
+    """Removes what an unfinished prediction wrote, and PRED if nothing else is in it. Says nothing if it can't."""
+    with suppress(OSError, FeaturemillError):
+        for name in FOLDERS:
+            _remove(storage.join(output, name))
+        storage.delete(storage.join(output, name) for name in FILES if name in storage.list_folder(output))
+        if storage.is_local(output):
+            os.rmdir(output)
 
 
 def tidy(output: str, *, keep_features: bool) -> None:

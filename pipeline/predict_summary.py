@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.plan import readable
+from transforms.heads.wording import short
 from transforms.shards.names import clean
 
 # Labels are listed up to this many, the commonest first.
@@ -60,7 +61,7 @@ def summary_text(summary: PredictSummary) -> str:
     ]
     if summary.output:
         counts = list(manifest["predicted_labels"].items())
-        lines += [f"  {count:6d}  {clean(label)}" for label, count in counts[:_LABELS_SHOWN]]
+        lines += [f"  {count:6d}  {short(label)}" for label, count in counts[:_LABELS_SHOWN]]
         if len(counts) > _LABELS_SHOWN:
             rest = [count for _, count in counts[_LABELS_SHOWN:]]
             lines.append(f"  {sum(rest):6d}  in {len(rest)} more classes")
@@ -84,11 +85,11 @@ def _shown_lines(shown: tuple[dict[str, Any], ...]) -> list[str]:
     """Returns a table: an image's name and what it shows, the likeliest first."""
     lines = []
     for row in shown:
-        true = "" if row["true_label"] is None else f"  (true label: {clean(row['true_label'])})"
+        true = "" if row["true_label"] is None else f"  (true label: {short(row['true_label'])})"
         lines.append(f"{readable(row['key'])}{true}")
         wnids = row.get("top_wnids") or [""] * len(row["top_labels"])
         for label, wnid, score in zip(row["top_labels"], wnids, row["top_scores"], strict=True):
-            lines.append(f"  {score:8.4f}  {wnid}{'  ' if wnid else ''}{clean(label)}")
+            lines.append(f"  {score:8.4f}  {wnid}{'  ' if wnid else ''}{short(label)}")
     return lines
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from pipeline.predict_options import PredictOptions
 from transforms import storage
 from transforms.features import nearest
+from transforms.heads.wording import short
 from transforms.predictions import PredictionWriter, Predictor, prediction_rows, predictions_schema, true_codes
 from transforms.records import FeaturemillError
 from transforms.shards.names import clean
@@ -160,7 +161,7 @@ def check_true_labels(tables: "Sequence[Table]", predictor: Predictor) -> None:
             label, key = labels[int(strange[0])].as_py(), table.keys[int(strange[0])].as_py()
             raise FeaturemillError(
                 f"{len(strange):,} rows have true labels that are no class of {predictor.name}, the first is "
-                f"{clean(label)!r} of {clean(key)}{nearest(label, predictor.labels[:20])}; mend them with --labels, or "
+                f"{short(label)!r} of {clean(key)}{nearest(label, predictor.labels[:20])}; mend them with --labels, or "
                 "leave out --evaluate"
             )
     if not known:

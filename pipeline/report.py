@@ -1,9 +1,9 @@
 """What a training came to, for people: the page, the lines on the terminal, the ranking of several heads."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypedDict
 
+from pipeline.pages import render
 from pipeline.report_plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
 
 _METRICS = {
@@ -92,17 +92,9 @@ def report_html(title: str, runs: Sequence[Run], facts: Mapping[str, str]) -> st
         runs: At least one; several are ranked first.
         facts: What is to be known of the data and the split: {name: sentence}.
     """
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     ranked = ranking(runs)
-    return environment.get_template("report.html").render(
+    return render(
+        "report.html",
         title=title,
         headline=f"{ranked[0]['kind']}: {verdict(ranked[0]['judged'])}",
         facts=facts,

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transforms.heads.wording import short
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -18,20 +20,23 @@ MOST_CLASSES = 40
 # Cells of more classes are too small to write in.
 _MOST_WRITTEN = 12
 _LABEL_LENGTH = 18
-# matplotlib knows no CSS variables: it draws with these, and `_svg` puts the variables in their place.
-_COLOURS = {
+# Longer ones would touch each other below the matrix.
+_LEVEL_LENGTH = 12
+# matplotlib knows no CSS variables: it draws with these, and `svg_text` puts the variables in their place.
+COLOURS = {
     "ink": "#010101",
     "muted": "#020202",
     "grid": "#030303",
     "surface": "#040404",
     "first": "#050505",
     "second": "#060606",
+    **{f"c{number}": f"#0707{number:02}" for number in range(1, 9)},
 }
 _SERIES = (("first", "o", "-"), ("second", "s", "--"))
 
 
 @contextmanager
-def _own_style() -> Iterator[None]:
+def own_style() -> Iterator[None]:
     """Keeps a user's matplotlibrc out of the report; text stays text, in the page's font."""
     from matplotlib import style
 
@@ -42,7 +47,7 @@ def _own_style() -> Iterator[None]:
         yield
 
 
-@_own_style()
+@own_style()
 def confusion_plot(judged: Mapping[str, Any], name: str) -> str:
     """Draws the confusion matrix; of more than 40 classes those that are confused most.
 
@@ -52,15 +57,16 @@ def confusion_plot(judged: Mapping[str, Any], name: str) -> str:
     """
     matrix = np.array(judged["confusion"])
     chosen = confused_classes(matrix)
-    labels = [_short(judged["per_class"][i]["label"]) for i in chosen]
+    labels = [short(judged["per_class"][i]["label"], _LABEL_LENGTH) for i in chosen]
     shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[np.ix_(chosen, chosen)]
     counts = matrix[np.ix_(chosen, chosen)]
     side = max(2.9, 0.24 * len(chosen))
-    figure, axes = _figure(side + 1.6, side + 1.3)
+    figure, axes = new_figure(side + 1.6, side + 1.3)
     for true, taken in zip(*np.nonzero(counts), strict=True):
         _cell(axes, int(true), int(taken), float(shares[true, taken]), int(counts[true, taken]), len(chosen))
     places = range(len(chosen))
-    axes.set_xticks(places, labels, rotation=90 if len(chosen) > 3 else 0, parse_math=False)
+    upright = len(chosen) > 3 or max(map(len, labels)) > _LEVEL_LENGTH
+    axes.set_xticks(places, labels, rotation=90 if upright else 0, parse_math=False)
     axes.set_yticks(places, labels, parse_math=False)
     axes.set_xlim(-0.5, len(chosen) - 0.5)
     axes.set_ylim(len(chosen) - 0.5, -0.5)
@@ -68,7 +74,7 @@ def confusion_plot(judged: Mapping[str, Any], name: str) -> str:
     axes.tick_params(length=0)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    return _svg(figure, name, f"Confusion matrix of {len(chosen)} classes, true by predicted")
+    return svg_text(figure, name, f"Confusion matrix of {len(chosen)} classes, true by predicted")
 
 
 def confused_classes(matrix: np.ndarray) -> list[int]:
@@ -83,36 +89,36 @@ def _cell(axes: "Axes", true: int, taken: int, share: float, count: int, classes
     # The rarest error is still to be seen.
     opacity = 0.1 + 0.9 * share
     corner = (taken - 0.5, true - 0.5)
-    axes.add_patch(Rectangle(corner, 1, 1, facecolor=_COLOURS["first"], edgecolor="none", alpha=opacity))
+    axes.add_patch(Rectangle(corner, 1, 1, facecolor=COLOURS["first"], edgecolor="none", alpha=opacity))
     if classes <= _MOST_WRITTEN:
-        colour = _COLOURS["surface" if opacity > 0.75 else "ink"]
+        colour = COLOURS["surface" if opacity > 0.75 else "ink"]
         axes.text(taken, true, f"{count:,}", ha="center", va="center", color=colour, fontsize=9 if classes > 5 else 11)
 
 
-@_own_style()
+@own_style()
 def reliability_plot(judged: Mapping[str, Any], name: str) -> str:
     """Draws accuracy against confidence for each bin of the top probability; on the diagonal they agree."""
     bins = judged["reliability"]
-    figure, axes = _figure(4.5, 4.2)
+    figure, axes = new_figure(4.5, 4.2)
     for part in bins:
         axes.bar(
             (part["low"] + part["high"]) / 2,
             part["rows"] / judged["rows"],
             width=(part["high"] - part["low"]) * 0.9,
-            color=_COLOURS["grid"],
+            color=COLOURS["grid"],
         )
-    axes.plot([0, 1], [0, 1], color=_COLOURS["muted"], linewidth=1, linestyle=":", label="as sure as right")
+    axes.plot([0, 1], [0, 1], color=COLOURS["muted"], linewidth=1, linestyle=":", label="as sure as right")
     confidence, accuracy = [part["confidence"] for part in bins], [part["accuracy"] for part in bins]
-    axes.plot(confidence, accuracy, color=_COLOURS["first"], marker="o", markersize=4, label="accuracy")
-    axes.bar([0], [0], color=_COLOURS["grid"], label="share of rows")
+    axes.plot(confidence, accuracy, color=COLOURS["first"], marker="o", markersize=4, label="accuracy")
+    axes.bar([0], [0], color=COLOURS["grid"], label="share of rows")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("confidence (top probability)")
-    _legend(axes)
-    return _svg(figure, name, "Reliability: accuracy against confidence")
+    add_legend(axes)
+    return svg_text(figure, name, "Reliability: accuracy against confidence")
 
 
-@_own_style()
+@own_style()
 def curve_plot(curve: Sequence[Mapping[str, float]], name: str) -> str:
     """Draws what a penalty or an epoch was chosen by.
 
@@ -121,7 +127,7 @@ def curve_plot(curve: Sequence[Mapping[str, float]], name: str) -> str:
         name: Starts the ids inside the SVG.
     """
     axis, *lines = curve[0]
-    figure, axes = _figure(4.5, 3.4)
+    figure, axes = new_figure(4.5, 3.4)
     if axis == "penalty":
         _log_axis(axes, [point[axis] for point in curve])
     _lines(axes, curve, axis, lines)
@@ -130,33 +136,33 @@ def curve_plot(curve: Sequence[Mapping[str, float]], name: str) -> str:
     if points:
         lowest = min(points, key=lambda point: point[lines[-1]])
         axes.axvline(
-            lowest[axis], color=_COLOURS["muted"], linewidth=1, linestyle=":", label=f"lowest: {lowest[axis]:g}"
+            lowest[axis], color=COLOURS["muted"], linewidth=1, linestyle=":", label=f"lowest: {lowest[axis]:g}"
         )
     axes.set_xlabel(_words(axis))
     axes.set_ylabel("loss")
-    _legend(axes)
-    return _svg(figure, name, f"Loss against {_words(axis)}")
+    add_legend(axes)
+    return svg_text(figure, name, f"Loss against {_words(axis)}")
 
 
-@_own_style()
+@own_style()
 def learning_plot(learning: Sequence[Mapping[str, float]], name: str) -> str:
     """Draws accuracy against training rows, on a logarithmic axis since each point has twice the rows of the last."""
-    figure, axes = _figure(4.5, 3.4)
+    figure, axes = new_figure(4.5, 3.4)
     rows = [point["rows"] for point in learning]
     _log_axis(axes, rows)
     axes.set_xticks(rows, [f"{count:,}" for count in rows])
     _lines(axes, learning, "rows", [line for line in ("accuracy", "train_accuracy") if line in learning[0]])
     axes.set_xlabel("training rows")
     axes.set_ylabel("accuracy")
-    _legend(axes)
-    return _svg(figure, name, "Learning curve: accuracy against training rows")
+    add_legend(axes)
+    return svg_text(figure, name, "Learning curve: accuracy against training rows")
 
 
 def _lines(axes: "Axes", points: Sequence[Mapping[str, float]], axis: str, lines: Sequence[str]) -> None:
     for line, (colour, marker, dashes) in zip(lines, _SERIES, strict=False):
         known = [(point[axis], point[line]) for point in points if np.isfinite(point[line])]
         style = {"marker": marker, "linestyle": dashes, "markersize": 4}
-        axes.plot([x for x, _ in known], [y for _, y in known], color=_COLOURS[colour], label=_words(line), **style)
+        axes.plot([x for x, _ in known], [y for _, y in known], color=COLOURS[colour], label=_words(line), **style)
 
 
 def _log_axis(axes: "Axes", values: Sequence[float]) -> None:
@@ -174,7 +180,8 @@ def _log_axis(axes: "Axes", values: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
-def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
+def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
+    """Returns a figure of this size in inches, whose lines and letters have the page's colours."""
     # Not pyplot: a figure of its own needs no display and leaves no state behind.
     from matplotlib.figure import Figure
 
@@ -183,30 +190,26 @@ def _figure(width: float, height: float) -> "tuple[Figure, Axes]":
     figure.patch.set_visible(False)
     axes.patch.set_visible(False)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_COLOURS["muted"], labelsize=9)
+    axes.tick_params(colors=COLOURS["muted"], labelsize=9)
     for spine in axes.spines.values():
-        spine.set_color(_COLOURS["grid"])
+        spine.set_color(COLOURS["grid"])
     for text in (axes.xaxis.label, axes.yaxis.label):
-        text.set(color=_COLOURS["ink"], fontsize=10)
+        text.set(color=COLOURS["ink"], fontsize=10)
     return figure, axes
 
 
-def _legend(axes: "Axes") -> None:
-    axes.grid(color=_COLOURS["grid"], linewidth=0.6)
-    legend = axes.legend(frameon=False, fontsize=9, labelcolor=_COLOURS["ink"], loc="best")
+def add_legend(axes: "Axes") -> None:
+    """Adds a grid, and a legend wherever the least is behind it."""
+    axes.grid(color=COLOURS["grid"], linewidth=0.6)
+    legend = axes.legend(frameon=False, fontsize=9, labelcolor=COLOURS["ink"], loc="best")
     legend.set_zorder(10)
-
-
-def _short(label: str) -> str:
-    printable = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in label)
-    return printable if len(printable) <= _LABEL_LENGTH else f"{printable[: _LABEL_LENGTH - 1]}…"
 
 
 def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
-def _svg(figure: "Figure", name: str, title: str) -> str:
+def svg_text(figure: "Figure", name: str, title: str) -> str:
     """Returns a figure as an SVG element: the same bytes each time, ids that start with `name`, the page's colours."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
@@ -226,6 +229,6 @@ def _svg(figure: "Figure", name: str, title: str) -> str:
 
 
 def _own_tag(tag: str, name: str) -> str:
-    for variable, colour in _COLOURS.items():
+    for variable, colour in COLOURS.items():
         tag = tag.replace(colour, f"var(--{variable})")
     return re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", tag)

@@ -13,12 +13,14 @@ from pipeline.report import Run, metrics_text, ranking, report_html, verdict
 from pipeline.train_facts import describe_data
 from pipeline.train_options import TrainOptions
 from transforms import heads
+from transforms.heads.folder import check_place
 from transforms.heads.metrics import fit_temperature, judge
 from transforms.heads.model import Model
 from transforms.heads.rows import Rows
 from transforms.heads.split import Split, split
-from transforms.heads.store import Head, check_place, save_head, softmax
-from transforms.heads.table import Table, open_table
+from transforms.heads.store import Head, save_head, softmax
+from transforms.heads.table import DEFAULT_LABEL, Table, open_table
+from transforms.heads.wording import printable, short
 
 if TYPE_CHECKING:
     from transforms.heads.labels import Joined
@@ -88,8 +90,10 @@ def labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
     table = open_table(
         options.features,
         columns=options.columns,
-        label_column=options.label_column,
+        # With a file of labels the column is the file's; the features needn't have it.
+        label_column=DEFAULT_LABEL if options.labels else options.label_column,
         key_column=options.key_column,
+        key_may_lack=bool(options.labels),
         group_column=options.group_column,
         split_column=options.split_column,
     )
@@ -215,7 +219,8 @@ def _judge(
 
 
 def _head(best: Outcome, table: Table, parts: Split, options: TrainOptions, runs: Sequence[Run]) -> Head:
-    compared = [{"kind": run["kind"], "metrics": run["judged"]["metrics"], "seconds": run["seconds"]} for run in runs]
+    # Without seconds: the same seed and data give the same head, bit for bit.
+    compared = [{"kind": run["kind"], "metrics": run["judged"]["metrics"]} for run in runs]
     metrics = {
         **best.run["judged"],
         "curve": best.run["curve"],
@@ -251,7 +256,8 @@ def trained_text(trained: Trained) -> str:
     best = next(run for run in trained.runs if run["kind"] == trained.head.model.kind)
     lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(best['judged'])}"]
     lines += [
-        f"  {pair['rows']} {pair['true']} taken for {pair['predicted']}, such as {pair['keys'][0]}"
+        f"  {pair['rows']} {short(pair['true'])} taken for {short(pair['predicted'])}, such as "
+        f"{printable(pair['keys'][0])}"
         for pair in best["judged"]["most_confused"][:3]
     ]
     return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, report.html"])

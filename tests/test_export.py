@@ -249,6 +249,9 @@ def test_overwriting_and_failing_halfway(exported, tmp_path, monkeypatch):
 def test_wrong_weights_and_heads_that_cannot(exported, tmp_path):
     with pytest.raises(FeaturemillError, match="aren't those"):
         export(exported.folder, str(tmp_path / "m.keras"), weights="random:4")
+    for name in ("model.h5", "model.ONNX"):
+        with pytest.raises(UsageError, match=r"written as a \.keras file, or"):
+            export(exported.folder, str(tmp_path / name))
     with pytest.raises(UsageError, match="local path"):
         export(exported.folder, "gs://bucket/m.keras")
     save_head(replace(exported.head, spec=None), str(tmp_path / "plain"))

@@ -34,6 +34,11 @@ def test_parquet_and_other_names(table, tmp_path):
     assert (counts.matched, counts.unlabelled, counts.unmatched) == (6, 1, 0)
 
 
+def test_empty_text_is_no_label(tmp_path):
+    pq.write_table(pa.table({"key": ["a", "b"], "label": ["", "cat"]}), tmp_path / "labels")
+    assert read_labels(str(tmp_path / "labels"))["label"].to_pylist() == [None, "cat"]
+
+
 def test_what_csv_can_hold(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text('\ufeffkey,label\n"a, b",007\n"two\nlines",NA\nc,\n', encoding="utf-8")
@@ -49,7 +54,7 @@ def test_repeated_keys(tmp_path):
     path.write_text("key,label\na,cat\nb,dog\na,cat\n")
     assert sorted(read_labels(str(path))["key"].to_pylist()) == ["a", "b"]
     path.write_text("key,label\na,cat\nb,dog\na,dog\n")
-    with pytest.raises(FeaturemillError, match="1 keys have several labels, such as 'a' with 'cat' and 'dog'"):
+    with pytest.raises(FeaturemillError, match="keys with several labels: 1, such as 'a' with 'cat' and 'dog'"):
         read_labels(str(path))
 
 

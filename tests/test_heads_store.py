@@ -1,7 +1,9 @@
 """Heads on disk: what is written comes back, damage is seen, nothing else is overwritten; what a head fits."""
 
+import io
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -13,8 +15,9 @@ from tests import memory_store  # noqa: F401  Registers mem:// with Beam.
 from tests.test_heads_table import draw_matrix, write_plain
 from transforms import storage
 from transforms.features import Feature, FeatureSpec
+from transforms.heads.folder import check_place
 from transforms.heads.model import Model
-from transforms.heads.store import Head, check_features, check_place, load_head, save_head, softmax
+from transforms.heads.store import Head, check_features, load_head, save_head, softmax
 from transforms.heads.table import open_table
 from transforms.records import FeaturemillError
 
@@ -85,6 +88,32 @@ def test_same_head_same_bytes(head, tmp_path):
     for name in ("a", "b"):
         save_head(head, str(tmp_path / name))
     assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+@pytest.mark.parametrize("place", ["local", "mem://heads/large"])
+def test_arrays_are_never_in_memory_twice(head, tmp_path, place):
+    """knn's are as large as its rows: a head that could be trained has to be written, too."""
+    arrays = {"vectors": np.arange(2**23, dtype=np.float32).reshape(-1, 512), "codes": np.arange(2**14)}
+    folder, large = str(tmp_path / "large") if place == "local" else place, 32 * 2**20
+    expected = io.BytesIO()
+    np.savez(expected, **arrays)
+    written, loaded = peak_of(lambda: save_head(replace(head, model=Model("knn", arrays)), folder)), []
+    read = peak_of(lambda: loaded.append(load_head(folder)))
+    assert storage.read_bytes(f"{folder}/head.npz") == expected.getvalue()
+    np.testing.assert_array_equal(loaded[0].model.arrays["vectors"], arrays["vectors"])
+    if place == "local":
+        assert written < 0.75 * large
+        assert read < 1.5 * large
+
+
+def peak_of(call) -> int:
+    """Returns how many bytes a call took at its peak, by Python and NumPy."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_probabilities(head):

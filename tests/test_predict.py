@@ -289,6 +289,9 @@ def test_labels_from_a_file(inputs, run, tmp_path, classes):
     found = {row["key"]: row["true_label"] for row in rows(tmp_path / "PRED")}
     assert found == {key: classes[0] if key in keys[:5] else None for key in keys}
     assert json.loads((tmp_path / "PRED/metrics.json").read_text())["rows"] == 5
+    stored = str(tmp_path / "stored")
+    run(inputs["features"], labels=str(labels), key_column="file", label_column="class", output=stored)
+    assert {row["key"]: row["true_label"] for row in rows(stored)} == found
     labels.write_text(f"key,label\n{keys[0]},\n")
     with pytest.raises(FeaturemillError, match="no row has a true label to evaluate by"):
         run(inputs["features"], labels=str(labels), evaluate=True, output=str(tmp_path / "other"))
@@ -307,6 +310,21 @@ def test_plain_parquet_is_taken_and_said_to_have_no_fingerprint(inputs, run, hea
     assert [row["label"] for row in found] == [head.classes[i] for i in oracle(head, vectors).argmax(axis=1)]
     assert found[0]["key"] == f"{plain}#0"
     assert found[0]["source"] is found[0]["true_label"] is found[0]["agrees"] is None
+
+
+def test_features_that_turn_out_bad_leave_nothing(inputs, run, tmp_path, monkeypatch):
+    vectors = open_features(str(inputs["features"])).to_numpy().copy()
+    vectors[-1, 5] = np.nan
+    plain = tmp_path / "plain.parquet"
+    pq.write_table(pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 512)}), plain)
+    with pytest.raises(FeaturemillError, match="NaN or infinity"):
+        run(plain, feature_columns=("vector",))
+    assert not (tmp_path / "PRED").exists()
+    (tmp_path / "PRED").mkdir()
+    (tmp_path / "PRED" / "notes.txt").write_text("mine")
+    with pytest.raises(FeaturemillError, match="NaN or infinity"):
+        run(plain, feature_columns=("vector",))
+    assert [path.name for path in (tmp_path / "PRED").iterdir()] == ["notes.txt"]
 
 
 def test_what_is_taken_for_features(inputs, tmp_path):

@@ -123,6 +123,11 @@ def test_hostile_names_stay_text():
     assert "<script>alert(1)<…" in drawn
 
 
+def test_long_names_do_not_fill_the_page():
+    page = Page(report_html("Head", [make_run(classes=("x" * 4096, "y" * 4096), right=0.5)], {}))
+    assert not re.search("x{100}|y{100}", page.text)
+
+
 def test_page_is_the_same_bytes_each_time(tmp_path, page_text):
     runs = [make_run(), make_run("knn", seed=1, right=1, curve=[])]
     with matplotlib.rc_context({"font.size": 20, "svg.fonttype": "path", "axes.grid": True, "lines.linewidth": 9}):

@@ -143,8 +143,9 @@ def test_near_copies_teach_nothing_either(tmp_path):
 def test_same_seed_same_head(tmp_path, kind):
     path = write_clouds(tmp_path / "f.parquet")
     for name in ("one", "two"):
-        train(options(path, tmp_path / name, kinds=(kind,)))
-    assert (tmp_path / "one/head.npz").read_bytes() == (tmp_path / "two/head.npz").read_bytes()
+        train(options(path, tmp_path / name, kinds=(kind, "knn" if kind == "ridge" else "ridge")))
+    for file in ("head.npz", "head.json", "metrics.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
 
 
 def test_the_best_of_several_is_kept(tmp_path):
@@ -170,6 +171,45 @@ def test_labels_from_a_file(tmp_path):
     assert "90" in text
     assert "nobody" in text
     assert load_head(str(tmp_path / "head")).metrics["metrics"]["accuracy"]["value"] > 0.9
+
+
+def test_a_file_of_labels_has_names_of_its_own(tmp_path, capsys):
+    drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, [None] * 100)
+    lines = [f"photo{i:04},{drawn.classes[code]}" for i, code in enumerate(drawn.codes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,species", *lines]))
+    more = {"labels": str(tmp_path / "labels.csv"), "label_column": "species"}
+    assert train(options(path, tmp_path / "head", key_column="id", **more)).head.classes == ("class0", "class1")
+    # Features that have such a column, too, are joined by it.
+    other = write_features(tmp_path / "g.parquet", drawn.vectors.matrix, [None] * 100, id=[line[:9] for line in lines])
+    pq.write_table(pq.read_table(other).drop_columns(["key"]), other)
+    assert train(options(other, tmp_path / "other", key_column="id", **more)).head.classes == ("class0", "class1")
+    with pytest.raises(FeaturemillError, match=r"labels\.csv has no column 'idd'"):
+        train(options(path, tmp_path / "none", key_column="idd", **more))
+
+
+def test_an_empty_label_is_no_class(tmp_path):
+    drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
+    labels = ["" if i % 10 == 0 else drawn.classes[code] for i, code in enumerate(drawn.codes)]
+    said = []
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, labels)
+    assert train(options(path, tmp_path / "head"), say=said.append).head.classes == ("class0", "class1")
+    assert "10 rows without a label left out" in "\n".join(said)
+
+
+def test_strange_labels_are_told_in_one_short_line(tmp_path, capsys):
+    matrix = np.random.default_rng(0).normal(size=(200, 4))
+    path = write_features(tmp_path / "f.parquet", matrix, ["two\nlines\x1b[31m", "x" * 4096] * 100)
+    assert run_cli(["train", str(path), "--output", str(tmp_path / "head")]) == 0
+    told = capsys.readouterr()
+    confused = [line for line in told.out.splitlines() if "taken for" in line]
+    assert confused
+    assert all("two\N{REPLACEMENT CHARACTER}lines" in line and "xxx…" in line for line in confused)
+    assert max(map(len, [*told.out.splitlines(), *told.err.splitlines()])) < 300
+    assert "\x1b" not in told.out + told.err
+    assert "x" * 100 not in (tmp_path / "head/report.html").read_text()
+    # Whole, where programs read it.
+    assert load_head(str(tmp_path / "head")).classes == ("two\nlines\x1b[31m", "x" * 4096)
 
 
 @pytest.mark.parametrize("kind", ["ridge", "logistic"])
@@ -226,6 +266,7 @@ def test_labels_without_a_match(tmp_path, capsys):
     [
         (["--head", "rigde"], "ridge"),
         (["--compare", "ridge,ridge"], "once"),
+        (["--compare", "ridge,knn", "--head", "knn"], "--compare"),
         (["--val-fraction", "0"], "--val-fraction"),
         (["--val-fraction", "0.6", "--test-fraction", "0.5"], "nothing to train on"),
         (["--folds", "2"], "3 to 20"),

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from transforms import storage
 from transforms.features import nearest
-from transforms.heads.table import Table, as_text
+from transforms.heads.table import Table, as_text, known
+from transforms.heads.wording import short
 from transforms.records import FeaturemillError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def read_labels(path: str, *, key_column: str = "key", label_column: str = "labe
     columns = [as_text(table.column(name), name, path) for name in (key_column, label_column)]
     if columns[0].null_count:
         raise FeaturemillError(f"{path}: {columns[0].null_count:,} rows have no {key_column!r}; fill them in")
-    return _once(pa.table(columns, ["key", "label"]), path)
+    return _once(pa.table([columns[0], known(columns[1])], ["key", "label"]), path)
 
 
 def _read_parquet(file: object) -> "pa.Table":
@@ -100,8 +101,9 @@ def _once(labels: "pa.Table", path: str) -> "pa.Table":
     if len(repeated):
         key = repeated[0].as_py()
         first, second = labels.filter(pc.equal(labels["key"], key))["label"].to_pylist()[:2]
+        first, second = (None if label is None else short(label) for label in (first, second))
         raise FeaturemillError(
-            f"{path}: {len(repeated):,} keys have several labels, such as {key!r} with {first!r} and {second!r}; "
+            f"{path}: keys with several labels: {len(repeated):,}, such as {key!r} with {first!r} and {second!r}; "
             "leave one for each"
         )
     return labels

@@ -10,6 +10,7 @@ import numpy as np
 from transforms.features import nearest
 from transforms.heads.near import near_duplicates
 from transforms.heads.table import Table
+from transforms.heads.wording import short
 from transforms.records import FeaturemillError, UsageError
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
     values = values.to_pylist()
     classes = sorted(values)
     if len(classes) < 2:
-        found = f"only the label {classes[0]!r}" if classes else "no label at all"
+        found = f"only the label {short(classes[0])!r}" if classes else "no label at all"
         raise FeaturemillError(
             f"{table.location} has {found}, and a head tells at least two classes apart; "
             "name another --label-column, or pass --labels FILE"
@@ -263,7 +264,7 @@ def _check(
 
 
 def _refuse(classes: list[str], bad: np.ndarray, where: str, cure: str) -> None:
-    names = [repr(classes[i]) for i in np.flatnonzero(bad)]
+    names = [repr(short(classes[i])) for i in np.flatnonzero(bad)]
     if names:
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         verb = "class has" if len(names) == 1 else "classes have"

@@ -1,13 +1,9 @@
 """HEAD on disk: a folder with arrays and JSON, whole or not there, and what it may be used on."""
 
 import hashlib
-import io
 import json
-import os
-import uuid
 import zipfile
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,13 +11,12 @@ import numpy as np
 
 from transforms import heads, storage
 from transforms.features import FeatureSpec
+from transforms.heads.folder import check_place, open_arrays, sha256_of, write_folder
 from transforms.heads.model import Model
 from transforms.heads.table import Table
 from transforms.records import FeaturemillError
 
 HEAD_SCHEMA_VERSION = 1
-# Files that a head's folder may have beside those that its head.json lists.
-_OWN_FILES = {"head.json", "head.npz", "metrics.json", "report.html"}
 
 
 @dataclass(frozen=True)
@@ -77,54 +72,6 @@ def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-def check_place(folder: str, *, overwrite: bool) -> None:
-    """Checks that a head may be written here, before any work is done for it.
-
-    Raises:
-        FeaturemillError: There is a head and it isn't to be replaced, or there is something else.
-    """
-    folder = storage.absolute(folder)
-    if storage.stat(folder):
-        raise FeaturemillError(f"{folder} is a file, and a head is a folder; choose another --output")
-    if storage.is_local(folder):
-        _check_parent(folder)
-    names = _names(folder)
-    if not names:
-        return
-    strange = sorted(names - _own_files(folder))
-    if strange or "head.json" not in names:
-        raise FeaturemillError(
-            f"{folder} holds what is no head's ({', '.join((strange or sorted(names))[:3])}), and would be replaced as "
-            "a whole; choose another --output, or move that elsewhere"
-        )
-    if not overwrite:
-        raise FeaturemillError(f"{folder} holds a head already; choose another --output, or pass --overwrite")
-
-
-def _check_parent(folder: str) -> None:
-    parent = os.path.dirname(folder)
-    while not os.path.lexists(parent):
-        parent = os.path.dirname(parent)
-    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
-        raise FeaturemillError(
-            f"{folder} can't be written: {parent} is no folder one may write to; choose another --output"
-        )
-
-
-def _names(folder: str) -> set[str]:
-    """Returns the names of what is in a folder, folders included."""
-    if not storage.is_local(folder):
-        return storage.list_folder(folder)
-    return set(os.listdir(folder)) if os.path.isdir(folder) else set()
-
-
-def _own_files(folder: str) -> set[str]:
-    # A damaged head may be replaced, too.
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        return _OWN_FILES | set(json.loads(storage.read_bytes(storage.join(folder, "head.json")))["files"])
-    return _OWN_FILES
-
-
 def save_head(head: Head, folder: str, *, files: Mapping[str, bytes] | None = None, overwrite: bool = False) -> None:
     """Writes a head: `head.npz`, `head.json`, `metrics.json` and more; a local folder appears whole or not at all.
 
@@ -141,27 +88,19 @@ def save_head(head: Head, folder: str, *, files: Mapping[str, bytes] | None = No
     """
     folder = storage.absolute(folder)
     check_place(folder, overwrite=overwrite)
-    content = _contents(head, dict(files or {}))
+    metrics = json.dumps(_plain(head.metrics), indent=2, allow_nan=False).encode()
+    files = {**(files or {}), "metrics.json": metrics}
+    names = sorted([*files, "head.npz"])
     try:
-        if storage.is_local(folder):
-            _write_local(content, os.path.realpath(folder))
-        else:
-            _write_remote(content, folder)
+        write_folder(folder, files, head.model.arrays, lambda sha256: _description(head, names, sha256))
     except OSError as error:
         raise FeaturemillError(
             f"cannot write the head to {folder} ({storage.one_line(error)}); make room or mend the permissions"
         ) from error
 
 
-def _contents(head: Head, files: dict[str, bytes]) -> dict[str, bytes]:
-    """Returns {name: content}, `head.json` last."""
-    arrays = io.BytesIO()
-    np.savez(arrays, **head.model.arrays)
-    content = {
-        **files,
-        "head.npz": arrays.getvalue(),
-        "metrics.json": json.dumps(_plain(head.metrics), indent=2, allow_nan=False).encode(),
-    }
+def _description(head: Head, files: list[str], arrays_sha256: str) -> bytes:
+    """Returns the content of head.json."""
     values = {
         "schema_version": HEAD_SCHEMA_VERSION,
         "kind": head.model.kind,
@@ -179,12 +118,11 @@ def _contents(head: Head, files: dict[str, bytes]) -> dict[str, bytes]:
         "split": head.split,
         "metrics": head.metrics,
         "versions": head.versions,
-        "files": sorted(content),
-        "arrays_sha256": hashlib.sha256(content["head.npz"]).hexdigest(),
+        "files": files,
+        "arrays_sha256": arrays_sha256,
     }
     values = _plain(values)
-    content["head.json"] = json.dumps({**values, "sha256": _digest(values)}, indent=2, allow_nan=False).encode()
-    return content
+    return json.dumps({**values, "sha256": _digest(values)}, indent=2, allow_nan=False).encode()
 
 
 def _plain(value: Any) -> Any:
@@ -204,37 +142,6 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def _write_local(content: Mapping[str, bytes], folder: str) -> None:
-    unique = uuid.uuid4().hex
-    new, old = f"{folder}.{unique}.tmp", f"{folder}.{unique}.old"
-    try:
-        os.makedirs(new)
-        for name, data in content.items():
-            with storage.open_write(storage.join(new, name)) as file:
-                file.write(data)
-                storage.sync(file)
-        # A folder can't replace one that isn't empty: between these two renames there is no head, never half of one.
-        if os.path.isdir(folder):
-            os.rename(folder, old)
-        try:
-            storage.rename(new, folder)
-        except OSError:
-            if os.path.isdir(old):
-                os.rename(old, folder)
-            raise
-    finally:
-        for left in (new, old):
-            if os.path.isdir(left):
-                storage.remove_tree(left)
-
-
-def _write_remote(content: Mapping[str, bytes], folder: str) -> None:
-    storage.delete(storage.join(folder, name) for name in sorted(_names(folder), key=lambda name: name != "head.json"))
-    for name, data in content.items():
-        with storage.open_write(storage.join(folder, name)) as file:
-            file.write(data)
-
-
 def load_head(folder: str) -> Head:
     """Reads a head.
 
@@ -244,11 +151,12 @@ def load_head(folder: str) -> Head:
     folder = storage.absolute(folder)
     values = _read_values(folder)
     try:
-        data = storage.read_bytes(storage.join(folder, "head.npz"))
-        if hashlib.sha256(data).hexdigest() != values["arrays_sha256"]:
-            raise _damaged(folder, "head.npz", "its hash isn't the one that head.json has for it")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            model = Model(values["kind"], dict(arrays), values["settings"], tuple(values["curve"]))
+        with open_arrays(folder) as file:
+            if sha256_of(file) != values["arrays_sha256"]:
+                raise _damaged(folder, "head.npz", "its hash isn't the one that head.json has for it")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                model = Model(values["kind"], dict(arrays), values["settings"], tuple(values["curve"]))
         return Head(
             model=model,
             classes=tuple(values["classes"]),

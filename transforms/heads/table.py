@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 DEFAULT_COLUMN = "embedding"
+DEFAULT_KEY, DEFAULT_LABEL = "key", "label"
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Table:
         weights: Where the backbone's weights came from, as the OUT's user named them; empty if unknown.
         weights_are_random: Whether they were.
         keys: N strings.
-        labels: N strings, null where unknown.
+        labels: N strings, null where unknown or empty.
         groups: N strings, or None if no group column was named.
         sides: N strings of the split column, or None if none was named.
         sha256: N content hashes (binary), or None where there are none.
@@ -58,8 +59,9 @@ def open_table(
     location: str,
     *,
     columns: Sequence[str] = (),
-    label_column: str = "label",
-    key_column: str = "key",
+    label_column: str = DEFAULT_LABEL,
+    key_column: str = DEFAULT_KEY,
+    key_may_lack: bool = False,
     group_column: str | None = None,
     split_column: str | None = None,
 ) -> Table:
@@ -68,8 +70,10 @@ def open_table(
     Args:
         location: OUT of `featuremill extract`, or a Parquet file, a folder of them, or a pattern.
         columns: Vector columns; by default `embedding`, or the only one there is.
-        label_column: Labels, as text or whole numbers; where there is no column `label`, no label is known.
+        label_column: Labels, as text or whole numbers; where there is no column `label`, no label is known; empty
+            ones aren't either.
         key_column: Keys; where there is no column `key`, rows are called `FILE#ROW`.
+        key_may_lack: Whether `key` is taken where there is no `key_column`, as this is what a file of labels calls it.
         group_column: Rows of one group stay together in a split.
         split_column: Says which side a row is on.
 
@@ -84,6 +88,8 @@ def open_table(
     columns = _choose(location, infos[0].schema, columns)
     dims = _widths(infos, columns)
     there = {name for info in infos for name in info.schema.names}
+    if key_may_lack and key_column not in there:
+        key_column = DEFAULT_KEY
     # These two may be missing, as long as nobody asked for others.
     texts = {
         role: name for role, name in (("key", key_column), ("label", label_column)) if name != role or name in there
@@ -101,7 +107,7 @@ def open_table(
         weights=origin.weights,
         weights_are_random=origin.weights_are_random,
         keys=found["key"],
-        labels=found["label"],
+        labels=known(found["label"]),
         groups=found.get("group"),
         sides=found.get("split"),
         sha256=found.get("sha256"),
@@ -286,6 +292,14 @@ def _row_names(info: _FileInfo) -> "pa.Array":
 
     numbers = pa.array(range(info.metadata.num_rows), pa.int64()).cast(pa.string())
     return pc.binary_join_element_wise(pa.scalar(info.uri), numbers, "#")
+
+
+def known(labels: "pa.ChunkedArray") -> "pa.ChunkedArray":
+    """Returns labels with null for empty ones: a class needs a name."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
 
 
 def as_text(column: "pa.ChunkedArray", name: str, uri: str) -> "pa.ChunkedArray":
