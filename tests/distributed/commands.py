@@ -1,6 +1,7 @@
 """The command on a runner, started as a user starts it, with the fake engine or the real one; and OUT, judged."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,8 @@ def start(
         text=True,
         start_new_session=True,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        # A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
