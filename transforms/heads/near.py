@@ -31,7 +31,7 @@ def near_duplicates(vectors: Vectors, threshold: float) -> np.ndarray:
         M×2 int64 with M < N: pairs of row numbers, the smaller first, each with such a cosine. Two rows are connected
         by these pairs if and only if all pairs of such a cosine connect them.
     """
-    forest = _Forest(vectors.rows)
+    forest = Forest(vectors.rows)
     size = max(TILE_ROWS, BLOCK_BYTES // (4 * vectors.dims))
     for start in range(0, vectors.rows, size):
         numbers, block = _normed_rows(vectors, start, min(start + size, vectors.rows))
@@ -69,7 +69,7 @@ def _tiles(rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
             yield slice(row, row + TILE_ROWS), slice(column, column + TILE_ROWS)
 
 
-class _Forest:
+class Forest:
     """Pairs of rows, thinned out to a spanning forest whenever many have gathered."""
 
     def __init__(self, rows: int):

@@ -1,0 +1,121 @@
+"""The commands that look into stored features: query, sql, duplicates, outliers."""
+
+import json
+from typing import Any
+
+import click
+
+from pipeline.cli_options import debug_option, together
+
+_feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
+_result_options = together(
+    click.option("--output", "-o", "parquet", metavar="FILE", help="The result as Parquet."),
+    click.option("--html", "page", metavar="PAGE", help="The result as a contact sheet with thumbnails."),
+    click.option("--json", "as_json", is_flag=True, help="As JSON on standard output."),
+)
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--image", "images", multiple=True, metavar="FILE", help="An image, embedded as OUT's were.")
+@click.option("--key", "keys", multiple=True, metavar="KEY", help="A stored row; not among its own neighbours.")
+@click.option("--vector", "vectors", multiple=True, metavar="FILE", help="Vectors in a .npy file; - is standard input.")
+@click.option("--top", default=10, show_default=True, help="Neighbours of each query.")
+@click.option("--metric", default="cosine", show_default=True, help="cosine, dot or l2.")
+@_feature_option
+@click.option("--where", metavar="SQL", help="Only rows that meet this, such as \"label = 'cat' AND width > 300\".")
+@_result_options
+@click.option("--engine", default="auto", show_default=True, help="What embeds images: auto, keras or ncnn.")
+@click.option("--weights", help="Where the weights are now.  [default: where they were]")
+@debug_option
+def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) -> int:
+    """Find the stored rows nearest to images, rows or vectors: exact, in one pass, without an index.
+
+    Several queries in one call share the pass. A condition sees a row's key, label, source, position, sha256, width and
+    height, and nothing else.
+    """
+    from pipeline import query as module
+    from pipeline.query_page import write_query_page
+
+    found = module.query(module.QueryOptions(**given))
+    writers = ((parquet, module.write_found), (page, write_query_page))
+    return _hand_out(found, writers, as_json, module.found_json, module.found_text)
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.argument("text", metavar="QUERY")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="As CSV.")
+@click.option("--output", "-o", "parquet", metavar="FILE", help="As Parquet.")
+@debug_option
+def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None) -> int:
+    """Ask OUT in SQL (DuckDB's): views features, failures and units, such as
+
+    featuremill sql OUT "SELECT label, count(*) FROM features GROUP BY 1"
+
+    The query sees these views and nothing else: no files, no network, nothing to change. OUT is on this machine.
+    """
+    from pipeline import sql as module
+
+    if as_json + as_csv + (parquet is not None) > 1:
+        raise click.UsageError("give one of --json, --csv and --output")
+    with module.sql(output, text) as answer:
+        if parquet:
+            click.echo(f"{module.write_answer(answer, parquet):,} rows in {parquet}", err=True)
+        elif as_json:
+            click.echo(json.dumps(module.answer_json(answer), indent=2))
+        elif as_csv:
+            click.echo(module.answer_csv(answer), nl=False)
+        else:
+            click.echo(module.answer_text(answer))
+    return 0
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--cosine", default=0.98, show_default=True, help="From which on two rows are near copies.")
+@_feature_option
+@_result_options
+@debug_option
+def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool, **given: Any) -> int:
+    """Find exact copies by content and near copies by cosine, as groups; labels that disagree come first.
+
+    Every pair is compared. Rows of a group are connected by pairs, so the ends of a chain may be less alike.
+    """
+    from pipeline import duplicates as module
+
+    found = module.duplicates(output, **given)
+    writers = ((parquet, module.write_duplicates), (page, module.write_duplicates_page))
+    return _hand_out(found, writers, as_json, module.duplicates_json, module.duplicates_text)
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--by", default="class", show_default=True, help="class (its centre), or neighbours (the nearest rows).")
+@click.option("--top", default=50, show_default=True, help="How many.")
+@click.option("--neighbours", default=10, show_default=True, help="Nearest rows, for --by neighbours.")
+@_feature_option
+@_result_options
+@debug_option
+def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, **given: Any) -> int:
+    """Find the rows farthest from the centre of their class, or from their nearest neighbours.
+
+    By class takes two passes; by neighbours compares every pair of rows.
+    """
+    from pipeline import outliers as module
+
+    found = module.outliers(output, **given)
+    writers = ((parquet, module.write_outliers), (page, module.write_outliers_page))
+    return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)
+
+
+def _hand_out(found: Any, writers: Any, as_json: bool, to_json: Any, to_text: Any) -> int:
+    for path, write in writers:
+        if path:
+            write(found, path)
+    click.echo(json.dumps(to_json(found), indent=2) if as_json else to_text(found))
+    return 0
+
+
+COMMANDS = (query, sql, duplicates, outliers)

@@ -1,0 +1,274 @@
+"""Duplicates: rows with the same content or nearly the same features, as groups; labels that disagree come first."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.contact_sheet import Section, row_tile, write_sheet
+from pipeline.plan import readable
+from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.thumbnails import thumbnails
+from transforms.heads.table import Table, open_table
+from transforms.near_copies import near_copies
+from transforms.records import UsageError
+from transforms.stored_rows import StoredRow, read_rows
+
+DEFAULT_COSINE = 0.98
+# What a page and a terminal show of many groups; --output has all.
+PAGE_GROUPS, PAGE_TILES = 200, 24
+SHOWN_GROUPS, SHOWN_ROWS = 20, 6
+# Groups that are handed on at a time, so that memory doesn't grow with all that is found.
+_BATCH_GROUPS = 10_000
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are copies of each other, or near copies along a chain.
+
+    Attributes:
+        rows: Row numbers, ascending; at least two.
+        exact: Whether all have the same content.
+        labels: How many labels they have; more than one: they disagree. Unknown ones don't count.
+    """
+
+    rows: tuple[int, ...]
+    exact: bool
+    labels: int
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The groups of an OUT.
+
+    Attributes:
+        table: What was searched.
+        cosine: From which on two rows are near copies.
+        groups: Those whose labels disagree first, then the largest, then by the first key.
+    """
+
+    table: Table
+    cosine: float
+    groups: tuple[Group, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in groups."""
+        return sum(len(group.rows) for group in self.groups)
+
+    @property
+    def disagreeing(self) -> int:
+        """Groups whose labels disagree."""
+        return sum(group.labels > 1 for group in self.groups)
+
+
+def duplicates(output: str, *, cosine: float = DEFAULT_COSINE, feature: str | None = None) -> Duplicates:
+    """Finds exact copies by content hash, and near copies by cosine; every pair is compared.
+
+    Rows of one group are connected by pairs: the first and the last of a chain may be less alike than `cosine`.
+
+    Args:
+        output: OUT, or other Parquet with vectors.
+        cosine: In (0, 1].
+        feature: Column of vectors; by default `embedding`, or the only one.
+
+    Raises:
+        UsageError: A cosine that can't be.
+        FeaturemillError: No features there, or vectors that can't be read or aren't finite.
+    """
+    if not 0 < cosine <= 1:
+        raise UsageError(f"--cosine must be above 0 and at most 1, not {cosine}")
+    table = open_table(output, columns=(feature,) if feature else ())
+    contents, first = _contents(table)
+    # One row for each content: a thousand copies of a placeholder would be half a million pairs.
+    pairs = near_copies(replace(table.vectors, zeros_pass=True), cosine, wanted=first)
+    groups = _groups(table, contents, pairs)
+    return Duplicates(table, cosine, tuple(groups))
+
+
+def _contents(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each row the number of the first row with its content, and whether it is that row."""
+    numbers = np.arange(table.vectors.rows)
+    if table.sha256 is None:
+        return numbers, np.ones(len(numbers), bool)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    hashes = table.sha256.combine_chunks()
+    codes = pc.dictionary_encode(hashes, null_encoding="mask").indices
+    # Rows without a hash are nobody's copies.
+    codes = pc.coalesce(codes.cast(pa.int64()), pa.array(numbers + len(numbers))).to_numpy()
+    _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    contents = firsts[inverse]
+    return contents, contents == numbers
+
+
+def _groups(table: Table, contents: np.ndarray, pairs: np.ndarray) -> list[Group]:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(contents)
+    copies = np.flatnonzero(contents != np.arange(count))
+    left = np.concatenate([pairs[:, 0], copies])
+    right = np.concatenate([pairs[:, 1], contents[copies]])
+    _, sets = connected_components(coo_array((np.ones(len(left), bool), (left, right)), (count, count)), directed=False)
+    members = np.flatnonzero(np.bincount(sets)[sets] > 1)
+    members = members[np.argsort(sets[members], kind="stable")]
+    labels = _label_codes(table)
+    groups = []
+    for rows in np.split(members, np.flatnonzero(np.diff(sets[members])) + 1) if len(members) else ():
+        known = labels[rows]
+        kinds = len(np.unique(known[known >= 0]))
+        groups.append(Group(tuple(rows.tolist()), len(np.unique(contents[rows])) == 1, kinds))
+    first_keys = dict(zip(*_first_keys(table, groups), strict=True))
+    return sorted(groups, key=lambda g: (g.labels < 2, -len(g.rows), first_keys[g.rows[0]], g.rows[0]))
+
+
+def _first_keys(table: Table, groups: Sequence[Group]) -> tuple[list[int], list[str]]:
+    rows = [group.rows[0] for group in groups]
+    return rows, table.keys.take(rows).to_pylist() if rows else []
+
+
+def _label_codes(table: Table) -> np.ndarray:
+    """Returns N numbers that are equal where labels are; -1 where unknown."""
+    import pyarrow.compute as pc
+
+    codes = pc.dictionary_encode(table.labels.combine_chunks()).indices
+    return pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
+
+
+def _rows_of(found: Duplicates, groups: Sequence[Group]) -> dict[int, StoredRow]:
+    numbers = [row for group in groups for row in group.rows]
+    return {row.row: row for row in read_rows(found.table, numbers)}
+
+
+def _rarest_first(table: Table, group: Group) -> tuple[list[int], Counter]:
+    """Returns a group's rows, those with the rarest labels first, and how often it has each label."""
+    labels = table.labels.take(list(group.rows)).to_pylist()
+    counts = Counter(label for label in labels if label is not None)
+    # Those without a label last.
+    order = sorted(range(len(labels)), key=lambda i: (counts.get(labels[i], len(labels) + 1), i))
+    return [group.rows[i] for i in order], counts
+
+
+def duplicates_json(found: Duplicates) -> dict[str, Any]:
+    """Returns the groups for programs."""
+    rows = _rows_of(found, found.groups)
+    return {
+        "output": found.table.location,
+        "features": list(found.table.columns),
+        "cosine": found.cosine,
+        "rows": found.table.vectors.rows,
+        "groups": len(found.groups),
+        "rows_in_groups": found.rows,
+        "groups_with_labels_that_disagree": found.disagreeing,
+        "found": [
+            {
+                "exact": group.exact,
+                "labels_disagree": group.labels > 1,
+                "rows": [row_json(rows[row]) for row in group.rows],
+            }
+            for group in found.groups
+        ],
+    }
+
+
+def duplicates_text(found: Duplicates) -> str:
+    """Returns the groups for people; of many, the first."""
+    lines = []
+    for number, group in enumerate(found.groups[:SHOWN_GROUPS], 1):
+        numbers, _ = _rarest_first(found.table, group)
+        rows = read_rows(found.table, numbers[:SHOWN_ROWS])
+        lines.append(f"group {number}: {_what(group)}")
+        lines.append(text_table(("label", "key"), [(row.label, row.key) for row in rows]))
+        if len(group.rows) > SHOWN_ROWS:
+            lines.append(f"… and {len(group.rows) - SHOWN_ROWS:,} more")
+        lines.append("")
+    if len(found.groups) > SHOWN_GROUPS:
+        lines += [f"… and {len(found.groups) - SHOWN_GROUPS:,} more groups; --output FILE.parquet has all", ""]
+    return "\n".join([*lines, _headline(found)])
+
+
+def _what(group: Group) -> str:
+    kind = "exact copies" if group.exact else "near copies"
+    return f"{len(group.rows):,} {kind}" + (f", {group.labels} labels that disagree" if group.labels > 1 else "")
+
+
+def _headline(found: Duplicates) -> str:
+    groups = f"{len(found.groups):,} group{'s' * (len(found.groups) != 1)}"
+    return (
+        f"{groups} with {found.rows:,} of {found.table.vectors.rows:,} rows, at a cosine of {found.cosine:g} or more; "
+        f"{found.disagreeing:,} with labels that disagree"
+    )
+
+
+def write_duplicates(found: Duplicates, path: str) -> None:
+    """Writes the groups as Parquet, a row for each row of a group.
+
+    Raises:
+        FeaturemillError: It can't be written there.
+    """
+    import pyarrow as pa
+
+    kinds = [
+        ("group", pa.int64()),
+        ("rows_in_group", pa.int64()),
+        ("exact", pa.bool_()),
+        ("labels_disagree", pa.bool_()),
+    ]
+    schema = pa.schema([*kinds, *row_fields()])
+
+    def tables() -> Iterator[pa.Table]:
+        for first in range(0, len(found.groups), _BATCH_GROUPS):
+            some = found.groups[first : first + _BATCH_GROUPS]
+            rows = _rows_of(found, some)
+            values = [
+                {
+                    "group": number,
+                    "rows_in_group": len(group.rows),
+                    "exact": group.exact,
+                    "labels_disagree": group.labels > 1,
+                    **row_values(rows[row]),
+                }
+                for number, group in enumerate(some, first)
+                for row in group.rows
+            ]
+            yield pa.Table.from_pylist(values, schema)
+
+    write_parquet(path, tables(), schema)
+
+
+def write_duplicates_page(found: Duplicates, path: str) -> None:
+    """Writes a contact sheet of the first groups.
+
+    Raises:
+        FeaturemillError: It can't be written there.
+    """
+    shown = found.groups[:PAGE_GROUPS]
+    orders = [_rarest_first(found.table, group) for group in shown]
+    numbers = [row for order, _ in orders for row in order[:PAGE_TILES]]
+    rows = {row.row: row for row in read_rows(found.table, numbers)}
+    images = thumbnails(found.table.location, rows.values())
+    sections = []
+    for number, (group, (order, counts)) in enumerate(zip(shown, orders, strict=True), 1):
+        # Marked is what is outvoted: where all agree, nothing.
+        most = max(counts.values(), default=0)
+        tiles = [
+            row_tile(rows[row], images, str(place), marked=counts.get(rows[row].label, most) < most)
+            for place, row in enumerate(order[:PAGE_TILES], 1)
+        ]
+        more = f"{PAGE_TILES} of them, those with the rarest labels first." if len(order) > PAGE_TILES else ""
+        sections.append(Section(f"Group {number}: {_what(group)}", more, tuple(tiles)))
+    note = f"the first {PAGE_GROUPS} groups are shown" if len(found.groups) > PAGE_GROUPS else "all groups are shown"
+    write_sheet(
+        path,
+        title=f"Duplicates in {readable(found.table.location)}",
+        headline=_headline(found),
+        facts={
+            "features": f"{' + '.join(found.table.columns)} of {found.table.location}",
+            "order": f"labels that disagree first, then the largest; {note}",
+        },
+        sections=sections,
+    )

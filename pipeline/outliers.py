@@ -1,0 +1,236 @@
+"""Outliers: the rows farthest from the centre of their class, or from their nearest neighbours."""
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from pipeline.contact_sheet import Section, row_tile, write_sheet
+from pipeline.plan import readable
+from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.thumbnails import thumbnails
+from transforms.engines import available_cores
+from transforms.features import nearest
+from transforms.heads import knn
+from transforms.heads.table import Table, open_table
+from transforms.records import FeaturemillError, UsageError
+from transforms.stored_rows import StoredRow, read_rows
+
+BY = ("class", "neighbours")
+# Rows that are compared with all others at a time.
+_BLOCK_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A row, and how far away it is.
+
+    Attributes:
+        row: Its own columns.
+        distance: 1 - cosine: to the mean direction of its class without itself, or the mean over its k nearest rows.
+        nearest_class: The class whose mean direction is nearest, by class; else None.
+    """
+
+    row: StoredRow
+    distance: float
+    nearest_class: str | None
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """The rows farthest away, the farthest first.
+
+    Attributes:
+        table: What was looked at.
+        by: One of BY.
+        rows: Rows that were compared.
+        found: The farthest.
+    """
+
+    table: Table
+    by: str
+    rows: int
+    found: tuple[Outlier, ...]
+
+
+def outliers(
+    output: str, *, by: str = "class", top: int = 50, neighbours: int = 10, feature: str | None = None
+) -> Outliers:
+    """Finds the rows that lie farthest from their class, or from everything else. Rows of zeros aren't compared.
+
+    Args:
+        output: OUT, or other Parquet with vectors.
+        by: `class`: by the centre of the row's class, in two passes; unlabelled rows and classes of one row aren't
+            compared. `neighbours`: by the row's k nearest rows; every pair is compared, so time grows with N².
+        top: How many.
+        neighbours: k.
+        feature: Column of vectors; by default `embedding`, or the only one.
+
+    Raises:
+        UsageError: A number or a way that can't be.
+        FeaturemillError: No features there, no labels, or vectors that can't be read or aren't finite.
+    """
+    if by not in BY:
+        raise UsageError(f"--by {by!r}{nearest(by, BY)}")
+    for name, value in (("--top", top), ("--neighbours", neighbours)):
+        if value < 1:
+            raise UsageError(f"{name} must be at least 1, not {value}")
+    table = open_table(output, columns=(feature,) if feature else ())
+    if by == "class":
+        distances, classes = _from_class(table)
+    else:
+        distances, classes = _from_neighbours(table, neighbours), None
+    compared = np.flatnonzero(np.isfinite(distances))
+    ranked = compared[np.lexsort((compared, -distances[compared]))]
+    # Equally far ones go by key.
+    least = distances[ranked[min(top, len(ranked)) - 1]] if len(ranked) else 0
+    rows = {row.row: row for row in read_rows(table, ranked[distances[ranked] >= least][: top + _BLOCK_ROWS])}
+    order = sorted(rows, key=lambda row: (-distances[row], rows[row].key, row))[:top]
+    found = tuple(Outlier(rows[r], float(distances[r]), classes[r] if classes is not None else None) for r in order)
+    return Outliers(table, by, len(compared), found)
+
+
+def _units(table: Table, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (row numbers, n×D float64 of length 1), without rows of zeros."""
+    for numbers, matrix in replace(table.vectors, zeros_pass=True).batches(wanted):
+        largest = np.abs(matrix).max(axis=1)
+        numbers, units = numbers[largest > 0], matrix[largest > 0].astype(np.float64)
+        units /= largest[largest > 0, None]
+        units /= np.sqrt(np.einsum("nd,nd->n", units, units))[:, None]
+        yield numbers, units
+
+
+def _from_class(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Returns N distances, NaN where there is none, and N names of the nearest class."""
+    import pyarrow.compute as pc
+
+    encoded = pc.dictionary_encode(table.labels.combine_chunks())
+    names = np.array(encoded.dictionary.to_pylist(), object)
+    if not len(names):
+        raise FeaturemillError(f"{table.location} has no labels; pass --by neighbours")
+    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
+    sums, counts = np.zeros((len(names), table.vectors.dims)), np.zeros(len(names), np.int64)
+    for numbers, units in _units(table, codes >= 0):
+        of_batch = codes[numbers]
+        # By class and not by np.add.at, which adds row by row.
+        for code in np.unique(of_batch):
+            sums[code] += units[of_batch == code].sum(axis=0)
+        counts += np.bincount(of_batch, minlength=len(names))
+    means = sums / np.maximum(np.linalg.norm(sums, axis=1), np.finfo(float).tiny)[:, None]
+    distances, nearest_class = np.full(len(codes), np.nan), np.full(len(codes), None, object)
+    for numbers, units in _units(table, (codes >= 0) & (counts[codes] > 1)):
+        others = sums[codes[numbers]] - units
+        products = np.einsum("nd,nd->n", units, others)
+        lengths = np.sqrt(np.einsum("nd,nd->n", others, others))
+        # Others that cancel out have no direction to be far from.
+        distances[numbers] = 1 - np.divide(products, lengths, out=np.full(len(units), np.nan), where=lengths > 1e-12)
+        nearest_class[numbers] = names[(units @ means.T).argmax(axis=1)]
+    return distances, nearest_class
+
+
+def _from_neighbours(table: Table, neighbours: int) -> np.ndarray:
+    """Returns N mean distances to the k nearest other rows, NaN for rows of zeros."""
+    from threadpoolctl import threadpool_limits
+
+    distances = np.full(table.vectors.rows, np.nan)
+    with tempfile.TemporaryFile(prefix="featuremill-outliers-") as file:
+        kept = []
+        for numbers, units in _units(table):
+            file.write(np.ascontiguousarray(units, np.float32).data)
+            kept.append(numbers)
+        file.flush()
+        rows = np.concatenate(kept)
+        if len(rows) < 2:
+            raise FeaturemillError(f"{table.location} has {len(rows)} rows to compare; two are needed")
+        stored = np.memmap(file, np.float32, "r", shape=(len(rows), table.vectors.dims))
+        count = min(neighbours, len(rows) - 1)
+
+        def compare(start: int) -> None:
+            block = slice(start, start + _BLOCK_ROWS)
+            # Itself, or a copy that is as near, is one of them.
+            _, cosines = knn.nearest_rows(stored, np.array(stored[block]), count + 1)
+            distances[rows[block]] = 1 - cosines[:, 1:].mean(axis=1, dtype=np.float64)
+
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cores()) as pool:
+            list(pool.map(compare, range(0, len(rows), _BLOCK_ROWS)))
+    return distances
+
+
+def outliers_json(found: Outliers) -> dict[str, Any]:
+    """Returns the outliers for programs."""
+    return {
+        "output": found.table.location,
+        "features": list(found.table.columns),
+        "by": found.by,
+        "rows": found.table.vectors.rows,
+        "compared": found.rows,
+        "found": [
+            {"rank": rank, "distance": far.distance, "nearest_class": far.nearest_class, **row_json(far.row)}
+            for rank, far in enumerate(found.found, 1)
+        ],
+    }
+
+
+def outliers_text(found: Outliers) -> str:
+    """Returns the outliers for people."""
+    rows = [
+        (rank, f"{far.distance:.4f}", far.row.label, *([far.nearest_class] * (found.by == "class")), far.row.key)
+        for rank, far in enumerate(found.found, 1)
+    ]
+    names = ("", "distance", "label", *(["nearest class"] * (found.by == "class")), "key")
+    return f"{text_table(names, rows)}\n\n{_headline(found)}"
+
+
+def _headline(found: Outliers) -> str:
+    what = {"class": "the centre of their class", "neighbours": "their nearest rows"}[found.by]
+    return f"the {len(found.found):,} rows farthest from {what}, of {found.rows:,} compared"
+
+
+def write_outliers(found: Outliers, path: str) -> None:
+    """Writes the outliers as Parquet.
+
+    Raises:
+        FeaturemillError: It can't be written there.
+    """
+    import pyarrow as pa
+
+    own = [("rank", pa.int64()), ("distance", pa.float64()), ("nearest_class", pa.string())]
+    schema = pa.schema([*own, *row_fields()])
+    values = [
+        {"rank": rank, "distance": far.distance, "nearest_class": far.nearest_class, **row_values(far.row)}
+        for rank, far in enumerate(found.found, 1)
+    ]
+    write_parquet(path, [pa.Table.from_pylist(values, schema)], schema)
+
+
+def write_outliers_page(found: Outliers, path: str) -> None:
+    """Writes a contact sheet, class by class where they are by class.
+
+    Raises:
+        FeaturemillError: It can't be written there.
+    """
+    images = thumbnails(found.table.location, [far.row for far in found.found])
+    titles: dict[str, list[Outlier]] = {}
+    for far in found.found:
+        titles.setdefault(f"class {far.row.label}" if found.by == "class" else "all rows", []).append(far)
+    sections = [Section(title, "", tuple(_tile(far, images) for far in some)) for title, some in titles.items()]
+    write_sheet(
+        path,
+        title=f"Outliers in {readable(found.table.location)}",
+        headline=_headline(found),
+        facts={
+            "features": f"{' + '.join(found.table.columns)} of {found.table.location}",
+            "distance": "1 - cosine; marked: nearer to the centre of another class" * (found.by == "class")
+            or "1 - cosine, mean over the nearest rows",
+        },
+        sections=sections,
+    )
+
+
+def _tile(far: Outlier, images: Any) -> Any:
+    elsewhere = far.nearest_class is not None and far.nearest_class != far.row.label
+    score = f"{far.distance:.4f}" + (f", nearest {far.nearest_class}" if elsewhere else "")
+    return row_tile(far.row, images, score, marked=elsewhere)

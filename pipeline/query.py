@@ -1,0 +1,201 @@
+"""Query: the stored rows nearest to images, to other rows, or to vectors. Exact, in one pass, without an index."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.query_inputs import Query, read_queries
+from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
+from transforms.engines import Engine
+from transforms.features import FeatureSpec, nearest
+from transforms.heads.table import Table, open_table
+from transforms.neighbours import METRICS, Nearest, nearest_rows
+from transforms.records import FeaturemillError, UsageError
+from transforms.sandbox import matching_rows
+from transforms.stored_rows import StoredRow, fact_batches, facts_schema, read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryOptions:
+    """What was asked for.
+
+    Attributes:
+        output: OUT, or other Parquet with vectors.
+        images, keys, vectors: See `query_inputs.read_queries`.
+        top: Neighbours of each query.
+        metric: One of `neighbours.METRICS`.
+        feature: Column of vectors; by default `embedding`, or the only one.
+        where: SQL condition on the row's other columns, or None.
+        engine, weights: For images.
+    """
+
+    output: str
+    images: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    vectors: tuple[str, ...] = ()
+    top: int = 10
+    metric: str = "cosine"
+    feature: str | None = None
+    where: str | None = None
+    engine: str = "auto"
+    weights: str | None = None
+
+    def __post_init__(self):
+        if not (self.images or self.keys or self.vectors):
+            raise UsageError("nothing to look for; pass --image FILE, --key KEY or --vector FILE.npy")
+        if self.top < 1:
+            raise UsageError(f"--top must be at least 1, not {self.top}")
+        if self.metric not in METRICS:
+            raise UsageError(f"no metric {self.metric!r}{nearest(self.metric, METRICS)}")
+        if self.vectors.count("-") > 1:
+            raise UsageError("--vector - can be given once: standard input is read to its end")
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A stored row near a query, and how near: its cosine, product or distance."""
+
+    score: float
+    row: StoredRow
+
+
+@dataclass(frozen=True)
+class Found:
+    """The neighbours of each query.
+
+    Attributes:
+        table: What was searched.
+        metric: One of METRICS.
+        queries: Q of them.
+        neighbours: Q tuples, nearest first, equally near ones by key.
+        searched: Rows that met the condition.
+        seconds: What the search took, without embedding.
+    """
+
+    table: Table
+    metric: str
+    queries: tuple[Query, ...]
+    neighbours: tuple[tuple[Neighbour, ...], ...]
+    searched: int
+    seconds: float
+
+
+def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None = None) -> Found:
+    """Finds the stored rows nearest to each query, in one pass over the stored vectors.
+
+    A key's own row isn't among its neighbours. Rows of zeros have no cosine, and are never near by it.
+
+    Args:
+        options: What was asked for.
+        load: Makes the engine for images; tests inject one without weights.
+
+    Raises:
+        FeaturemillError: With the thing, the cause and the cure.
+    """
+    table = open_table(options.output, columns=(options.feature,) if options.feature else ())
+    queries, matrix = read_queries(
+        table,
+        images=options.images,
+        keys=options.keys,
+        vectors=options.vectors,
+        engine=options.engine,
+        weights=options.weights,
+        load=load,
+    )
+    if options.metric == "cosine":
+        for asked, vector in zip(queries, matrix, strict=True):
+            if not vector.any():
+                raise FeaturemillError(f"{asked.name} is nothing but zeros, which have no cosine; pass --metric l2")
+    started = time.perf_counter()
+    wanted = _wanted(table, options.where)
+    nearest = nearest_rows(
+        table.vectors,
+        table.keys,
+        matrix,
+        top=min(options.top, table.vectors.rows),
+        metric=options.metric,
+        wanted=wanted,
+        without=np.array([asked.row for asked in queries]),
+    )
+    return Found(
+        table=table,
+        metric=options.metric,
+        queries=tuple(queries),
+        neighbours=_neighbours(table, nearest),
+        searched=table.vectors.rows if wanted is None else int(wanted.sum()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _wanted(table: Table, where: str | None) -> np.ndarray | None:
+    if where is None:
+        return None
+    schema = facts_schema(table)
+    wanted = matching_rows(fact_batches(table, schema), schema, where, table.vectors.rows)
+    if not wanted.any():
+        raise FeaturemillError(
+            f"no row of {table.location} meets the condition {where!r}; the columns are {', '.join(schema.names)}"
+        )
+    return wanted
+
+
+def _neighbours(table: Table, nearest: Nearest) -> tuple[tuple[Neighbour, ...], ...]:
+    rows = {row.row: row for row in read_rows(table, np.unique(nearest.rows[nearest.rows >= 0]))}
+    return tuple(
+        tuple(Neighbour(float(score), rows[int(row)]) for score, row in zip(*pair, strict=True) if row >= 0)
+        for pair in zip(nearest.scores, nearest.rows, strict=True)
+    )
+
+
+def found_json(found: Found) -> dict[str, Any]:
+    """Returns the neighbours for programs."""
+    return {
+        "output": found.table.location,
+        "features": list(found.table.columns),
+        "metric": found.metric,
+        "rows": found.table.vectors.rows,
+        "searched": found.searched,
+        "seconds": found.seconds,
+        "queries": [
+            {
+                "query": asked.name,
+                "kind": asked.kind,
+                "neighbours": [
+                    {"rank": rank, "score": near.score, **row_json(near.row)} for rank, near in enumerate(some, 1)
+                ],
+            }
+            for asked, some in zip(found.queries, found.neighbours, strict=True)
+        ],
+    }
+
+
+def found_text(found: Found) -> str:
+    """Returns the neighbours for people: a table for each query."""
+    lines = []
+    for asked, some in zip(found.queries, found.neighbours, strict=True):
+        rows = [(rank, f"{near.score:.6g}", near.row.label, near.row.key) for rank, near in enumerate(some, 1)]
+        lines += [f"{asked.kind} {asked.name}", text_table(("", found.metric, "label", "key"), rows), ""]
+    of = "" if found.searched == found.table.vectors.rows else f" of {found.table.vectors.rows:,}"
+    return "\n".join([*lines, f"{found.searched:,}{of} rows compared in {found.seconds:.1f} s"])
+
+
+def write_found(found: Found, path: str) -> None:
+    """Writes the neighbours as Parquet, a row for each.
+
+    Raises:
+        FeaturemillError: It can't be written there.
+    """
+    import pyarrow as pa
+
+    schema = pa.schema(
+        [("query", pa.string()), ("kind", pa.string()), ("rank", pa.int32()), ("score", pa.float64()), *row_fields()]
+    )
+    rows = [
+        {"query": asked.name, "kind": asked.kind, "rank": rank, "score": near.score, **row_values(near.row)}
+        for asked, some in zip(found.queries, found.neighbours, strict=True)
+        for rank, near in enumerate(some, 1)
+    ]
+    write_parquet(path, [pa.Table.from_pylist(rows, schema)], schema)

@@ -1,0 +1,100 @@
+"""Rows as text, JSON, CSV and Parquet: what `query`, `sql`, `duplicates` and `outliers` hand out."""
+
+import csv
+import datetime
+import io
+import math
+import os
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pipeline.pages import tame
+from transforms import storage
+from transforms.records import FeaturemillError
+from transforms.stored_rows import StoredRow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_MOST_LETTERS = 100
+
+
+def row_fields() -> "list[pa.Field]":
+    """Returns the Arrow fields of `row_values`."""
+    import pyarrow as pa
+
+    texts = [pa.field(name, pa.string()) for name in ("key", "label", "source")]
+    sizes = [pa.field(name, pa.int32()) for name in ("width", "height")]
+    return [*texts, pa.field("position", pa.int64()), pa.field("sha256", pa.binary()), *sizes]
+
+
+def row_values(row: StoredRow) -> dict[str, Any]:
+    """Returns a row's own columns."""
+    return {name: value for name, value in asdict(row).items() if name not in ("row", "part", "part_row")}
+
+
+def row_json(row: StoredRow) -> dict[str, Any]:
+    """Returns a row's own columns for programs."""
+    return {name: as_json(value) for name, value in row_values(row).items()}
+
+
+def as_json(value: Any) -> Any:
+    """Returns a value as JSON has it: bytes as hexadecimal digits, NaN and infinity as null, times as text."""
+    if isinstance(value, (bytes, bytearray)):
+        return value.hex()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(name): as_json(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(inner) for inner in value]
+    if isinstance(value, (datetime.date, datetime.time)):
+        return value.isoformat()
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def text_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table for the terminal; text of others' is tamed, and long text cut in its middle."""
+    table = [tuple(names), *(tuple(map(_cell, row)) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cell(value: Any) -> str:
+    value = as_json(value)
+    return "–" if value is None else tame(f"{value:.6g}" if isinstance(value, float) else value, _MOST_LETTERS)
+
+
+def write_csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns the rows as CSV with a header; null is empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([as_json(value) for value in row] for row in rows)
+    return text.getvalue()
+
+
+def write_parquet(path: str, tables: "Iterable[pa.Table | pa.RecordBatch]", schema: "pa.Schema") -> None:
+    """Writes tables to one Parquet file, whole or not at all.
+
+    Raises:
+        FeaturemillError: It can't be written there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = os.path.abspath(os.path.expanduser(path))
+    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
+    try:
+        try:
+            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+                for table in tables:
+                    writer.write(table)
+            os.replace(temporary, path)
+        finally:
+            storage.delete([temporary])
+    except (OSError, pa.ArrowException) as error:
+        raise FeaturemillError(f"cannot write {path}: {storage.one_line(error)}; choose another --output") from error

@@ -1,0 +1,144 @@
+"""SQL over an OUT: one query on the views `features`, `failures` and `units`, in a sandbox."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from pipeline.books import read_units
+from pipeline.query_tables import as_json, text_table, write_csv, write_parquet
+from transforms import storage
+from transforms.features import Features, open_features, part_schema
+from transforms.listing import read_footers
+from transforms.parts import failures_schema, failures_uri
+from transforms.records import FeaturemillError, UnitReport
+from transforms.sandbox import check_query, explained, sandbox
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# More rows than that are for --csv, --json or --output.
+SHOWN_ROWS = 200
+_BATCH_ROWS = 16_384
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query gives, read once.
+
+    Attributes:
+        schema: Of the columns.
+        batches: The rows.
+    """
+
+    schema: "pa.Schema"
+    batches: "Iterator[pa.RecordBatch]"
+
+    @property
+    def names(self) -> list[str]:
+        return self.schema.names
+
+    def rows(self) -> Iterator[tuple]:
+        """Yields the rows as Python values."""
+        for batch in self.batches:
+            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+
+
+@contextmanager
+def sql(output: str, text: str) -> Iterator[Answer]:
+    """Asks an OUT on a local disk; the query sees nothing but its three views.
+
+    Args:
+        output: OUT.
+        text: One query in DuckDB's SQL.
+
+    Raises:
+        FeaturemillError: Not an OUT, not one query, or what DuckDB says of it.
+    """
+    check_query(text)
+    if not storage.is_local(output):
+        raise FeaturemillError(f"{output}: sql reads folders on this machine; copy OUT here first")
+    features = open_features(output)
+    with sandbox(_views(features)) as database, explained("SQL"):
+        reader = database.sql(text).to_arrow_reader(_BATCH_ROWS)
+        yield Answer(reader.schema, _explained_batches(reader))
+
+
+def _explained_batches(reader: "pa.RecordBatchReader") -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    try:
+        yield from reader
+    except (OSError, pa.ArrowException) as error:
+        message = str(error).split("\n\nLINE ", 1)[0]
+        raise FeaturemillError(f"SQL: {' '.join(message.split())}") from error
+
+
+def _views(features: Features) -> dict[str, Any]:
+    import pyarrow.dataset as ds
+
+    reports = read_units(features.output) if features.complete else []
+    reports = reports or [report for footer in read_footers(features.parts) for report in footer.reports]
+    failed = [failures_uri(features.output, report.unit_id) for report in reports if report.rows_failed]
+    failed = [uri for uri in failed if storage.stat(uri)]
+    return {
+        "features": ds.dataset(list(features.parts), format="parquet") if features.parts else _no_rows(features),
+        "failures": ds.dataset(failed, failures_schema(), format="parquet")
+        if failed
+        else failures_schema().empty_table(),
+        "units": _units(reports),
+    }
+
+
+def _no_rows(features: Features) -> "pa.Table":
+    return part_schema(features.spec, dict.fromkeys(features.names, 1)).empty_table()
+
+
+def _units(reports: Sequence[UnitReport]) -> "pa.Table":
+    import pyarrow as pa
+
+    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    return pa.table(
+        {
+            field.name: pa.array([getattr(report, field.name) for report in reports], kinds[field.type])
+            for field in fields(UnitReport)
+        }
+    )
+
+
+def answer_text(answer: Answer) -> str:
+    """Returns the rows for people; of many, the first."""
+    rows = list(islice(answer.rows(), SHOWN_ROWS + 1))
+    lines = [text_table(answer.names, rows[:SHOWN_ROWS])]
+    if len(rows) > SHOWN_ROWS:
+        lines.append(f"… and more than these {SHOWN_ROWS} rows; --csv, --json or --output FILE.parquet give all")
+    return "\n".join(lines)
+
+
+def answer_json(answer: Answer) -> list[dict[str, Any]]:
+    """Returns the rows for programs."""
+    return [{n: as_json(v) for n, v in zip(answer.names, row, strict=True)} for row in answer.rows()]
+
+
+def answer_csv(answer: Answer) -> str:
+    """Returns the rows as CSV."""
+    return write_csv(answer.names, answer.rows())
+
+
+def write_answer(answer: Answer, path: str) -> int:
+    """Writes the rows as Parquet, batch by batch; returns how many.
+
+    Raises:
+        FeaturemillError: It can't be written there, or the query fails on the way.
+    """
+    count = 0
+
+    def counted() -> "Iterator[pa.RecordBatch]":
+        nonlocal count
+        for batch in answer.batches:
+            count += len(batch)
+            yield batch
+
+    write_parquet(path, counted(), answer.schema)
+    return count

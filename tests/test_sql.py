@@ -1,0 +1,174 @@
+"""SQL over an OUT: three views that agree with the files, four ways out, and nothing beyond them."""
+
+import csv
+import io
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.cli import run_cli
+from pipeline.extract import run
+from pipeline.options import ExtractOptions
+from pipeline.samples import draw_items, write_folder
+from tests.fakes import WEIGHTS, load_fake
+from transforms.features import open_features
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """An OUT with failures, under a name full of what SQL and globs take for their own."""
+    folder = tmp_path_factory.mktemp("it's [1] *")
+    write_folder(folder / "photos", draw_items(per_class=8, size=48, seed=1))
+    options = ExtractOptions(inputs=(str(folder / "photos"),), output=str(folder / "out"), image_size=32)
+    run(options, load=load_fake, weights=WEIGHTS)
+    return folder
+
+
+def ask(folder, text, *options):
+    return run_cli(["sql", str(folder / "out"), text, *options])
+
+
+def rows(folder, text, capsys):
+    assert ask(folder, text, "--json") == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_views_agree_with_the_files(made, capsys):
+    features = open_features(str(made / "out"))
+    failed = [row for path in (made / "out/failures").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert failed
+    assert [row["key"] for row in rows(made, "SELECT key FROM features ORDER BY 1", capsys)] == sorted(features.keys)
+    found = rows(made, "SELECT key, error FROM failures ORDER BY 1", capsys)
+    assert found == sorted(({"key": f["key"], "error": f["error"]} for f in failed), key=lambda row: row["key"])
+    [totals] = rows(made, "SELECT sum(rows_read) AS r, sum(rows_embedded) e, sum(rows_failed) f FROM units", capsys)
+    assert (int(totals["e"]), int(totals["f"])) == (features.rows, len(failed))
+    assert int(totals["r"]) == features.rows + len(failed)
+
+
+def test_vectors_have_array_functions(made, capsys):
+    text = """SELECT a.key, array_cosine_similarity(a.embedding, b.embedding) AS cosine
+              FROM features a, features b WHERE a.key = b.key"""
+    found = rows(made, text, capsys)
+    assert [row["cosine"] for row in found] == pytest.approx([1] * len(found), abs=1e-6)
+
+
+def test_four_ways_out(made, tmp_path, capsys):
+    text = "SELECT label, count(*) AS n, NULL AS nothing, 'a,b' AS x FROM features GROUP BY 1 ORDER BY 1"
+    expected = rows(made, text, capsys)
+    assert ask(made, text, "--csv") == 0
+    found = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert found == [{name: "" if v is None else str(v) for name, v in row.items()} for row in expected]
+    assert ask(made, text, "-o", str(tmp_path / "x.parquet")) == 0
+    assert pq.read_table(tmp_path / "x.parquet").to_pylist() == expected
+    assert f"{len(expected)} rows" in capsys.readouterr().err
+    assert ask(made, text) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["label", "n", "nothing", "x"]
+    assert [line.split()[:2] for line in lines[1:]] == [[row["label"], str(row["n"])] for row in expected]
+    assert ask(made, text, "--csv", "--json") == 2
+
+
+def test_no_rows_have_columns_all_the_same(made, capsys):
+    assert ask(made, "SELECT key, label FROM features WHERE false", "--csv") == 0
+    assert capsys.readouterr().out == "key,label\n"
+
+
+def test_a_terminal_gets_no_control_characters(made, capsys):
+    assert ask(made, "SELECT chr(27) || '[31m' || chr(10) || chr(8238) || repeat('x', 5000) AS odd") == 0
+    said = capsys.readouterr().out
+    assert "\x1b" not in said
+    assert "\u202e" not in said
+    assert len(said) < 200
+    assert ask(made, "SELECT * FROM range(1000)") == 0
+    assert "more than these 200 rows" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("SELEC 1", "syntax error"),
+        ("SELECT nope FROM features", 'Referenced column "nope" not found'),
+        ("SELECT * FROM feature", "Did you mean"),
+        ("SELECT label::INT FROM features", "Could not convert string"),
+        ("SELECT error('boom') FROM features", "boom"),
+        ("", "0 statements"),
+        ("SELECT 1; SELECT 2", "2 statements"),
+    ],
+)
+def test_broken_sql_is_one_line(made, capsys, text, said):
+    assert ask(made, text) == 1
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SELECT * FROM read_text('{secret}')",
+        "SELECT * FROM read_csv('{secret}')",
+        "SELECT * FROM read_blob('{secret}')",
+        "SELECT * FROM '{secret}'",
+        "FROM read_parquet('{part}')",
+        "SELECT * FROM glob('{folder}/*')",
+        "SELECT * FROM sniff_csv('{secret}')",
+        "SELECT * FROM parquet_metadata('{part}')",
+        "SELECT * FROM query_table('{secret}')",
+        "SELECT * FROM query('SELECT * FROM read_text(''{secret}'')')",
+        "SELECT (SELECT content FROM read_text('{secret}')) FROM features",
+        "SELECT * FROM sqlite_scan('{secret}', 'x')",
+        "SELECT * FROM read_text('https://example.com/')",
+        "SELECT getenv('HOME')",
+        "COPY features TO '{target}'",
+        "COPY (SELECT 1) TO '{target}'",
+        "ATTACH '{target}' AS other",
+        "EXPORT DATABASE '{target}'",
+        "INSTALL httpfs",
+        "LOAD httpfs",
+        "LOAD '{secret}'",
+        "PRAGMA enable_profiling",
+        "SET enable_external_access = true",
+        "SET temp_directory = '{target}'",
+        "RESET ALL",
+        "CREATE TABLE t AS SELECT 1",
+        "CREATE SECRET s (TYPE s3)",
+        "DROP VIEW features",
+        "DELETE FROM features",
+        "INSERT INTO units SELECT * FROM units",
+        "CALL pragma_version()",
+        "CHECKPOINT",
+        "EXECUTE x",
+        "VACUUM",
+        "SELECT 1; COPY units TO '{target}'",
+        "EXPLAIN ANALYZE COPY units TO '{target}'",
+        "SELECT * FROM features_dataset",
+    ],
+)
+def test_nothing_gets_out_or_in(made, tmp_path, capsys, text):
+    secret, target = tmp_path / "secret.csv", tmp_path / "target"
+    secret.write_text("hunter,2\n")
+    part = next((made / "out/features").iterdir())
+    places = {"secret": secret, "target": target, "part": str(part).replace("'", "''"), "folder": tmp_path}
+    # A Python variable that a careless connection would take for a table.
+    features_dataset = pq.read_table(part)
+    assert ask(made, text.format(**places)) == 1
+    said = capsys.readouterr()
+    assert "hunter" not in said.out + said.err
+    assert said.err.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.csv"]
+    assert features_dataset.num_rows
+
+
+def test_what_does_not_fit_into_memory_spills(made, monkeypatch, capsys):
+    """A sort of 80 MB with room for 50: the temporary folder is still open to DuckDB itself."""
+    monkeypatch.setattr("transforms.sandbox._MEMORY", "50MB")
+    text = "SELECT max(n) AS n FROM (SELECT row_number() OVER (ORDER BY hash(range)) AS n FROM range(5000000))"
+    assert rows(made, text, capsys) == [{"n": 5_000_000}]
+
+
+def test_only_here(capsys):
+    assert run_cli(["sql", "gs://bucket/out", "SELECT 1"]) == 1
+    assert "copy OUT here first" in capsys.readouterr().err
+    assert run_cli(["sql", "/nowhere", "SELECT 1"]) == 1
+    assert "holds no features" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""Near copies among many rows, exactly: a few directions tell nearly all pairs apart, float64 decides on the rest.
+
+Two vectors of length 1 with cosine c are √(2 − 2c) apart. Split both, around one centre, into their components along
+d orthonormal directions and the length of the rest, r: by the triangle inequality they are at least
+√(‖Px − Py‖² + (r_x − r_y)²) apart. So a product of d + 1 numbers instead of D rules pairs out, and rows sorted along
+the first direction need not even meet where that alone is too far. Nothing is lost, whatever the directions; those in
+which the rows vary most rule out most.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import NamedTuple
+
+import numpy as np
+
+from transforms.engines import available_cores
+from transforms.heads.near import Forest as Forest
+from transforms.heads.rows import Vectors
+
+# Directions that rule out, and rows that these are found by.
+DIRECTIONS = 48
+_SAMPLE_ROWS = 1024
+# Rows on a side of a tile: its 4 MiB of distances stay in the cache.
+TILE_ROWS = 1024
+# Candidates that are compared at a time; 16 MiB of float64 at 512 numbers.
+_PAIRS = 4096
+# A tile with more candidates than this share of its pairs is compared by one product.
+DENSE = 1 / 200
+# What bounds in float32 may be off by (products of 51 numbers, and terms up to 8), as squared distance.
+_BOUND_SLACK = 1e-4
+# What cosines in float64 are off by, so that equal vectors are found at a cosine of 1.
+_ROUNDING = 1e-9
+
+
+def near_copies(vectors: Vectors, threshold: float, *, wanted: np.ndarray | None = None) -> np.ndarray:
+    """Finds rows with a cosine of at least `threshold`, computed in float64.
+
+    In memory are DIRECTIONS + 1 numbers to a row and a few tiles for each core; the vectors wait in a temporary file.
+
+    Args:
+        vectors: N×D.
+        threshold: In (0, 1].
+        wanted: N booleans; by default all rows are compared. Rows of zeros have no cosine, and are never near.
+
+    Returns:
+        M×2 int64 with M < N: pairs of row numbers with such a cosine. Two rows are connected by these pairs if and only
+        if all pairs of such a cosine connect them.
+    """
+    from threadpoolctl import threadpool_limits
+
+    with tempfile.TemporaryFile(prefix="featuremill-near-") as file:
+        rows = _spill(vectors, wanted, file)
+        if len(rows) < 2:
+            return np.empty((0, 2), np.int64)
+        # Pages of a file that is mapped can be given back by the system at any time.
+        stored = np.memmap(file, np.float32, "r", shape=(len(rows), vectors.dims))
+        bounds = _bounds(stored)
+        order = np.argsort(bounds[:, 0], kind="stable")
+        search = _Search(stored, bounds[order], order, threshold)
+        cores = available_cores()
+        with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
+            try:
+                list(pool.map(search.compare, search.tile_rows()))
+            finally:
+                pool.shutdown(cancel_futures=True)
+        pairs = search.forest.pairs()
+    return np.sort(rows[pairs], axis=1)
+
+
+def _spill(vectors: Vectors, wanted: np.ndarray | None, file) -> np.ndarray:
+    """Writes the wanted rows that aren't zero to a file, as float32 of length 1; returns their numbers."""
+    kept = []
+    for numbers, matrix in vectors.batches(wanted):
+        largest = np.abs(matrix).max(axis=1)
+        numbers, matrix = numbers[largest > 0], matrix[largest > 0].astype(np.float64)
+        # Scaled by the largest number first, so that squares neither overflow nor underflow.
+        matrix /= largest[largest > 0, None]
+        matrix /= np.sqrt(np.einsum("nd,nd->n", matrix, matrix))[:, None]
+        file.write(np.ascontiguousarray(matrix, np.float32).data)
+        kept.append(numbers)
+    file.flush()
+    return np.concatenate([np.empty(0, np.int64), *kept])
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    yield from (slice(start, min(start + TILE_ROWS, count)) for start in range(0, count, TILE_ROWS))
+
+
+def _bounds(stored: np.ndarray) -> np.ndarray:
+    """Returns N×(d+1) float32: components along the directions, and the length of the rest."""
+    sample = stored[np.linspace(0, len(stored) - 1, min(_SAMPLE_ROWS, len(stored))).astype(np.int64)].astype(np.float64)
+    centre = sample.mean(axis=0)
+    directions = _directions(sample - centre)
+    bounds = np.empty((len(stored), directions.shape[1] + 1), np.float32)
+    for block in _blocks(len(stored)):
+        rows = stored[block] - centre
+        along = rows @ directions
+        bounds[block, :-1] = along
+        rest = np.einsum("nd,nd->n", rows, rows) - np.einsum("nd,nd->n", along, along)
+        bounds[block, -1] = np.sqrt(np.maximum(rest, 0))
+    return bounds
+
+
+def _directions(centred: np.ndarray) -> np.ndarray:
+    """Returns D×d orthonormal directions in which n×D sampled rows vary most, those first that tell most."""
+    rows, dims = centred.shape
+    if dims <= rows:
+        return np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :DIRECTIONS]
+    # By the rows' own products, so that a D of 25,088 needs no D×D matrix.
+    along = centred.T @ np.linalg.eigh(centred @ centred.T)[1][:, ::-1][:, :DIRECTIONS]
+    # Orthonormal to rounding, which is all that the bound needs; also where the sample has fewer directions.
+    return np.linalg.qr(along)[0]
+
+
+class _Tile(NamedTuple):
+    """Rows of one side, in the order along the first direction."""
+
+    start: int
+    stop: int
+
+
+class _Search:
+    """Compares tiles of sorted rows; `compare` may be called by several threads.
+
+    Attributes:
+        forest: What was found so far, by numbers of stored rows.
+    """
+
+    def __init__(self, stored: np.ndarray, bounds: np.ndarray, order: np.ndarray, threshold: float):
+        self._stored, self._order, self._threshold = stored, order, threshold
+        self._first = bounds[:, 0].copy()
+        # ‖x‖² + ‖y‖² - 2xy as one product: passes over tiles would take longer than it does.
+        squares, ones = np.einsum("nd,nd->n", bounds, bounds)[:, None], np.ones((len(bounds), 1), np.float32)
+        self._left, self._right = np.hstack([bounds * -2, squares, ones]), np.hstack([bounds, ones, squares])
+        self._reach = np.float32(2 - 2 * threshold + _BOUND_SLACK)
+        self._lock = Lock()
+        self.forest = Forest(len(stored))
+
+    def tile_rows(self) -> Iterator[_Tile]:
+        for block in _blocks(len(self._first)):
+            yield _Tile(block.start, block.stop)
+
+    def compare(self, tile: _Tile) -> None:
+        """Compares a tile with itself and with all later ones that are near enough along the first direction."""
+        farthest = self._first[tile.stop - 1] + np.sqrt(self._reach)
+        end = int(np.searchsorted(self._first, farthest, "right"))
+        for start in range(tile.start, end, TILE_ROWS):
+            other = _Tile(start, min(start + TILE_ROWS, end))
+            # Only the rows that anything in the other tile can reach.
+            nearest = self._first[other.start] - np.sqrt(self._reach)
+            first = max(tile.start, int(np.searchsorted(self._first[: tile.stop], nearest, "left")))
+            if first < tile.stop:
+                self._compare(_Tile(first, tile.stop), other)
+
+    def _compare(self, one: _Tile, other: _Tile) -> None:
+        near = self._left[one.start : one.stop] @ self._right[other.start : other.stop].T <= self._reach
+        if one.stop > other.start:
+            # Each pair once, and no row with itself.
+            near &= np.arange(one.start, one.stop)[:, None] < np.arange(other.start, other.stop)
+        if np.count_nonzero(near) > DENSE * near.size:
+            products = self._products(one, other)
+            self._add(*self._rows(near & (products > self._threshold + _BOUND_SLACK), one, other))
+            near &= np.abs(products - self._threshold) <= _BOUND_SLACK
+        left, right = self._rows(near, one, other)
+        for first in range(0, len(left), _PAIRS):
+            self._decide(left[first : first + _PAIRS], right[first : first + _PAIRS])
+
+    def _rows(self, near: np.ndarray, one: _Tile, other: _Tile) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the numbers of the stored rows of M pairs of a tile."""
+        left, right = np.divmod(np.flatnonzero(near), near.shape[1])
+        return self._order[left + one.start], self._order[right + other.start]
+
+    def _products(self, one: _Tile, other: _Tile) -> np.ndarray:
+        return self._stored[self._order[one.start : one.stop]] @ self._stored[self._order[other.start : other.stop]].T
+
+    def _decide(self, left: np.ndarray, right: np.ndarray) -> None:
+        one, other = self._stored[left].astype(np.float64), self._stored[right].astype(np.float64)
+        lengths = np.einsum("md,md->m", one, one) * np.einsum("md,md->m", other, other)
+        near = np.einsum("md,md->m", one, other) >= (self._threshold - _ROUNDING) * np.sqrt(lengths)
+        self._add(left[near], right[near])
+
+    def _add(self, left: np.ndarray, right: np.ndarray) -> None:
+        if len(left):
+            with self._lock:
+                self.forest.add(np.minimum(left, right), np.maximum(left, right))

@@ -1,0 +1,135 @@
+"""Single rows of stored features, by their numbers: what is known of each, and where its image lies."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transforms import storage
+from transforms.features import ROW_COLUMNS
+from transforms.heads.table import Table
+from transforms.heads.vectors import StoredPart
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class StoredRow:
+    """A row without its vectors; None for what plain Parquet doesn't say.
+
+    Attributes:
+        row: Its number.
+        key, label, source, position, sha256, width, height: As in a part.
+        part: The file that it lies in.
+        part_row: Its number there.
+    """
+
+    row: int
+    key: str
+    label: str | None
+    source: str | None
+    position: int | None
+    sha256: bytes | None
+    width: int | None
+    height: int | None
+    part: str
+    part_row: int
+
+
+def read_rows(table: Table, rows: Sequence[int]) -> list[StoredRow]:
+    """Reads rows, in the order that they are asked for; only the row groups that hold one are opened.
+
+    Raises:
+        FeaturemillError: A part that can't be read.
+    """
+    wanted = np.unique(np.asarray(rows, np.int64))
+    found: dict[int, StoredRow] = {}
+    for part, group, first, group_first in _groups(table.vectors.parts):
+        size = part.group_rows[group]
+        here = wanted[(wanted >= first + group_first) & (wanted < first + group_first + size)]
+        if not len(here):
+            continue
+        values = _read_group(part, group, (here - first - group_first).tolist())
+        for at, row in enumerate(here.tolist()):
+            columns = {name: values[name][at] if name in values else None for name in ROW_COLUMNS}
+            columns |= {"key": table.keys[row].as_py(), "label": table.labels[row].as_py()}
+            found[row] = StoredRow(row=row, **columns, part=part.uri, part_row=row - first)
+    return [found[row] for row in rows]
+
+
+def _groups(parts: Sequence[StoredPart]) -> Iterator[tuple[StoredPart, int, int, int]]:
+    """Yields (part, row group, number of the part's first row, number there of the group's first row)."""
+    first = 0
+    for part in parts:
+        start = 0
+        for group, rows in enumerate(part.group_rows):
+            yield part, group, first, start
+            start += rows
+        first += start
+
+
+def _read_group(part: StoredPart, group: int, rows: list[int]) -> dict[str, list]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with storage.open_read(part.uri) as file:
+            parquet = pq.ParquetFile(file)
+            columns = [name for name in ROW_COLUMNS if name in parquet.schema_arrow.names]
+            # An empty list of columns would have no rows.
+            return parquet.read_row_group(group, columns).take(rows).to_pydict() if columns else {}
+    except (OSError, pa.ArrowException) as error:
+        raise FeaturemillError(f"{part.uri} can't be read ({storage.one_line(error)}); write it again") from error
+
+
+def read_vectors(table: Table, rows: Sequence[int]) -> np.ndarray:
+    """Returns n×D float32, in the order that the rows are asked for."""
+    rows = np.asarray(rows, np.int64)
+    wanted = np.zeros(table.vectors.rows, bool)
+    wanted[rows] = True
+    unique = np.unique(rows)
+    matrix = np.empty((len(unique), table.vectors.dims), np.float32)
+    for numbers, batch in replace(table.vectors, zeros_pass=True).batches(wanted):
+        matrix[np.searchsorted(unique, numbers)] = batch
+    return matrix[np.searchsorted(unique, rows)]
+
+
+def facts_schema(table: Table) -> "pa.Schema":
+    """Returns the columns that conditions can ask for: those of a part that all files have."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"position": pa.int64(), "sha256": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+    names = list(ROW_COLUMNS)
+    for part in table.vectors.parts:
+        with storage.open_read(part.uri) as file:
+            there = pq.read_schema(file).names
+        names = [name for name in names if name in there]
+    names = ["key", "label", *(name for name in names if name not in ("key", "label"))]
+    return pa.schema([pa.field(name, kinds.get(name, pa.string())) for name in names])
+
+
+def fact_batches(table: Table, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+    """Yields the columns of `facts_schema` for all N rows, in order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = 0
+    names = [name for name in schema.names if name not in ("key", "label")]
+    for part in table.vectors.parts:
+        try:
+            with storage.open_read(part.uri) as file:
+                parquet = pq.ParquetFile(file)
+                for group in range(parquet.num_row_groups):
+                    rows = part.group_rows[group]
+                    facts = parquet.read_row_group(group, names) if names else None
+                    columns = {"key": table.keys.slice(first, rows), "label": table.labels.slice(first, rows)}
+                    columns |= {name: facts.column(name) for name in names}
+                    whole = pa.table([columns[name] for name in schema.names], schema.names).cast(schema)
+                    yield from whole.combine_chunks().to_batches()
+                    first += rows
+        except (OSError, pa.ArrowException) as error:
+            raise FeaturemillError(f"{part.uri} can't be read ({storage.one_line(error)}); write it again") from error
