@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-distributed lint bench clean
+.PHONY: demo test test-distributed test-browser lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -20,15 +20,21 @@ test-distributed: .venv/.distributed
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,distributed]'
 	touch $@
 
+# The pages in a headless Chromium, from Debian's packages; says so where it skips.
+test-browser: $(INSTALLED)
+	command -v chromium >/dev/null || apt-get install --yes --quiet chromium
+	$(BIN)/python -m pytest tests/browser -rs
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# More than an hour; saved in benchmarks/results.json and results.md, heads.json and finetune.json.
+# More than an hour; saved in benchmarks/results.json and results.md, heads.json, finetune.json and query.json.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.heads > benchmarks/heads.json
 	$(BIN)/python -m benchmarks.finetune > benchmarks/finetune.json
+	$(BIN)/python -m benchmarks.query > benchmarks/query.json
 
 # The stamp is touched last, so an install that was cut off is done again.
 $(INSTALLED): setup.py constraints.txt

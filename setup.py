@@ -6,7 +6,7 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 
-TEST = ["hypothesis>=6.100", "polars>=1.20", "pytest>=8.0", "pytest-timeout>=2.3"]
+TEST = ["hypothesis>=6.100", "playwright>=1.50", "polars>=1.20", "pytest>=8.0", "pytest-timeout>=2.3"]
 
 setup(
     name="featuremill",
@@ -30,7 +30,7 @@ setup(
         "apache-beam>=2.77,<3",
         "bracex>=2.4",
         "click>=8.1",
-        "duckdb>=1.1",
+        "duckdb>=1.5",
         "google-crc32c>=1.5",
         "h5py>=3.11",
         "jinja2>=3.1",
@@ -40,6 +40,7 @@ setup(
         'ncnn>=1.0.20250503; platform_machine in "x86_64 AMD64 arm64 aarch64"',
         "numpy>=1.26",
         "pillow>=11.3",
+        "plotly>=6.0",
         "protobuf>=4.25",
         "psutil>=5.9",
         "pyarrow>=16.1",
@@ -47,6 +48,7 @@ setup(
         "scikit-learn>=1.5",
         "tensorflow>=2.21,<3",
         "threadpoolctl>=3.1",
+        "umap-learn>=0.5.7",
     ],
     extras_require={
         "test": TEST,

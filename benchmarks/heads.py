@@ -1,6 +1,6 @@
 """What training costs on a million vectors: seconds and peak memory of the whole `featuremill train` command.
 
-Run as `python -m benchmarks.heads [ridge|linear|knn ...] [--rows 1000000]`. The vectors are drawn once, into a
+Run as `python -m benchmarks.heads [--only KIND] [--rows 1000000]`. The vectors are drawn once, into a
 temporary folder. Figures are printed, never asserted: machines differ, and are shared.
 """
 
@@ -18,6 +18,7 @@ from benchmarks.process import run, say
 DIMS, CLASSES, GROUP_ROWS = 512, 10, 20_000
 # About as many rows as are to be compared with all others; ridge and linear are judged on the usual share.
 QUERIES = 1000
+KINDS = ("ridge", "linear", "knn")
 
 
 def write_vectors(path: Path, rows: int) -> None:
@@ -54,7 +55,7 @@ def command(kind: str, vectors: Path, head: Path, rows: int) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("kinds", nargs="*", choices=["ridge", "linear", "knn"], default=["ridge", "linear", "knn"])
+    parser.add_argument("--only", choices=KINDS, help="One kind of head instead of all.")
     parser.add_argument("--rows", type=int, default=1_000_000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
@@ -62,7 +63,7 @@ def main() -> None:
         say(f"writing {given.rows:,} vectors of {DIMS} numbers")
         write_vectors(vectors, given.rows)
         figures = {"rows": given.rows, "dims": DIMS, "classes": CLASSES, "cores": os.cpu_count()}
-        for kind in given.kinds:
+        for kind in [given.only] if given.only else KINDS:
             done = run(command(kind, vectors, Path(folder) / kind, given.rows))
             say(f"{kind}: {done.seconds:.1f} s, {done.peak_mb / 1000:.2f} GB")
             figures[kind] = {"seconds": done.seconds, "cpu_seconds": done.cpu_seconds, "peak_gb": done.peak_mb / 1000}

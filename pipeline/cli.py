@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from pipeline import cli_heads
+from pipeline import cli_heads, cli_look, cli_pages
 from pipeline.cli_options import (
     BeamCommand,
     Bytes,
@@ -198,7 +198,7 @@ def describe(backbone: str, include_top: bool, image_size: int, plot: str | None
     return 0
 
 
-for _command in cli_heads.COMMANDS:
+for _command in (*cli_heads.COMMANDS, *cli_look.COMMANDS, *cli_pages.COMMANDS):
     cli.add_command(_command)
 
 

@@ -45,6 +45,8 @@ OWNERS = {
         "transforms/heads/ridge_beam.py",
     },
     "jinja2": {"pipeline/pages.py"},
+    "plotly": {"pipeline/map_page.py"},
+    "umap": {"transforms/projection.py"},
     "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},
     "duckdb": {"pipeline/books.py", "transforms/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},

@@ -1,0 +1,159 @@
+"""What a map of 100,000 rows costs: the command, its page, and how the page moves in a browser without a graphics card.
+
+Run as `python -m benchmarks.map [--rows 100000] [--method umap]`. The rows are drawn vectors of 64 numbers, with small
+copies of photos as their images. Figures are printed, never asserted: machines differ, and are shared.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+import tarfile
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from benchmarks import photos
+from benchmarks.process import run, say
+from pipeline import books
+from tests.browser.chromium import open_chromium
+from tests.pages_data import clusters
+from transforms import shards, storage
+from transforms.features import Feature, FeatureSpec
+from transforms.parts import PartWriter
+from transforms.records import Shard, Unit, UnitReport
+from transforms.units import PlannedUnit, unit_id, write_plan
+
+DIMS, CLASSES = 64, 20
+# Tasks longer than this are what the browser itself calls long.
+WATCH = """() => {
+  window.longTasks = [];
+  new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((task) => task.duration)))
+    .observe({type: "longtask"});
+  window.frames_ = [];
+  const tick = (now) => { window.frames_.push(now); requestAnimationFrame(tick); };
+  requestAnimationFrame(tick);
+}"""
+
+
+def write_tar(path: Path, rows: int) -> None:
+    """Writes a tar of small photos, each many times."""
+    from PIL import Image
+
+    paths, _ = photos.source(None)
+    images = []
+    for photo in paths[:200]:
+        image = Image.open(photo).convert("RGB")
+        image.thumbnail((128, 128))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=80)
+        images.append(buffer.getvalue())
+    with tarfile.open(path, "w") as archive:
+        for row in range(rows):
+            info = tarfile.TarInfo(f"n{row % CLASSES:08}/photo_{row:08}.jpg")
+            info.size = len(images[row % len(images)])
+            archive.addfile(info, io.BytesIO(images[row % len(images)]))
+
+
+def write_out(folder: Path, shard_path: Path, rows: int) -> None:
+    """Writes an OUT whose rows are the tar's images, with drawn vectors."""
+    vectors, labels = clusters(rows, DIMS, classes=CLASSES)
+    spec = FeatureSpec("vgg19", "0" * 64, (Feature("embedding", "block5_pool", "avg"),))
+    for name in ("features", "failures", "_tmp"):
+        (folder / name).mkdir(parents=True)
+    unit = Unit(Shard(storage.stat(str(shard_path)), "tar"))
+    name = unit_id(unit, spec.fingerprint)
+    report = UnitReport(name, str(shard_path), 0, -1, rows, rows, 0, unit.shard.file.size, 1, 1, 1, 1, 1, "drawn")
+    with PartWriter(str(folder), name, spec=spec, sizes={"embedding": DIMS}) as writer:
+        for row, image in enumerate(shards.read(unit)):
+            content = hashlib.sha256(image.data).digest()
+            facts = (image.key, labels[row], image.source, image.position, content, 128, 96)
+            writer.add([facts], {"embedding": vectors[row : row + 1]})
+        writer.commit(report)
+    write_plan(str(folder), [PlannedUnit(name, unit)])
+    books.write_units(str(folder), [report])
+    manifest = books.new_manifest(spec, weights="drawn", weights_are_random=True, limit=None)
+    books.write_manifest(str(folder), {**manifest, "status": "complete", "totals": vars(books.add_up([report]))})
+
+
+def browse(page_path: Path) -> dict:
+    """Opens the page in headless Chromium and measures: seconds to paint and to draw, and tasks while it is moved."""
+    with open_chromium() as browser:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.goto(page_path.as_uri())
+        page.wait_for_selector("body[data-ready]", timeout=120_000)
+        page.evaluate(WATCH)
+        figures = page.evaluate(
+            """() => ({
+              first_paint_s: performance.getEntriesByName("first-contentful-paint")[0].startTime / 1000,
+              drawn_s: performance.getEntriesByName("map-drawn")[0].startTime / 1000,
+            })"""
+        )
+        box = page.locator("#plot").bounding_box()
+        x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        figures["hover"] = _measure(page, lambda: _walk(page, x, y))
+        page.mouse.move(x, y)
+        page.mouse.down()
+        figures["pan"] = _measure(page, lambda: _walk(page, x, y))
+        page.mouse.up()
+        page.wait_for_timeout(1000)
+        figures["wheel"] = _measure(page, lambda: [_turn(page) for _ in range(10)])
+        figures["legend"] = _measure(page, lambda: page.locator("#legend input").first.click())
+    return figures
+
+
+def _walk(page, x: float, y: float) -> None:
+    for step in range(60):
+        page.mouse.move(x + 3 * step, y + step)
+        page.wait_for_timeout(16)
+
+
+def _turn(page) -> None:
+    page.mouse.wheel(0, -60)
+    page.wait_for_timeout(50)
+
+
+def _measure(page, act) -> dict:
+    """Returns the long tasks and the longest wait for a frame while something is done, in milliseconds."""
+    page.evaluate("() => { window.longTasks.length = 0; window.frames_.length = 0; }")
+    act()
+    page.wait_for_timeout(700)
+    tasks, frames = page.evaluate("() => [window.longTasks, window.frames_]")
+    waits = sorted(after - before for before, after in pairwise(frames))
+    return {
+        "long_tasks": len(tasks),
+        "longest_task_ms": round(max(tasks, default=0)),
+        "longest_frame_ms": round(waits[-1]) if waits else None,
+        "median_frame_ms": round(waits[len(waits) // 2]) if waits else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--method", default="umap")
+    parser.add_argument("--keep", metavar="PAGE", help="Leave the page there.")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as name:
+        folder = Path(name)
+        page = Path(given.keep).absolute() if given.keep else folder / "map.html"
+        say(f"writing {given.rows:,} rows")
+        write_tar(folder / "photos.tar", given.rows)
+        write_out(folder / "out", folder / "photos.tar", given.rows)
+        command = [sys.executable, "-m", "pipeline.cli", "map", str(folder / "out"), "--html", str(page)]
+        done = run([*command, "--method", given.method])
+        say(done.printed.strip())
+        figures = {
+            "rows": given.rows,
+            "method": given.method,
+            "seconds": round(done.seconds, 1),
+            "peak_mb": round(done.peak_mb),
+            "page_mb": round(page.stat().st_size / 1e6, 1),
+            "browser": browse(page),
+        }
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Map: the rows of OUT on a plane, as a page to walk about in and as coordinates for other viewers."""
+
+import io
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.map_page import map_html
+from pipeline.map_rows import MapRows, add_predictions, read_map_rows
+from pipeline.map_thumbnails import Thumbnails, read_thumbnails
+from pipeline.pages import write_page
+from pipeline.run_report import choose_feature
+from pipeline.summary import size_text
+from transforms import storage
+from transforms.features import nearest, open_features
+from transforms.projection import METHODS, all_nearest, flatten
+from transforms.records import FeaturemillError, UsageError
+
+NEIGHBOURS = 10
+# As base64 they take a third more.
+THUMBNAIL_BYTES = 9 * 2**20
+COLUMNS = ("label", "prediction", "agreement", "score", "source", "width", "height", "vector length")
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """What is mapped, how, and where to.
+
+    Attributes:
+        output: OUT.
+        page: The page's file; it is replaced.
+        feature: What is placed and compared; by default `embedding`, or the first one.
+        method: `umap`, `tsne` or `pca`.
+        seed: Of UMAP and t-SNE.
+        color: Column that the points are coloured by at first; by default `label`.
+        predictions: PRED of `predict`.
+        coordinates: Parquet file for the places.
+        limit: At most so many rows, evenly drawn.
+        thumbnails: At most so many, evenly drawn.
+    """
+
+    output: str
+    page: str
+    feature: str | None = None
+    method: str = "umap"
+    seed: int = 0
+    color: str | None = None
+    predictions: str | None = None
+    coordinates: str | None = None
+    limit: int = 100_000
+    thumbnails: int = 8000
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise UsageError(f"--method {self.method!r} is not known{nearest(self.method, METHODS)}")
+        if self.limit < 1:
+            raise UsageError(f"--limit {self.limit}: at least one row is needed")
+        if self.thumbnails < 0:
+            raise UsageError(f"--thumbnails {self.thumbnails}: 0 is the least")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"--seed {self.seed}: from 0 to {2**32 - 1}")
+        valid = COLUMNS if self.predictions else [name for name in COLUMNS if name not in COLUMNS[1:4]]
+        if self.color is not None and self.color not in valid:
+            more = "; pass --predictions PRED" if self.color in COLUMNS else nearest(self.color, valid)
+            raise UsageError(f"--color {self.color!r} is no column to colour by{more}")
+        for path in filter(None, (self.page, self.coordinates)):
+            folder = os.path.dirname(storage.absolute(path))
+            if storage.is_local(path) and not os.path.isdir(folder):
+                raise UsageError(f"{path} can't be written: there is no folder {folder}; make it first")
+
+
+@dataclass(frozen=True)
+class MapSummary:
+    """What was written.
+
+    Attributes:
+        page: The page's file.
+        page_bytes: Its size.
+        rows: Points.
+        of_rows: Rows of OUT.
+        thumbnails: In the page.
+        gone: Rows that should have had a thumbnail and whose source is gone or changed.
+        problem: The first reason, empty if there is none.
+        coordinates: Parquet file, None if not asked for.
+    """
+
+    page: str
+    page_bytes: int
+    rows: int
+    of_rows: int
+    thumbnails: int
+    gone: int
+    problem: str
+    coordinates: str | None
+
+
+def make_map(options: MapOptions, *, say: Callable[[str], None] = lambda line: None) -> MapSummary:
+    """Places the rows, finds each one's neighbours, and writes the page and the coordinates.
+
+    Raises:
+        FeaturemillError: OUT or PRED can't be mapped, or a file not written.
+    """
+    features = open_features(options.output)
+    name = choose_feature(features, options.feature)
+    clock = _Clock(say)
+    rows = read_map_rows(features, name, limit=options.limit)
+    predicted = add_predictions(rows, options.predictions) if options.predictions else None
+    clock.lap(f"read {len(rows.numbers):,} of {features.rows:,} rows" + _predicted_text(predicted))
+    places = flatten(rows.vectors, options.method, seed=options.seed)
+    clock.lap(f"placed by {options.method}")
+    neighbours, cosines = all_nearest(rows.vectors, NEIGHBOURS)
+    clock.lap(f"found the {neighbours.shape[1]} nearest of each")
+    thumbnails = read_thumbnails(
+        features,
+        rows.numbers,
+        {column: rows.facts[column].to_pylist() for column in ("key", "position", "sha256")},
+        most=options.thumbnails,
+        most_bytes=THUMBNAIL_BYTES,
+    )
+    clock.lap(f"read {len(thumbnails.images):,} thumbnails")
+    if options.coordinates:
+        write_coordinates(options.coordinates, rows, places)
+    text = map_html(
+        rows,
+        places,
+        neighbours=neighbours,
+        cosines=cosines,
+        thumbnails=thumbnails,
+        color=options.color or "label",
+        about=_about(options, features.rows, rows, name),
+    )
+    write_page(options.page, text)
+    clock.lap("wrote the page")
+    return _summary(options, len(text), features.rows, rows, thumbnails)
+
+
+class _Clock:
+    """Says what was done, and how long it took."""
+
+    def __init__(self, say: Callable[[str], None]):
+        self._say, self._last = say, time.perf_counter()
+
+    def lap(self, line: str) -> None:
+        now = time.perf_counter()
+        self._say(f"{line} ({now - self._last:.1f} s)")
+        self._last = now
+
+
+def _predicted_text(predicted: int | None) -> str:
+    return "" if predicted is None else f", {predicted:,} with a prediction"
+
+
+def _about(options: MapOptions, of_rows: int, rows: MapRows, name: str) -> dict[str, str]:
+    count = len(rows.numbers)
+    return {
+        "output": options.output,
+        "rows": f"{count:,} rows" if count == of_rows else f"{count:,} of {of_rows:,} rows, evenly drawn",
+        "feature": f"{name}, {rows.vectors.shape[1]:,} numbers",
+        "method": {"pca": "PCA", "umap": "UMAP", "tsne": "t-SNE"}[options.method],
+    }
+
+
+def _summary(options: MapOptions, page_bytes: int, of_rows: int, rows: MapRows, thumbnails: Thumbnails) -> MapSummary:
+    return MapSummary(
+        page=options.page,
+        page_bytes=page_bytes,
+        rows=len(rows.numbers),
+        of_rows=of_rows,
+        thumbnails=len(thumbnails.images),
+        gone=len(thumbnails.gone),
+        problem=thumbnails.problems[0] if thumbnails.problems else "",
+        coordinates=options.coordinates,
+    )
+
+
+def write_coordinates(path: str, rows: MapRows, places: np.ndarray) -> None:
+    """Writes key, x, y and the columns of the map as Parquet, whole or not at all.
+
+    Raises:
+        FeaturemillError: It can't be written there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {name.replace(" ", "_"): column for name, column in rows.columns.items() if name != "source"}
+    table = {"key": rows.facts["key"], "x": pa.array(places[:, 0]), "y": pa.array(places[:, 1]), **columns}
+    table["source"] = rows.facts["source"]
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(table), buffer, compression="zstd")
+    path = storage.absolute(path)
+    try:
+        storage.write_atomic(path, buffer.getvalue(), f"{path}.{uuid.uuid4().hex}.tmp")
+    except OSError as error:
+        raise FeaturemillError(
+            f"cannot write {path}: {storage.one_line(error)}; choose another --output or mend the permissions"
+        ) from error
+
+
+def map_text(summary: MapSummary) -> str:
+    """Returns what was written, for people."""
+    shown = f"{summary.rows:,} points" + ("" if summary.rows == summary.of_rows else f" of {summary.of_rows:,} rows")
+    lines = [f"{summary.page}: {shown}, {summary.thumbnails:,} thumbnails, {size_text(summary.page_bytes)}"]
+    if summary.gone:
+        lines.append(f"note     {summary.gone:,} images can't be shown, such as {summary.problem}")
+    if summary.coordinates:
+        lines.append(f"{summary.coordinates}: key, x, y and the columns")
+    return "\n".join(lines)

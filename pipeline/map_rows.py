@@ -1,0 +1,174 @@
+"""What a map shows: rows of OUT with their vectors, and the columns that can colour them."""
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from transforms import storage
+from transforms.features import ROW_COLUMNS, Features
+from transforms.records import FeaturemillError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# The vectors of all rows are held in memory, about three times.
+MOST_BYTES = 2**31
+
+
+@dataclass
+class MapRows:
+    """The rows of a map.
+
+    Attributes:
+        numbers: N int64: which rows of OUT.
+        facts: N rows: what `extract` knows of an image, `ROW_COLUMNS`.
+        vectors: N×D float32, finite.
+        columns: {name: N values}, to colour by: strings (null if unknown) or float32 numbers, in the order shown.
+    """
+
+    numbers: np.ndarray
+    facts: "pa.Table"
+    vectors: np.ndarray
+    columns: "dict[str, pa.Array]" = field(default_factory=dict)
+
+
+def read_map_rows(features: Features, name: str, *, limit: int) -> MapRows:
+    """Reads at most `limit` rows, evenly drawn, with the vectors of one feature.
+
+    Raises:
+        FeaturemillError: There is no row, a vector isn't finite, or the vectors don't fit in memory.
+    """
+    import pyarrow as pa
+
+    if not features.rows:
+        raise FeaturemillError(f"{features.output} holds no rows, so there is nothing to map; see its failures")
+    numbers = np.unique(np.linspace(0, features.rows - 1, min(limit, features.rows)).astype(np.int64))
+    facts, vectors, first, filled = [], None, 0, 0
+    for batch in features.batches([*ROW_COLUMNS, name]):
+        here = numbers[(numbers >= first) & (numbers < first + len(batch))] - first
+        first += len(batch)
+        if not len(here):
+            continue
+        batch = batch.take(pa.array(here))
+        column = batch.column(name)
+        found = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        _check_finite(features, batch, found)
+        if vectors is None:
+            vectors = _room(features, name, len(numbers), found.shape[1])
+        vectors[filled : filled + len(found)] = found
+        filled += len(found)
+        facts.append(batch.select(list(ROW_COLUMNS)))
+    rows = MapRows(numbers, pa.Table.from_batches(facts).combine_chunks(), vectors)
+    rows.columns = _own_columns(rows)
+    return rows
+
+
+def _room(features: Features, name: str, rows: int, dims: int) -> np.ndarray:
+    if rows * dims * 4 > MOST_BYTES:
+        fits = MOST_BYTES // (dims * 4)
+        raise FeaturemillError(
+            f"{rows:,} vectors of {name} ({dims:,} numbers each) don't fit in memory; pass --limit {fits}, or a "
+            f"smaller feature of {', '.join(features.names)}"
+        )
+    return np.empty((rows, dims), np.float32)
+
+
+def _check_finite(features: Features, batch: Any, vectors: np.ndarray) -> None:
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise FeaturemillError(
+            f"{features.output}: {len(bad)} of {len(batch)} vectors hold NaN or infinity, the first is that of "
+            f"{batch.column('key')[int(bad[0])].as_py()}; extract its source again"
+        )
+
+
+def _own_columns(rows: MapRows) -> "dict[str, pa.Array]":
+    import pyarrow as pa
+
+    facts = rows.facts
+    norms = np.concatenate([np.linalg.norm(part, axis=1) for part in _parts(rows.vectors)])
+    return {
+        "label": _one(facts["label"]),
+        "source": pa.array(_folders(facts), pa.string()),
+        "width": _one(facts["width"]).cast(pa.float32()),
+        "height": _one(facts["height"]).cast(pa.float32()),
+        "vector length": pa.array(norms, pa.float32()),
+    }
+
+
+def _parts(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(vectors), 65_536):
+        yield vectors[start : start + 65_536]
+
+
+def _one(column: Any) -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _folders(facts: "pa.Table") -> list[str]:
+    """Returns the shard of each row, or the folder of a plain file: there, no two rows have the same source."""
+    pairs = zip(facts["key"].to_pylist(), facts["source"].to_pylist(), strict=True)
+    return [posixpath.dirname(source) or source if key == source else source for key, source in pairs]
+
+
+def add_predictions(rows: MapRows, output: str) -> int:
+    """Adds the columns `prediction`, `score` and `agreement` from what `predict` wrote.
+
+    Args:
+        rows: Get them, null where PRED has no row of that key.
+        output: PRED.
+
+    Returns:
+        How many rows have a prediction.
+
+    Raises:
+        FeaturemillError: PRED holds no predictions, or none of these rows.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    keys = _one(rows.facts["key"])
+    predictions = _read_predictions(output)
+    at = pc.index_in(keys, value_set=predictions["key"])
+    found = len(at) - at.null_count
+    if not found:
+        there = f"has {predictions['key'][0].as_py()!r}" if len(predictions) else "is empty"
+        raise FeaturemillError(
+            f"{output} predicts none of these rows: it {there}, the features have {keys[0].as_py()!r}; "
+            "pass what predict wrote for these features"
+        )
+    taken = predictions.take(at)
+    label, predicted = rows.columns.pop("label"), _one(taken["label"])
+    agrees = pc.if_else(pc.equal(predicted, label), "agrees", "differs")
+    score = _one(taken["score"]).cast(pa.float32())
+    rows.columns = {"label": label, "prediction": predicted, "agreement": agrees, "score": score, **rows.columns}
+    return found
+
+
+def _read_predictions(output: str) -> "pa.Table":
+    """Returns keys, labels and scores of PRED, in chunks of one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = storage.join(storage.absolute(output), "predictions")
+    names = sorted(name for name in storage.list_folder(folder) if name.endswith(".parquet"))
+    if not names:
+        raise FeaturemillError(f"{output} holds no predictions; pass the folder that featuremill predict wrote to")
+    tables = []
+    for name in names:
+        try:
+            with storage.open_read(storage.join(folder, name)) as file:
+                tables.append(pq.ParquetFile(file).read(["key", "label", "score"]))
+        except (OSError, pa.ArrowException) as error:
+            raise FeaturemillError(
+                f"{folder}/{name} can't be read ({storage.one_line(error)}); predict again with --overwrite"
+            ) from error
+    table = pa.concat_tables(tables).combine_chunks()
+    if table.column_names != ["key", "label", "score"]:
+        raise FeaturemillError(f"{folder} lacks one of the columns key, label and score; predict again")
+    return table

@@ -1,0 +1,292 @@
+"""The report on a run: what OUT holds, as one page. Everything comes from OUT; no source is opened."""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline import books, run_report_plots
+from pipeline.inspect import Inspection, inspect
+from pipeline.output import failed_ids
+from pipeline.pages import render, tame, write_page
+from pipeline.plan import readable
+from pipeline.summary import size_text
+from transforms import storage
+from transforms.features import Features, nearest, open_features
+from transforms.listing import list_parts
+from transforms.parts import failures_uri
+from transforms.projection import principal_components
+from transforms.records import FeaturemillError, UnitReport
+
+STAGES = ("read", "decode", "embed", "write")
+# Rows of the small map: as many as are told apart in a picture of that size.
+MAP_ROWS = 2000
+# Their vectors are held in memory.
+_MAP_BYTES = 256 * 2**20
+_MOST_LABELS = 50
+_MOST_SIZES = 1000
+_EXAMPLES = 3
+_SLOWEST = 5
+
+
+@dataclass
+class Rows:
+    """What one pass over the rows gathers for the page.
+
+    Attributes:
+        sizes: {(width, height): rows}, in pixels.
+        norms: {feature: lengths of N vectors, float32}.
+        sample: Vectors of the rows that the small map shows, n×D float32; a row with NaN or infinity has no place.
+        sample_labels: Their labels.
+    """
+
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    norms: dict[str, np.ndarray] = field(default_factory=dict)
+    sample: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    sample_labels: list[str | None] = field(default_factory=list)
+
+
+def run_report(output: str, *, page: str, feature: str | None = None) -> str:
+    """Writes the page on OUT.
+
+    Args:
+        output: OUT, finished or not.
+        page: The page's file; it is replaced.
+        feature: What the small map shows; by default `embedding`, or the first one.
+
+    Returns:
+        What there is to say, a line.
+
+    Raises:
+        FeaturemillError: OUT holds no features or unreadable ones, or the page can't be written.
+    """
+    inspection = inspect(output)
+    features = open_features(output)
+    name = choose_feature(features, feature)
+    rows = gather_rows(features, name)
+    reports = books.collect_reports(
+        inspection.output,
+        list_parts(inspection.output).unit_ids(),
+        listing=list_parts(inspection.output),
+        fresh=(),
+    )
+    text = run_report_html(inspection, reports, rows, features=features, mapped=name)
+    write_page(page, text)
+    return f"{page}: {inspection.rows:,} rows, {sum(inspection.failures.values()):,} failures, {size_text(len(text))}"
+
+
+def choose_feature(features: Features, name: str | None) -> str:
+    """Returns the feature of that name; without one `embedding`, or the first.
+
+    Raises:
+        FeaturemillError: There is no such feature.
+    """
+    if name is None:
+        return "embedding" if "embedding" in features.names else features.names[0]
+    if name not in features.names:
+        raise FeaturemillError(f"{features.output} has no feature {name!r}{nearest(name, features.names)}")
+    return name
+
+
+def gather_rows(features: Features, mapped: str) -> Rows:
+    """Reads all rows once, a batch at a time.
+
+    Args:
+        features: OUT's.
+        mapped: Of which feature the sample is.
+    """
+    rows = Rows()
+    norms: dict[str, list[np.ndarray]] = {name: [] for name in features.names}
+    sampled: list[np.ndarray] = []
+    wanted, first = None, 0
+    for batch in features.batches(["label", "width", "height", *features.names]):
+        sizes = zip(batch.column("width").to_pylist(), batch.column("height").to_pylist(), strict=True)
+        rows.sizes.update(sizes)
+        for name in features.names:
+            vectors = batch_vectors(batch, name)
+            norms[name].append(np.linalg.norm(vectors, axis=1))
+            if name == mapped:
+                if wanted is None:
+                    count = min(features.rows, MAP_ROWS, max(2, _MAP_BYTES // (4 * max(1, vectors.shape[1]))))
+                    wanted = np.unique(np.linspace(0, features.rows - 1, count).astype(np.int64))
+                here = wanted[(wanted >= first) & (wanted < first + len(batch))] - first
+                here = here[np.isfinite(vectors[here]).all(axis=1)]
+                sampled.append(vectors[here])
+                labels = batch.column("label")
+                rows.sample_labels += [labels[int(i)].as_py() for i in here]
+        first += len(batch)
+    rows.norms = {name: np.concatenate(parts) for name, parts in norms.items() if parts}
+    if sampled:
+        rows.sample = np.concatenate(sampled)
+    return rows
+
+
+def batch_vectors(batch: Any, name: str) -> np.ndarray:
+    """Returns a record batch's vectors, N×D float32."""
+    column = batch.column(name)
+    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    return values.reshape(len(column), column.type.list_size)
+
+
+def run_report_html(
+    inspection: Inspection, reports: Sequence[UnitReport], rows: Rows, *, features: Features, mapped: str
+) -> str:
+    """Returns the page.
+
+    Args:
+        inspection: Of OUT.
+        reports: Of its units.
+        rows: From `gather_rows`.
+        features: OUT's.
+        mapped: Of which feature the sample is.
+    """
+    totals = books.add_up(reports)
+    spec = dict(inspection.manifest["spec"])
+    named = [f"{part['name']}={part['tap']}:{part['pool']}" for part in spec.pop("features")]
+    return render(
+        "run_report.html",
+        title=f"Run {tame(readable(inspection.output))}",
+        headline=f"Read {totals.rows_read:,} = embedded {totals.rows_embedded:,} + failed {totals.rows_failed:,}",
+        facts=_facts(inspection, reports, totals),
+        problems=inspection.problems,
+        failures=_failures(inspection),
+        stages=_stages(totals),
+        slowest=sorted(reports, key=_rate)[:_SLOWEST] if len(reports) > _SLOWEST else [],
+        rate=_rate,
+        labels=list(inspection.labels.items())[:_MOST_LABELS],
+        label_count=len(inspection.labels),
+        most_rows=max(inspection.labels.values(), default=0),
+        rows=inspection.rows,
+        sizes=_sizes(rows.sizes),
+        vectors=inspection.vectors,
+        repeats=inspection.repeats,
+        spec={"features": " ".join(named), **spec, "fingerprint": inspection.manifest["fingerprint"]},
+        versions={name: version for name, version in inspection.manifest.get("versions", {}).items() if version},
+        plots=_plots(reports, rows, inspection, mapped),
+    )
+
+
+def _facts(inspection: Inspection, reports: Sequence[UnitReport], totals: books.Totals) -> dict[str, str]:
+    manifest = inspection.manifest
+    facts = {
+        "folder": tame(readable(inspection.output)),
+        "status": manifest["status"] if manifest["status"] == "complete" else f"{manifest['status']}: not finished",
+        "written": manifest.get("updated", "unknown"),
+        "input": f"{size_text(totals.input_bytes)} in {totals.units:,} units",
+        "stored": size_text(inspection.stored_bytes) if inspection.stored_bytes else "not counted",
+        "engine": ", ".join(sorted({report.engine for report in reports if report.engine})) or "none",
+        "weights": tame(manifest.get("weights", "")),
+    }
+    if manifest.get("weights_are_random"):
+        facts["caution"] = "the weights were never trained: these features mean nothing"
+    if manifest.get("sample_limit"):
+        facts["sample"] = f"of {manifest['sample_limit']:,} images"
+    return facts
+
+
+def _failures(inspection: Inspection) -> list[dict[str, Any]]:
+    """Returns the reasons, the commonest first, each with some of the rows that failed for it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
+    missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}
+    for unit_id in sorted(failed_ids(inspection.output)):
+        if not any(missing.values()):
+            break
+        try:
+            with storage.open_read(failures_uri(inspection.output, unit_id)) as file:
+                for batch in pq.ParquetFile(file).iter_batches(columns=["key", "stage", "error", "message"]):
+                    for row in batch.to_pylist():
+                        reason = f"{row['stage']}: {row['error']}"
+                        if missing.get(reason):
+                            missing[reason] -= 1
+                            examples[reason].append(row)
+        except (OSError, pa.ArrowException) as error:
+            raise FeaturemillError(
+                f"the failures of {unit_id} can't be read ({storage.one_line(error)}); delete them and their part, "
+                "and run extract again"
+            ) from error
+    return [
+        {"reason": reason, "count": count, "examples": examples[reason]}
+        for reason, count in inspection.failures.items()
+    ]
+
+
+def _stages(totals: books.Totals) -> list[dict[str, Any]]:
+    seconds = {stage: getattr(totals, f"{stage}_seconds") for stage in STAGES}
+    sum_seconds = sum(seconds.values())
+    return [
+        {
+            "name": stage,
+            "seconds": value,
+            "share": value / sum_seconds if sum_seconds else 0.0,
+            "milliseconds": 1000 * value / totals.rows_read if totals.rows_read else 0.0,
+        }
+        for stage, value in seconds.items()
+    ]
+
+
+def _rate(report: UnitReport) -> float:
+    return report.rows_read / report.wall_seconds if report.wall_seconds > 0 else 0.0
+
+
+def _sizes(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
+    if not sizes:
+        return {}
+    pixels = np.array([width * height for width, height in sizes], np.float64) / 1e6
+    order = np.argsort(pixels)
+    half = np.searchsorted(np.cumsum(np.array(list(sizes.values()))[order]), sum(sizes.values()) / 2)
+    return {
+        "different": len(sizes),
+        "commonest": [
+            {"width": width, "height": height, "rows": count} for (width, height), count in sizes.most_common(5)
+        ],
+        "smallest": pixels.min(),
+        "median": pixels[order][min(half, len(order) - 1)],
+        "largest": pixels.max(),
+    }
+
+
+def _plots(reports: Sequence[UnitReport], rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[dict]]:
+    plots: dict[str, list[dict]] = {"units": [], "sizes": [], "norms": [], "map": []}
+    done, order = _in_order(inspection.output, [report for report in reports if report.rows_read])
+    if len(done) > 1:
+        caption = f"Images per second of each unit, {order}; many units are drawn as means of some."
+        plots["units"].append({"svg": run_report_plots.rate_plot(done, "rate"), "caption": caption})
+    if rows.sizes:
+        caption = "Widths and heights; a larger disc is more images of that size."
+        if len(rows.sizes) > _MOST_SIZES:
+            caption += f" Only the {_MOST_SIZES:,} commonest of {len(rows.sizes):,} sizes."
+        svg = run_report_plots.size_plot(dict(rows.sizes.most_common(_MOST_SIZES)), "sizes")
+        plots["sizes"].append({"svg": svg, "caption": caption})
+    for number, (name, norms) in enumerate(rows.norms.items()):
+        if np.isfinite(norms).any():
+            svg = run_report_plots.norm_plot(norms, f"norm{number}", name)
+            plots["norms"].append({"svg": svg, "caption": f"Lengths of the vectors of {name}."})
+    if len(rows.sample) > 2:
+        places = principal_components(rows.sample, 2)
+        places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
+        caption = (
+            f"The two directions in which {mapped} varies most, for {len(places):,} of {inspection.rows:,} rows, "
+            "evenly drawn. featuremill map draws one to walk about in."
+        )
+        plots["map"].append({"svg": run_report_plots.map_plot(places, rows.sample_labels, "map"), "caption": caption})
+    return plots
+
+
+def _in_order(output: str, reports: Sequence[UnitReport]) -> tuple[list[UnitReport], str]:
+    """Returns the reports in the order of their commits where the disk knows it, and what order it is."""
+    if storage.is_local(output):
+        written = {
+            info.uri.rsplit("/", 1)[1].removesuffix(".parquet"): int(info.version)
+            for info in storage.list_infos(storage.join(output, "features"))
+        }
+        if all(report.unit_id in written for report in reports):
+            ordered = sorted(reports, key=lambda report: (written[report.unit_id], report.unit_id))
+            last = time.strftime("%Y-%m-%d %H:%M", time.gmtime(max(written.values(), default=0) / 1e9))
+            return ordered, f"in the order in which their files were written (the last at {last} UTC)"
+    return sorted(reports, key=lambda report: report.unit_id), "in the order of their names"

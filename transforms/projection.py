@@ -1,0 +1,214 @@
+"""N vectors of D numbers on a plane, and the neighbours that each has before it is flattened. No files here."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import numpy as np
+
+from transforms.records import UsageError
+
+METHODS = ("pca", "umap", "tsne")
+# What UMAP and t-SNE start from: enough for classes, and few enough for speed.
+COMPONENTS = 50
+# UMAP and t-SNE look at some dozen neighbours; fewer rows than that have no shape.
+FEWEST_ROWS = 16
+# Beyond this many dimensions the D×D sums cost more than what a sample of rows loses.
+_MOST_SUMMED = 4096
+_BLOCK_ROWS = 4096
+# A tile of products stays in the cache while it is compared.
+_TILE_ROWS, _TILE_COLUMNS = 512, 4096
+
+
+def principal_components(vectors: np.ndarray, count: int) -> np.ndarray:
+    """Returns the rows in the directions in which they vary most: a principal component analysis.
+
+    The directions are eigenvectors of the covariance (Jolliffe, Principal Component Analysis, 2002, chapter 1), summed
+    in float64 around the mean. Beyond 4,096 dimensions they come from 4,096 rows, evenly drawn, whose N×N products
+    have the same ones. Each is turned so that its largest number is positive: the same rows give the same picture.
+
+    Args:
+        vectors: N×D, finite.
+        count: At most so many components; never more than N or D.
+
+    Returns:
+        N×count float32, the widest direction first.
+    """
+    rows, dims = vectors.shape
+    count = min(count, rows, dims)
+    mean = np.zeros(dims)
+    for block in _blocks(vectors):
+        mean += block.sum(axis=0)
+    mean /= max(1, rows)
+    directions = _by_sums(vectors, mean) if dims <= _MOST_SUMMED else _by_sample(vectors, mean)
+    directions = directions[:, :count]
+    largest = np.abs(directions).argmax(axis=0)
+    directions = directions * np.where(directions[largest, np.arange(directions.shape[1])] < 0, -1.0, 1.0)
+    parts = [((block - mean) @ directions).astype(np.float32) for block in _blocks(vectors)]
+    return np.concatenate(parts) if parts else np.empty((0, count), np.float32)
+
+
+def _blocks(vectors: np.ndarray) -> Iterator[np.ndarray]:
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        yield vectors[start : start + _BLOCK_ROWS].astype(np.float64)
+
+
+def _by_sums(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    sums = np.zeros((len(mean), len(mean)))
+    for block in _blocks(vectors):
+        block -= mean
+        sums += block.T @ block
+    return np.linalg.eigh(sums)[1][:, ::-1]
+
+
+def _by_sample(vectors: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    numbers = np.unique(np.linspace(0, len(vectors) - 1, min(len(vectors), _MOST_SUMMED)).astype(int))
+    sample = vectors[numbers] - mean
+    values, left = np.linalg.eigh(sample @ sample.T)
+    # Directions in which nothing varies have no length to divide by.
+    lengths = np.sqrt(np.maximum(values, values[-1] * 1e-12 + np.finfo(float).tiny))
+    return (sample.T @ (left / lengths))[:, ::-1]
+
+
+def flatten(vectors: np.ndarray, method: str, *, seed: int) -> np.ndarray:
+    """Returns a place on the plane for each row.
+
+    UMAP (McInnes and others, 2018) and t-SNE (van der Maaten and Hinton, 2008) start from 50 principal components, and
+    run on one thread, because several would make the places depend on chance. Fewer than 16 rows get principal
+    components whatever the method.
+
+    Args:
+        vectors: N×D, finite.
+        method: `pca`, `umap` or `tsne`.
+        seed: Of UMAP and t-SNE.
+
+    Returns:
+        N×2 float32.
+
+    Raises:
+        UsageError: No such method.
+    """
+    if method not in METHODS:
+        raise UsageError(f"no method {method!r}; choose from {', '.join(METHODS)}")
+    reduced = principal_components(vectors, 2 if method == "pca" else COMPONENTS)
+    if method == "pca" or len(vectors) < FEWEST_ROWS or not np.ptp(reduced, axis=0).any():
+        # Where all rows are equal there is nothing to spread, and scikit-learn's t-SNE crashes.
+        places = reduced[:, :2]
+    else:
+        places = _umap(reduced, seed) if method == "umap" else _tsne(reduced, seed)
+    # One dimension, or one row, has no second direction.
+    return np.pad(places, ((0, 0), (0, 2 - places.shape[1]))).astype(np.float32)
+
+
+def _umap(reduced: np.ndarray, seed: int) -> np.ndarray:
+    with warnings.catch_warnings(), _without_tensorflow():
+        # That it takes one thread is our wish; the rest is about libraries it could also use.
+        warnings.simplefilter("ignore")
+        import umap
+
+        neighbours = min(15, len(reduced) - 1)
+        return umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(reduced)
+
+
+@contextmanager
+def _without_tensorflow() -> Iterator[None]:
+    """Keeps umap from importing TensorFlow, five seconds for a network that isn't used."""
+    absent = "tensorflow" not in sys.modules
+    if absent:
+        # What Python takes as: not to be found.
+        sys.modules["tensorflow"] = None
+    try:
+        yield
+    finally:
+        if absent:
+            del sys.modules["tensorflow"]
+
+
+def _tsne(reduced: np.ndarray, seed: int) -> np.ndarray:
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(reduced) - 1) / 3)
+    init = "pca" if reduced.shape[1] >= 2 else "random"
+    return TSNE(perplexity=perplexity, init=init, random_state=seed, n_jobs=1).fit_transform(reduced)
+
+
+def all_nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Finds for each row those with the highest cosine, by comparing all with all.
+
+    Exact up to float32 rounding: products by GEMM in tiles, of which only numbers above a row's worst kept one are
+    looked at. Time grows with N².
+
+    Args:
+        vectors: N×D, finite. The cosine of a zero row is 0 with every other.
+        count: At most so many, never more than N - 1.
+
+    Returns:
+        Row numbers, int32 N×count, the nearest first and equal ones by number; their cosines, float32 N×count.
+    """
+    normed = _normed(vectors)
+    rows = len(normed)
+    count = max(0, min(count, rows - 1))
+    found = np.zeros((rows, count), np.int32)
+    cosines = np.zeros((rows, count), np.float32)
+    if count == 0:
+        return found, cosines
+
+    def fill(start: int) -> None:
+        part = slice(start, min(start + _TILE_ROWS, rows))
+        found[part], cosines[part] = _nearest_of(normed, part, count)
+
+    # NumPy lets go of the interpreter's lock for nearly all of this.
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None) as pool:
+        list(pool.map(fill, range(0, rows, _TILE_ROWS)))
+    return found, cosines
+
+
+def _normed(vectors: np.ndarray) -> np.ndarray:
+    normed = np.empty(vectors.shape, np.float32)
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS].astype(np.float64)
+        # By the largest number first, so that squares neither overflow nor underflow.
+        largest = np.abs(block).max(axis=1, initial=0, keepdims=True)
+        block /= np.where(largest > 0, largest, 1)
+        lengths = np.linalg.norm(block, axis=1, keepdims=True)
+        normed[start : start + _BLOCK_ROWS] = block / np.where(lengths > 0, lengths, 1)
+    return normed
+
+
+def _nearest_of(normed: np.ndarray, part: slice, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns (numbers, cosines) for the rows of `part`, n×count each."""
+    rows = part.stop - part.start
+    numbers = np.full((rows, count), len(normed), np.int64)
+    best = np.full((rows, count), -np.inf, np.float32)
+    for start in range(0, len(normed), _TILE_COLUMNS):
+        tile = normed[part] @ normed[start : start + _TILE_COLUMNS].T
+        own = np.arange(max(part.start, start), min(part.stop, start + tile.shape[1]))
+        tile[own - part.start, own - start] = -np.inf
+        # Later numbers of equal cosine are farther: those that only equal the worst are left.
+        worst = best[:, -1:]
+        if start == 0 and tile.shape[1] > 4 * count:
+            # Nothing is kept yet, so all would be new.
+            worst = np.nextafter(np.partition(tile, -count, axis=1)[:, -count, None], np.float32(-np.inf))
+        new = np.flatnonzero(tile > worst)
+        if len(new) > 0:
+            numbers, best = _merge(numbers, best, *np.divmod(new, tile.shape[1]), start=start, values=tile.ravel()[new])
+    return numbers, best
+
+
+def _merge(
+    numbers: np.ndarray, best: np.ndarray, rows: np.ndarray, columns: np.ndarray, *, start: int, values: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the best of what was kept and what a tile brings, the nearest first."""
+    changed, rows = np.unique(rows, return_inverse=True)
+    count = numbers.shape[1]
+    all_rows = np.concatenate([np.repeat(np.arange(len(changed)), count), rows])
+    all_numbers = np.concatenate([numbers[changed].ravel(), columns + start])
+    all_values = np.concatenate([best[changed].ravel(), values])
+    order = np.lexsort((all_numbers, -all_values, all_rows))
+    firsts = np.searchsorted(all_rows[order], np.arange(len(changed)))
+    kept = order[(firsts[:, None] + np.arange(count)).ravel()].reshape(-1, count)
+    numbers[changed], best[changed] = all_numbers[kept], all_values[kept]
+    return numbers, best
