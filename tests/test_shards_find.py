@@ -270,7 +270,7 @@ def test_unreadable_paths_are_refused(tmp_path):
 def test_a_denial_is_an_error_of_ours(tmp_path, monkeypatch, function):
     make(tmp_path, "x.bin")
 
-    def deny(uri):
+    def deny(uri, **_):
         raise PermissionError(13, "Permission denied", uri)
 
     monkeypatch.setattr(f"transforms.storage.{function}", deny)
@@ -327,7 +327,7 @@ class FakeStore:
         parts = [".*" if p == "**" else "[^/]*" if p == "*" else re.escape(p) for p in re.split(r"(\*\*|\*)", pattern)]
         return [info for info in self._infos() if re.fullmatch("".join(parts), info.uri)]
 
-    def open_read(self, uri):
+    def open_read(self, uri, **_):
         self.opened.append(uri)
         return open(uri.replace("gs://bucket", self.root), "rb")
 
