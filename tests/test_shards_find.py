@@ -321,7 +321,7 @@ class FakeStore:
             if path.is_file():
                 yield FileInfo("gs://bucket/" + str(path.relative_to(self.root)), path.stat().st_size, "1")
 
-    def match(self, pattern):
+    def match(self, pattern, **_):
         import re
 
         parts = [".*" if p == "**" else "[^/]*" if p == "*" else re.escape(p) for p in re.split(r"(\*\*|\*)", pattern)]
