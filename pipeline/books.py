@@ -106,11 +106,21 @@ def write_units(output: str, reports: Sequence[UnitReport]) -> None:
             some = reports[first : first + UNITS_PER_GROUP]
             columns = [pa.array([getattr(report, f.name) for report in some], f.type) for f in schema]
             writer.write_table(pa.table(columns, schema=schema))
-    _write(output, "units.parquet", buffer.getvalue())
+    write_file(output, "units.parquet", buffer.getvalue())
 
 
-def _write(output: str, name: str, data: bytes) -> None:
-    temporary = storage.join(output, "_tmp", f"{name}.{uuid.uuid4().hex}")
+def write_file(output: str, name: str, data: bytes) -> None:
+    """Writes a small file of OUT or PRED, whole or not at all.
+
+    Args:
+        output: The folder; it has `_tmp`.
+        name: Of the file, perhaps with a folder before it.
+        data: Its content.
+
+    Raises:
+        FeaturemillError: It can't be written.
+    """
+    temporary = storage.join(output, "_tmp", f"{os.path.basename(name)}.{uuid.uuid4().hex}")
     try:
         storage.write_atomic(storage.join(output, name), data, temporary)
     except OSError as error:
@@ -123,7 +133,7 @@ def _write(output: str, name: str, data: bytes) -> None:
 def write_manifest(output: str, manifest: dict[str, Any]) -> None:
     """Writes manifest.json, stamped with the time."""
     stamped = {**manifest, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    _write(output, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
+    write_file(output, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
 
 
 def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, limit: int | None) -> dict[str, Any]:

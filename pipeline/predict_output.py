@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 from contextlib import suppress
 from typing import Any
 
@@ -104,7 +103,7 @@ def finish(output: str, manifest: dict[str, Any], *, metrics: dict[str, Any] | N
         FeaturemillError: PRED can't be written.
     """
     if metrics is not None:
-        write_file(output, "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+        books.write_file(output, "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
     books.write_manifest(output, {**manifest, "status": "complete"})
     tidy(output, keep_features=manifest["features_kept"])
 
@@ -114,7 +113,8 @@ def discard(output: str) -> None:
     with suppress(OSError, FeaturemillError):
         for name in FOLDERS:
             _remove(storage.join(output, name))
-        storage.delete(storage.join(output, name) for name in FILES if name in storage.list_folder(output))
+        there = storage.list_folder(output)
+        storage.delete(storage.join(output, name) for name in FILES if name in there)
         if storage.is_local(output):
             os.rmdir(output)
 
@@ -131,26 +131,10 @@ def _remove(folder: str) -> None:
         storage.remove_tree(folder)
 
 
-def write_file(output: str, name: str, data: bytes) -> None:
-    """Writes a file of PRED, whole or not at all.
-
-    Raises:
-        FeaturemillError: It can't be written.
-    """
-    temporary = storage.join(output, "_tmp", f"{os.path.basename(name)}.{uuid.uuid4().hex}")
-    try:
-        storage.write_atomic(storage.join(output, name), data, temporary)
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write {name} to {output}: {storage.one_line(error)}; make room or mend the permissions "
-            "and run the same command again"
-        ) from error
-
-
 def copy_failures(output: str) -> None:
     """Copies the failures of the images' extraction to PRED/failures."""
     for info in storage.list_infos(storage.join(features_folder(output), "failures")):
-        write_file(output, f"failures/{info.uri.rsplit('/', 1)[-1]}", storage.read_bytes(info.uri))
+        books.write_file(output, f"failures/{info.uri.rsplit('/', 1)[-1]}", storage.read_bytes(info.uri))
 
 
 def parts(output: str) -> int:
