@@ -10,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from transforms import storage
-from transforms.backbone import tap_names
 from transforms.engines.checks import computed_layers
 from transforms.heads.network import check_weights, weights_source
 from transforms.heads.store import Head, load_head
@@ -99,8 +98,7 @@ def check_place(output: str, *, as_file: bool, overwrite: bool) -> None:
 def _load_weights(folder: str, head: Head, given: str | None) -> Weights:
     """Loads the network's weights, and checks that the head was trained on them."""
     spec = head.spec
-    with_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
-    table = computed_layers(spec, include_top=with_top)
+    table = computed_layers(spec)
     used = load_weights(weights_source(head, folder, given), table, backbone=spec.backbone)
     check_weights(used, head, folder)
     return used

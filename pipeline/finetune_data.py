@@ -7,16 +7,16 @@ import numpy as np
 
 from pipeline.finetune_options import FinetuneOptions
 from pipeline.fit_plan import Fit, plan_fits
-from pipeline.train import labelled_table
+from pipeline.train import split_table
 from pipeline.train_facts import describe_data
 from pipeline.train_options import TrainOptions
-from transforms.backbone import Layer, cut, layers, tap_names
+from transforms.engines.checks import computed_layers
 from transforms.features import Features, FeatureSpec
 from transforms.finetuning import TuningPlan, plan_tuning
 from transforms.heads import NEURAL, FitSettings
 from transforms.heads.network import check_weights, weights_source
 from transforms.heads.rows import Rows
-from transforms.heads.split import Split, split
+from transforms.heads.split import Split
 from transforms.heads.store import Head
 from transforms.heads.table import Table, open_table
 from transforms.heads.wording import short
@@ -88,15 +88,9 @@ def check_spec(spec: FeatureSpec, features: Features) -> None:
         )
 
 
-def _table(spec: FeatureSpec) -> tuple[Layer, ...]:
-    """Returns the network that a spec's weights reach over."""
-    include_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
-    return cut(layers(spec.backbone, include_top=include_top), [feature.tap for feature in spec.features])
-
-
 def make_plan(head: Head, features: Features, options: FinetuneOptions) -> TuningPlan:
     stored = () if options.source == "images" else features.spec.features
-    plan = plan_tuning(_table(head.spec), head.spec, head.columns, options.unfreeze, stored)
+    plan = plan_tuning(computed_layers(head.spec), head.spec, head.columns, options.unfreeze, stored)
     if options.source == "taps" and not plan.start:
         below = plan.table[plan.first - 1].name if plan.first else ""
         cure = f"extract --feature tap={below}:flatten" if below else "pass --unfreeze with fewer layers"
@@ -114,7 +108,7 @@ def open_weights(head: Head, features: Features, plan: TuningPlan, options: Fine
     check_weights(weights, head, options.head)
     if features.spec.weights != spec.weights:
         # Features of other layers have another hash, over more or fewer arrays of the same file.
-        theirs = load_weights(source, _table(features.spec), backbone=spec.backbone)
+        theirs = load_weights(source, computed_layers(features.spec), backbone=spec.backbone)
         if theirs.sha256 != features.spec.weights:
             raise FeaturemillError(
                 f"{features.output} was computed with other weights ({features.spec.weights[:12]}) than those of the "
@@ -136,15 +130,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         settings=FitSettings(seed=recorded.get("seed", 0)),
         **{name: recorded[name] for name in shared if name in recorded},
     )
-    table, joined = labelled_table(asked)
-    parts = split(
-        table,
-        validation=asked.validation,
-        test=asked.test,
-        folds=asked.folds,
-        seed=asked.settings.seed,
-        near=asked.near_duplicates,
-    )
+    table, joined, parts = split_table(asked)
     fits = plan_fits(parts, learning=False)
     codes = _codes(table, fits.cells, head)
     reader = _reader(features, plan, table)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from pipeline.options import ExtractOptions
 from pipeline.predict_options import PredictOptions
 from transforms import shards, storage
-from transforms.backbone import cut, layers, tap_names
+from transforms.backbone import cut, layers
 from transforms.features import FeatureSpec
 from transforms.heads import imagenet_head
 from transforms.heads.network import weights_source
@@ -163,7 +163,8 @@ def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractO
         options,
         output,
         weights=weights_source(head, options.head, options.weights),
-        include_top=any(f.tap not in tap_names(spec.backbone, False) for f in features),
+        # Only the taps that the features name are computed.
+        include_top=True,
         features=tuple(map(str, features)),
         **{name: getattr(spec, name) for name in same},
     )

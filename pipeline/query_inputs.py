@@ -9,9 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transforms import storage
-from transforms.backbone import tap_names
-from transforms.engines import Engine, choose, default_batch_size, load_engine
-from transforms.engines.checks import computed_layers, planned_weights
+from transforms.engines import Engine, load_stored_engine
 from transforms.features import FeatureSpec
 from transforms.heads.table import Table
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
@@ -77,7 +75,13 @@ def read_queries(
     if images:
         queries = [_read_image(path) for path in images]
         found += queries
-        blocks.append(_embed(queries, table, load or (lambda spec: _load(spec, table, weights, engine))))
+        blocks.append(
+            _embed(
+                queries,
+                table,
+                load or (lambda spec: load_stored_engine(engine, spec, weights or source_of(table.weights))),
+            )
+        )
     if keys:
         rows = find_keys(table, keys)
         found += [Query(key, "key", row) for key, row in zip(keys, rows, strict=True)]
@@ -115,15 +119,6 @@ def _read_image(path: str) -> Query:
         return Query(clean(path), "image", image=storage.read_bytes(storage.absolute(path)))
     except OSError as error:
         raise FeaturemillError(f"cannot read {clean(path)}: {clean(storage.one_line(error))}; check --image") from error
-
-
-def _load(spec: FeatureSpec, table: Table, weights: str | None, engine: str) -> Engine:
-    include_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
-    name, source = choose(engine, spec.precision), weights or source_of(table.weights)
-    # Also where the engine would take them from its cache: other weights would look like other images.
-    planned_weights(source, computed_layers(spec, include_top=include_top), spec)
-    batch_size = default_batch_size(name, None)
-    return load_engine(name, spec, source, include_top=include_top, batch_size=batch_size, threads=None)
 
 
 def _embed(queries: Sequence[Query], table: Table, load: "Callable[[FeatureSpec], Engine]") -> np.ndarray:

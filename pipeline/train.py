@@ -59,15 +59,7 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
         FeaturemillError: With the thing, the cause and the cure. HEAD is written whole or not at all.
     """
     check_place(options.output, overwrite=options.overwrite)
-    table, joined = labelled_table(options)
-    parts = split(
-        table,
-        validation=options.validation,
-        test=options.test,
-        folds=options.folds,
-        seed=options.settings.seed,
-        near=options.near_duplicates,
-    )
+    table, joined, parts = split_table(options)
     plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
     rows = make_rows(table, plan.cells)
     facts = describe_data(table, joined, parts, rows)
@@ -79,14 +71,27 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
         say(f"{kind:<9}fitted in {outcomes[-1].run['seconds']:.1f} s")
     runs = tuple(outcome.run for outcome in outcomes)
     best = outcomes[runs.index(ranking(runs)[0])]
-    head = _head(best, table, parts, options, runs)
+    head = _head(best, rows.classes, table, parts, options, runs)
     page = report_html(f"Head {best.run['kind']}", runs, facts)
     save_head(head, options.output, files={"report.html": page.encode()}, overwrite=options.overwrite)
     return Trained(head, runs, facts, options.output)
 
 
-def labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
-    """Opens the features, with labels from a file where one is named."""
+def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
+    """Opens the features, with labels from a file where one is named, and splits them as the options say."""
+    table, joined = _labelled_table(options)
+    parts = split(
+        table,
+        validation=options.validation,
+        test=options.test,
+        folds=options.folds,
+        seed=options.settings.seed,
+        near=options.near_duplicates,
+    )
+    return table, joined, parts
+
+
+def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
     table = open_table(
         options.features,
         columns=options.columns,
@@ -218,7 +223,14 @@ def _judge(
     )
 
 
-def _head(best: Outcome, table: Table, parts: Split, options: TrainOptions, runs: Sequence[Run]) -> Head:
+def _head(
+    best: Outcome,
+    classes: tuple[str, ...],
+    table: Table,
+    parts: Split,
+    options: TrainOptions,
+    runs: Sequence[Run],
+) -> Head:
     # Without seconds: the same seed and data give the same head, bit for bit.
     compared = [{"kind": run["kind"], "metrics": run["judged"]["metrics"]} for run in runs]
     metrics = {
@@ -227,7 +239,6 @@ def _head(best: Outcome, table: Table, parts: Split, options: TrainOptions, runs
         "learning": best.run["learning"],
         **({"compared": compared} if len(runs) > 1 else {}),
     }
-    classes = tuple(row["label"] for row in best.run["judged"]["per_class"])
     return Head(
         model=best.model,
         classes=classes,

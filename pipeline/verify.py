@@ -9,9 +9,7 @@ import numpy as np
 
 from pipeline.plan import readable
 from transforms import storage
-from transforms.backbone import tap_names
-from transforms.engines import Engine, choose, default_batch_size, load_engine
-from transforms.engines.checks import computed_layers, planned_weights
+from transforms.engines import Engine, load_stored_engine
 from transforms.features import Features, FeatureSpec, open_features, read_manifest
 from transforms.listing import Footer, read_footers
 from transforms.records import FeaturemillError, Unit, UsageError
@@ -116,7 +114,7 @@ def verify(
     if not features.rows:
         raise FeaturemillError(f"{features.output} holds no rows: there is nothing to verify")
     manifest = read_manifest(features.output)
-    loaded = _load(features.spec, weights or source_of(manifest["weights"]), engine)
+    loaded = load_stored_engine(engine, features.spec, weights or source_of(manifest["weights"]))
     plan = {planned.unit_id: planned for planned in read_plan(features.output)}
     found = _Comparison()
     for place, rows in _draw(features, sample, seed):
@@ -134,15 +132,6 @@ def verify(
         features=found.drifts(),
         problems=tuple(found.problems),
     )
-
-
-def _load(spec: FeatureSpec, weights: str, engine: str) -> Engine:
-    include_top = any(feature.tap not in tap_names(spec.backbone, False) for feature in spec.features)
-    name = choose(engine, spec.precision)
-    # Also where the engine would take them from its cache: that the weights are there and OUT's is part of the answer.
-    planned_weights(weights, computed_layers(spec, include_top=include_top), spec)
-    batch_size = default_batch_size(name, None)
-    return load_engine(name, spec, weights, include_top=include_top, batch_size=batch_size, threads=None)
 
 
 @dataclass(frozen=True)

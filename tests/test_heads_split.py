@@ -31,7 +31,6 @@ def make_table(rows: int, *, seed: int = 0, labels=None, groups=None, hashes=Non
         dims=(matrix.shape[1],),
         spec=None,
         fingerprint=None,
-        complete=True,
         weights="",
         weights_are_random=False,
         keys=column((f"image{i}" for i in range(rows)), pa.string()),

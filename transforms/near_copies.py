@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from transforms.engines import available_cores
-from transforms.heads.near import Forest as Forest
+from transforms.heads.near import Forest
 from transforms.heads.rows import Vectors
 
 # Directions that rule out, and rows that these are found by.

@@ -99,6 +99,27 @@ def load_engine(
         ) from error
 
 
+def load_stored_engine(name: str, spec: "FeatureSpec", weights_source: str) -> Engine:
+    """Loads an engine that computes again what is stored, with its own default batch and all cores.
+
+    Args:
+        name: One of ENGINES.
+        spec: Of the stored features.
+        weights_source: As `load_engine` takes it.
+
+    Raises:
+        FeaturemillError: As `load_engine` does; also if the weights aren't there or aren't the spec's where the engine
+            would take them from its cache: others would look like other images.
+    """
+    from transforms.engines.checks import computed_layers, planned_weights
+
+    name = choose(name, spec.precision)
+    planned_weights(weights_source, computed_layers(spec), spec)
+    return load_engine(
+        name, spec, weights_source, include_top=True, batch_size=default_batch_size(name, None), threads=None
+    )
+
+
 def check_engine(name: str, precision: str) -> None:
     """Checks what can be known without looking at this machine.
 

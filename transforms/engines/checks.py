@@ -10,8 +10,12 @@ from transforms.records import FeaturemillError
 from transforms.weights import Weights, load_weights
 
 
-def computed_layers(spec: FeatureSpec, *, include_top: bool) -> tuple[Layer, ...]:
+def computed_layers(spec: FeatureSpec, *, include_top: bool = True) -> tuple[Layer, ...]:
     """Returns the table of the network up to the deepest tap.
+
+    Args:
+        spec: Names the taps.
+        include_top: Whether they may be in the dense layers. Of a spec that is stored already the taps say it.
 
     Raises:
         UsageError: A tap that the network hasn't, or dense layers at an image size that can't be.

@@ -28,7 +28,6 @@ class Table:
         dims: Numbers of each of them.
         spec: What decided the numbers; None for plain Parquet, which `extract` didn't write.
         fingerprint: Of the spec, or None.
-        complete: False while an OUT isn't finished.
         weights: Where the backbone's weights came from, as the OUT's user named them; empty if unknown.
         weights_are_random: Whether they were.
         keys: N strings.
@@ -44,7 +43,6 @@ class Table:
     dims: tuple[int, ...]
     spec: FeatureSpec | None
     fingerprint: str | None
-    complete: bool
     weights: str
     weights_are_random: bool
     keys: "pa.ChunkedArray"
@@ -103,7 +101,6 @@ def open_table(
         dims=dims,
         spec=origin.spec,
         fingerprint=origin.spec.fingerprint if origin.spec else None,
-        complete=True,
         weights=origin.weights,
         weights_are_random=origin.weights_are_random,
         keys=found["key"],
