@@ -22,7 +22,7 @@ from benchmarks.process import run, say
 from pipeline import books
 from pipeline.compact import compact
 from pipeline.options import ExtractOptions
-from pipeline.output import open_output, part_ids
+from pipeline.output import open_output
 from pipeline.plan import Plan, make_plan
 from pipeline.progress import Committed
 from pipeline.samples import draw_items, write_tar
@@ -70,7 +70,12 @@ def find(output: str, units: int) -> dict:
 def plan_of(output: str, units: int) -> Plan:
     fingerprint = options(output).spec(WEIGHTS).fingerprint
     return make_plan(
-        output, found(units), fingerprint=fingerprint, unit_bytes=256 * 2**20, workers=1, parts=part_ids(output)
+        output,
+        found(units),
+        fingerprint=fingerprint,
+        unit_bytes=256 * 2**20,
+        workers=1,
+        parts=list_parts(output).unit_ids(),
     )
 
 
@@ -117,7 +122,7 @@ def commit(output: str, units: int) -> dict:
 def fill(output: str, units: int) -> dict:
     """Gives the other units parts too: other names of those that are there."""
     there = sorted(entry.path for entry in os.scandir(f"{output}/features"))
-    names = part_ids(output)
+    names = list_parts(output).unit_ids()
     wanted = [planned.unit_id for planned in plan_of(output, units).units if planned.unit_id not in names]
     for number, unit_id in enumerate(wanted):
         os.link(there[number // LINKS], part_uri(output, unit_id))
@@ -127,7 +132,7 @@ def fill(output: str, units: int) -> dict:
 def resume(output: str, units: int) -> dict:
     """Lists the parts and plans again: all that the same command does when nothing is left to embed."""
     with timed() as clock:
-        count = len(part_ids(output))
+        count = len(list_parts(output).unit_ids())
     with timed() as planning:
         planned = plan_of(output, units)
     assert (count, len(planned.done), planned.todo) == (units, units, ())

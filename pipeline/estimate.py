@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
@@ -173,7 +173,7 @@ def estimate(
         # Here and not above: with Beam, which it brings along, it is part of a run's start.
         from transforms.extract_units import load_job_engine
 
-        job = _job(options, folder, weights or options.load_weights())
+        job = replace(options.job(weights or options.load_weights()), output=folder)
         engine = (load or load_job_engine)(job)
         start_seconds = perf_counter() - started
         measured = measure(sliver.records, job, engine, seconds=seconds * (1 - _READ_SHARE))
@@ -200,20 +200,6 @@ def _fitting(options: ExtractOptions, images: int) -> int:
     """Returns how many images of large features are enough."""
     row_bytes = sum(options.sizes.values()) * {"float16": 2, "float32": 4}[options.dtype]
     return max(1, min(images, _FEATURE_BYTES // row_bytes))
-
-
-def _job(options: ExtractOptions, folder: str, weights: Weights) -> Job:
-    return Job(
-        output=folder,
-        spec=options.spec(weights),
-        sizes=options.sizes,
-        weights=options.weights,
-        include_top=options.include_top,
-        engine=options.engine_name,
-        batch_size=options.engine_batch_size,
-        threads=options.engine_threads,
-        max_pixels=options.max_pixels,
-    )
 
 
 def _check_any(measured: Measured) -> None:

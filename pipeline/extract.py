@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 
 from pipeline.dataflow import is_template
 from pipeline.options import ExtractOptions
-from pipeline.output import check_output, clear, close_output, failed_ids, is_complete, open_output, part_ids
+from pipeline.output import check_output, clear, close_output, failed_ids, is_complete, open_output
 from pipeline.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.progress import Committed, Progress
 from pipeline.summary import Summary, describe_plan, summarise
 from transforms import shards, storage
 from transforms.engines import Engine
 from transforms.features import FeatureSpec
+from transforms.listing import list_parts
 from transforms.recipe import Job
 from transforms.records import FeaturemillError, UnitReport, UsageError
 from transforms.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
@@ -94,6 +95,7 @@ def run(
     if options.overwrite:
         clear(options.output)
     manifest = check_output(options, spec, weights)
+    listing = list_parts(options.output)
     plan = make_plan(
         options.output,
         found,
@@ -101,24 +103,14 @@ def run(
         # A sample reads whole shards from their start: cutting them all up first would cost more than the sample.
         unit_bytes=sys.maxsize if options.limit else options.unit_bytes,
         workers=options.workers,
-        parts=part_ids(options.output),
+        parts=listing.unit_ids(),
     )
     plan = _settle(plan, options, spec)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
-    job = Job(
-        output=options.output,
-        spec=spec,
-        sizes=options.sizes,
-        weights=options.weights,
-        include_top=options.include_top,
-        engine=options.engine_name,
-        batch_size=options.engine_batch_size,
-        threads=options.engine_threads,
-        max_pixels=options.max_pixels,
-    )
+    job = options.job(weights)
     started, began = time.perf_counter(), time.time()
-    if plan.todo or plan.remove or plan.dropped or not is_complete(options.output, manifest):
+    if plan.todo or plan.remove or plan.dropped or not is_complete(options.output, manifest, listing):
         open_output(options.output, manifest, plan)
         if plan.todo:
             _run_pipeline(options, plan, job, load=load, quiet=quiet)

@@ -9,6 +9,7 @@ from transforms.backbone import BACKBONES, MIN_IMAGE_SIZE, check_feature, cut, f
 from transforms.engines import ENGINES, available_cores, check_engine, choose, default_batch_size
 from transforms.features import DEFAULT_FEATURE, Feature, FeatureSpec, nearest, parse_feature
 from transforms.images import PIXEL_CEILING
+from transforms.recipe import Job
 from transforms.records import UsageError
 from transforms.shards import Fields
 from transforms.weights import Weights, load_weights
@@ -178,6 +179,20 @@ class ExtractOptions:
         """Returns the feature spec of a run with these weights."""
         same = {f.name: getattr(self, f.name) for f in fields(FeatureSpec) if f.name not in ("weights", "features")}
         return FeatureSpec(weights=weights.sha256, features=self.parsed_features, **same)
+
+    def job(self, weights: Weights) -> Job:
+        """Returns what workers need to know of a run with these weights."""
+        return Job(
+            output=self.output,
+            spec=self.spec(weights),
+            sizes=self.sizes,
+            weights=self.weights,
+            include_top=self.include_top,
+            engine=self.engine_name,
+            batch_size=self.engine_batch_size,
+            threads=self.engine_threads,
+            max_pixels=self.max_pixels,
+        )
 
     @property
     def sizes(self) -> dict[str, int]:

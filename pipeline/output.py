@@ -33,22 +33,17 @@ def holds_features(output: str) -> bool:
     return any(storage.list_folder(storage.join(output, name)) for name in ("features", "failures"))
 
 
-def part_ids(output: str) -> set[str]:
-    """Returns the ids of the units whose rows are there, in a part of their own or a merged one."""
-    return list_parts(output).unit_ids()
-
-
 def failed_ids(output: str) -> set[str]:
     """Returns the ids of the units that have a failures file."""
     names = storage.list_folder(storage.join(output, "failures"))
     return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
 
 
-def is_complete(output: str, manifest: dict[str, Any]) -> bool:
+def is_complete(output: str, manifest: dict[str, Any], listing: Listing) -> bool:
     """True if the last run closed the books, nobody removed them since, and no compaction was cut off."""
-    if manifest["status"] != "complete" or not set(OUTPUT_FILES) <= storage.list_folder(output):
-        return False
-    return not list_parts(output).leftovers
+    return (
+        manifest["status"] == "complete" and not listing.leftovers and set(OUTPUT_FILES) <= storage.list_folder(output)
+    )
 
 
 def clear(output: str) -> None:

@@ -67,12 +67,8 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
     features = open_features(output)
     name = choose_feature(features, feature)
     rows = gather_rows(features, name)
-    reports = books.collect_reports(
-        inspection.output,
-        list_parts(inspection.output).unit_ids(),
-        listing=list_parts(inspection.output),
-        fresh=(),
-    )
+    listing = list_parts(inspection.output)
+    reports = books.collect_reports(inspection.output, listing.unit_ids(), listing=listing, fresh=())
     text = run_report_html(inspection, reports, rows, features=features, mapped=name)
     write_page(page, text)
     return f"{page}: {inspection.rows:,} rows, {sum(inspection.failures.values()):,} failures, {size_text(len(text))}"
