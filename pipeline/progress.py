@@ -9,6 +9,7 @@ from typing import TextIO
 
 from transforms import storage
 from transforms.listing import read_footer
+from transforms.object_stores import hastily
 from transforms.parts import part_uri
 from transforms.records import FeaturemillError
 from transforms.units import PlannedUnit
@@ -131,9 +132,13 @@ class Progress:
         if self._quiet or now < self._next:
             return
         before = time.perf_counter()
-        with suppress(OSError, FeaturemillError):
-            self._show(self._committed.count(), now - self._started)
+        self._look(now - self._started)
         self._next = now + max(self._seconds, LOOK_SHARE * (time.perf_counter() - before))
+
+    def _look(self, seconds: float) -> None:
+        # A store that is silent is the run's to report, whose end no look may hold up.
+        with suppress(OSError, FeaturemillError), hastily():
+            self._show(self._committed.count(), seconds)
 
     def _show(self, count: Count, seconds: float) -> None:
         rate = count.images / seconds if seconds > 0 else 0.0
@@ -158,8 +163,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            with suppress(OSError, FeaturemillError):
-                self._show(self._committed.count(), self._clock() - self._started)
+            self._look(self._clock() - self._started)
             self._bar.stop()
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
 # Read from the store at once where a reader asks for less.
 READ_BYTES = 1 << 20
-# A store that is silent for so long is asked again, this often in all: 48 s and the pauses between.
-_CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 12, 4
-# Google's client counts seconds instead; its own default is 120.
+# A store that is silent for so long is asked again, this often in all: 30 s and the pauses between.
+_CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 10, 3
+# Google's client counts seconds instead; its own defaults are 120, and 60 of silence.
 _GCS_SECONDS = 20.0
 # A store that has used up a caller's patience gets no more of it from those who only tidy up after the error.
 _HASTY_SECONDS = 2
@@ -40,11 +41,18 @@ class _Patience:
 
     def __init__(self) -> None:
         self.is_lost = False
+        # Of this thread: it asks for what it can do without.
+        self.is_spared = ContextVar("is_spared", default=False)
         # Google's retry policies, which are asked for their seconds at each call.
         self.policies: list[Any] = []
 
+    @property
+    def is_hasty(self) -> bool:
+        return self.is_lost or self.is_spared.get()
+
     def lose(self) -> None:
-        self._set(True, _HASTY_SECONDS)
+        if not self.is_spared.get():
+            self._set(True, _HASTY_SECONDS)
 
     def regain(self) -> None:
         if self.is_lost:
@@ -61,14 +69,29 @@ _LOCK = threading.RLock()
 
 
 @contextmanager
-def as_os_error(uri: str) -> Iterator[None]:
+def hastily() -> Iterator[None]:
+    """For requests that their caller can do without: no store is waited for, and who needs an answer still waits."""
+    token = _PATIENCE.is_spared.set(True)
+    try:
+        yield
+    finally:
+        _PATIENCE.is_spared.reset(token)
+
+
+@contextmanager
+def as_os_error(uri: str, *, is_answered: bool = True) -> Iterator[None]:
     """Turns what a store's client raises into an OSError with the cause alone; "not there" into FileNotFoundError.
 
     Beam wraps errors in dictionaries of errors, and Google's clients have families of their own.
+
+    Args:
+        uri: For messages.
+        is_answered: False where success says nothing of the store, as when bytes only go into a buffer.
     """
     try:
         yield
-        _PATIENCE.regain()
+        if is_answered:
+            _PATIENCE.regain()
     except Exception as error:
         cause = _cause(error)
         status = getattr(cause, "status", getattr(cause, "code", None))
@@ -163,7 +186,7 @@ class Writer(io.BufferedIOBase):
         self._file, self._uri = file, uri
 
     def write(self, data: bytes) -> int:
-        with as_os_error(self._uri):
+        with as_os_error(self._uri, is_answered=False):
             self._file.write(data)
         return len(data)
 
@@ -295,7 +318,7 @@ def _boto3(options: "PipelineOptions | dict") -> object:
 
     told = options if isinstance(options, dict) else options.view_as(S3Options).get_all_options()
     names = ("access_key_id", "secret_access_key", "session_token", "endpoint_url", "region_name", "api_version")
-    key = (_PATIENCE.is_lost, *(told.get(f"s3_{name}") for name in (*names, "verify", "disable_ssl")))
+    key = (_PATIENCE.is_hasty, *(told.get(f"s3_{name}") for name in (*names, "verify", "disable_ssl")))
     with _LOCK:
         if key not in _CLIENTS:
             is_hasty, access_key_id, secret, token, endpoint, region, version, verify, disable_ssl = key
@@ -325,8 +348,16 @@ def _boto3(options: "PipelineOptions | dict") -> object:
 def _settle_gcs() -> None:
     from apache_beam.io.gcp import gcsio, gcsio_retry
     from google.cloud.storage import retry
+    from requests.adapters import HTTPAdapter
 
     create = gcsio.create_storage_client
+
+    class Hurry(HTTPAdapter):
+        """Sends requests with our patience: Beam's calls have no argument for it."""
+
+        def send(self, request: object, *args: object, **kwargs: object) -> object:
+            kwargs["timeout"] = _HASTY_SECONDS if _PATIENCE.is_hasty else (_CONNECT_SECONDS, _SILENT_SECONDS)
+            return super().send(request, *args, **kwargs)
 
     def create_storage_client(pipeline_options: "PipelineOptions", use_credentials: bool = True) -> object:
         # An emulator is sent no credentials, and Beam would look for some for half a minute.
@@ -335,7 +366,10 @@ def _settle_gcs() -> None:
         with _LOCK:
             if key not in _CLIENTS:
                 # The options are kept, so that no others can have their id.
-                _CLIENTS[key] = pipeline_options, create(pipeline_options, use_credentials)
+                client = create(pipeline_options, use_credentials)
+                for scheme in ("http://", "https://"):
+                    client._http.mount(scheme, Hurry(pool_maxsize=_CONNECTIONS))
+                _CLIENTS[key] = pipeline_options, client
             return _CLIENTS[key][1]
 
     gcsio.create_storage_client = create_storage_client

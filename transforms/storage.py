@@ -104,7 +104,7 @@ def open_write(uri: str) -> BinaryIO:
         return open(uri, "wb")
     from apache_beam.io.filesystem import CompressionTypes
 
-    with as_os_error(uri):
+    with as_os_error(uri, is_answered=False):
         file = _remote(uri).create(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
     return object_stores.Writer(file, uri)
 

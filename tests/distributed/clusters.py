@@ -37,6 +37,12 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def listens(port: int) -> bool:
+    """True if somebody listens on this port of loopback."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
 def wait_until(condition: Callable[[], object], what: str, seconds: float = _START_SECONDS) -> None:
     """Waits until the condition holds.
 
@@ -206,11 +212,7 @@ class WorkerPool:
         self.wait()
 
     def wait(self) -> None:
-        wait_until(self._listens, f"worker pool (log in {self._folder})")
-
-    def _listens(self) -> bool:
-        with socket.socket() as client:
-            return client.connect_ex(("127.0.0.1", self.port)) == 0
+        wait_until(lambda: listens(self.port), f"worker pool (log in {self._folder})")
 
     def workers(self) -> list[psutil.Process]:
         found = []

@@ -63,6 +63,7 @@ class Proxy:
         refuse: Which requests (method, path with query) are answered with 403.
         cut: Which answers break off halfway, with the connection.
         hang_up: Which requests break off without an answer.
+        keep_silent: Which requests are taken and never answered.
         mend: Changes what a request's body says before it is passed on.
     """
 
@@ -71,6 +72,7 @@ class Proxy:
     refuse: Callable[[str, str], bool] = lambda method, path: False
     cut: Callable[[str, str], bool] = lambda method, path: False
     hang_up: Callable[[str, str], bool] = lambda method, path: False
+    keep_silent: Callable[[str, str], bool] = lambda method, path: False
     mend: Callable[[str, bytes], bytes] = lambda path, body: body
 
     def __post_init__(self) -> None:
@@ -85,7 +87,7 @@ class Proxy:
 
     def heal(self) -> None:
         """Ends all faults."""
-        self.refuse = self.cut = self.hang_up = lambda method, path: False
+        self.refuse = self.cut = self.hang_up = self.keep_silent = lambda method, path: False
 
     def count(self, under: str = "") -> Counter[str]:
         """Returns how many requests there were by verb, of those whose path holds `under`."""
@@ -111,7 +113,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def handle_any(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.proxy.hang_up(self.command, self.path):
+        if self.proxy.hang_up(self.command, self.path) or self._stay_silent():
             self._note(0, 0)
             return self._hang_up()
         if self.proxy.refuse(self.command, self.path):
@@ -170,6 +172,14 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         finally:
             self._note(answer.status, sent)
+
+    def _stay_silent(self) -> bool:
+        if not self.proxy.keep_silent(self.command, self.path):
+            return False
+        # Until the client goes away.
+        with contextlib.suppress(OSError):
+            self.connection.recv(1)
+        return True
 
     def _hang_up(self) -> None:
         self.close_connection = True

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline.samples import Item, write_tar
 from tests.distributed import fetch
-from tests.distributed.clusters import Process, free_port, wait_until
+from tests.distributed.clusters import Process, free_port, listens, wait_until
 from tests.distributed.commands import assert_one_line, assert_whole, finish, start
 from tests.distributed.conftest import fetched
 from tests.factories import shared_data
@@ -61,7 +61,8 @@ def test_flink(shards, expected, tmp_path, flink):
     extract(shards, tmp_path / "out", SMALL, "FlinkRunner", flink.options())
     assert_whole(tmp_path / "out", expected)
     # And both TaskManagers had some of it.
-    [job] = [job["jid"] for job in flink.cluster.get("jobs/overview")["jobs"]][-1:]
+    job = max(flink.cluster.get("jobs/overview")["jobs"], key=lambda job: job["start-time"])["jid"]
+    wait_until(lambda: not flink.cluster.running_jobs(), "end of the job")
     vertices = flink.cluster.get(f"jobs/{job}")["vertices"]
     [extracting] = [
         vertex["id"] for vertex in vertices if "Extract" in vertex["name"] and "Sink" not in vertex["name"]
@@ -162,7 +163,7 @@ def test_workers_without_the_package(shards, tmp_path, flink, logs):
         cwd=tmp_path,
     )
     try:
-        wait_until(lambda: "Started worker pool" in (logs / "bare-pool.log").read_text(), "worker pool")
+        wait_until(lambda: listens(port), f"worker pool (log in {logs})")
         beam = [*flink.options(), f"--environment_config=localhost:{port}"]
         fails(shards, tmp_path / "out", beam, "featuremill isn't installed there")
     finally:

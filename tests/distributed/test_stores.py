@@ -191,7 +191,7 @@ def after(count: int, part_of_path: str) -> Callable[[str, str], bool]:
     return is_over
 
 
-@pytest.mark.parametrize("fault", ["refuse", "hang_up"])
+@pytest.mark.parametrize("fault", ["refuse", "hang_up", "keep_silent"])
 def test_trouble_halfway(store, tmp_path, fault):
     fill(store, tmp_path)
     setattr(store.proxy, fault, after(12, "out"))
@@ -242,9 +242,10 @@ def test_answers_that_always_break_off(store, tmp_path):
     assert_whole(store, tmp_path)
 
 
-def test_a_store_that_is_not_there(store, tmp_path):
+@pytest.mark.parametrize("fault", ["hang_up", "keep_silent"])
+def test_a_store_that_is_not_there(store, tmp_path, fault):
     fill(store, tmp_path, shards=1)
-    store.proxy.hang_up = lambda method, path: True
+    setattr(store.proxy, fault, lambda method, path: True)
     assert "check the path and credentials" in fails(store, *from_to(store))
 
 
