@@ -16,6 +16,7 @@ from pipeline.plan import readable
 from pipeline.samples import draw_items, write_tar
 from tests.fakes import WEIGHTS, load_fake
 from transforms.engines import choose
+from transforms.features import SCHEMA_VERSION
 
 ROOT = Path(__file__).parent.parent
 
@@ -137,6 +138,14 @@ def test_missing_weights_exit_1(tar, tmp_path, capsys):
 def test_inspect_of_nothing_exits_1(tmp_path, capsys):
     assert run_cli(["inspect", str(tmp_path)]) == 1
     assert "holds no features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("spec", [{}, {"features": [{"name": "embedding"}]}, {"features": 3}, [], None])
+def test_a_manifest_whose_spec_is_broken_exits_1(tmp_path, capsys, spec):
+    manifest = {"schema_version": SCHEMA_VERSION, "fingerprint": "f", "spec": spec, "status": "complete", "totals": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert run_cli(["inspect", str(tmp_path)]) == 1
+    assert "its spec is not one of featuremill" in capsys.readouterr().err
 
 
 def test_describe(capsys):

@@ -266,4 +266,8 @@ def read_manifest(output: str) -> dict[str, Any]:
         raise FeaturemillError(
             f"{uri} has schema version {manifest.get('schema_version')!r}, this featuremill reads {SCHEMA_VERSION}"
         )
+    try:
+        FeatureSpec.from_json(json.dumps(manifest["spec"]))
+    except (KeyError, TypeError) as error:
+        raise FeaturemillError(f"{uri}: its spec is not one of featuremill ({error}); restore it") from error
     return manifest
