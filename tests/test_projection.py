@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.pages_data import clusters
 from transforms import projection
 from transforms.projection import all_nearest, flatten, principal_components
-from transforms.records import UsageError
+from transforms.records import FeaturemillError, UsageError
 
 
 def _cosines(vectors):
@@ -126,3 +126,11 @@ def test_huge_and_tiny_numbers():
     assert found[0, 0] == 1
     assert cosines[0, 0] == pytest.approx(1)
     assert np.isfinite(cosines).all()
+
+
+def test_umap_that_finds_no_cache_folder_is_an_error_with_a_cure(tmp_path, monkeypatch):
+    (tmp_path / "umap.py").write_text("raise RuntimeError('cannot cache function: no locator available')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "umap", raising=False)
+    with pytest.raises(FeaturemillError, match="no locator available; set NUMBA_CACHE_DIR"):
+        flatten(np.random.default_rng(0).normal(size=(40, 8)).astype(np.float32), "umap", seed=0)

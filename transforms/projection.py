@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from transforms.records import UsageError
+from transforms.records import FeaturemillError, UsageError
 
 METHODS = ("pca", "umap", "tsne")
 # What UMAP and t-SNE start from: enough for classes, and few enough for speed.
@@ -90,6 +90,7 @@ def flatten(vectors: np.ndarray, method: str, *, seed: int) -> np.ndarray:
 
     Raises:
         UsageError: No such method.
+        FeaturemillError: UMAP can't be started here.
     """
     if method not in METHODS:
         raise UsageError(f"no method {method!r}; choose from {', '.join(METHODS)}")
@@ -107,8 +108,14 @@ def _umap(reduced: np.ndarray, seed: int) -> np.ndarray:
     with warnings.catch_warnings(), _without_tensorflow():
         # That it takes one thread is our wish; the rest is about libraries it could also use.
         warnings.simplefilter("ignore")
-        import umap
-
+        try:
+            import umap
+        except RuntimeError as error:
+            # Numba finds no folder for what it compiles.
+            raise FeaturemillError(
+                f"UMAP can't start: {' '.join(str(error).split())}; set NUMBA_CACHE_DIR to a folder that can be written, "
+                "or pass --method pca"
+            ) from error
         neighbours = min(15, len(reduced) - 1)
         return umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(reduced)
 
