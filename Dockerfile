@@ -8,8 +8,10 @@ ARG PYTHON=3.11
 
 FROM gcr.io/dataflow-templates-base/python311-template-launcher-base:20230622_RC00 AS launcher
 
+FROM apache/beam_python${PYTHON}_sdk:${BEAM} AS beam
+
 # All wheels at their tested versions, made where compilers may be needed and sources may lie about.
-FROM apache/beam_python${PYTHON}_sdk:${BEAM} AS wheels
+FROM beam AS wheels
 ARG EXTRAS=gcp,aws
 WORKDIR /src
 COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
@@ -17,23 +19,26 @@ COPY pipeline pipeline
 COPY transforms transforms
 RUN pip wheel --no-cache-dir -c constraints.txt --wheel-dir /wheels ".[${EXTRAS}]"
 
-FROM apache/beam_python${PYTHON}_sdk:${BEAM} AS worker
+# Not on Beam's own image: of the packages that it holds beside Beam, some refuse the versions that are tested here.
+FROM python:${PYTHON}.15-slim-bookworm AS worker
 ARG EXTRAS=gcp,aws
-# `imagenet` bakes Keras's weights in, `none` leaves them out (for --weights gs://…).
-ARG WEIGHTS=imagenet
-ARG BACKBONE=vgg19
 # Into the system's Python: Beam's boot makes each worker's environment on top of it.
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     --mount=type=bind,from=wheels,source=/src/constraints.txt,target=/constraints.txt \
     pip install --no-cache-dir --no-index --find-links /wheels -c /constraints.txt "featuremill[${EXTRAS}]" \
     && pip check
+COPY --from=beam /opt/apache/beam /opt/apache/beam
+# `imagenet` bakes Keras's weights in, `none` leaves them out (for --weights gs://…).
+ARG WEIGHTS=imagenet
+ARG BACKBONE=vgg19
 # Keras's cache folder. Our own loader downloads into it, checks Keras's published hash, and renames when all is there.
 ENV KERAS_HOME=/opt/keras
-RUN if [ "${WEIGHTS}" != none ]; then \
-      python -c "from pipeline.options import ExtractOptions as O; \
-O(inputs=('x',), output='/tmp/x', weights='${WEIGHTS}', backbone='${BACKBONE}').load_weights()" \
-      && chmod -R a+rX /opt/keras; \
-    fi
+RUN case "${WEIGHTS}" in \
+      none) ;; \
+      imagenet) python -c "from pipeline.options import ExtractOptions as O; \
+O(inputs=('x',), output='/tmp/x', backbone='${BACKBONE}').load_weights()" && chmod -R a+rX /opt/keras ;; \
+      *) echo "WEIGHTS is imagenet or none, not ${WEIGHTS}" >&2; exit 1 ;; \
+    esac
 # A Flex Template's launcher, and what it starts.
 COPY --from=launcher /opt/google/dataflow/python_template_launcher /opt/google/dataflow/python_template_launcher
 COPY flex_template/launch.py /opt/featuremill/launch.py
@@ -46,6 +51,8 @@ FROM worker AS cli
 RUN useradd --create-home --uid 10001 featuremill
 USER featuremill
 WORKDIR /home/featuremill
+# For `map`: whoever `docker run --user` names has no home, and Numba, which umap uses, refuses to start without a cache.
+ENV NUMBA_CACHE_DIR=/tmp/numba
 ENTRYPOINT ["featuremill"]
 
 # What is built without --target.

@@ -113,8 +113,8 @@ def _umap(reduced: np.ndarray, seed: int) -> np.ndarray:
         except RuntimeError as error:
             # Numba finds no folder for what it compiles.
             raise FeaturemillError(
-                f"UMAP can't start: {' '.join(str(error).split())}; set NUMBA_CACHE_DIR to a folder that can be written, "
-                "or pass --method pca"
+                f"UMAP can't start: {' '.join(str(error).split())}; set NUMBA_CACHE_DIR to a folder that can be "
+                "written, or pass --method pca"
             ) from error
         neighbours = min(15, len(reduced) - 1)
         return umap.UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(reduced)
