@@ -1,21 +1,28 @@
 """What a map of 100,000 rows costs: the command, its page, and how the page moves in a browser without a graphics card.
 
 Run as `python -m benchmarks.map [--rows 100000] [--method umap]`. The rows are drawn vectors of 64 numbers, with small
-copies of photos as their images. Figures are printed, never asserted: machines differ, and are shared.
+copies of photos as their images. `--page PAGE` measures a map that is there already, such as one that `--keep` left.
+Figures are printed, never asserted: machines differ, and are shared.
 """
 
 import argparse
 import hashlib
 import io
 import json
+import math
+import statistics
 import sys
 import tarfile
 import tempfile
+import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks import photos
 from benchmarks.process import run, say
+from benchmarks.table import machine
 from pipeline import books
 from tests.browser.chromium import open_chromium
 from tests.pages_data import clusters
@@ -25,14 +32,19 @@ from transforms.parts import PartWriter
 from transforms.records import Shard, Unit, UnitReport
 from transforms.units import PlannedUnit, unit_id, write_plan
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
 DIMS, CLASSES = 64, 20
-# Tasks longer than this are what the browser itself calls long.
+# How long each movement goes on, and how long the page then has to come to rest.
+MOVE_SECONDS, REST_MS = 2, 700
+# Tasks longer than 50 ms are what the browser itself calls long.
 WATCH = """() => {
   window.longTasks = [];
   new PerformanceObserver((list) => window.longTasks.push(...list.getEntries().map((task) => task.duration)))
     .observe({type: "longtask"});
-  window.frames_ = [];
-  const tick = (now) => { window.frames_.push(now); requestAnimationFrame(tick); };
+  window.frameTimes = [];
+  const tick = (now) => { window.frameTimes.push(now); requestAnimationFrame(tick); };
   requestAnimationFrame(tick);
 }"""
 
@@ -78,54 +90,62 @@ def write_out(folder: Path, shard_path: Path, rows: int) -> None:
 
 
 def browse(page_path: Path) -> dict:
-    """Opens the page in headless Chromium and measures: seconds to paint and to draw, and tasks while it is moved."""
+    """Returns how many seconds headless Chromium takes to paint and to draw, and its frames while the map is moved."""
     with open_chromium() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(page_path.as_uri())
         page.wait_for_selector("body[data-ready]", timeout=120_000)
-        page.evaluate(WATCH)
         figures = page.evaluate(
             """() => ({
               first_paint_s: performance.getEntriesByName("first-contentful-paint")[0].startTime / 1000,
-              drawn_s: performance.getEntriesByName("map-drawn")[0].startTime / 1000,
+              points_drawn_s: performance.getEntriesByName("map-drawn")[0].startTime / 1000,
             })"""
         )
+        figures = {"chromium": browser.version, **{name: round(value, 2) for name, value in figures.items()}}
+        page.evaluate(WATCH)
+        page.wait_for_timeout(REST_MS)
         box = page.locator("#plot").bounding_box()
         x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
         figures["hover"] = _measure(page, lambda: _walk(page, x, y))
         page.mouse.move(x, y)
         page.mouse.down()
         figures["pan"] = _measure(page, lambda: _walk(page, x, y))
-        page.mouse.up()
-        page.wait_for_timeout(1000)
-        figures["wheel"] = _measure(page, lambda: [_turn(page) for _ in range(10)])
+        figures["end_of_pan"] = _measure(page, page.mouse.up)
+        page.mouse.move(x, y)
+        figures["wheel"] = _measure(page, lambda: _turn(page))
         figures["legend"] = _measure(page, lambda: page.locator("#legend input").first.click())
     return figures
 
 
-def _walk(page, x: float, y: float) -> None:
-    for step in range(60):
-        page.mouse.move(x + 3 * step, y + step)
-        page.wait_for_timeout(16)
+def _walk(page: "Page", x: float, y: float) -> None:
+    """Moves the mouse along a circle; by the clock, because a busy page answers late."""
+    start = time.perf_counter()
+    while (passed := time.perf_counter() - start) < MOVE_SECONDS:
+        page.mouse.move(x + 150 * math.sin(3 * passed), y + 150 * (1 - math.cos(3 * passed)))
+        page.wait_for_timeout(8)
 
 
-def _turn(page) -> None:
-    page.mouse.wheel(0, -60)
-    page.wait_for_timeout(50)
+def _turn(page: "Page") -> None:
+    """Turns the wheel in and out again."""
+    start = time.perf_counter()
+    while (passed := time.perf_counter() - start) < MOVE_SECONDS:
+        page.mouse.wheel(0, -40 if passed < MOVE_SECONDS / 2 else 40)
+        page.wait_for_timeout(50)
 
 
-def _measure(page, act) -> dict:
-    """Returns the long tasks and the longest wait for a frame while something is done, in milliseconds."""
-    page.evaluate("() => { window.longTasks.length = 0; window.frames_.length = 0; }")
+def _measure(page: "Page", act: Callable[[], None]) -> dict:
+    """Returns the waits for the next frame while something is done, and the tasks that held the page up."""
+    page.evaluate("() => { window.longTasks.length = 0; window.frameTimes.splice(0, Infinity, performance.now()); }")
     act()
-    page.wait_for_timeout(700)
-    tasks, frames = page.evaluate("() => [window.longTasks, window.frames_]")
-    waits = sorted(after - before for before, after in pairwise(frames))
+    page.wait_for_timeout(REST_MS)
+    tasks, times = page.evaluate("() => [window.longTasks, [...window.frameTimes, performance.now()]]")
+    waits = sorted(after - before for before, after in pairwise(times))
     return {
+        "frames": len(waits),
+        "median_frame_ms": round(statistics.median(waits)),
+        "longest_frame_ms": round(waits[-1]),
         "long_tasks": len(tasks),
         "longest_task_ms": round(max(tasks, default=0)),
-        "longest_frame_ms": round(waits[-1]) if waits else None,
-        "median_frame_ms": round(waits[len(waits) // 2]) if waits else None,
     }
 
 
@@ -134,25 +154,26 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--method", default="umap")
     parser.add_argument("--keep", metavar="PAGE", help="Leave the page there.")
+    parser.add_argument("--page", metavar="PAGE", help="Make none, and open this one.")
     given = parser.parse_args()
+    figures = {"machine": machine()}
     with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as name:
-        folder = Path(name)
-        page = Path(given.keep).absolute() if given.keep else folder / "map.html"
-        say(f"writing {given.rows:,} rows")
-        write_tar(folder / "photos.tar", given.rows)
-        write_out(folder / "out", folder / "photos.tar", given.rows)
-        command = [sys.executable, "-m", "pipeline.cli", "map", str(folder / "out"), "--html", str(page)]
-        done = run([*command, "--method", given.method])
-        say(done.printed.strip())
-        figures = {
-            "rows": given.rows,
-            "method": given.method,
-            "seconds": round(done.seconds, 1),
-            "peak_mb": round(done.peak_mb),
-            "page_mb": round(page.stat().st_size / 1e6, 1),
-            "browser": browse(page),
-        }
+        page = Path(given.page or given.keep or f"{name}/map.html").absolute()
+        if not given.page:
+            figures |= make(Path(name), page, rows=given.rows, method=given.method)
+        figures |= {"page_mb": round(page.stat().st_size / 1e6, 1), "browser": browse(page)}
     print(json.dumps(figures, indent=2))
+
+
+def make(folder: Path, page: Path, *, rows: int, method: str) -> dict:
+    """Writes an OUT of so many rows and its map, by the command; returns what that took."""
+    say(f"writing {rows:,} rows")
+    write_tar(folder / "photos.tar", rows)
+    write_out(folder / "out", folder / "photos.tar", rows)
+    command = [sys.executable, "-m", "pipeline.cli", "map", str(folder / "out"), "--html", str(page)]
+    done = run([*command, "--method", method])
+    say(done.printed.strip())
+    return {"rows": rows, "method": method, "seconds": round(done.seconds, 1), "peak_mb": round(done.peak_mb)}
 
 
 if __name__ == "__main__":

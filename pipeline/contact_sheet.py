@@ -28,6 +28,17 @@ class Tile:
     source: str | None = None
     marked: bool = False
 
+    @property
+    def name(self) -> str:
+        """The end of the key: the file's name, and the record's inside it."""
+        return self.key.rpartition("/")[2] or self.key
+
+    @property
+    def folder(self) -> str:
+        """What stands before `name`, or where the row lies if the key doesn't say it."""
+        lies = self.source is None or self.key.startswith(self.source)
+        return self.key.removesuffix(self.name).rstrip("/") if lies else self.source
+
 
 @dataclass(frozen=True)
 class Section:

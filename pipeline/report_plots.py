@@ -86,13 +86,15 @@ def confused_classes(matrix: np.ndarray) -> list[int]:
 def _cell(axes: "Axes", true: int, taken: int, share: float, count: int, classes: int) -> None:
     from matplotlib.patches import Rectangle
 
-    # The rarest error is still to be seen.
-    opacity = 0.1 + 0.9 * share
+    written = classes <= _MOST_WRITTEN
+    # The rarest error is still to be seen, and numbers can be read on any cell, in light and in dark.
+    opacity = 0.1 + (0.4 if written else 0.9) * share
     corner = (taken - 0.5, true - 0.5)
     axes.add_patch(Rectangle(corner, 1, 1, facecolor=COLOURS["first"], edgecolor="none", alpha=opacity))
-    if classes <= _MOST_WRITTEN:
-        colour = COLOURS["surface" if opacity > 0.75 else "ink"]
-        axes.text(taken, true, f"{count:,}", ha="center", va="center", color=colour, fontsize=9 if classes > 5 else 11)
+    if written:
+        axes.text(
+            taken, true, f"{count:,}", ha="center", va="center", color=COLOURS["ink"], fontsize=9 if classes > 5 else 11
+        )
 
 
 @own_style()

@@ -24,7 +24,7 @@ def rate_plot(reports: Sequence[UnitReport], name: str) -> str:
     for group in groups:
         seconds = sum(reports[i].wall_seconds for i in group)
         rates.append(sum(reports[i].rows_read for i in group) / seconds if seconds else np.nan)
-    figure, axes = new_figure(9, 2.8)
+    figure, axes = new_figure(5.2, 2.6)
     edges = [group[0] for group in groups] + [len(reports)]
     axes.stairs(rates, edges, color=COLOURS["first"], fill=True, alpha=0.35)
     axes.stairs(rates, edges, color=COLOURS["first"], baseline=None)
@@ -68,7 +68,7 @@ def norm_plot(norms: np.ndarray, name: str, feature: str) -> str:
 def map_plot(places: np.ndarray, labels: Sequence[str | None], name: str) -> str:
     """Draws N×2 places, the eight commonest labels by colour and shape, all others grey."""
     common = [label for label, _ in Counter(label for label in labels if label is not None).most_common(len(_MARKERS))]
-    figure, axes = new_figure(6.6, 5)
+    figure, axes = new_figure(5, 4.4)
     found = np.array([common.index(label) if label in common else -1 for label in labels])
     size = 14 if len(places) < 500 else 7
     shown = [(-1, "muted", "o", "others" if common else "no label")]

@@ -17,7 +17,8 @@
   const RAMP = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"];
 
   const inflate = async (text) => {
-    const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
+    const letters = atob(text), bytes = new Uint8Array(letters.length);
+    for (let i = 0; i < letters.length; i++) bytes[i] = letters.charCodeAt(i);
     return new Response(new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"))).arrayBuffer();
   };
   const strings = async (text) => JSON.parse(new TextDecoder().decode(await inflate(text)));
@@ -69,6 +70,10 @@
     const image = element("img", "thumb");
     image.alt = "";
     image.src = "data:image/webp;base64," + data.thumbnails.text.slice(...at);
+    // Stored as squares: what was filled up isn't of the image.
+    const wide = columns.get("width").values[row], high = columns.get("height").values[row];
+    const filled = 50 - 50 * Math.min(wide, high) / Math.max(wide, high);
+    image.style.clipPath = wide > high ? `inset(${filled}% 0)` : `inset(0 ${filled}%)`;
     return image;
   };
   const brief = (row, more) => {
@@ -92,7 +97,9 @@
   let selection = new Int32Array(0);
   let marked = null;
 
-  const look = (code) => ({ colour: `c${code % 8 + 1}`, symbol: SYMBOLS[Math.floor(code / 8) % SYMBOLS.length] });
+  // The shapes of points as small as those of a large map can't be told apart, and take twice as long as circles.
+  const shapes = size > 3 ? SYMBOLS : SYMBOLS.slice(0, 1);
+  const look = (code) => ({ colour: `c${code % 8 + 1}`, symbol: shapes[Math.floor(code / 8) % shapes.length] });
 
   const makeGroups = (column) => {
     const all = { name: column.name, rows: Int32Array.from(keys.keys()), symbol: "circle", colour: null };
@@ -372,6 +379,12 @@
   $("colour").value = data.color;
   $("colour").addEventListener("change", () => colourBy($("colour").value));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+
+  // Points are drawn with soft edges; smoothing by the browser is four times the work where no graphics card does it.
+  const getContext = HTMLCanvasElement.prototype.getContext;
+  HTMLCanvasElement.prototype.getContext = function (kind, options) {
+    return getContext.call(this, kind, kind.startsWith("webgl") ? { ...options, antialias: false } : options);
+  };
 
   // ---- start -------------------------------------------------------------------------------------------------
   current = columns.get(data.color);

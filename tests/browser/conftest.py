@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser.chromium import chromium_path, open_chromium
+from tests.browser.made_pages import write_pages
 
 ARTEFACTS = Path(os.environ.get("FEATUREMILL_ARTEFACTS", Path(__file__).parents[2] / "browser-artefacts"))
 WIDTHS = (1280, 390)
@@ -19,6 +20,12 @@ def browser():
         pytest.skip("NO BROWSER TESTS: Chromium is not installed; apt-get install chromium, or set $CHROMIUM")
     with open_chromium() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Returns the pages of all commands."""
+    return write_pages(tmp_path_factory.mktemp("pages"))
 
 
 @pytest.fixture
@@ -39,7 +46,7 @@ def visit(browser):
         yield page
         assert complaints == []
         assert [url for url in asked if not url.startswith(("file:", "data:", "blob:"))] == []
-        assert "owned" not in page.title()
+        assert page.title() != "owned"
         context.close()
 
     return visit

@@ -85,7 +85,7 @@ def test_it_draws(made, visit, keep, width, scheme):
         page.locator("#search").fill("photo000100")
         page.locator("#hits button").first.click()
         page.wait_for_selector("#row .near")
-        keep(page, f"map-{width}-{scheme}", full_page=True)
+        keep(page, f"map-row-{width}-{scheme}", full_page=True)
 
 
 def test_hover_shows_a_card(page, made, keep):
@@ -227,15 +227,6 @@ def test_everything_by_keyboard(page):
         page.keyboard.press("Tab")
         seen.add(page.evaluate("document.activeElement.id || document.activeElement.textContent"))
     assert {"Lasso", "zoom-in", "colour", "search", "in-view"} <= seen
-
-
-def test_names_for_screen_readers(page):
-    unnamed = page.evaluate(
-        """() => [...document.querySelectorAll("button, input, select, [tabindex='0']")].filter((one) =>
-          !(one.getAttribute("aria-label") || one.textContent.trim() || one.labels?.length))
-          .map((one) => one.outerHTML)"""
-    )
-    assert unnamed == []
 
 
 def test_panning_moves_the_points(page, made):
