@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from transforms.sandbox import check_query, explained, sandbox
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.dataset as ds
 
 # More rows than that are for --csv, --json or --output.
 SHOWN_ROWS = 200
@@ -83,7 +84,7 @@ def _views(features: Features) -> dict[str, Any]:
     failed = [failures_uri(features.output, report.unit_id) for report in reports if report.rows_failed]
     failed = [uri for uri in failed if storage.stat(uri)]
     return {
-        "features": ds.dataset(list(features.parts), format="parquet") if features.parts else _no_rows(features),
+        "features": _rows(features),
         "failures": ds.dataset(failed, failures_schema(), format="parquet")
         if failed
         else failures_schema().empty_table(),
@@ -91,8 +92,17 @@ def _views(features: Features) -> dict[str, Any]:
     }
 
 
-def _no_rows(features: Features) -> "pa.Table":
-    return part_schema(features.spec, dict.fromkeys(features.names, 1)).empty_table()
+def _rows(features: Features) -> "pa.Table | ds.Dataset":
+    """Returns the rows with vectors as float32, because DuckDB takes no float16 from Arrow."""
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    if not features.parts:
+        return part_schema(replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)).empty_table()
+    stored = ds.dataset(list(features.parts), format="parquet").schema
+    wide = {name: pa.list_(pa.float32(), stored.field(name).type.list_size) for name in features.names}
+    schema = pa.schema([field.with_type(wide.get(field.name, field.type)) for field in stored])
+    return ds.dataset(list(features.parts), schema, format="parquet")
 
 
 def _units(reports: Sequence[UnitReport]) -> "pa.Table":

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -11,7 +12,9 @@ from pipeline.cli import run_cli
 from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from pipeline.samples import draw_items, write_folder
+from pipeline.sql import sql
 from tests.fakes import WEIGHTS, load_fake
+from tests.pages_data import clusters, write_out
 from transforms.features import open_features
 
 
@@ -172,3 +175,13 @@ def test_only_here(capsys):
     assert "copy OUT here first" in capsys.readouterr().err
     assert run_cli(["sql", "/nowhere", "SELECT 1"]) == 1
     assert "holds no features" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("rows", [0, 7])
+def test_vectors_of_either_width_are_float32(tmp_path, dtype, rows):
+    matrix = clusters(rows)[0].astype(dtype)
+    out = write_out(tmp_path / "out", matrix)
+    with sql(out, "SELECT key, embedding FROM features ORDER BY key") as answer:
+        assert answer.schema.field("embedding").type == pa.list_(pa.float32(), 16)
+        assert [row[1] for row in answer.rows()] == matrix.tolist()
