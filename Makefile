@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-distributed test-browser lint bench clean
+.PHONY: demo test test-distributed test-browser test-elsewhere lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -22,8 +22,17 @@ test-distributed: .venv/.distributed
 
 # The pages in a headless Chromium, from Debian's packages; says so where it skips.
 test-browser: $(INSTALLED)
-	command -v chromium >/dev/null || apt-get install --yes --quiet chromium
+	command -v chromium >/dev/null || { apt-get update --quiet && apt-get install --yes --quiet chromium; }
 	$(BIN)/python -m pytest tests/browser -rs
+
+# The snippets of docs/query.md in the tools that they are for; PySpark needs Java 17, and says so where it skips.
+test-elsewhere: .venv/.elsewhere
+	$(BIN)/python -m pytest tests/elsewhere -rs
+
+.venv/.elsewhere: $(INSTALLED)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,elsewhere]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps embedding-atlas==0.26.0
+	touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

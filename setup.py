@@ -55,6 +55,23 @@ setup(
         "dev": [*TEST, "ruff>=0.8"],
         # What `make test-distributed` needs beside it: Dataflow's job builder, and a server that speaks S3.
         "distributed": ["apache-beam[gcp]", "boto3>=1.35", "flask>=3.0", "flask-cors>=5.0", "moto[s3]>=5.0"],
+        # What `make test-elsewhere` needs beside it: the readers of docs/query.md. From cryptography on it is what
+        # Embedding Atlas needs here; its PyTorch, only there for models of its own, would be gigabytes.
+        "elsewhere": [
+            "datasets>=4.0",
+            "faiss-cpu>=1.10",
+            "lancedb>=0.25",
+            "pandas>=2.2",
+            "pyspark>=4.0",
+            "tensorboard>=2.19",
+            "cryptography>=45",
+            "fastapi>=0.120",
+            "inquirer>=3.0",
+            "platformdirs>=4.0",
+            "uvicorn>=0.40",
+            'uvloop>=0.22; sys_platform != "win32"',
+            "websockets>=16.0",
+        ],
         "gcp": ["apache-beam[gcp]"],
         "aws": ["apache-beam[aws]"],
         "gpu": ["tensorflow[and-cuda]>=2.21,<3; sys_platform == 'linux'"],

@@ -1,4 +1,4 @@
-"""The commands that look into stored features: query, sql, duplicates, outliers."""
+"""The commands that look into stored features, or hand them on: query, sql, duplicates, outliers, convert."""
 
 import json
 from typing import Any
@@ -110,6 +110,25 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
     return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)
 
 
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--output", "-o", "copy", required=True, metavar="COPY", help="FILE.parquet, or a folder for TSV.")
+@click.option("--feature", metavar="NAME", help="The only column of vectors.  [default: all; for TSV embedding]")
+@click.option("--dtype", help="float16, float32 or float64, for Parquet.  [default: as stored]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier COPY.")
+@debug_option
+def convert(output: str, copy: str, **given: Any) -> int:
+    """Copy OUT for readers that can't take it as it is; most can, see docs/query.md.
+
+    Parquet: all columns in one file, vectors as plain lists, in another width if asked. A folder: vectors.tsv and
+    metadata.tsv for TensorBoard's projector. Books, failures and fingerprint stay with OUT.
+    """
+    from pipeline import convert as module
+
+    click.echo(module.converted_text(module.convert(output, copy, **given)))
+    return 0
+
+
 def _hand_out(found: Any, writers: Any, as_json: bool, to_json: Any, to_text: Any) -> int:
     for path, write in writers:
         if path:
@@ -118,4 +137,4 @@ def _hand_out(found: Any, writers: Any, as_json: bool, to_json: Any, to_text: An
     return 0
 
 
-COMMANDS = (query, sql, duplicates, outliers)
+COMMANDS = (query, sql, duplicates, outliers, convert)

@@ -1,0 +1,233 @@
+"""Convert: a copy of stored features for readers that can't take OUT as it is. The books stay with OUT."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+
+from pipeline.plan import readable
+from pipeline.query_tables import write_parquet
+from pipeline.summary import size_text
+from transforms import storage
+from transforms.features import ROW_COLUMNS, Features, nearest, open_features, part_schema
+from transforms.records import FeaturemillError, UsageError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+DTYPES = ("float16", "float32", "float64")
+VECTORS, METADATA, CONFIG = "vectors.tsv", "metadata.tsv", "projector_config.pbtxt"
+# What the projector shows beside a point; a content hash says nothing there.
+_SHOWN = tuple(name for name in ROW_COLUMNS if name != "sha256")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What was written.
+
+    Attributes:
+        source: OUT.
+        output: The Parquet file, or the projector's folder.
+        rows: N.
+        columns: The vectors that are in it.
+        dtype: Of their numbers.
+        bytes: Of what was written.
+    """
+
+    source: str
+    output: str
+    rows: int
+    columns: tuple[str, ...]
+    dtype: str
+    bytes: int
+
+
+def convert(
+    source: str, output: str, *, feature: str | None = None, dtype: str | None = None, overwrite: bool = False
+) -> Converted:
+    """Writes the rows of an OUT anew, in its order, batch by batch.
+
+    Args:
+        source: OUT, complete.
+        output: `FILE.parquet`: all columns, vectors as plain lists. Otherwise a folder for TensorBoard's projector: one
+            feature as tab-separated text, and what is known of the rows. On this machine.
+        feature: The only column of vectors; by default all, in the projector `embedding`.
+        dtype: `float16`, `float32` or `float64`; as stored by default. Only for Parquet.
+        overwrite: Replace what convert wrote there before.
+
+    Raises:
+        UsageError: A place or a dtype that can't be.
+        FeaturemillError: OUT isn't complete, no such feature, something is there already, a number that the narrower
+            dtype can't hold, or a part that can't be read or a file that can't be written.
+    """
+    as_parquet = _is_parquet(output)
+    if dtype is not None and dtype not in DTYPES:
+        raise UsageError(f"--dtype: no {dtype!r}{nearest(dtype, DTYPES)}")
+    if dtype is not None and not as_parquet:
+        raise UsageError("--dtype is for .parquet; the projector's numbers are text")
+    features = _open_complete(source)
+    output = storage.absolute(output)
+    _check_place(features.output, output, as_parquet=as_parquet, overwrite=overwrite)
+    names = _chosen(features, feature, one=not as_parquet)
+    dtype = dtype or features.spec.dtype
+    if as_parquet:
+        schema = _plain_schema(features, names, dtype)
+        write_parquet(output, _plain_batches(features, schema, names, dtype), schema)
+    else:
+        _write_projector(features, names[0], output)
+    files = [output] if as_parquet else [storage.join(output, name) for name in (VECTORS, METADATA, CONFIG)]
+    return Converted(features.output, output, features.rows, names, dtype, sum(map(os.path.getsize, files)))
+
+
+def _is_parquet(output: str) -> bool:
+    if not storage.is_local(output):
+        raise UsageError(f"--output {output}: copies are written on this machine; copy it there afterwards")
+    suffix = os.path.splitext(output.rstrip("/"))[1].lower()
+    if suffix not in ("", ".parquet"):
+        raise UsageError(
+            f"--output {output}: neither a .parquet file nor a folder for the projector, without an ending"
+        )
+    return suffix == ".parquet"
+
+
+def _open_complete(source: str) -> Features:
+    features = open_features(source)
+    if not features.complete:
+        raise FeaturemillError(f"{features.output} is not finished; finish it with the same extract command first")
+    if not features.rows:
+        raise FeaturemillError(f"{features.output} has no rows; there is nothing to convert")
+    return features
+
+
+def _check_place(source: str, output: str, *, as_parquet: bool, overwrite: bool) -> None:
+    """Checks that the copy may be written here, before any work is done for it."""
+    if storage.is_local(source) and os.path.realpath(output).startswith(os.path.realpath(source) + os.sep):
+        raise FeaturemillError(f"{output} lies in {source}, where its rows would count twice; choose another --output")
+    if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output) and not as_parquet):
+        return
+    ours = os.path.isfile(output) if as_parquet else os.path.isfile(storage.join(output, VECTORS))
+    if not ours:
+        raise FeaturemillError(f"{output} is there and no copy of convert's; choose another --output, or move it away")
+    if not overwrite:
+        raise FeaturemillError(f"{output} is there already; choose another --output, or pass --overwrite")
+
+
+def _chosen(features: Features, feature: str | None, *, one: bool) -> tuple[str, ...]:
+    """Returns the vector columns that are wanted."""
+    if feature is None and (not one or len(features.names) == 1):
+        return features.names
+    feature = feature or "embedding"
+    if feature not in features.names:
+        close = nearest(feature, features.names)
+        raise FeaturemillError(f"{features.output} has no feature {feature!r}{close}")
+    return (feature,)
+
+
+def _plain_schema(features: Features, names: Sequence[str], dtype: str) -> "pa.Schema":
+    import pyarrow as pa
+
+    number = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}[dtype]
+    stored = part_schema(features.spec, dict.fromkeys(features.names, 1))
+    rows = [stored.field(name) for name in ROW_COLUMNS]
+    return pa.schema([*rows, *(pa.field(name, pa.list_(number), nullable=False) for name in names)])
+
+
+def _plain_batches(
+    features: Features, schema: "pa.Schema", names: Sequence[str], dtype: str
+) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
+
+    for batch in features.batches(schema.names):
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        for name in names:
+            matrix = _matrix(columns[name])
+            ends = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
+            numbers = pa.array(_as_width(matrix, dtype, batch, name, features.output).ravel())
+            columns[name] = pa.ListArray.from_arrays(pa.array(ends), numbers)
+        yield pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _matrix(column: "pa.Array") -> np.ndarray:
+    """Returns a column of vectors as n×D, in its own dtype."""
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def _as_width(matrix: np.ndarray, dtype: str, batch: "pa.RecordBatch", name: str, source: str) -> np.ndarray:
+    """Returns the numbers in another width; one that it can't hold is an error, not an infinity."""
+    with np.errstate(over="ignore"):
+        converted = matrix.astype(dtype, copy=False)
+    lost = np.isinf(converted) & np.isfinite(matrix)
+    if lost.any():
+        row, column = np.argwhere(lost)[0].tolist()
+        raise FeaturemillError(
+            f"{source}: {name} of {batch.column('key')[row]} has {matrix[row, column]:g}, but {dtype} ends at "
+            f"{np.finfo(dtype).max:g}; choose a wider --dtype"
+        )
+    return converted
+
+
+def _write_projector(features: Features, name: str, output: str) -> None:
+    """Writes the folder under a temporary name beside `output`, then moves it there."""
+    parent = os.path.dirname(output)
+    try:
+        with TemporaryDirectory(prefix=f".{os.path.basename(output)}.", dir=parent) as temporary:
+            new, old = storage.join(temporary, "new"), storage.join(temporary, "old")
+            os.mkdir(new)
+            _write_tables(features, name, new)
+            config = f'embeddings {{ tensor_name: "{name}" tensor_path: "{VECTORS}" metadata_path: "{METADATA}" }}\n'
+            with open(storage.join(new, CONFIG), "w", encoding="utf-8") as file:
+                file.write(config)
+            if os.path.isdir(output):
+                os.rename(output, old)
+            try:
+                storage.rename(new, output)
+            except OSError:
+                if os.path.isdir(old):
+                    os.rename(old, output)
+                raise
+    except OSError as error:
+        raise FeaturemillError(f"cannot write {output}: {storage.one_line(error)}; choose another --output") from error
+
+
+def _write_tables(features: Features, name: str, folder: str) -> None:
+    import pyarrow as pa
+    from pyarrow import csv
+
+    options = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+    writer = None
+    with open(storage.join(folder, VECTORS), "wb") as vectors, open(storage.join(folder, METADATA), "wb") as metadata:
+        metadata.write(("\t".join(_SHOWN) + "\n").encode())
+        for batch in features.batches([*_SHOWN, name]):
+            # Arrow has no text for float16.
+            matrix = _matrix(batch.column(name)).astype(np.float32, copy=False)
+            table = pa.table({str(column): numbers for column, numbers in enumerate(matrix.T)})
+            writer = writer or csv.CSVWriter(vectors, table.schema, write_options=options)
+            writer.write_table(table)
+            _write_facts(batch, metadata)
+        if writer:
+            writer.close()
+
+
+def _write_facts(batch: "pa.RecordBatch", metadata: BinaryIO) -> None:
+    columns = (batch.column(name).to_pylist() for name in _SHOWN)
+    for row in zip(*columns, strict=True):
+        metadata.write(("\t".join("" if value is None else _cell(value) for value in row) + "\n").encode())
+
+
+def _cell(value: object) -> str:
+    """Returns a value without the characters that end a cell or a line."""
+    return re.sub(r"[\x00-\x1f\x7f]", lambda letter: repr(letter[0])[1:-1], str(value))
+
+
+def converted_text(converted: Converted) -> str:
+    """Returns the result for people."""
+    what = f"plain lists of {converted.dtype}" if converted.output.endswith(".parquet") else "TSV for the projector"
+    return (
+        f"{readable(converted.output)}: {converted.rows:,} rows, {', '.join(converted.columns)} as {what}, "
+        f"{size_text(converted.bytes)}\n"
+        f"a copy for readers: books, failures and fingerprint stay in {readable(converted.source)}"
+    )
