@@ -28,6 +28,8 @@ JAVA_FLAGS = [
 ]
 JOB_SERVER_FLAGS = [f"--job_server_jvm_properties={flag}" for flag in JAVA_FLAGS]
 _START_SECONDS = 60.0
+# Each job leaves its classes behind in a Java process that isn't started anew, some 30 MB.
+_METASPACE = "2g"
 
 
 def free_port() -> int:
@@ -112,7 +114,7 @@ class FlinkCluster:
     def _settings(self) -> dict[str, object]:
         # Started by class, nobody works these sizes out from a total as Flink's scripts do.
         memory = {"task.heap.size": "192m", "task.off-heap.size": "0", "managed.size": "64m", "network.min": "64m"}
-        memory |= {"network.max": "64m", "jvm-metaspace.size": "256m", "jvm-overhead.min": "64m"}
+        memory |= {"network.max": "64m", "jvm-metaspace.size": _METASPACE, "jvm-overhead.min": "64m"}
         memory |= {"jvm-overhead.max": "64m"}
         return {
             "jobmanager.rpc.address": "127.0.0.1",
@@ -143,7 +145,7 @@ class FlinkCluster:
     def _java(self, name: str, heap: str, entry: str, *settings: str) -> Process:
         (self._folder / "tmp").mkdir(exist_ok=True)
         log4j = f"-Dlog4j.configurationFile={self._folder}/log4j.properties"
-        command = ["java", f"-Xmx{heap}", "-XX:+UseSerialGC", "-XX:MaxMetaspaceSize=256m", *JAVA_FLAGS, log4j]
+        command = ["java", f"-Xmx{heap}", "-XX:+UseSerialGC", f"-XX:MaxMetaspaceSize={_METASPACE}", *JAVA_FLAGS, log4j]
         command += ["-cp", self._classpath, entry, "--configDir", str(self._folder), *settings]
         return Process(command, self._folder / f"{name}.log")
 
