@@ -36,7 +36,9 @@ def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) ->
     """
     from pipeline import query as module
     from pipeline.query_page import write_query_page
+    from pipeline.targets import check_targets
 
+    check_targets(given["output"], parquet, page)
     found = module.query(module.QueryOptions(**given))
     writers = ((parquet, module.write_found), (page, write_query_page))
     return _hand_out(found, writers, as_json, module.found_json, module.found_text)
@@ -57,10 +59,14 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
     The query sees these views and nothing else: no files, no network, nothing to change. OUT is on this machine.
     """
     from pipeline import sql as module
+    from pipeline.targets import check_targets
 
     if as_json + as_csv + (parquet is not None) > 1:
         raise click.UsageError("give one of --json, --csv and --output")
+    check_targets(output, parquet)
     with module.sql(output, text) as answer:
+        if not answer.complete:
+            click.echo("note     the run is not finished: these are its rows so far", err=True)
         if parquet:
             click.echo(f"{module.write_answer(answer, parquet):,} rows in {parquet}", err=True)
         elif as_json:
@@ -84,7 +90,9 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
     Every pair is compared. Rows of a group are connected by pairs, so the ends of a chain may be less alike.
     """
     from pipeline import duplicates as module
+    from pipeline.targets import check_targets
 
+    check_targets(output, parquet, page)
     found = module.duplicates(output, **given)
     writers = ((parquet, module.write_duplicates), (page, module.write_duplicates_page))
     return _hand_out(found, writers, as_json, module.duplicates_json, module.duplicates_text)
@@ -104,7 +112,9 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
     By class takes two passes; by neighbours compares every pair of rows.
     """
     from pipeline import outliers as module
+    from pipeline.targets import check_targets
 
+    check_targets(output, parquet, page)
     found = module.outliers(output, **given)
     writers = ((parquet, module.write_outliers), (page, module.write_outliers_page))
     return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)

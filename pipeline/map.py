@@ -1,9 +1,6 @@
 """Map: the rows of OUT on a plane, as a page to walk about in and as coordinates for other viewers."""
 
-import io
-import os
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,12 +10,13 @@ from pipeline.map_page import map_html
 from pipeline.map_rows import MapRows, add_predictions, read_map_rows
 from pipeline.map_thumbnails import Thumbnails, read_thumbnails
 from pipeline.pages import write_page
+from pipeline.query_tables import write_parquet
 from pipeline.run_report import choose_feature
 from pipeline.summary import size_text
-from transforms import storage
-from transforms.features import nearest, open_features
+from pipeline.targets import check_targets
+from transforms.features import Features, nearest, open_features
 from transforms.projection import METHODS, all_nearest, flatten
-from transforms.records import FeaturemillError, UsageError
+from transforms.records import UsageError
 
 NEIGHBOURS = 10
 # As base64 they take a third more.
@@ -67,10 +65,7 @@ class MapOptions:
         if self.color is not None and self.color not in valid:
             more = "; pass --predictions PRED" if self.color in COLUMNS else nearest(self.color, valid)
             raise UsageError(f"--color {self.color!r} is no column to colour by{more}")
-        for path in filter(None, (self.page, self.coordinates)):
-            folder = os.path.dirname(storage.absolute(path))
-            if storage.is_local(path) and not os.path.isdir(folder):
-                raise UsageError(f"{path} can't be written: there is no folder {folder}; make it first")
+        check_targets(self.output, self.page, self.coordinates)
 
 
 @dataclass(frozen=True)
@@ -82,6 +77,7 @@ class MapSummary:
         page_bytes: Its size.
         rows: Points.
         of_rows: Rows of OUT.
+        complete: Whether OUT's run is finished.
         thumbnails: In the page.
         gone: Rows that should have had a thumbnail and whose source is gone or changed.
         problem: The first reason, empty if there is none.
@@ -92,6 +88,7 @@ class MapSummary:
     page_bytes: int
     rows: int
     of_rows: int
+    complete: bool
     thumbnails: int
     gone: int
     problem: str
@@ -131,11 +128,11 @@ def make_map(options: MapOptions, *, say: Callable[[str], None] = lambda line: N
         cosines=cosines,
         thumbnails=thumbnails,
         color=options.color or "label",
-        about=_about(options, features.rows, rows, name),
+        about=_about(options, features, rows, name),
     )
     write_page(options.page, text)
     clock.lap("wrote the page")
-    return _summary(options, len(text), features.rows, rows, thumbnails)
+    return _summary(options, len(text), features, rows, thumbnails)
 
 
 class _Clock:
@@ -154,22 +151,27 @@ def _predicted_text(predicted: int | None) -> str:
     return "" if predicted is None else f", {predicted:,} with a prediction"
 
 
-def _about(options: MapOptions, of_rows: int, rows: MapRows, name: str) -> dict[str, str]:
+def _about(options: MapOptions, features: Features, rows: MapRows, name: str) -> dict[str, str]:
+    of_rows = features.rows
     count = len(rows.numbers)
+    so_far = "" if features.complete else " so far: the run is not finished"
     return {
         "output": options.output,
-        "rows": f"{count:,} rows" if count == of_rows else f"{count:,} of {of_rows:,} rows, evenly drawn",
+        "rows": (f"{count:,} rows" if count == of_rows else f"{count:,} of {of_rows:,} rows, evenly drawn") + so_far,
         "feature": f"{name}, {rows.vectors.shape[1]:,} numbers",
         "method": {"pca": "PCA", "umap": "UMAP", "tsne": "t-SNE"}[options.method],
     }
 
 
-def _summary(options: MapOptions, page_bytes: int, of_rows: int, rows: MapRows, thumbnails: Thumbnails) -> MapSummary:
+def _summary(
+    options: MapOptions, page_bytes: int, features: Features, rows: MapRows, thumbnails: Thumbnails
+) -> MapSummary:
     return MapSummary(
         page=options.page,
         page_bytes=page_bytes,
         rows=len(rows.numbers),
-        of_rows=of_rows,
+        of_rows=features.rows,
+        complete=features.complete,
         thumbnails=len(thumbnails.images),
         gone=len(thumbnails.gone),
         problem=thumbnails.problems[0] if thumbnails.problems else "",
@@ -184,26 +186,20 @@ def write_coordinates(path: str, rows: MapRows, places: np.ndarray) -> None:
         FeaturemillError: It can't be written there.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     columns = {name.replace(" ", "_"): column for name, column in rows.columns.items() if name != "source"}
     table = {"key": rows.facts["key"], "x": pa.array(places[:, 0]), "y": pa.array(places[:, 1]), **columns}
     table["source"] = rows.facts["source"]
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(table), buffer, compression="zstd")
-    path = storage.absolute(path)
-    try:
-        storage.write_atomic(path, buffer.getvalue(), f"{path}.{uuid.uuid4().hex}.tmp")
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write {path}: {storage.one_line(error)}; choose another --output or mend the permissions"
-        ) from error
+    places = pa.table(table)
+    write_parquet(path, [places], places.schema)
 
 
 def map_text(summary: MapSummary) -> str:
     """Returns what was written, for people."""
     shown = f"{summary.rows:,} points" + ("" if summary.rows == summary.of_rows else f" of {summary.of_rows:,} rows")
     lines = [f"{summary.page}: {shown}, {summary.thumbnails:,} thumbnails, {size_text(summary.page_bytes)}"]
+    if not summary.complete:
+        lines.append("note     the run is not finished: these are its rows so far")
     if summary.gone:
         lines.append(f"note     {summary.gone:,} images can't be shown, such as {summary.problem}")
     if summary.coordinates:

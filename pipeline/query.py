@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline.query_inputs import Query, read_queries
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
-from transforms.engines import Engine
+from transforms.engines import Engine, check_engine
 from transforms.features import FeatureSpec, nearest
 from transforms.heads.table import Table, open_table
 from transforms.neighbours import METRICS, Nearest, nearest_rows
@@ -50,6 +50,7 @@ class QueryOptions:
             raise UsageError(f"--top must be at least 1, not {self.top}")
         if self.metric not in METRICS:
             raise UsageError(f"no metric {self.metric!r}{nearest(self.metric, METRICS)}")
+        check_engine(self.engine, "float32")
         if self.vectors.count("-") > 1:
             raise UsageError("--vector - can be given once: standard input is read to its end")
 

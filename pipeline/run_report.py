@@ -14,6 +14,7 @@ from pipeline.output import failed_ids
 from pipeline.pages import render, tame, write_page
 from pipeline.plan import readable
 from pipeline.summary import size_text
+from pipeline.targets import check_targets
 from transforms import storage
 from transforms.features import Features, nearest, open_features
 from transforms.listing import list_parts
@@ -63,6 +64,7 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
     Raises:
         FeaturemillError: OUT holds no features or unreadable ones, or the page can't be written.
     """
+    check_targets(output, page)
     inspection = inspect(output)
     features = open_features(output)
     name = choose_feature(features, feature)

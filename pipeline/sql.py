@@ -31,10 +31,12 @@ class Answer:
     Attributes:
         schema: Of the columns.
         batches: The rows.
+        complete: Whether OUT's run is finished.
     """
 
     schema: "pa.Schema"
     batches: "Iterator[pa.RecordBatch]"
+    complete: bool
 
     @property
     def names(self) -> list[str]:
@@ -63,7 +65,7 @@ def sql(output: str, text: str) -> Iterator[Answer]:
     features = open_features(output)
     with sandbox(_views(features)) as database, explained("SQL"):
         reader = database.sql(text).to_arrow_reader(_BATCH_ROWS)
-        yield Answer(reader.schema, _explained_batches(reader))
+        yield Answer(reader.schema, _explained_batches(reader), features.complete)
 
 
 def _explained_batches(reader: "pa.RecordBatchReader") -> "Iterator[pa.RecordBatch]":
@@ -126,8 +128,19 @@ def answer_text(answer: Answer) -> str:
     return "\n".join(lines)
 
 
+def _check_names(names: Sequence[str]) -> None:
+    twice = [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    if twice:
+        raise FeaturemillError(f"SQL: several columns are named {twice[0]}, one would hide the other; rename with AS")
+
+
 def answer_json(answer: Answer) -> list[dict[str, Any]]:
-    """Returns the rows for programs."""
+    """Returns the rows for programs.
+
+    Raises:
+        FeaturemillError: Two columns have the same name.
+    """
+    _check_names(answer.names)
     return [{n: as_json(v) for n, v in zip(answer.names, row, strict=True)} for row in answer.rows()]
 
 
@@ -140,8 +153,9 @@ def write_answer(answer: Answer, path: str) -> int:
     """Writes the rows as Parquet, batch by batch; returns how many.
 
     Raises:
-        FeaturemillError: It can't be written there, or the query fails on the way.
+        FeaturemillError: It can't be written there, the query fails on the way, or two columns have the same name.
     """
+    _check_names(answer.names)
     count = 0
 
     def counted() -> "Iterator[pa.RecordBatch]":

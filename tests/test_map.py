@@ -264,3 +264,20 @@ def test_vectors_that_do_not_fit(out, monkeypatch):
 def test_wrong_options(tmp_path, options, message):
     with pytest.raises(UsageError, match=message):
         MapOptions(str(tmp_path), str(tmp_path / "map.html"), **options)
+
+
+def test_places_that_cant_be_written_leave_nothing(out, tmp_path, monkeypatch):
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(FeaturemillError, match=r"cannot write .*places\.parquet: .*No space left"):
+        draw(out, tmp_path, coordinates=str(tmp_path / "places.parquet"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unfinished_run_is_said(tmp_path):
+    out = write_out(tmp_path / "out", clusters(30)[0], complete=False)
+    summary, _ = draw(out, tmp_path)
+    assert "not finished" in map_text(summary)
+    assert "so far: the run is not finished" in (tmp_path / "map.html").read_text()

@@ -323,8 +323,8 @@ def test_parquet_and_page(made, tmp_path, capsys):
     assert [(row["query"], row["rank"]) for row in rows] == [(key, rank) for key in keys[:2] for rank in (1, 2, 3)]
     assert all(row["key"] != row["query"] for row in rows)
     assert (tmp_path / "page.html").read_text().count("data:image/webp;base64,") == 8
-    assert run_cli(["query", str(made / "out"), "--key", keys[0], "-o", str(tmp_path / "no" / "x.parquet")]) == 1
-    assert "cannot write" in capsys.readouterr().err
+    assert run_cli(["query", str(made / "out"), "--key", keys[0], "-o", str(tmp_path / "no" / "x.parquet")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -341,3 +341,25 @@ def test_photos_find_their_like():
     assert [[near.row.row for near in some] for some in found.neighbours] == [
         [row for row, _ in some[:5]] for some in expected
     ]
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e-30, 1e30])
+def test_a_cosine_does_not_depend_on_the_length(made, tmp_path, capsys, size):
+    features = open_features(str(made / "out"))
+    np.save(tmp_path / "a.npy", features.to_numpy("embedding")[3].astype(np.float64) * size)
+    assert run_cli(["query", str(made / "out"), "--vector", str(tmp_path / "a.npy"), "--top", "1", "--json"]) == 0
+    [near] = json.loads(capsys.readouterr().out)["queries"][0]["neighbours"]
+    assert near["key"] == features.keys[3]
+    assert near["score"] == pytest.approx(1, abs=1e-6)
+
+
+def test_a_vector_beyond_float32_is_refused(made, tmp_path, capsys):
+    dims = open_features(str(made / "out")).to_numpy("embedding").shape[1]
+    np.save(tmp_path / "a.npy", np.full(dims, 1e300))
+    assert run_cli(["query", str(made / "out"), "--vector", str(tmp_path / "a.npy")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_an_engine_that_is_none_is_refused_also_where_none_is_needed():
+    with pytest.raises(UsageError, match="no engine 'nccn'; did you mean ncnn"):
+        QueryOptions(output="out", keys=("k",), engine="nccn")

@@ -1,6 +1,7 @@
 """The page on a run, made of OUT alone."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,7 @@ def test_errors_are_one_line(tmp_path):
     out = write_out(tmp_path / "out", clusters(10)[0])
     with pytest.raises(FeaturemillError, match="no feature 'embeding'; did you mean embedding"):
         run_report(out, page=str(tmp_path / "page.html"), feature="embeding")
-    with pytest.raises(FeaturemillError, match=r"cannot write .*no/such/page\.html"):
+    with pytest.raises(FeaturemillError, match=r"no/such/page\.html can't be written"):
         run_report(out, page=str(tmp_path / "no" / "such" / "page.html"))
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -146,3 +147,9 @@ def test_plots_of_odd_numbers():
     text = map_plot(np.zeros((5, 2)), ["_x", "$\\frac{", "<b>", None, "a" * 5000], "map")
     assert "&lt;b&gt;" in text
     assert "a" * 100 not in text
+
+
+def test_run_that_was_cut_off_before_its_first_part(tmp_path):
+    out = write_out(tmp_path / "out", clusters(10)[0], complete=False)
+    shutil.rmtree(tmp_path / "out" / "features")
+    assert "0 rows" in run_report(out, page=str(tmp_path / "page.html"))

@@ -185,3 +185,22 @@ def test_vectors_of_either_width_are_float32(tmp_path, dtype, rows):
     with sql(out, "SELECT key, embedding FROM features ORDER BY key") as answer:
         assert answer.schema.field("embedding").type == pa.list_(pa.float32(), 16)
         assert [row[1] for row in answer.rows()] == matrix.tolist()
+
+
+@pytest.mark.parametrize("how", [["--json"], ["-o", "x.parquet"]])
+def test_columns_of_one_name_are_not_lost(made, tmp_path, monkeypatch, capsys, how):
+    monkeypatch.chdir(tmp_path)
+    join = "SELECT a.key, b.key FROM features a JOIN features b ON a.label = b.label AND a.key < b.key"
+    assert ask(made, join, *how) == 1
+    said = capsys.readouterr()
+    assert "several columns are named key" in said.err
+    assert not said.out
+    assert not list(tmp_path.iterdir())
+    assert ask(made, join, "--csv") == 0
+    assert capsys.readouterr().out.startswith("key,key")
+
+
+def test_an_unfinished_run_is_said(tmp_path, capsys):
+    out = write_out(tmp_path / "out", clusters(30)[0], complete=False)
+    assert run_cli(["sql", out, "SELECT count(*) FROM features", "--csv"]) == 0
+    assert "not finished" in capsys.readouterr().err
