@@ -257,8 +257,9 @@ def stored_bytes(output: str, unit_ids: Iterable[str]) -> int:
     if not storage.is_local(output):
         return 0
     names = {f"{unit_id}.parquet" for unit_id in unit_ids}
-    with os.scandir(storage.join(output, "features")) as entries:
-        return sum(entry.stat().st_size for entry in entries if entry.name in names or is_merged(entry.name))
+    infos = storage.list_infos(storage.join(output, "features"))
+    there = ((os.path.basename(info.uri), info.size) for info in infos)
+    return sum(size for name, size in there if name in names or is_merged(name))
 
 
 def parquet_rows(uri: str) -> int:

@@ -109,9 +109,16 @@ def _check_place(source: str, output: str, *, as_parquet: bool, overwrite: bool)
         raise FeaturemillError(f"{output} lies in {source}, where its rows would count twice; choose another --output")
     if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output) and not as_parquet):
         return
-    ours = os.path.isfile(output) if as_parquet else os.path.isfile(storage.join(output, VECTORS))
+    if as_parquet:
+        ours = os.path.isfile(output)
+    else:
+        # The folder is replaced as a whole: what somebody else put there would go with it.
+        there = set(os.listdir(output)) if os.path.isdir(output) else set()
+        ours = VECTORS in there and there <= {VECTORS, METADATA, CONFIG}
     if not ours:
-        raise FeaturemillError(f"{output} is there and no copy of convert's; choose another --output, or move it away")
+        raise FeaturemillError(
+            f"{output} is there and no copy of convert's alone; choose another --output, or move it away"
+        )
     if not overwrite:
         raise FeaturemillError(f"{output} is there already; choose another --output, or pass --overwrite")
 

@@ -13,6 +13,7 @@ from pipeline.plan import readable
 from pipeline.summary import size_text
 from transforms import storage
 from transforms.features import Features, FeatureSpec, open_features, read_manifest
+from transforms.heads.wording import short
 from transforms.listing import Footer, is_merged, list_parts, merged_name, read_footer
 from transforms.parts import failures_uri
 from transforms.records import FeaturemillError, UnitReport
@@ -240,7 +241,7 @@ def inspection_text(inspection: Inspection) -> str:
 
 
 def _label_text(labels: dict[str | None, int]) -> str:
-    shown = [f"{'(none)' if label is None else label} {count}" for label, count in list(labels.items())[:20]]
+    shown = [f"{'(none)' if label is None else short(label)} {count}" for label, count in list(labels.items())[:20]]
     return ", ".join(shown) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
 
 

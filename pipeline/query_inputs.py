@@ -167,10 +167,11 @@ def _read_matrix(path: str, table: Table) -> np.ndarray:
             f"{clean(path)} has vectors of {matrix.shape[1]:,} numbers, but {'+'.join(table.columns)} of "
             f"{table.location} has {dims:,}; pass one that was embedded the same way, or another --feature"
         )
-    bad = ~np.isfinite(matrix).all(axis=1)
+    with np.errstate(over="ignore"):
+        bad = ~np.isfinite(matrix.astype(np.float32)).all(axis=1)
     if bad.any():
         raise FeaturemillError(
             f"{clean(path)}: {bad.sum():,} of {len(matrix):,} vectors hold NaN or infinity, the first is row "
-            f"{int(bad.argmax())}; leave them out"
+            f"{int(bad.argmax())}; leave them out (float32 ends at 3.4e38)"
         )
     return matrix

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from pipeline import books, extract, output
-from pipeline.inspect import inspect
+from pipeline.inspect import inspect, inspection_text
 from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_tar
+from tests.pages_data import clusters, write_out
 from transforms import parts, recipe, storage
 from transforms.features import open_features
 from transforms.records import FeaturemillError, UnitReport
@@ -231,3 +232,13 @@ def test_units_parquet_in_several_row_groups(tmp_path, monkeypatch):
     for some in (reports, []):
         books.write_units(str(tmp_path), some)
         assert books.read_units(str(tmp_path)) == some
+
+
+def test_labels_of_others_are_shown_tamed(tmp_path):
+    labels = ["a\nbooks  balance", "\x1b[2J", "\u202egnp", "x" * 4096]
+    out = write_out(tmp_path / "out", clusters(4)[0], labels=labels)
+    text = inspection_text(inspect(out))
+    assert len(text) < 2000
+    assert not {"\x1b", "\u202e"} & set(text)
+    plain = write_out(tmp_path / "plain", clusters(4)[0])
+    assert text.count("\n") == inspection_text(inspect(plain)).count("\n")

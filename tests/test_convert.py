@@ -116,6 +116,7 @@ def test_a_copy_is_replaced_when_asked_and_else_kept(tmp_path, matrix, name, cap
         (["out", "-o", "link/c"], 1, "count twice"),
         (["out", "-o", "other", "--overwrite"], 1, "no copy of convert's"),
         (["out", "-o", "out", "--overwrite"], 1, "no copy of convert's"),
+        (["out", "-o", "shared", "--overwrite"], 1, "no copy of convert's"),
         (["out", "-o", "missing/c.parquet"], 1, "cannot write"),
         (["out", "-o", "missing/c"], 1, "cannot write"),
     ],
@@ -126,6 +127,9 @@ def test_bad_input_is_one_line(tmp_path, matrix, monkeypatch, capsys, args, code
     write_out(tmp_path / "unfinished", matrix[:4], complete=False)
     write_out(tmp_path / "none", matrix[:0], units=1)
     (tmp_path / "link").symlink_to(out)
+    assert converted(out, "-o", tmp_path / "shared") == 0
+    (tmp_path / "shared/events.out.tfevents.1").write_text("mine")
+    capsys.readouterr()
     (tmp_path / "other").mkdir()
     (tmp_path / "other/mine.txt").write_text("mine")
     before = sorted(map(str, tmp_path.rglob("*")))

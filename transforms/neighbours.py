@@ -121,8 +121,12 @@ class _Search:
         self._keys, self._top, self._metric = keys, top, metric
         self._without = np.full(len(queries), -1) if without is None else without
         queries = np.asarray(queries, np.float64)
-        self._lengths = np.linalg.norm(queries, axis=1)
-        self._units = queries / np.where(self._lengths > 0, self._lengths, 1)[:, None]
+        # By their largest number first: the squares of very small ones would all be 0.
+        largest = np.abs(queries).max(axis=1, keepdims=True)
+        self._units = queries / np.where(largest > 0, largest, 1)
+        lengths = np.linalg.norm(self._units, axis=1, keepdims=True)
+        self._units /= np.where(lengths > 0, lengths, 1)
+        self._lengths = (lengths * largest)[:, 0]
         self._queries = self._units if metric == "cosine" else queries
         self._error = (queries.shape[1] + 16) * 2.0**-23
         # What a row must reach to be among the nearest: it only rises, so an older state lets more rows through.
