@@ -38,12 +38,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# More than an hour; saved in benchmarks/results.json and results.md, heads.json, finetune.json and query.json.
+# More than an hour; saved in benchmarks/results.json and results.md, heads.json, finetune.json, query.json and map.json.
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m benchmarks.heads > benchmarks/heads.json
 	$(BIN)/python -m benchmarks.finetune > benchmarks/finetune.json
 	$(BIN)/python -m benchmarks.query > benchmarks/query.json
+	$(BIN)/python -m benchmarks.map > benchmarks/map.json
 
 # The stamp is touched last, so an install that was cut off is done again.
 $(INSTALLED): setup.py constraints.txt
