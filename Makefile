@@ -9,8 +9,9 @@ INSTALLED := .venv/.installed
 demo: $(INSTALLED)
 	$(BIN)/python -m pipeline.demo demo
 
+# Two files at a time: half of the minutes are work of one core.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips.
 test-distributed: .venv/.distributed

@@ -6,7 +6,14 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 
-TEST = ["hypothesis>=6.100", "playwright>=1.50", "polars>=1.20", "pytest>=8.0", "pytest-timeout>=2.3"]
+TEST = [
+    "hypothesis>=6.100",
+    "playwright>=1.50",
+    "polars>=1.20",
+    "pytest>=8.0",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
+]
 
 setup(
     name="featuremill",
