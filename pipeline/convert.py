@@ -13,7 +13,7 @@ from pipeline.plan import readable
 from pipeline.query_tables import write_parquet
 from pipeline.summary import size_text
 from transforms import storage
-from transforms.features import ROW_COLUMNS, Features, nearest, open_features, part_schema
+from transforms.features import ROW_COLUMNS, Features, choose_feature, nearest, open_features, part_schema
 from transforms.records import FeaturemillError, UsageError
 
 if TYPE_CHECKING:
@@ -127,11 +127,7 @@ def _chosen(features: Features, feature: str | None, *, one: bool) -> tuple[str,
     """Returns the vector columns that are wanted."""
     if feature is None and (not one or len(features.names) == 1):
         return features.names
-    feature = feature or "embedding"
-    if feature not in features.names:
-        close = nearest(feature, features.names)
-        raise FeaturemillError(f"{features.output} has no feature {feature!r}{close}")
-    return (feature,)
+    return (choose_feature(features, feature or "embedding"),)
 
 
 def _plain_schema(features: Features, names: Sequence[str], dtype: str) -> "pa.Schema":
@@ -182,20 +178,13 @@ def _write_projector(features: Features, name: str, output: str) -> None:
     parent = os.path.dirname(output)
     try:
         with TemporaryDirectory(prefix=f".{os.path.basename(output)}.", dir=parent) as temporary:
-            new, old = storage.join(temporary, "new"), storage.join(temporary, "old")
+            new = storage.join(temporary, "new")
             os.mkdir(new)
             _write_tables(features, name, new)
             config = f'embeddings {{ tensor_name: "{name}" tensor_path: "{VECTORS}" metadata_path: "{METADATA}" }}\n'
             with open(storage.join(new, CONFIG), "w", encoding="utf-8") as file:
                 file.write(config)
-            if os.path.isdir(output):
-                os.rename(output, old)
-            try:
-                storage.rename(new, output)
-            except OSError:
-                if os.path.isdir(old):
-                    os.rename(old, output)
-                raise
+            storage.replace_folder(new, output)
     except OSError as error:
         raise FeaturemillError(f"cannot write {output}: {storage.one_line(error)}; choose another --output") from error
 

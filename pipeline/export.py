@@ -2,7 +2,6 @@
 
 import json
 import os
-import uuid
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -136,7 +135,7 @@ def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file:
                 storage.rename(new, output)
             else:
                 _save_folder(model, new, notes["classes"], text)
-                _replace_folder(new, output)
+                storage.replace_folder(new, output)
     except OSError as error:
         raise FeaturemillError(
             f"cannot write the model to {output} ({storage.one_line(error)}); make room or mend the permissions"
@@ -150,21 +149,6 @@ def _save_folder(model: "keras.Model", folder: str, classes: list[str], text: st
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
     save_signatures(model, classes, folder, notes=path)
-
-
-def _replace_folder(new: str, output: str) -> None:
-    """Moves a folder into place. One that is there is moved away just before, and back if that fails."""
-    old = f"{output}.{uuid.uuid4().hex}.old"
-    if os.path.isdir(output):
-        os.rename(output, old)
-    try:
-        storage.rename(new, output)
-    except OSError:
-        if os.path.isdir(old):
-            os.rename(old, output)
-        raise
-    if os.path.isdir(old):
-        storage.remove_tree(old)
 
 
 def export_text(exported: dict[str, Any]) -> str:

@@ -11,10 +11,9 @@ from pipeline.map_rows import MapRows, add_predictions, read_map_rows
 from pipeline.map_thumbnails import Thumbnails, read_thumbnails
 from pipeline.pages import write_page
 from pipeline.query_tables import write_parquet
-from pipeline.run_report import choose_feature
 from pipeline.summary import size_text
 from pipeline.targets import check_targets
-from transforms.features import Features, nearest, open_features
+from transforms.features import Features, choose_feature, nearest, open_features
 from transforms.projection import METHODS, all_nearest, flatten
 from transforms.records import UsageError
 

@@ -16,7 +16,7 @@ from pipeline.plan import readable
 from pipeline.summary import size_text
 from pipeline.targets import check_targets
 from transforms import storage
-from transforms.features import Features, nearest, open_features
+from transforms.features import Features, choose_feature, open_features
 from transforms.listing import list_parts
 from transforms.parts import failures_uri
 from transforms.projection import principal_components
@@ -74,19 +74,6 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
     text = run_report_html(inspection, reports, rows, features=features, mapped=name)
     write_page(page, text)
     return f"{page}: {inspection.rows:,} rows, {sum(inspection.failures.values()):,} failures, {size_text(len(text))}"
-
-
-def choose_feature(features: Features, name: str | None) -> str:
-    """Returns the feature of that name; without one `embedding`, or the first.
-
-    Raises:
-        FeaturemillError: There is no such feature.
-    """
-    if name is None:
-        return "embedding" if "embedding" in features.names else features.names[0]
-    if name not in features.names:
-        raise FeaturemillError(f"{features.output} has no feature {name!r}{nearest(name, features.names)}")
-    return name
 
 
 def gather_rows(features: Features, mapped: str) -> Rows:

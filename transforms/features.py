@@ -244,6 +244,19 @@ def open_features(output: str) -> Features:
     return Features(output, spec, manifest["fingerprint"], manifest["status"] == "complete", tuple(parts), rows)
 
 
+def choose_feature(features: Features, name: str | None) -> str:
+    """Returns the feature of that name; without one `embedding`, or the first.
+
+    Raises:
+        FeaturemillError: There is no such feature.
+    """
+    if name is None:
+        return "embedding" if "embedding" in features.names else features.names[0]
+    if name not in features.names:
+        raise FeaturemillError(f"{features.output} has no feature {name!r}{nearest(name, features.names)}")
+    return name
+
+
 def read_manifest(output: str) -> dict[str, Any]:
     """Returns OUT's manifest.
 

@@ -9,6 +9,7 @@ import glob
 import io
 import os
 import re
+import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
@@ -156,6 +157,28 @@ def rename(old: str, new: str) -> None:
         # An object that is there may be the one that was to be replaced.
         if _scheme(new) in _OBJECT_STORES or not files.exists(new):
             raise
+
+
+def replace_folder(new: str, folder: str) -> None:
+    """Moves a finished local folder into place, replacing one that is there.
+
+    A folder can't replace one that isn't empty: that is moved away just before, and back if the other move fails.
+    Between the two there is none, never half of one.
+
+    Raises:
+        OSError: The folder couldn't be moved.
+    """
+    old = f"{folder}.{uuid.uuid4().hex}.old"
+    if os.path.isdir(folder):
+        os.rename(folder, old)
+    try:
+        rename(new, folder)
+    except OSError:
+        if os.path.isdir(old):
+            os.rename(old, folder)
+        raise
+    if os.path.isdir(old):
+        remove_tree(old)
 
 
 def write_atomic(uri: str, data: bytes, temporary: str) -> None:

@@ -95,8 +95,7 @@ def write_folder(
 def _write_local(
     folder: str, files: Mapping[str, bytes], arrays: Mapping[str, np.ndarray], describe: Callable[[str], bytes]
 ) -> None:
-    unique = uuid.uuid4().hex
-    new, old = f"{folder}.{unique}.tmp", f"{folder}.{unique}.old"
+    new = f"{folder}.{uuid.uuid4().hex}.tmp"
     try:
         os.makedirs(new)
         _write_files(new, files)
@@ -108,19 +107,10 @@ def _write_local(
         with storage.open_read(npz) as file:
             sha256 = sha256_of(file)
         _write_files(new, {"head.json": describe(sha256)})
-        # A folder can't replace one that isn't empty: between these two renames there is no head, never half of one.
-        if os.path.isdir(folder):
-            os.rename(folder, old)
-        try:
-            storage.rename(new, folder)
-        except OSError:
-            if os.path.isdir(old):
-                os.rename(old, folder)
-            raise
+        storage.replace_folder(new, folder)
     finally:
-        for left in (new, old):
-            if os.path.isdir(left):
-                storage.remove_tree(left)
+        if os.path.isdir(new):
+            storage.remove_tree(new)
 
 
 def _write_remote(
