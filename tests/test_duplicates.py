@@ -56,14 +56,16 @@ def clustered(random, rows, dims, spread):
     threshold=st.sampled_from([0.3, 0.9, 0.98, 0.999, 1.0]),
     tile=st.sampled_from([3, 32, 1024]),
     dense=st.sampled_from([0, 1 / 200, 1]),
+    pending=st.sampled_from([1, 20, 2**20]),
 )
-def test_connects_what_brute_force_connects(seed, rows, dims, threshold, tile, dense):
+def test_connects_what_brute_force_connects(seed, rows, dims, threshold, tile, dense, pending):
     random = np.random.default_rng(seed)
     matrix = clustered(random, rows, dims, spread=(1 - threshold) ** 0.5)
     expected, cosines = close_pairs(matrix, threshold)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TILE_ROWS", tile)
         patch.setattr(module, "DENSE", dense)
+        patch.setattr(module, "PENDING_PAIRS", pending)
         pairs = near_copies(ArrayVectors(matrix), threshold)
     # Rounded to float32 by our own norming, pairs within 1e-6 of the threshold may fall on either side.
     doubtful = (np.abs(cosines - threshold) < 1e-6) & (cosines < 1 - 1e-6)
@@ -108,6 +110,21 @@ def test_zeros_and_unwanted_rows_are_never_near():
     assert near_copies(ArrayVectors(matrix), 1.0, wanted=wanted).tolist() == [[1, 4]]
     assert near_copies(ArrayVectors(matrix[:1]), 0.5).tolist() == []
     assert near_copies(ArrayVectors(matrix[[0, 2]]), 0.5).tolist() == []
+
+
+def test_equal_vectors_of_any_scale_are_copies_at_a_cosine_of_one():
+    matrix = np.random.default_rng(0).normal(size=(50, 512)).astype(np.float32)
+    scaled = matrix * np.logspace(-36, 35, 50, dtype=np.float32)[:, None]
+    pairs = near_copies(ArrayVectors(np.vstack([matrix, scaled])), 1.0)
+    assert pairs[np.argsort(pairs[:, 0])].tolist() == [[i, i + 50] for i in range(50)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_copies_fall_in_no_gap_between_sure_and_to_be_decided(seed, monkeypatch):
+    # In float32, 1 - 0.9999 is more than 1e-4, and 0.9999 + 1e-4 is 1.
+    monkeypatch.setattr(module, "DENSE", 0)
+    matrix = np.tile(np.random.default_rng(seed).normal(size=8).astype(np.float32), (80, 1))
+    assert len(near_copies(ArrayVectors(matrix), 0.9999)) == 79
 
 
 def hashes(names):

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 
 from transforms.engines import available_cores
-from transforms.heads.near import Forest
 from transforms.heads.rows import Vectors
 
 # Directions that rule out, and rows that these are found by.
@@ -28,6 +27,8 @@ TILE_ROWS = 1024
 _PAIRS = 4096
 # A tile with more candidates than this share of its pairs is compared by one product.
 DENSE = 1 / 200
+# Pairs gathered before they are thinned out: a thousand copies of one image are half a million.
+PENDING_PAIRS = 2**20
 # What bounds in float32 may be off by (products of 51 numbers, and terms up to 8), as squared distance.
 _BOUND_SLACK = 1e-4
 # What cosines in float64 are off by, so that equal vectors are found at a cosine of 1.
@@ -161,8 +162,9 @@ class _Search:
             near &= np.arange(one.start, one.stop)[:, None] < np.arange(other.start, other.stop)
         if np.count_nonzero(near) > DENSE * near.size:
             products = self._products(one, other)
-            self._add(*self._rows(near & (products > self._threshold + _BOUND_SLACK), one, other))
-            near &= np.abs(products - self._threshold) <= _BOUND_SLACK
+            sure = products > self._threshold + _BOUND_SLACK
+            self._add(*self._rows(near & sure, one, other))
+            near &= ~sure & (products > self._threshold - _BOUND_SLACK)
         left, right = self._rows(near, one, other)
         for first in range(0, len(left), _PAIRS):
             self._decide(left[first : first + _PAIRS], right[first : first + _PAIRS])
@@ -185,3 +187,37 @@ class _Search:
         if len(left):
             with self._lock:
                 self.forest.add(np.minimum(left, right), np.maximum(left, right))
+
+
+class Forest:
+    """Pairs of rows, thinned out to a spanning forest whenever many have gathered."""
+
+    def __init__(self, rows: int):
+        self._rows = rows
+        self._sets = np.arange(rows)
+        self._pairs = np.empty((0, 2), np.int64)
+        self._pending: list[np.ndarray] = []
+        self._count = 0
+
+    def add(self, first: np.ndarray, second: np.ndarray) -> None:
+        new = (first < second) & (self._sets[first] != self._sets[second])
+        self._pending.append(np.column_stack([first[new], second[new]]))
+        self._count += int(new.sum())
+        if self._count >= PENDING_PAIRS:
+            self._thin_out()
+
+    def pairs(self) -> np.ndarray:
+        self._thin_out()
+        return self._pairs
+
+    def _thin_out(self) -> None:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+
+        pairs = np.concatenate([self._pairs, *self._pending])
+        graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (self._rows, self._rows))
+        tree = minimum_spanning_tree(graph.tocsr()).tocoo()
+        pairs = np.column_stack([tree.row, tree.col]).astype(np.int64)
+        self._pairs = pairs[np.lexsort((pairs[:, 1], pairs[:, 0]))]
+        _, self._sets = connected_components(tree, directed=False)
+        self._pending, self._count = [], 0

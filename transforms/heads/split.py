@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.features import nearest
-from transforms.heads.near import near_duplicates
 from transforms.heads.table import Table
 from transforms.heads.wording import short
+from transforms.near_copies import near_copies
 from transforms.records import FeaturemillError, UsageError
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
     """
     _check_options(validation, test, folds, near)
     labels, classes = _classes(table)
-    pairs = np.empty((0, 2), np.int64) if near is None else near_duplicates(table.vectors, near)
+    pairs = np.empty((0, 2), np.int64) if near is None else near_copies(table.vectors, near)
     hashes = None if table.sha256 is None else _codes(table.sha256)[0]
     copies = _connect(len(labels), [] if hashes is None else [hashes], pairs)
     components, draws = _components(table, copies, seed)
