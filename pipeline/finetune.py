@@ -14,7 +14,7 @@ from pipeline.report import Run, metrics_text, report_html, verdict
 from transforms.features import open_features
 from transforms.finetuning import Tuning, TuningNetwork, TuningPlan, tune
 from transforms.heads.folder import check_place
-from transforms.heads.metrics import fit_temperature, judge
+from transforms.heads.metrics import fit_temperature, judge, score_rows
 from transforms.heads.model import Model, dense_arrays, dense_layers
 from transforms.heads.store import Head, load_head, save_head, softmax
 from transforms.records import FeaturemillError
@@ -217,11 +217,12 @@ def _run(model: Model, judged: dict[str, Any], name: str, seconds: float) -> Run
 
 def _judge(scores: _Scores, temperature: float, data: TuningData, options: FinetuneOptions) -> dict[str, Any]:
     numbers, logits = _of_cells(scores, data, data.fit.judged)
+    keys, codes = data.table.keys.take(numbers), data.rows.codes[numbers]
     return judge(
-        softmax(logits, temperature),
-        data.rows.codes[numbers],
+        score_rows(softmax(logits, temperature), codes, keys=keys),
+        codes,
         data.classes,
-        keys=data.table.keys.take(numbers),
+        keys=keys,
         groups=data.parts.components[numbers],
         seed=options.seed,
         judged_on="test" if data.fit.test else "validation",

@@ -17,6 +17,7 @@ from transforms.shards.names import clean
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from transforms.heads.metrics import RowScores
     from transforms.heads.table import Table
 
 # N×C numbers of a batch, of which there are some copies as float64 while it is ranked.
@@ -33,7 +34,7 @@ class Tally:
         known: Rows whose true label is a class of the head.
         agreed: Those of them that were predicted so.
         no_class: Rows whose true label is none of the head's classes.
-        judged: (probabilities float32 n×C, codes n, keys n) of the known rows of each batch, if they are to be judged.
+        judged: (scores, codes n, keys n) of the known rows of each batch, if they are to be judged.
     """
 
     counts: np.ndarray
@@ -41,11 +42,13 @@ class Tally:
     known: int = 0
     agreed: int = 0
     no_class: int = 0
-    judged: "list[tuple[np.ndarray, np.ndarray, pa.Array]]" = field(default_factory=list)
+    judged: "list[tuple[RowScores, np.ndarray, pa.Array]]" = field(default_factory=list)
 
     def add(self, probabilities: np.ndarray, rows: "pa.RecordBatch", codes: np.ndarray, *, keep: bool) -> None:
         """Counts a batch; keeps what judging it takes on request."""
         import pyarrow as pa
+
+        from transforms.heads.metrics import score_rows
 
         known = codes >= 0
         self.counts += np.bincount(probabilities.argmax(axis=1), minlength=len(self.counts))
@@ -55,7 +58,7 @@ class Tally:
         self.no_class += int((~known).sum()) - rows.column("true_label").null_count
         if keep:
             keys = rows.column("key").filter(pa.array(known))
-            self.judged.append((probabilities[known].astype(np.float32), codes[known], keys))
+            self.judged.append((score_rows(probabilities[known], codes[known], keys=keys), codes[known], keys))
 
     def predicted_labels(self, predictor: Predictor) -> dict[str, int]:
         """Returns {class: rows}, the commonest first, without classes that no row has."""
@@ -71,11 +74,11 @@ class Tally:
         """Returns the metrics of the kept rows, as `transforms.heads.metrics.judge` does."""
         import pyarrow as pa
 
-        from transforms.heads.metrics import judge
+        from transforms.heads.metrics import RowScores, judge
 
-        probabilities, codes, keys = zip(*self.judged, strict=True)
+        scores, codes, keys = zip(*self.judged, strict=True)
         return judge(
-            np.concatenate(probabilities).astype(np.float64),
+            RowScores(*map(np.concatenate, zip(*scores, strict=True))),
             np.concatenate(codes).astype(np.int32),
             predictor.unique_labels,
             keys=pa.chunked_array(keys),

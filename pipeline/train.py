@@ -14,7 +14,7 @@ from pipeline.train_facts import describe_data
 from pipeline.train_options import TrainOptions
 from transforms import heads
 from transforms.heads.folder import check_place
-from transforms.heads.metrics import fit_temperature, judge
+from transforms.heads.metrics import fit_temperature, judge, score_rows
 from transforms.heads.model import Model
 from transforms.heads.rows import Rows
 from transforms.heads.split import Split, split
@@ -212,11 +212,12 @@ def _judge(
     parts: Split,
 ) -> dict[str, Any]:
     numbers = np.concatenate([n for n, _ in judged])
+    keys, codes = table.keys.take(numbers), rows.codes[numbers]
     return judge(
-        np.concatenate([p for _, p in judged]),
-        rows.codes[numbers],
+        score_rows(np.concatenate([p for _, p in judged]), codes, keys=keys),
+        codes,
         rows.classes,
-        keys=table.keys.take(numbers),
+        keys=keys,
         groups=parts.components[numbers],
         seed=options.settings.seed,
         judged_on=plan.judged_on,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from transforms.heads import bootstrap
 from transforms.heads.bootstrap import draw_units, intervals, sum_by_unit
-from transforms.heads.metrics import fit_temperature, judge
+from transforms.heads.metrics import fit_temperature, judge, score_rows
 from transforms.records import FeaturemillError
 
 
@@ -31,7 +31,8 @@ def draw(*, rows, classes, seed=0, right=1.5, missing=()):
 def judged(probabilities, codes, *, groups=None, seed=0, classes=None, keys=None):
     classes = classes or tuple(f"c{i}" for i in range(probabilities.shape[1]))
     keys = [f"key{i}" for i in range(len(codes))] if keys is None else keys
-    return judge(probabilities, codes, classes, keys=keys, groups=groups, seed=seed, judged_on="test")
+    scores = score_rows(probabilities, codes, keys=keys)
+    return judge(scores, codes, classes, keys=keys, groups=groups, seed=seed, judged_on="test")
 
 
 def values(found):
@@ -231,6 +232,15 @@ def test_temperature_is_bounded():
     assert fit_temperature(np.ones((3, 1)), np.zeros(3, np.int32)) == 1
 
 
+def test_scores_of_batches_are_those_of_the_whole():
+    probabilities, codes = draw(rows=50, classes=7)
+    keys = [f"key{i}" for i in range(50)]
+    batches = [slice(0, 20), slice(20, 20), slice(20, 50)]
+    scores = [score_rows(probabilities[some], codes[some], keys=keys[some]) for some in batches]
+    for together, whole in zip(zip(*scores, strict=True), score_rows(probabilities, codes, keys=keys), strict=True):
+        np.testing.assert_array_equal(np.concatenate(together), whole)
+
+
 def test_what_cannot_be_judged_is_an_error():
     probabilities, codes = draw(rows=10, classes=3)
     with pytest.raises(FeaturemillError, match="no rows to judge by"):
@@ -239,7 +249,7 @@ def test_what_cannot_be_judged_is_an_error():
         fit_temperature(probabilities[:0], codes[:0])
     broken = probabilities.copy()
     broken[4, 1] = np.nan
-    with pytest.raises(FeaturemillError, match=r"probabilities aren't all finite .first at row 4"):
+    with pytest.raises(FeaturemillError, match=r"probabilities aren't all finite .first: key4"):
         judged(broken, codes)
     with pytest.raises(FeaturemillError, match="scores aren't all finite"):
         fit_temperature(broken, codes)

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.report import Run, metrics_text, ranking, report_html, verdict
 from pipeline.report_plots import confused_classes
-from transforms.heads.metrics import judge
+from transforms.heads.metrics import judge, score_rows
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -29,7 +29,8 @@ def make_run(kind="ridge", *, classes=("ants", "bees"), rows=60, right=2.0, seed
     scores[np.arange(rows), codes] += right
     probabilities = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
     keys = keys or [f"photo{i}.jpg" for i in range(rows)]
-    judged = judge(probabilities, codes, classes, keys=keys, groups=None, seed=0, judged_on="folds")
+    scores = score_rows(probabilities, codes, keys=keys)
+    judged = judge(scores, codes, classes, keys=keys, groups=None, seed=0, judged_on="folds")
     run = {"settings": {"penalty": 0.1}, "curve": PENALTIES, "learning": LEARNING, "seconds": 1.25, **others}
     return Run(kind=kind, judged=judged, **run)
 

@@ -1,7 +1,7 @@
 """Judging probabilities against the true labels: metrics with intervals, what is confused, calibration."""
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -39,6 +39,7 @@ def fit_temperature(logits: np.ndarray, codes: np.ndarray) -> float:
     """
     from scipy.optimize import minimize_scalar
 
+    _check_rows(codes)
     _check(logits, codes, "scores")
     if logits.shape[1] == 1:
         return 1.0
@@ -56,8 +57,52 @@ def fit_temperature(logits: np.ndarray, codes: np.ndarray) -> float:
     return float(np.exp(found.x))
 
 
+class RowScores(NamedTuple):
+    """All that judging takes of N rows' probabilities.
+
+    Attributes:
+        predicted: N int64, the class of the largest probability; the first of equal ones.
+        top: N float64, that probability.
+        in_top: N booleans: whether the true class is among the top 5.
+        losses: N float64, the log losses.
+    """
+
+    predicted: np.ndarray
+    top: np.ndarray
+    in_top: np.ndarray
+    losses: np.ndarray
+
+
+def score_rows(
+    probabilities: np.ndarray, codes: np.ndarray, *, keys: "Sequence[str] | pa.Array | pa.ChunkedArray"
+) -> RowScores:
+    """Returns what `judge` takes; of a batch, too, so that N×C numbers need never be held.
+
+    Classes of equal probability rank in their order, as for argmax; else a row of zeros would be right with any label.
+
+    Args:
+        probabilities: N×C.
+        codes: N, the true classes.
+        keys: N, to name rows by.
+
+    Raises:
+        FeaturemillError: Probabilities that aren't finite, or a row whose label is none of the classes.
+    """
+    _check(probabilities, codes, "probabilities", keys)
+    predicted, in_top, losses = probabilities.argmax(axis=1), np.empty(len(codes), bool), np.empty(len(codes))
+    columns = np.arange(probabilities.shape[1])
+    for part in _slices(probabilities):
+        numbers, true = probabilities[part], codes[part]
+        of_true = numbers[np.arange(len(true)), true][:, None]
+        before = (numbers > of_true) | ((numbers == of_true) & (columns < true[:, None]))
+        in_top[part] = before.sum(axis=1) < _TOP
+        losses[part] = -np.log(np.clip(of_true[:, 0].astype(np.float64), _SMALLEST, 1))
+    top = probabilities[np.arange(len(codes)), predicted].astype(np.float64)
+    return RowScores(predicted, top, in_top, losses)
+
+
 def judge(
-    probabilities: np.ndarray,
+    scores: RowScores,
     codes: np.ndarray,
     classes: Sequence[str],
     *,
@@ -73,7 +118,7 @@ def judge(
     probability (Guo et al. 2017, equation 3). The majority class is that of the judged rows.
 
     Args:
-        probabilities: N×C float64.
+        scores: Of N rows, from `score_rows`.
         codes: N, the true classes.
         classes: The C labels.
         keys: N; only those of some confused rows are looked at.
@@ -87,15 +132,14 @@ def judge(
         classes), `most_confused` (10 pairs of classes at most) and `reliability` (bins without rows are left out).
 
     Raises:
-        FeaturemillError: No rows, probabilities that aren't finite, or a row whose label is none of the classes.
+        FeaturemillError: No rows.
     """
-    _check(probabilities, codes, "probabilities", keys)
+    _check_rows(codes)
     count = len(classes)
-    predicted = probabilities.argmax(axis=1)
-    top = probabilities[np.arange(len(codes)), predicted]
+    predicted, top = scores.predicted, scores.top
     rows = np.bincount(codes, minlength=count)
     majority = int(rows.argmax())
-    found = _intervals(probabilities, codes, predicted, top, groups=groups, majority=majority, seed=seed)
+    found = _intervals(scores, codes, count, groups=groups, majority=majority, seed=seed)
     majority_accuracy = found.pop("majority")
     confusion = None
     if count <= MOST_CONFUSION_CLASSES:
@@ -113,24 +157,31 @@ def judge(
     }
 
 
-def _check(numbers: np.ndarray, codes: np.ndarray, name: str, keys: Any = None) -> None:
+def _check_rows(codes: np.ndarray) -> None:
     if not len(codes):
         raise FeaturemillError("there are no rows to judge by; give validation or test a larger share")
+
+
+def _check(numbers: np.ndarray, codes: np.ndarray, name: str, keys: Any = None) -> None:
     for part in _slices(numbers):
         finite = np.isfinite(numbers[part]).all(axis=1)
         if not finite.all():
+            row = part.start + int(finite.argmin())
             raise FeaturemillError(
-                f"the head's {name} aren't all finite (first at row {part.start + int(finite.argmin()):,}); "
+                f"the head's {name} aren't all finite (first: {_row_name(keys, row)}); "
                 "train again with --standardize, a larger penalty or a smaller learning rate"
             )
     unknown = (codes < 0) | (codes >= numbers.shape[1])
     if unknown.any():
-        row = int(unknown.argmax())
-        where = f"row {row:,}" if keys is None else _key(keys, row)
         raise FeaturemillError(
-            f"rows with a label that the head doesn't know: {int(unknown.sum()):,} (first: {where}); "
+            f"rows with a label that the head doesn't know: {int(unknown.sum()):,} (first: "
+            f"{_row_name(keys, int(unknown.argmax()))}); "
             "leave them out, or train with them"
         )
+
+
+def _row_name(keys: Any, row: int) -> str:
+    return f"row {row:,}" if keys is None else _key(keys, row)
 
 
 def _slices(numbers: np.ndarray) -> Iterator[slice]:
@@ -141,19 +192,11 @@ def _slices(numbers: np.ndarray) -> Iterator[slice]:
 
 
 def _intervals(
-    probabilities: np.ndarray,
-    codes: np.ndarray,
-    predicted: np.ndarray,
-    top: np.ndarray,
-    *,
-    groups: np.ndarray | None,
-    majority: int,
-    seed: int,
+    scores: RowScores, codes: np.ndarray, count: int, *, groups: np.ndarray | None, majority: int, seed: int
 ) -> dict[str, dict[str, float]]:
     """Returns all metrics, and the majority class's share as `majority`, with their intervals."""
-    count = probabilities.shape[1]
+    predicted, top, in_top, losses = scores
     hits = codes == predicted
-    in_top, losses = _row_scores(probabilities, codes)
     # One row of sums: C hits by class, C true, C predicted, the bins' gaps, hits in the top 5, log loss.
     bins, in_top_at, loss_at = 3 * count, 3 * count + BINS, 3 * count + BINS + 1
     sums = sum_by_unit(
@@ -185,22 +228,6 @@ def _intervals(
         }
 
     return intervals(sums, statistics, seed=seed)
-
-
-def _row_scores(probabilities: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns for each row whether the true class is among the top 5, and the log loss.
-
-    Classes of equal probability rank in their order, as for argmax; else a row of zeros would be right with any label.
-    """
-    in_top, losses = np.empty(len(codes), bool), np.empty(len(codes))
-    columns = np.arange(probabilities.shape[1])
-    for part in _slices(probabilities):
-        numbers, true = probabilities[part], codes[part]
-        of_true = numbers[np.arange(len(true)), true][:, None]
-        before = (numbers > of_true) | ((numbers == of_true) & (columns < true[:, None]))
-        in_top[part] = before.sum(axis=1) < _TOP
-        losses[part] = -np.log(np.clip(of_true[:, 0], _SMALLEST, 1))
-    return in_top, losses
 
 
 def _bins(top: np.ndarray) -> np.ndarray:
