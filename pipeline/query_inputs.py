@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.pages import tame
 from transforms import storage
 from transforms.engines import Engine, load_stored_engine
 from transforms.features import FeatureSpec
@@ -109,8 +110,8 @@ def find_keys(table: Table, keys: Sequence[str]) -> list[int]:
     rows = dict(zip(table.keys.take(there[::-1]).to_pylist(), there[::-1].tolist(), strict=True))
     for key in asked:
         if key not in rows:
-            near = " or ".join(nearest_texts(table.keys, key))
-            raise FeaturemillError(f"{table.location} has no key {key}; did you mean {near}?")
+            near = " or ".join(map(tame, nearest_texts(table.keys, key)))
+            raise FeaturemillError(f"{table.location} has no key {tame(key)}; did you mean {near}?")
     return [rows[key] for key in asked]
 
 

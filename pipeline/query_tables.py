@@ -81,7 +81,7 @@ def write_parquet(path: str, tables: "Iterable[pa.Table | pa.RecordBatch]", sche
     """Writes tables to one Parquet file, whole or not at all.
 
     Raises:
-        FeaturemillError: It can't be written there.
+        FeaturemillError: It can't be written there, or Parquet has no such type.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -96,5 +96,9 @@ def write_parquet(path: str, tables: "Iterable[pa.Table | pa.RecordBatch]", sche
             os.replace(temporary, path)
         finally:
             storage.delete([temporary])
-    except (OSError, pa.ArrowException) as error:
+    except OSError as error:
         raise FeaturemillError(f"cannot write {path}: {storage.one_line(error)}; choose another --output") from error
+    except pa.ArrowException as error:
+        raise FeaturemillError(
+            f"cannot write {path}: {storage.one_line(error)}; leave that column out, or cast it"
+        ) from error

@@ -72,6 +72,14 @@ def test_four_ways_out(made, tmp_path, capsys):
     assert ask(made, text, "--csv", "--json") == 2
 
 
+def test_a_type_that_parquet_lacks_is_said(made, tmp_path, capsys):
+    assert ask(made, "SELECT INTERVAL 1 DAY AS long", "-o", str(tmp_path / "x.parquet")) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "interval" in line
+    assert line.endswith("leave that column out, or cast it")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_no_rows_have_columns_all_the_same(made, capsys):
     assert ask(made, "SELECT key, label FROM features WHERE false", "--csv") == 0
     assert capsys.readouterr().out == "key,label\n"

@@ -137,8 +137,8 @@ def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
     if len(classes) < 2:
         found = f"only the label {short(classes[0])!r}" if classes else "no label at all"
         raise FeaturemillError(
-            f"{table.location} has {found}, and a head tells at least two classes apart; "
-            "name another --label-column, or pass --labels FILE"
+            f"the rows of {table.location} have {found}, and a head tells at least two classes apart; "
+            "give them others by --label-column or --labels FILE"
         )
     ranks = np.argsort(np.argsort(np.array(values, dtype=object)))
     return np.where(codes >= 0, ranks[codes], -1), classes
