@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from pipeline.cli_options import debug_option, together
+from pipeline.wording import counted
 
 _feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
 _result_options = together(
@@ -68,7 +69,7 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
         if not answer.complete:
             click.echo("note     the run is not finished: these are its rows so far", err=True)
         if parquet:
-            click.echo(f"{module.write_answer(answer, parquet):,} rows in {parquet}", err=True)
+            click.echo(f"{counted(module.write_answer(answer, parquet), 'row')} in {parquet}", err=True)
         elif as_json:
             click.echo(json.dumps(module.answer_json(answer), indent=2))
         elif as_csv:

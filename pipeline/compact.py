@@ -11,7 +11,7 @@ from typing import Any
 from pipeline import books
 from pipeline.output import remove_leftovers
 from pipeline.plan import readable
-from pipeline.summary import size_text
+from pipeline.wording import counted, size_text
 from transforms import storage
 from transforms.features import read_manifest
 from transforms.listing import MERGED_STEM, Listing, list_parts
@@ -185,9 +185,9 @@ def compact_text(summary: CompactSummary) -> str:
     s = summary
     if not s.merged:
         what = f"no two parts fit into one of {size_text(s.target_bytes)}"
-        return f"{readable(s.output)}: nothing to merge, {s.parts_before} parts: {what}"
+        return f"{readable(s.output)}: nothing to merge, {counted(s.parts_before, 'part')}: {what}"
     sizes = f", {size_text(s.bytes_before)} → {size_text(s.bytes_after)}" if s.bytes_after else ""
     return (
-        f"{readable(s.output)}: {s.parts_before} → {s.parts_after} parts{sizes}, {s.wall_seconds:.1f} s\n"
-        f"{s.merged} parts became {s.written}, sorted by key; {s.rows} rows as before"
+        f"{readable(s.output)}: {s.parts_before} → {counted(s.parts_after, 'part')}{sizes}, {s.wall_seconds:.1f} s\n"
+        f"{s.merged} parts became {s.written}, sorted by key; {counted(s.rows, 'row')} as before"
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.plan import readable
 from pipeline.query_tables import write_parquet
-from pipeline.summary import size_text
+from pipeline.wording import counted, size_text
 from transforms import storage
 from transforms.features import ROW_COLUMNS, Features, choose_feature, nearest, open_features, part_schema
 from transforms.records import FeaturemillError, UsageError
@@ -223,7 +223,7 @@ def converted_text(converted: Converted) -> str:
     """Returns the result for people."""
     what = f"plain lists of {converted.dtype}" if converted.output.endswith(".parquet") else "TSV for the projector"
     return (
-        f"{readable(converted.output)}: {converted.rows:,} rows, {', '.join(converted.columns)} as {what}, "
+        f"{readable(converted.output)}: {counted(converted.rows, 'row')}, {', '.join(converted.columns)} as {what}, "
         f"{size_text(converted.bytes)}\n"
         f"a copy for readers: books, failures and fingerprint stay in {readable(converted.source)}"
     )

@@ -11,6 +11,7 @@ from pipeline.contact_sheet import Section, row_tile, write_sheet
 from pipeline.plan import readable
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
 from pipeline.thumbnails import thumbnails
+from pipeline.wording import counted
 from transforms.heads.table import Table, open_table
 from transforms.near_copies import near_copies
 from transforms.records import UsageError
@@ -197,10 +198,9 @@ def _what(group: Group) -> str:
 
 
 def _headline(found: Duplicates) -> str:
-    groups = f"{len(found.groups):,} group{'s' * (len(found.groups) != 1)}"
     return (
-        f"{groups} with {found.rows:,} of {found.table.vectors.rows:,} rows, at a cosine of {found.cosine:g} or more; "
-        f"{found.disagreeing:,} with labels that disagree"
+        f"{counted(len(found.groups), 'group')} with {found.rows:,} of {counted(found.table.vectors.rows, 'row')}, "
+        f"at a cosine of {found.cosine:g} or more; {found.disagreeing:,} with labels that disagree"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from pipeline.options import ExtractOptions
 from pipeline.sliver import draw
 from pipeline.stages import Cost, Measured, measure, together_seconds
-from pipeline.summary import size_text
+from pipeline.wording import counted, size_text
 from transforms import shards
 from transforms.engines import Engine, available_cores
 from transforms.recipe import Job
@@ -221,18 +221,21 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
 def estimate_text(estimate: Estimate) -> str:
     """Returns the estimate for people."""
     e = estimate
-    inputs = [f"{e.shards} shards" if e.shards else "", f"{e.files} image files" if e.files else ""]
+    inputs = [counted(e.shards, "shard") if e.shards else "", counted(e.files, "image file") if e.files else ""]
     about = "" if e.images_are_counted else "about "
     failures = ", ".join(f"{count} {reason}" for reason, count in e.sampled_failures.items())
     alone = ", ".join(f"{stage} {_number(1 / cost.seconds)}" for stage, cost in e.costs.items() if cost.seconds)
     lines = [
-        f"inputs   {' and '.join(filter(None, inputs))} ({size_text(e.input_bytes)}), {about}{e.images:,} images",
-        f"sample   {e.sampled} images, {sum(e.sampled_failures.values())} failed{f' ({failures})' if failures else ''}",
+        f"inputs   {' and '.join(filter(None, inputs))} ({size_text(e.input_bytes)}), "
+        f"{about}{counted(e.images, 'image')}",
+        f"sample   {counted(e.sampled, 'image')}, {sum(e.sampled_failures.values())} failed"
+        + (f" ({failures})" if failures else ""),
         f"engine   {e.engine}, batches of {e.batch_size}",
         f"alone    {alone} images/s",
         f"together {_number(e.images_per_second)} images/s on {e.cores} cores; the bottleneck is {e.bottleneck}",
         f"time     {_time_text(e.hours)} on this machine, {e.start_seconds:.1f} s of them to start",
-        f"output   about {size_text(e.output_bytes)} for {e.images - e.failed:,} rows and {e.failed:,} failures",
+        f"output   about {size_text(e.output_bytes)} for {counted(e.images - e.failed, 'row')} "
+        f"and {counted(e.failed, 'failure')}",
     ]
     return "\n".join([*lines, _workers_text(e)] if e.workers else lines)
 
@@ -240,8 +243,8 @@ def estimate_text(estimate: Estimate) -> str:
 def _workers_text(e: Estimate) -> str:
     dollars = "" if e.dollars is None else f" and {e.dollars:,.2f} dollars"
     return (
-        f"workers  {_time_text(e.worker_hours)}{dollars} on {e.workers.count:,} workers of {_number(e.worker_rate)} "
-        "images/s; the minutes that they take to start come on top"
+        f"workers  {_time_text(e.worker_hours)}{dollars} on {counted(e.workers.count, 'worker')} of "
+        f"{_number(e.worker_rate)} images/s; the minutes that they take to start come on top"
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from pipeline import books
 from pipeline.output import failed_ids
 from pipeline.plan import readable
-from pipeline.summary import size_text
+from pipeline.wording import counted, size_text
 from transforms import storage
 from transforms.features import Features, FeatureSpec, open_features, read_manifest
 from transforms.heads.wording import short
@@ -41,6 +41,8 @@ class Inspection:
     Attributes:
         output: OUT.
         manifest: As it is on disk.
+        reports: Of all units that have a part.
+        parts: How many parts hold them.
         rows: Rows of all parts.
         labels: {label: rows}, None for unknown, the commonest first.
         failures: {`stage: error`: count}.
@@ -52,6 +54,8 @@ class Inspection:
 
     output: str
     manifest: dict[str, Any]
+    reports: tuple[UnitReport, ...]
+    parts: int
     rows: int
     labels: dict[str | None, int]
     failures: dict[str, int]
@@ -59,6 +63,11 @@ class Inspection:
     repeats: books.Repeats | None
     stored_bytes: int
     problems: tuple[str, ...]
+
+    @property
+    def totals(self) -> books.Totals:
+        """Over all units that have a part; the manifest's own are of the last run that finished."""
+        return books.add_up(self.reports)
 
 
 def inspect(output: str) -> Inspection:
@@ -83,6 +92,8 @@ def inspect(output: str) -> Inspection:
     return Inspection(
         output=output,
         manifest=manifest,
+        reports=tuple(reports),
+        parts=len(features.parts),
         rows=features.rows,
         labels=dict(labels.most_common()),
         failures=dict(books.failures_by_reason(output, [r for r in reports if r.unit_id in listed])),
@@ -208,7 +219,10 @@ class _VectorSums:
 def inspection_json(inspection: Inspection) -> dict[str, Any]:
     """Returns the inspection for programs; a missing label is the key `null`."""
     labels = {"null" if label is None else label: count for label, count in inspection.labels.items()}
-    return {**asdict(inspection), "labels": labels}
+    # The reports are in units.parquet, and may be a million.
+    values = asdict(replace(inspection, reports=()))
+    del values["reports"]
+    return {**values, "totals": asdict(inspection.totals), "labels": labels}
 
 
 def inspection_text(inspection: Inspection) -> str:
@@ -216,24 +230,24 @@ def inspection_text(inspection: Inspection) -> str:
     manifest = inspection.manifest
     spec = {**manifest["spec"]}
     features = [f"{f['name']}={f['tap']}:{f['pool']}" for f in spec.pop("features")]
-    totals = books.add_up([]) if manifest["totals"] is None else books.Totals(**manifest["totals"])
+    totals = inspection.totals
     lines = [
         f"{readable(inspection.output)}: {manifest['status']}"
-        + (f", a sample of {manifest['sample_limit']} images" if manifest["sample_limit"] else ""),
+        + (f", a sample of {counted(manifest['sample_limit'], 'image')}" if manifest["sample_limit"] else ""),
         f"fingerprint  {manifest['fingerprint']}",
         f"features     {' '.join(features)}",
         f"spec         {', '.join(f'{name} {value}' for name, value in spec.items() if name != 'weights')}",
         f"weights      {manifest['weights']} ({spec['weights'][:12]})"
         + (", never trained: these features mean nothing" if manifest["weights_are_random"] else ""),
         f"books        read {totals.rows_read} = embedded {totals.rows_embedded} + failed {totals.rows_failed}, "
-        f"{totals.units} parts, {size_text(inspection.stored_bytes)}",
+        f"{counted(totals.units, 'unit')} in {counted(inspection.parts, 'part')}, {size_text(inspection.stored_bytes)}",
         "failures     " + (", ".join(f"{n} × {reason}" for reason, n in inspection.failures.items()) or "none"),
         f"labels       {_label_text(inspection.labels)}",
     ]
     for name, v in inspection.vectors.items():
         lines.append(
             f"{name:12} {v.rows} × {v.size}, norm {v.norm_min:.4g} to {v.norm_max:.4g} (mean {v.norm_mean:.4g}), "
-            f"{v.zero_share:.1%} zeros, {v.zero_rows} zero rows, {v.nan_count} NaN"
+            f"{v.zero_share:.1%} zeros, {counted(v.zero_rows, 'zero row')}, {v.nan_count} NaN"
         )
     lines += _repeat_lines(inspection.repeats)
     lines += [f"PROBLEM      {problem}" for problem in inspection.problems]
@@ -248,6 +262,6 @@ def _label_text(labels: dict[str | None, int]) -> str:
 def _repeat_lines(repeats: books.Repeats | None) -> list[str]:
     if repeats is None:
         return ["seen twice   not counted"]
-    lines = [f"seen twice   {repeats.keys} keys, {repeats.contents} contents"]
+    lines = [f"seen twice   {counted(repeats.keys, 'key')}, {counted(repeats.contents, 'content')}"]
     lines += [f"  key        {key}" for key in repeats.named_keys]
     return lines + [f"  content    {' = '.join(group)}" for group in repeats.named_contents]

@@ -11,8 +11,8 @@ from pipeline.map_rows import MapRows, add_predictions, read_map_rows
 from pipeline.map_thumbnails import Thumbnails, read_thumbnails
 from pipeline.pages import write_page
 from pipeline.query_tables import write_parquet
-from pipeline.summary import size_text
 from pipeline.targets import check_targets
+from pipeline.wording import counted, size_text
 from transforms.features import Features, choose_feature, nearest, open_features
 from transforms.projection import METHODS, all_nearest, flatten
 from transforms.records import UsageError
@@ -156,7 +156,8 @@ def _about(options: MapOptions, features: Features, rows: MapRows, name: str) ->
     so_far = "" if features.complete else " so far: the run is not finished"
     return {
         "output": options.output,
-        "rows": (f"{count:,} rows" if count == of_rows else f"{count:,} of {of_rows:,} rows, evenly drawn") + so_far,
+        "rows": (counted(count, "row") if count == of_rows else f"{count:,} of {of_rows:,} rows, evenly drawn")
+        + so_far,
         "feature": f"{name}, {rows.vectors.shape[1]:,} numbers",
         "method": {"pca": "PCA", "umap": "UMAP", "tsne": "t-SNE"}[options.method],
     }
@@ -195,12 +196,14 @@ def write_coordinates(path: str, rows: MapRows, places: np.ndarray) -> None:
 
 def map_text(summary: MapSummary) -> str:
     """Returns what was written, for people."""
-    shown = f"{summary.rows:,} points" + ("" if summary.rows == summary.of_rows else f" of {summary.of_rows:,} rows")
-    lines = [f"{summary.page}: {shown}, {summary.thumbnails:,} thumbnails, {size_text(summary.page_bytes)}"]
+    shown = counted(summary.rows, "point") + (
+        "" if summary.rows == summary.of_rows else f" of {summary.of_rows:,} rows"
+    )
+    lines = [f"{summary.page}: {shown}, {counted(summary.thumbnails, 'thumbnail')}, {size_text(summary.page_bytes)}"]
     if not summary.complete:
         lines.append("note     the run is not finished: these are its rows so far")
     if summary.gone:
-        lines.append(f"note     {summary.gone:,} images can't be shown, such as {summary.problem}")
+        lines.append(f"note     {counted(summary.gone, 'image')} can't be shown, such as {summary.problem}")
     if summary.coordinates:
         lines.append(f"{summary.coordinates}: key, x, y and the columns")
     return "\n".join(lines)

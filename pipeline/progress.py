@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
+from pipeline.wording import counted
 from transforms import storage
 from transforms.listing import read_footer
 from transforms.object_stores import hastily
@@ -155,8 +156,8 @@ class Progress:
             )
         else:
             print(
-                f"{count.images} images, {rate:.1f} images/s, {count.failures} failures, "
-                f"{count.units} of {self._units} units, {share:.0%}, {left} left",
+                f"{counted(count.images, 'image')}, {rate:.1f} images/s, {counted(count.failures, 'failure')}, "
+                f"{count.units} of {counted(self._units, 'unit')}, {share:.0%}, {left} left",
                 file=self._stream,
                 flush=True,
             )

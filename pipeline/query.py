@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.query_inputs import Query, read_queries
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.wording import counted
 from transforms.engines import Engine, check_engine
 from transforms.features import FeatureSpec, nearest
 from transforms.heads.table import Table, open_table
@@ -179,8 +180,9 @@ def found_text(found: Found) -> str:
     for asked, some in zip(found.queries, found.neighbours, strict=True):
         rows = [(rank, f"{near.score:.6g}", near.row.label, near.row.key) for rank, near in enumerate(some, 1)]
         lines += [f"{asked.kind} {asked.name}", text_table(("", found.metric, "label", "key"), rows), ""]
-    of = "" if found.searched == found.table.vectors.rows else f" of {found.table.vectors.rows:,}"
-    return "\n".join([*lines, f"{found.searched:,}{of} rows compared in {found.seconds:.1f} s"])
+    rows = found.table.vectors.rows
+    of = "" if found.searched == rows else f"{found.searched:,} of "
+    return "\n".join([*lines, f"{of}{counted(rows, 'row')} compared in {found.seconds:.1f} s"])
 
 
 def write_found(found: Found, path: str) -> None:

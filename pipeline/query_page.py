@@ -5,6 +5,7 @@ from pipeline.plan import readable
 from pipeline.query import Found
 from pipeline.query_inputs import Query
 from pipeline.thumbnails import Thumbnail, thumbnail, thumbnails
+from pipeline.wording import counted
 from transforms.stored_rows import read_rows
 
 
@@ -37,7 +38,7 @@ def write_query_page(found: Found, path: str) -> None:
     write_sheet(
         path,
         title=f"Nearest in {readable(table.location)}",
-        headline=f"{count:,} {'query' if count == 1 else 'queries'}, {found.searched:,} rows compared",
+        headline=f"{count:,} {'query' if count == 1 else 'queries'}, {counted(found.searched, 'row')} compared",
         facts={
             "features": f"{' + '.join(table.columns)} of {table.location}",
             "nearest by": found.metric,

@@ -13,11 +13,10 @@ from pipeline.inspect import Inspection, inspect
 from pipeline.output import failed_ids
 from pipeline.pages import render, tame, write_page
 from pipeline.plan import readable
-from pipeline.summary import size_text
 from pipeline.targets import check_targets
+from pipeline.wording import counted, size_text
 from transforms import storage
 from transforms.features import Features, choose_feature, open_features
-from transforms.listing import list_parts
 from transforms.parts import failures_uri
 from transforms.projection import principal_components
 from transforms.records import FeaturemillError, UnitReport
@@ -69,11 +68,10 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
     features = open_features(output)
     name = choose_feature(features, feature)
     rows = gather_rows(features, name)
-    listing = list_parts(inspection.output)
-    reports = books.collect_reports(inspection.output, listing.unit_ids(), listing=listing, fresh=())
-    text = run_report_html(inspection, reports, rows, features=features, mapped=name)
+    text = run_report_html(inspection, rows, mapped=name)
     write_page(page, text)
-    return f"{page}: {inspection.rows:,} rows, {sum(inspection.failures.values()):,} failures, {size_text(len(text))}"
+    failures = counted(sum(inspection.failures.values()), "failure")
+    return f"{page}: {counted(inspection.rows, 'row')}, {failures}, {size_text(len(text))}"
 
 
 def gather_rows(features: Features, mapped: str) -> Rows:
@@ -116,26 +114,22 @@ def batch_vectors(batch: Any, name: str) -> np.ndarray:
     return values.reshape(len(column), column.type.list_size)
 
 
-def run_report_html(
-    inspection: Inspection, reports: Sequence[UnitReport], rows: Rows, *, features: Features, mapped: str
-) -> str:
+def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
     """Returns the page.
 
     Args:
         inspection: Of OUT.
-        reports: Of its units.
         rows: From `gather_rows`.
-        features: OUT's.
         mapped: Of which feature the sample is.
     """
-    totals = books.add_up(reports)
+    totals, reports = inspection.totals, inspection.reports
     spec = dict(inspection.manifest["spec"])
     named = [f"{part['name']}={part['tap']}:{part['pool']}" for part in spec.pop("features")]
     return render(
         "run_report.html",
         title=f"Run {tame(readable(inspection.output))}",
         headline=f"Read {totals.rows_read:,} = embedded {totals.rows_embedded:,} + failed {totals.rows_failed:,}",
-        facts=_facts(inspection, reports, totals),
+        facts=_facts(inspection, totals),
         problems=inspection.problems,
         failures=_failures(inspection),
         stages=_stages(totals),
@@ -150,25 +144,25 @@ def run_report_html(
         repeats=inspection.repeats,
         spec={"features": " ".join(named), **spec, "fingerprint": inspection.manifest["fingerprint"]},
         versions={name: version for name, version in inspection.manifest.get("versions", {}).items() if version},
-        plots=_plots(reports, rows, inspection, mapped),
+        plots=_plots(rows, inspection, mapped),
     )
 
 
-def _facts(inspection: Inspection, reports: Sequence[UnitReport], totals: books.Totals) -> dict[str, str]:
+def _facts(inspection: Inspection, totals: books.Totals) -> dict[str, str]:
     manifest = inspection.manifest
     facts = {
         "folder": tame(readable(inspection.output)),
         "status": manifest["status"] if manifest["status"] == "complete" else f"{manifest['status']}: not finished",
         "written": manifest.get("updated", "unknown"),
-        "input": f"{size_text(totals.input_bytes)} in {totals.units:,} units",
+        "input": f"{size_text(totals.input_bytes)} in {counted(totals.units, 'unit')}",
         "stored": size_text(inspection.stored_bytes) if inspection.stored_bytes else "not counted",
-        "engine": ", ".join(sorted({report.engine for report in reports if report.engine})) or "none",
+        "engine": ", ".join(sorted({report.engine for report in inspection.reports if report.engine})) or "none",
         "weights": tame(manifest.get("weights", "")),
     }
     if manifest.get("weights_are_random"):
         facts["caution"] = "the weights were never trained: these features mean nothing"
     if manifest.get("sample_limit"):
-        facts["sample"] = f"of {manifest['sample_limit']:,} images"
+        facts["sample"] = f"of {counted(manifest['sample_limit'], 'image')}"
     return facts
 
 
@@ -236,9 +230,9 @@ def _sizes(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
     }
 
 
-def _plots(reports: Sequence[UnitReport], rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[dict]]:
+def _plots(rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[dict]]:
     plots: dict[str, list[dict]] = {"units": [], "sizes": [], "norms": [], "map": []}
-    done, order = _in_order(inspection.output, [report for report in reports if report.rows_read])
+    done, order = _in_order(inspection.output, [report for report in inspection.reports if report.rows_read])
     if len(done) > 1:
         caption = f"Images per second of each unit, {order}; many units are drawn as means of some."
         plots["units"].append({"svg": run_report_plots.rate_plot(done, "rate"), "caption": caption})

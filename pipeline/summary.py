@@ -7,6 +7,7 @@ from typing import Any
 from pipeline import books
 from pipeline.options import ExtractOptions
 from pipeline.plan import Plan, input_bytes, readable
+from pipeline.wording import counted, size_text
 from transforms import shards
 from transforms.engines import device
 from transforms.weights import Weights
@@ -27,8 +28,7 @@ class Summary:
         wall_seconds: Of this run's pipeline, start-up included.
         failures: {`stage: error`: count} over all of OUT.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
-        parts: Parquet parts.
-        stored_bytes: Their size.
+        stored_bytes: Of the Parquet parts.
         engines: Which engines embedded this run's units.
         skipped: Files met in folders that are neither images nor shards.
     """
@@ -43,7 +43,6 @@ class Summary:
     wall_seconds: float
     failures: dict[str, int]
     repeats: dict[str, Any] | None
-    parts: int
     stored_bytes: int
     engines: tuple[str, ...]
     skipped: int
@@ -63,8 +62,8 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
     todo_bytes = input_bytes(plan.todo)
     threads = options.engine_threads
     inputs = [
-        f"{len(found.shards)} shards" if found.shards else "",
-        f"{len(found.files)} image files" if found.files else "",
+        counted(len(found.shards), "shard") if found.shards else "",
+        counted(len(found.files), "image file") if found.files else "",
     ]
     lines = [
         f"inputs   {' and '.join(filter(None, inputs))} matched",
@@ -72,27 +71,30 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         f"features {', '.join(f'{f} ({options.sizes[f.name]} × {options.dtype})' for f in options.parsed_features)}",
         f"weights  {weights.origin}",
         f"engine   {_engine_text(options.engine_name)}, {options.precision}, batches of {options.engine_batch_size}, "
-        f"{options.workers} worker{'s' * (options.workers > 1)} × {threads or 'all'} threads, {options.runner}",
+        f"{counted(options.workers, 'worker')} × {threads or 'all'} threads, {options.runner}",
         f"output   {readable(options.output)}",
     ]
     if weights.is_random:
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:
-        lines.append(f"note     {len(found.skipped)} other files passed over: {_some(found.skipped)}")
+        lines.append(f"note     {counted(len(found.skipped), 'other file')} passed over: {_some(found.skipped)}")
     if found.files and all(listed.label is None for listed in found.files):
         lines.append("note     no image file has a label; for labels, name the folder above a folder per class")
     if plan.stale:
         lines.append(
-            f"note     {len(plan.stale)} parts of changed inputs removed: {_some([s.reason for s in plan.stale])}"
+            f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
+            f"{_some([s.reason for s in plan.stale])}"
         )
     if plan.dropped:
         sources = dict.fromkeys(planned.unit.shard.file.uri for planned in plan.dropped)
         lines.append(
-            f"note     {len(plan.dropped)} unfinished units of inputs not given now left out: {_some(sources)}"
+            f"note     {counted(len(plan.dropped), 'unfinished unit')} of inputs not given now left out: "
+            f"{_some(sources)}"
         )
     if options.workers > 1 and 0 < len(plan.todo) < options.workers:
         lines.append(
-            f"note     {len(plan.todo)} units can't keep {options.workers} workers busy; use a smaller --unit-bytes"
+            f"note     {counted(len(plan.todo), 'unit')} can't keep {options.workers} workers busy; "
+            "use a smaller --unit-bytes"
         )
     return lines
 
@@ -104,14 +106,6 @@ def _engine_text(name: str) -> str:
 def _some(names: Collection[str]) -> str:
     shown = [readable(name) for name in list(names)[:3]]
     return ", ".join(shown) + (", …" if len(names) > 3 else "")
-
-
-def size_text(count: int) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def summarise(output: str, manifest: dict[str, Any], plan: Plan, *, skipped: int, wall_seconds: float) -> Summary:
@@ -129,7 +123,6 @@ def summarise(output: str, manifest: dict[str, Any], plan: Plan, *, skipped: int
         wall_seconds=wall_seconds,
         failures=manifest["failures"],
         repeats=manifest["repeats"],
-        parts=len(plan.units),
         stored_bytes=books.stored_bytes(output, [planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
         skipped=skipped,
@@ -151,15 +144,17 @@ def summary_text(summary: Summary) -> str:
     lines = [
         f"read {totals.rows_read} = embedded {totals.rows_embedded} + failed {totals.rows_failed}",
         *(f"  failed  {count:6d}  {reason}" for reason, count in summary.failures.items()),
-        f"this run {this_run.rows_read} images in {this_run.units} units, {summary.wall_seconds:.1f} s, "
-        f"{summary.images_per_second:.1f} images/s",
+        f"this run {counted(this_run.rows_read, 'image')} in {counted(this_run.units, 'unit')}, "
+        f"{summary.wall_seconds:.1f} s, {summary.images_per_second:.1f} images/s",
     ]
     if this_run.units:
         stages = ("read", "decode", "embed", "write")
         seconds = "  ".join(f"{stage} {getattr(this_run, f'{stage}_seconds'):.1f} s" for stage in stages)
         lines.append(f"stages   {seconds} (they overlap)")
         lines.append(f"engine   {', '.join(summary.engines)}")
-    lines.append(f"output   {summary.parts} parts, {size_text(summary.stored_bytes)} in {readable(summary.output)}")
+    lines.append(
+        f"output   {counted(totals.units, 'unit')}, {size_text(summary.stored_bytes)} in {readable(summary.output)}"
+    )
     lines += _cautions(summary)
     return "\n".join(lines)
 
@@ -167,17 +162,21 @@ def summary_text(summary: Summary) -> str:
 def _cautions(summary: Summary) -> list[str]:
     lines = []
     if summary.skipped:
-        lines.append(f"note     {summary.skipped} files that are neither images nor shards were passed over")
+        lines.append(f"note     {counted(summary.skipped, 'file')} passed over, neither images nor shards")
     repeats = summary.repeats or {"keys": 0, "contents": 0}
     if repeats["keys"]:
-        lines.append(f"CAUTION  {repeats['keys']} keys seen more than once, such as {repeats['named_keys'][0]}")
+        lines.append(
+            f"CAUTION  {counted(repeats['keys'], 'key')} seen more than once, such as {repeats['named_keys'][0]}"
+        )
     if repeats["contents"]:
         same = " = ".join(repeats["named_contents"][0][:2])
-        lines.append(f"note     {repeats['contents']} contents seen more than once, such as {same}")
+        lines.append(f"note     {counted(repeats['contents'], 'content')} seen more than once, such as {same}")
     if not summary.totals.rows_read:
         lines.append("CAUTION  the inputs hold no image at all")
     if summary.sample_limit:
-        lines.append(f"note     this is a sample of {summary.sample_limit} images; no later run continues it")
+        lines.append(
+            f"note     this is a sample of {counted(summary.sample_limit, 'image')}; no later run continues it"
+        )
     if summary.weights_are_random:
         lines.append(f"CAUTION  weights {summary.weights} were never trained: these features mean nothing")
     return lines

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.plan import readable
+from pipeline.wording import counted
 from transforms import storage
 from transforms.engines import Engine, load_stored_engine
 from transforms.features import Features, FeatureSpec, open_features, read_manifest
@@ -264,7 +265,8 @@ def verification_text(verification: Verification) -> str:
     """Returns the verification for people."""
     v = verification
     lines = [
-        f"{readable(v.output)}: {v.compared} of {v.sampled} sampled rows embedded again, {v.rows} rows in all",
+        f"{readable(v.output)}: {v.compared} of {counted(v.sampled, 'sampled row')} embedded again, "
+        f"{counted(v.rows, 'row')} in all",
         f"engine   {v.engine}; stored by {', '.join(v.stored_by) or 'an engine that is not noted'}",
     ]
     for name, drift in v.features.items():
@@ -276,6 +278,6 @@ def verification_text(verification: Verification) -> str:
             lines.append(f"PROBLEM  {name} drifts by {drift.worst:.2e} at {drift.worst_key}")
     lines += [f"PROBLEM  {problem}" for problem in v.problems[:10]]
     if len(v.problems) > 10:
-        lines.append(f"PROBLEM  and {len(v.problems) - 10} more rows that couldn't be compared")
+        lines.append(f"PROBLEM  and {counted(len(v.problems) - 10, 'more row')} that couldn't be compared")
     verdict = "the stored features are what their sources give" if v.ok else "not verified"
     return "\n".join([*lines, f"{verdict} (tolerance {v.tolerance:.0e} of a vector's largest value)"])

@@ -88,6 +88,18 @@ def test_retry_failed_that_is_cut_off_after_a_unit_was_done_again(tar, tmp_path,
     assert problems(tmp_path / "out") == ()
 
 
+def test_inspect_counts_what_an_unfinished_run_left(tar, tmp_path, monkeypatch):
+    monkeypatch.setattr(extract, "close_output", lambda *_, **__: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        te.extract(tar, tmp_path / "out", unit_bytes=4000)
+    found = inspect(str(tmp_path / "out"))
+    assert (found.totals.rows_read, found.totals.rows_embedded, found.rows) == (32, 28, 28)
+    text = inspection_text(found)
+    assert "read 32 = embedded 28 + failed 4, " in text
+    assert f"{found.totals.units} units in {found.parts} parts" in text
+    assert "did not finish" in text
+
+
 def test_overwrite_that_is_cut_off(tar, tmp_path, monkeypatch):
     te.extract(tar, tmp_path / "out")
     monkeypatch.setattr(storage, "remove_tree", lambda *_: (_ for _ in ()).throw(Stop))

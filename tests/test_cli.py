@@ -38,7 +38,7 @@ def test_plan_goes_to_stderr_and_summary_to_stdout(tar, tmp_path, capsys):
     assert run_cli(["extract", str(tar), "-o", str(tmp_path / "out"), "--image-size", "32"]) == 0
     captured = capsys.readouterr()
     for word in (
-        "1 shards matched",
+        "1 shard matched",
         "1 to do",
         "512 × float32",
         f"engine   {choose('auto', 'float32')} on",
