@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.map_page import map_html
 from pipeline.map_rows import MapRows, add_predictions, read_map_rows
-from pipeline.map_thumbnails import Thumbnails, read_thumbnails
+from pipeline.map_thumbnails import MapThumbnails, map_thumbnails
 from pipeline.pages import write_page
 from pipeline.query_tables import write_parquet
 from pipeline.targets import check_targets
@@ -110,13 +110,7 @@ def make_map(options: MapOptions, *, say: Callable[[str], None] = lambda line: N
     clock.lap(f"placed by {options.method}")
     neighbours, cosines = all_nearest(rows.vectors, NEIGHBOURS)
     clock.lap(f"found the {neighbours.shape[1]} nearest of each")
-    thumbnails = read_thumbnails(
-        features,
-        rows.numbers,
-        {column: rows.facts[column].to_pylist() for column in ("key", "position", "sha256")},
-        most=options.thumbnails,
-        most_bytes=THUMBNAIL_BYTES,
-    )
+    thumbnails = map_thumbnails(features, rows.numbers, rows.facts, most=options.thumbnails, most_bytes=THUMBNAIL_BYTES)
     clock.lap(f"read {len(thumbnails.images):,} thumbnails")
     if options.coordinates:
         write_coordinates(options.coordinates, rows, places)
@@ -164,7 +158,7 @@ def _about(options: MapOptions, features: Features, rows: MapRows, name: str) ->
 
 
 def _summary(
-    options: MapOptions, page_bytes: int, features: Features, rows: MapRows, thumbnails: Thumbnails
+    options: MapOptions, page_bytes: int, features: Features, rows: MapRows, thumbnails: MapThumbnails
 ) -> MapSummary:
     return MapSummary(
         page=options.page,
@@ -174,7 +168,7 @@ def _summary(
         complete=features.complete,
         thumbnails=len(thumbnails.images),
         gone=len(thumbnails.gone),
-        problem=thumbnails.problems[0] if thumbnails.problems else "",
+        problem=thumbnails.problem,
         coordinates=options.coordinates,
     )
 

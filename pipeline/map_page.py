@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.map_rows import MapRows
-from pipeline.map_thumbnails import Thumbnails
+from pipeline.map_thumbnails import MapThumbnails
 from pipeline.pages import render, tame
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def map_html(
     *,
     neighbours: np.ndarray,
     cosines: np.ndarray,
-    thumbnails: Thumbnails,
+    thumbnails: MapThumbnails,
     color: str,
     about: dict[str, str],
 ) -> str:

@@ -1,126 +1,87 @@
-"""Thumbnails of some rows of OUT, read again from their sources as far as these are still there."""
+"""Which rows of a map get a thumbnail, and how many fit into its page."""
 
-import io
-import os
-from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.thumbnails import thumbnails
 from transforms.features import Features
 from transforms.listing import read_footers
-from transforms.records import FeaturemillError, Unit
-from transforms.rereading import reread
-from transforms.units import read_plan
+from transforms.stored_rows import StoredRow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SIDE = 64
 QUALITY = 55
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """A row that is to have a thumbnail."""
-
-    place: int
-    sha256: bytes
-
-
-@dataclass
-class Thumbnails:
+class MapThumbnails:
     """Small pictures of some rows.
 
     Attributes:
         images: {place among the map's rows: bytes of a WebP image}.
         gone: Places whose source is gone or changed.
-        problems: Why, a line each.
-        left_out: How many were read and would have made the page too large.
+        problem: Why, of the first; empty if there is none.
     """
 
     images: dict[int, bytes]
     gone: list[int]
-    problems: list[str]
-    left_out: int
+    problem: str
 
 
-def read_thumbnails(
-    features: Features,
-    numbers: np.ndarray,
-    facts: dict[str, list],
-    *,
-    most: int,
-    most_bytes: int,
-) -> Thumbnails:
+def map_thumbnails(
+    features: Features, numbers: np.ndarray, facts: "pa.Table", *, most: int, most_bytes: int
+) -> MapThumbnails:
     """Reads thumbnails of at most `most` rows, evenly drawn. What can't be read is named, and never raises.
 
     Args:
         features: OUT's.
-        numbers: N int64: which rows of OUT the map shows.
-        facts: Their `key`, `position` and `sha256`.
+        numbers: N int64, ascending: which rows of OUT the map shows.
+        facts: Their columns.
         most: How many thumbnails.
-        most_bytes: Of all thumbnails together; those of the first rows are kept, and `left_out` says of the others.
+        most_bytes: Of all thumbnails together; of more, evenly drawn ones are kept.
     """
-    found = Thumbnails({}, [], [], 0)
     places = np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int)) if most else []
-    wanted: dict[str, dict[tuple[str, int], Wanted]] = defaultdict(dict)
-    for place, unit_id in zip(places, _unit_ids(features, numbers[places]), strict=True):
-        row = (facts["key"][place], facts["position"][place])
-        wanted[unit_id][row] = Wanted(int(place), facts["sha256"][place])
-    try:
-        units = {planned.unit_id: planned.unit for planned in read_plan(features.output)}
-    except FeaturemillError as error:
-        units, found.problems = {}, [str(error)]
-    spec = replace(features.spec, image_size=SIDE, resize="pad", decode="fast", interpolation="bilinear")
-
-    def read(unit_id: str) -> tuple[dict[int, bytes], list[str]]:
-        return _of_unit(units.get(unit_id), wanted[unit_id], spec)
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for images, problems in pool.map(read, list(wanted)):
-            found.images.update(images)
-            found.problems += problems
-    found.gone = sorted(set(map(int, places)) - found.images.keys())
-    _keep_within(found, most_bytes)
-    return found
+    rows = _rows(features, numbers, facts, places)
+    read = thumbnails(features.output, rows, side=SIDE, quality=QUALITY)
+    gone = [row for row in rows if read[row.row].problem]
+    problem = f"{gone[0].key}: {read[gone[0].row].problem}" if gone else ""
+    images = {row.row: read[row.row].data for row in rows if read[row.row].data}
+    return MapThumbnails(_within(images, most_bytes), [row.row for row in gone], problem)
 
 
-def _of_unit(unit: Unit | None, wanted: dict[tuple[str, int], Wanted], spec) -> tuple[dict[int, bytes], list[str]]:
-    if unit is None:
-        return {}, [f"{key}: plan.parquet doesn't know its source" for key, _ in wanted]
-    images, problems = {}, []
-    # A copy: `reread` takes out what it finds.
-    for row, pixels in reread(unit, dict(wanted), spec, problems):
-        images[row.place] = _webp(pixels)
-    return images, problems
+def _rows(features: Features, numbers: np.ndarray, facts: "pa.Table", places: np.ndarray) -> list[StoredRow]:
+    """Returns the rows at these places of the map, numbered by their places."""
+    if not len(places):
+        return []
+    ends = np.cumsum([footer.rows for footer in read_footers(features.parts)])
+    parts = np.searchsorted(ends, numbers[places], "right")
+    firsts = np.concatenate([[0], ends])[parts]
+    columns = {name: facts[name].take(places).to_pylist() for name in ("key", "position", "sha256")}
+    return [
+        StoredRow(
+            row=int(place),
+            key=columns["key"][i],
+            label=None,
+            source=None,
+            position=columns["position"][i],
+            sha256=columns["sha256"][i],
+            width=None,
+            height=None,
+            part=features.parts[parts[i]],
+            part_row=int(numbers[place] - firsts[i]),
+        )
+        for i, place in enumerate(places)
+    ]
 
 
-def _unit_ids(features: Features, numbers: np.ndarray) -> list[str]:
-    """Returns the id of the unit that each of these rows of OUT is of."""
-    found: list[str] = []
-    first = 0
-    for footer in read_footers(features.parts):
-        here = numbers[(numbers >= first) & (numbers < first + footer.rows)] - first
-        if len(here):
-            found += [footer.reports[number].unit_id for number in footer.unit_numbers()[here]]
-        first += footer.rows
-    return found
-
-
-def _webp(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "WEBP", quality=QUALITY, method=2)
-    return buffer.getvalue()
-
-
-def _keep_within(found: Thumbnails, most_bytes: int) -> None:
+def _within(images: dict[int, bytes], most_bytes: int) -> dict[int, bytes]:
     """Leaves every so-many-th thumbnail, so that the rest is still evenly drawn."""
-    total = sum(map(len, found.images.values()))
+    total = sum(map(len, images.values()))
     if total <= most_bytes:
-        return
-    places = sorted(found.images)
+        return images
     share = most_bytes / total
-    kept = {place for i, place in enumerate(places) if int((i + 1) * share) > int(i * share)}
-    found.left_out = len(places) - len(kept)
-    found.images = {place: image for place, image in found.images.items() if place in kept}
+    return {place: image for i, (place, image) in enumerate(images.items()) if int((i + 1) * share) > int(i * share)}

@@ -4,16 +4,18 @@ import base64
 import hashlib
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import cached_property
 
+import numpy as np
 from PIL import Image
 
 from transforms import shards, storage
+from transforms.engines import available_cores
 from transforms.features import FeatureSpec
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
-from transforms.listing import read_footer
+from transforms.listing import read_footers
 from transforms.records import EncodedImage, FeaturemillError, Unit
 from transforms.shards.names import clean
 from transforms.stored_rows import StoredRow
@@ -21,8 +23,10 @@ from transforms.units import read_plan
 
 SIDE = 160
 QUALITY = 75
-# How the whole image is brought to SIDE; nothing else of it matters here.
-_SPEC = FeatureSpec("", "", (), image_size=SIDE, resize="pad", interpolation="bilinear", decode="fast")
+# Records of a shard that lie farther apart are read one by one, nearer ones with what lies between them.
+GAP_BYTES = 2**20
+# Plain files that a thread reads at a time.
+_FILES = 64
 
 
 @dataclass(frozen=True)
@@ -30,91 +34,120 @@ class Thumbnail:
     """A small image for a page, or why there is none.
 
     Attributes:
-        uri: `data:` URI of a WebP with sides of at most SIDE; empty where there is none.
+        data: WebP; empty where there is none.
         width: Its pixels.
         height: Its pixels.
         problem: Empty where there is one.
     """
 
-    uri: str = ""
+    data: bytes = b""
     width: int = SIDE
     height: int = SIDE
     problem: str = ""
 
+    @property
+    def uri(self) -> str:
+        """`data:` URI, empty where there is no image."""
+        return f"data:image/webp;base64,{base64.b64encode(self.data).decode()}" if self.data else ""
 
-def thumbnail(data: bytes) -> Thumbnail:
-    """Returns a small image of an encoded one."""
+
+def thumbnail(data: bytes, *, side: int = SIDE, quality: int = QUALITY) -> Thumbnail:
+    """Returns a small image, its longer side `side` pixels, of an encoded one."""
+    # How the whole image is brought to that size; nothing else of it matters here.
+    spec = FeatureSpec("", "", (), image_size=side, resize="pad", interpolation="bilinear", decode="fast")
     try:
-        decoded = decode_image(data, _SPEC, max_pixels=PIXEL_CEILING)
+        decoded = decode_image(data, spec, max_pixels=PIXEL_CEILING)
     except ImageError as error:
         return Thumbnail(problem=f"can't be decoded: {error}")
-    scale = SIDE / max(decoded.width, decoded.height)
+    scale = side / max(decoded.width, decoded.height)
     width, height = max(1, round(decoded.width * scale)), max(1, round(decoded.height * scale))
-    left, top = (SIDE - width) // 2, (SIDE - height) // 2
+    left, top = (side - width) // 2, (side - height) // 2
     image = Image.fromarray(decoded.pixels[top : top + height, left : left + width])
     target = io.BytesIO()
-    image.save(target, "WEBP", quality=QUALITY)
-    uri = f"data:image/webp;base64,{base64.b64encode(target.getvalue()).decode()}"
-    return Thumbnail(uri, width, height)
+    image.save(target, "WEBP", quality=quality)
+    return Thumbnail(target.getvalue(), width, height)
 
 
-def thumbnails(output: str, rows: Iterable[StoredRow]) -> dict[int, Thumbnail]:
+def thumbnails(
+    output: str, rows: Iterable[StoredRow], *, side: int = SIDE, quality: int = QUALITY
+) -> dict[int, Thumbnail]:
     """Returns {row number: thumbnail}; one that says why where a source is gone, or no longer what it was.
 
     Args:
         output: OUT; plain Parquet has no sources that are known how to read.
         rows: Of OUT; each is read once.
+        side: Pixels of the longer side.
+        quality: Of the WebP, 0 to 100.
     """
     rows = {row.row: row for row in rows}
     found = dict.fromkeys(rows, Thumbnail(problem="where its image lies isn't known"))
-    sources = _Sources(output)
-    places: dict[Unit, list[StoredRow]] = defaultdict(list)
-    for row in rows.values():
+    placed = [row for row in rows.values() if row.sha256 is not None and row.position is not None]
+    tasks: list[tuple[Unit, Sequence[StoredRow]]] = []
+    for unit, some in _by_unit(output, placed, found):
         try:
-            unit = sources.unit(row)
-            if unit is not None:
-                places[_narrow(unit, row)].append(row)
+            tasks += _narrowed(unit, some)
         except (FeaturemillError, OSError) as error:
-            found[row.row] = Thumbnail(problem=f"its source can't be read: {clean(storage.one_line(error))}")
-    for unit, some in places.items():
-        found.update(_read(unit, some))
+            _give_up(found, some, error)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for read in pool.map(lambda task: _read(*task, side=side, quality=quality), tasks):
+            found.update(read)
     return found
 
 
-class _Sources:
-    """Where rows came from, by OUT's plan and the footers of merged parts."""
-
-    def __init__(self, output: str):
-        self._output = output
-        self._footers: dict[str, tuple[tuple[str, ...], Sequence[int]]] = {}
-
-    @cached_property
-    def _units(self) -> dict[str, Unit]:
-        return {planned.unit_id: planned.unit for planned in read_plan(self._output)}
-
-    def unit(self, row: StoredRow) -> Unit | None:
-        if row.sha256 is None or row.position is None:
-            return None
-        if row.part not in self._footers:
-            footer = read_footer(row.part)
-            ids = tuple(report.unit_id for report in footer.reports)
-            self._footers[row.part] = ids, footer.unit_numbers()
-        ids, numbers = self._footers[row.part]
-        return self._units.get(ids[numbers[row.part_row]])
+def _give_up(found: dict[int, Thumbnail], rows: Iterable[StoredRow], error: Exception) -> None:
+    found.update((row.row, Thumbnail(problem=_unreadable(error))) for row in rows)
 
 
-def _narrow(unit: Unit, row: StoredRow) -> Unit:
-    """Returns as little of a unit as holds the row: its file, its record, or its row group."""
+def _unreadable(error: Exception) -> str:
+    return f"its source can't be read: {clean(storage.one_line(error))}"
+
+
+def _by_unit(
+    output: str, rows: Sequence[StoredRow], found: dict[int, Thumbnail]
+) -> Iterator[tuple[Unit, list[StoredRow]]]:
+    """Yields the units that rows came from, by OUT's plan and the footers of its parts."""
+    if not rows:
+        return
+    by_part: dict[str, list[StoredRow]] = defaultdict(list)
+    for row in rows:
+        by_part[row.part].append(row)
+    by_id: dict[str, list[StoredRow]] = defaultdict(list)
+    try:
+        for some, footer in zip(by_part.values(), read_footers(list(by_part)), strict=True):
+            numbers = footer.unit_numbers()
+            for row in some:
+                by_id[footer.reports[numbers[row.part_row]].unit_id].append(row)
+        units = [planned for planned in read_plan(output) if planned.unit_id in by_id]
+    except (FeaturemillError, OSError) as error:
+        _give_up(found, rows, error)
+        return
+    for planned in units:
+        yield planned.unit, by_id[planned.unit_id]
+
+
+def _narrowed(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, Sequence[StoredRow]]]:
+    """Yields as little of a unit as holds the rows: their files, stretches of records, or row groups."""
     if unit.files:
-        files = tuple(listed for listed in unit.files if clean(listed.file.uri) == row.key)
-        return replace(unit, files=files, start=0, stop=len(files))
-    if unit.shard.format == "parquet":
-        return _narrow_parquet(unit, row)
-    # A compressed shard can't be entered in its middle.
-    return unit if unit.shard.compression else replace(unit, start=row.position, stop=row.position + 1, limit=None)
+        listed = {clean(listed.file.uri): listed for listed in unit.files}
+        for first in range(0, len(rows), _FILES):
+            some = rows[first : first + _FILES]
+            files = tuple(listed[row.key] for row in some if row.key in listed)
+            yield replace(unit, files=files, start=0, stop=len(files)), some
+    elif unit.shard.format == "parquet":
+        yield from _row_groups(unit, rows)
+    elif unit.shard.compression:
+        # It can't be entered in its middle.
+        yield unit, rows
+    else:
+        rows = sorted(rows, key=lambda row: row.position)
+        gaps = np.diff([row.position for row in rows])
+        ends = [*np.flatnonzero(gaps > GAP_BYTES) + 1, len(rows)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            some = rows[start:end]
+            yield replace(unit, start=some[0].position, stop=some[-1].position + 1, limit=None), some
 
 
-def _narrow_parquet(unit: Unit, row: StoredRow) -> Unit:
+def _row_groups(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, Sequence[StoredRow]]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -125,34 +158,41 @@ def _narrow_parquet(unit: Unit, row: StoredRow) -> Unit:
         raise FeaturemillError(storage.one_line(error)) from error
     first = 0
     for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group).num_rows
-        if first <= row.position < first + rows:
-            return replace(unit, start=group, stop=group + 1, first_index=first, limit=None)
-        first += rows
-    raise FeaturemillError(f"{unit.shard.file.uri} has no row {row.position:,} any more")
+        end = first + metadata.row_group(group).num_rows
+        some = [row for row in rows if first <= row.position < end]
+        if some:
+            yield replace(unit, start=group, stop=group + 1, first_index=first, limit=None), some
+        first = end
+    beyond = [row for row in rows if row.position >= first]
+    if beyond:
+        # Nothing of the file, so that each of them is told that it is no longer there.
+        yield replace(unit, start=metadata.num_row_groups, stop=metadata.num_row_groups), beyond
 
 
-def _read(unit: Unit, rows: Sequence[StoredRow]) -> dict[int, Thumbnail]:
+def _read(unit: Unit, rows: Sequence[StoredRow], *, side: int, quality: int) -> dict[int, Thumbnail]:
     """Returns the thumbnails of rows from one place."""
-    # By position: the name of a record that has none would depend on where reading began. Files all have position 0.
-    wanted: dict[int, list[StoredRow]] = defaultdict(list)
+    # The name of a record that has none would depend on where reading began; files all have position 0.
+    wanted: dict[str | int, list[StoredRow]] = defaultdict(list)
     for row in rows:
-        wanted[row.position].append(row)
+        wanted[row.key if unit.files else row.position].append(row)
     found: dict[int, Thumbnail] = {}
     reason = "its source no longer holds it"
     try:
         for record in shards.read(unit):
+            here = wanted.get(record.key if unit.files else record.position, ())
             if not isinstance(record, EncodedImage):
                 reason = record.message
+                if unit.files:
+                    found.update((row.row, Thumbnail(problem=record.message)) for row in here)
                 continue
-            here = wanted.get(record.position, ())
             same = [row for row in here if hashlib.sha256(record.data).digest() == row.sha256]
             if same:
-                found.update(dict.fromkeys((row.row for row in same), thumbnail(record.data)))
+                shown = thumbnail(record.data, side=side, quality=quality)
+                found.update(dict.fromkeys((row.row for row in same), shown))
             for row in here:
                 found.setdefault(row.row, Thumbnail(problem="its source changed since it was embedded"))
             if len(found) == len(rows):
                 break
     except (FeaturemillError, OSError) as error:
-        reason = f"its source can't be read: {clean(storage.one_line(error))}"
+        reason = _unreadable(error)
     return {row.row: found.get(row.row, Thumbnail(problem=reason)) for row in rows}

@@ -6,9 +6,11 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline import thumbnails as module
 from pipeline.compact import compact
 from pipeline.contact_sheet import Section, Tile, write_sheet
 from pipeline.extract import run
@@ -75,6 +77,27 @@ def test_they_are_the_rows_own(made):
         assert shown.shape[1] / shown.shape[0] == pytest.approx(row.width / row.height, rel=0.02)
         resized = np.asarray(expected.resize(shown.shape[1::-1], Image.Resampling.BILINEAR), np.float64)
         assert np.abs(shown - resized).mean() < 12
+
+
+def test_one_by_one_or_in_stretches_they_are_the_same(made, monkeypatch):
+    rows = stored(made)
+    found = thumbnails(str(made / "out"), rows)
+    monkeypatch.setattr(module, "GAP_BYTES", 0)
+    monkeypatch.setattr(module, "_FILES", 2)
+    assert thumbnails(str(made / "out"), rows) == found
+    some = rows[::3]
+    assert thumbnails(str(made / "out"), some) == {row.row: found[row.row] for row in some}
+
+
+def test_a_parquet_that_became_shorter_says_so(tmp_path):
+    WRITERS["parquet"](tmp_path / "photos.parquet", draw_items(per_class=4, size=48, seed=1))
+    extract(tmp_path / "photos.parquet", tmp_path / "out")
+    rows = stored(tmp_path)
+    table = pq.read_table(tmp_path / "photos.parquet")
+    pq.write_table(table.slice(0, rows[3].position), tmp_path / "photos.parquet")
+    found = thumbnails(str(tmp_path / "out"), rows)
+    assert [bool(found[row.row].data) for row in rows] == [True] * 3 + [False] * (len(rows) - 3)
+    assert {found[row.row].problem for row in rows[3:]} == {"its source no longer holds it"}
 
 
 def contents(folder):
