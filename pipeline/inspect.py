@@ -9,7 +9,7 @@ import numpy as np
 
 from pipeline import books
 from pipeline.output import failed_ids
-from pipeline.plan import readable
+from pipeline.plan import readable, torn_shards
 from pipeline.wording import counted, size_text
 from transforms import storage
 from transforms.features import Features, FeatureSpec, open_features, read_manifest
@@ -17,6 +17,7 @@ from transforms.heads.wording import short
 from transforms.listing import Footer, is_merged, list_parts, merged_name, read_footer
 from transforms.parts import failures_uri
 from transforms.records import FeaturemillError, UnitReport
+from transforms.shards.names import clean
 from transforms.units import read_plan
 
 
@@ -167,10 +168,14 @@ def _check_totals(output: str, reports: list[UnitReport], manifest: dict[str, An
             problems.append(
                 f"{name}: the parts add up to {getattr(found, name)}, the manifest says {manifest['totals'][name]}"
             )
-    planned = {unit.unit_id for unit in read_plan(output)}
+    units = read_plan(output)
+    planned = {unit.unit_id for unit in units}
     there = {report.unit_id for report in reports}
     problems += [f"{unit_id} is planned, but has no part" for unit_id in sorted(planned - there)[:5]]
     problems += [f"{unit_id} has a part, but isn't planned" for unit_id in sorted(there - planned)[:5]]
+    if not manifest["sample_limit"]:
+        torn = sorted(torn_shards(unit.unit for unit in units))
+        problems += [f"{clean(uri)} is in the plan only in part; run featuremill extract with it again" for uri in torn]
     if {report.unit_id for report in books.read_units(output)} != there:
         problems.append("units.parquet and the parts don't name the same units")
     return problems

@@ -32,10 +32,11 @@ class Plan:
     """What a run will do.
 
     Attributes:
-        todo: Units of the given inputs without a part.
+        todo: Units without a part, of the given inputs and of those that an earlier run was asked for.
         done: Units whose part is there and whose input, given or not, is unchanged.
         stale: Parts whose input changed or vanished.
-        dropped: Units of an unfinished earlier run whose inputs aren't given now.
+        dropped: Units without a part whose input changed or vanished; what is left of it is planned anew.
+        unnamed: How many of `todo` are of inputs that this run doesn't name.
         remove: Ids of the units whose part is removed before the work begins: stale ones, and those done again.
     """
 
@@ -43,6 +44,7 @@ class Plan:
     done: tuple[PlannedUnit, ...]
     stale: tuple[Stale, ...]
     dropped: tuple[PlannedUnit, ...]
+    unnamed: int = 0
     remove: tuple[str, ...] = ()
 
     @cached_property
@@ -57,7 +59,8 @@ def make_plan(
     """Plans the inputs against what OUT knows.
 
     A unit that OUT knows is kept as it was cut, whatever the settings are now. So adding files to a folder, or
-    another `unit_bytes`, only plans what is new, and nothing that is done is done again.
+    another `unit_bytes`, only plans what is new, and nothing that is done is done again. What was asked for once and
+    isn't done stays to be done, also by a run that doesn't name it: else OUT would be complete without it.
 
     Args:
         output: OUT.
@@ -71,21 +74,21 @@ def make_plan(
     files = {listed.file.uri: listed for listed in found.files}
     known = read_plan(output)
     elsewhere = _look_up(known, given, files)
-    todo, done, stale, dropped, again = [], [], [], [], []
+    torn = torn_shards(planned.unit for planned in known)
+    # Planned anew as a whole: parts of units that are cut the same way again count.
+    again = [planned.unit for planned in known if planned.unit.shard.file.uri in torn]
+    known = [planned for planned in known if planned.unit.shard.file.uri not in torn]
+    todo, done, stale, dropped = [], [], [], []
     for planned in known:
-        unit, reason = planned.unit, _why_stale(planned.unit, given, files, elsewhere=elsewhere)
-        is_given = unit.shard.file.uri in given or any(listed.file.uri in files for listed in unit.files)
+        reason = _why_stale(planned.unit, given, files, elsewhere=elsewhere)
+        if not reason:
+            (done if planned.unit_id in parts else todo).append(planned)
+            continue
+        again.append(planned.unit)
         if planned.unit_id in parts:
-            if reason:
-                stale.append(Stale(planned.unit_id, reason))
-                again.append(unit)
-            else:
-                done.append(planned)
-        elif not reason and is_given:
-            todo.append(planned)
-        elif not is_given:
+            stale.append(Stale(planned.unit_id, reason))
+        else:
             dropped.append(planned)
-    # What is left of stale units is embedded anew, also where this run doesn't name it: it was asked for once.
     found = _with_survivors(found, again, elsewhere)
     covered = {p.unit.shard.file.uri for p in (*todo, *done)} | {
         listed.file.uri for p in (*todo, *done) for listed in p.unit.files
@@ -96,7 +99,30 @@ def make_plan(
     todo += [planned for planned in new if planned.unit_id not in parts]
     unknown = parts - {planned.unit_id for planned in (*known, *new)}
     stale += [Stale(name, f"part {name} is in no plan") for name in sorted(unknown)]
-    return Plan(tuple(todo), tuple(done), tuple(stale), tuple(dropped))
+    unnamed = sum(not _is_named(planned.unit, given, files) for planned in todo)
+    return Plan(tuple(todo), tuple(done), tuple(stale), tuple(dropped), unnamed)
+
+
+def _is_named(unit: Unit, given: dict[str, Shard], files: dict[str, ListedFile]) -> bool:
+    return unit.shard.file.uri in given or any(listed.file.uri in files for listed in unit.files)
+
+
+def torn_shards(units: Iterable[Unit]) -> set[str]:
+    """Returns the URIs of shards of which the units are only a part: there is a gap, or an end is missing.
+
+    Two runs at once may leave such a plan; complete, it would be an OUT with rows that nobody misses.
+    """
+    ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for unit in units:
+        if unit.shard.format != "files":
+            ranges[unit.shard.file.uri].append((unit.start, unit.stop))
+    torn = set()
+    for uri, some in ranges.items():
+        some.sort()
+        starts, stops = [start for start, _ in some], [stop for _, stop in some]
+        if starts[0] != 0 or stops[-1] != -1 or starts[1:] != stops[:-1]:
+            torn.add(uri)
+    return torn
 
 
 def _with_survivors(found: shards.Found, units: Sequence[Unit], elsewhere: dict[str, FileInfo]) -> shards.Found:

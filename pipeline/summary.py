@@ -85,11 +85,13 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
             f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
             f"{_some([s.reason for s in plan.stale])}"
         )
+    if plan.unnamed:
+        lines.append(f"note     {plan.unnamed} of them of inputs not named now: an earlier run was asked for them")
     if plan.dropped:
         sources = dict.fromkeys(planned.unit.shard.file.uri for planned in plan.dropped)
         lines.append(
-            f"note     {counted(len(plan.dropped), 'unfinished unit')} of inputs not given now left out: "
-            f"{_some(sources)}"
+            f"note     inputs of {counted(len(plan.dropped), 'unfinished unit')} changed or vanished, what is left is "
+            f"planned anew: {_some(sources)}"
         )
     if options.workers > 1 and 0 < len(plan.todo) < options.workers:
         lines.append(

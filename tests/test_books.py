@@ -16,6 +16,7 @@ from tests.pages_data import clusters, write_out
 from transforms import parts, recipe, storage
 from transforms.features import open_features
 from transforms.records import FeaturemillError, UnitReport
+from transforms.units import read_plan, write_plan
 
 
 @pytest.fixture
@@ -198,6 +199,82 @@ def test_prune_keeps_what_is_left_of_inputs_not_named(tar, tmp_path):
     assert summary.totals.rows_read == 31 + 32
     labels = open_features(str(tmp_path / "out")).labels
     assert labels.count("square") == 14
+
+
+def cut_off(output: Path, *, keep: int) -> None:
+    """Leaves OUT as a run that was killed after so many units."""
+    manifest = output / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"complete"', '"running"'))
+    (output / "units.parquet").unlink()
+    for part in sorted((output / "features").iterdir())[keep:]:
+        part.unlink()
+        (output / "failures" / part.name).unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("keep", [0, 3])
+def test_a_run_with_other_inputs_does_not_forget_what_one_before_left(tar, tmp_path, keep):
+    settings = {"unit_bytes": 4000}
+    whole = te.extract(tar, tmp_path / "out", **settings).totals
+    write_tar(tmp_path / "other.tar", draw_items(per_class=2, size=48, seed=2))
+    cut_off(tmp_path / "out", keep=keep)
+    lines = []
+    both = te.extract(tmp_path / "other.tar", tmp_path / "out", say=lines.append, **settings)
+    assert both.totals.rows_read == whole.rows_read + 8
+    assert f"{whole.units - keep} of them of inputs not named now" in "\n".join(lines)
+    assert problems(tmp_path / "out") == ()
+
+
+def test_a_deleted_part_is_made_again_by_a_run_with_other_inputs(tar, tmp_path):
+    whole = te.extract(tar, tmp_path / "out", unit_bytes=4000).totals
+    next((tmp_path / "out/features").iterdir()).unlink()
+    write_tar(tmp_path / "other.tar", draw_items(per_class=2, size=48, seed=2))
+    assert te.extract(tmp_path / "other.tar", tmp_path / "out").totals.rows_read == whole.rows_read + 8
+    assert problems(tmp_path / "out") == ()
+
+
+def test_prune_that_is_cut_off_keeps_what_is_left_of_inputs_not_named(tar, tmp_path, monkeypatch):
+    write_folder(tmp_path / "photos", draw_items(per_class=8, size=48, seed=3))
+    te.extract([tmp_path / "photos", tar], tmp_path / "out")
+    next((tmp_path / "photos/disc").iterdir()).unlink()
+    for name in ("write_plan", "close_output"):
+        place = output if name == "write_plan" else extract
+        monkeypatch.setattr(place, name, lambda *_, **__: (_ for _ in ()).throw(Stop))
+        with pytest.raises(Stop):
+            te.extract(tar, tmp_path / "out", prune=True)
+        monkeypatch.undo()
+    assert te.extract(tar, tmp_path / "out", prune=True).totals.rows_read == 31 + 32
+    assert problems(tmp_path / "out") == ()
+
+
+def test_an_unfinished_input_that_changed_is_planned_anew_without_being_named(tar, tmp_path):
+    te.extract(tar, tmp_path / "out", unit_bytes=4000)
+    cut_off(tmp_path / "out", keep=0)
+    write_tar(tar, draw_items(per_class=3, size=48, seed=4))
+    write_tar(tmp_path / "other.tar", draw_items(per_class=2, size=48, seed=2))
+    assert te.extract(tmp_path / "other.tar", tmp_path / "out").totals.rows_read == 12 + 8
+    tar.unlink()
+    cut_off(tmp_path / "out", keep=0)
+    assert te.extract(tmp_path / "other.tar", tmp_path / "out").totals.rows_read == 8
+    assert problems(tmp_path / "out") == ()
+
+
+def test_a_plan_with_a_gap_is_noticed_and_mended(tar, tmp_path):
+    settings = {"unit_bytes": 4000}
+    te.extract(tar, tmp_path / "out", **settings)
+    # As a run leaves it that replaced the plan of another.
+    units = read_plan(str(tmp_path / "out"))
+    write_plan(str(tmp_path / "out"), [units[0], *units[2:]])
+    (tmp_path / "out/features" / f"{units[1].unit_id}.parquet").unlink()
+    assert f"{tar} is in the plan only in part" in "\n".join(problems(tmp_path / "out"))
+    mended = te.extract(tar, tmp_path / "out", **settings)
+    assert (mended.this_run.units, mended.totals.rows_read) == (1, 32)
+    assert problems(tmp_path / "out") == ()
+    # Cut in another way, the old parts are in nobody's plan.
+    write_plan(str(tmp_path / "out"), [units[0], *units[2:]])
+    with pytest.raises(FeaturemillError, match=r"in no plan.*--prune"):
+        te.extract(tar, tmp_path / "out")
+    assert te.extract(tar, tmp_path / "out", prune=True).totals.rows_read == 32
+    assert problems(tmp_path / "out") == ()
 
 
 def test_a_link_to_nothing_does_not_block_other_inputs(tar, tmp_path):

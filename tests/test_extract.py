@@ -31,8 +31,8 @@ def options(inputs, output, **more) -> ExtractOptions:
     return ExtractOptions(inputs=tuple(map(str, inputs)), output=str(output), **settings)
 
 
-def extract(inputs, output, *, load=load_fake, weights=WEIGHTS, **more):
-    return run(options(inputs, output, **more), load=load, weights=weights)
+def extract(inputs, output, *, load=load_fake, weights=WEIGHTS, say=lambda line: None, **more):
+    return run(options(inputs, output, **more), load=load, weights=weights, say=say)
 
 
 def rows(output) -> dict[str, tuple]:
