@@ -1,15 +1,13 @@
 """Compact: merges the small parts of a complete OUT into larger ones, sorted by key."""
 
-import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline import books
-from pipeline.output import remove_leftovers
+from pipeline.output import locked, remove_leftovers
 from pipeline.plan import readable
 from pipeline.wording import counted, size_text
 from transforms import storage
@@ -73,14 +71,17 @@ def compact(
     if target_bytes < 1:
         raise UsageError(f"--target-bytes must be at least 1, not {target_bytes}")
     manifest = _complete_manifest(output)
-    with _alone(output):
+    with locked(output, alone=True):
         before = _tidy(output)
         bytes_before = _stored_bytes(output, before)
         groups = _groups(_read_facts(output, before), target_bytes)
         for number, group in enumerate(groups, 1):
             names = [facts.name for facts in group]
-            merge_parts(output, names, before_commit=lambda: _check_unchanged(output, manifest))
-            storage.delete(storage.join(output, "features", name) for name in names)
+            merged = merge_parts(output, names, before_commit=lambda: _check_unchanged(output, manifest))
+            # Once more: an extract that began since may have taken the merged part apart again.
+            _check_unchanged(output, manifest)
+            if storage.stat(storage.join(output, "features", merged)):
+                storage.delete(storage.join(output, "features", name) for name in names)
             say(f"{number} of {len(groups)} merged, from {len(names)} parts ({size_text(_sum_bytes(group))})")
         after = list_parts(output)
     return CompactSummary(
@@ -112,25 +113,6 @@ def _check_unchanged(output: str, manifest: dict[str, Any]) -> None:
             f"extract began on {output} while it was compacted; what is merged stays merged: run compact again when "
             "extract has finished"
         )
-
-
-@contextmanager
-def _alone(output: str) -> Iterator[None]:
-    """Keeps other compactions away from a local OUT; the system ends it with the process, however that ends."""
-    if not storage.is_local(output):
-        yield
-        return
-    import fcntl
-
-    folder = os.open(storage.join(output, "features"), os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise FeaturemillError(f"{output} is being compacted by another process; wait for it to end") from error
-        yield
-    finally:
-        os.close(folder)
 
 
 def _tidy(output: str) -> Listing:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.dataflow import is_template
 from pipeline.options import ExtractOptions
-from pipeline.output import check_output, clear, close_output, failed_ids, is_complete, open_output
+from pipeline.output import check_output, clear, close_output, failed_ids, is_complete, locked, open_output
 from pipeline.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.progress import Committed, Progress
 from pipeline.summary import Summary, describe_plan, summarise
@@ -89,6 +89,19 @@ def run(
             raise UsageError(f"Beam's options: {storage.one_line(error)}") from error
     found = shards.find(options.inputs, options.fields, output=options.output)
     weights = weights or options.load_weights()
+    with locked(options.output, alone=False):
+        return _extract(options, found, weights, load=load, say=say, quiet=quiet)
+
+
+def _extract(
+    options: ExtractOptions,
+    found: shards.Found,
+    weights: Weights,
+    *,
+    load: Callable[[Job], Engine] | None,
+    say: Callable[[str], None],
+    quiet: bool,
+) -> Summary | None:
     spec = options.spec(weights)
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights, arrays={})

@@ -4,6 +4,8 @@ import json
 import os
 import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -24,6 +26,37 @@ OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet")
 OUTPUT_FOLDERS = ("features", "failures", "_tmp")
 # A temporary file of ours lives for seconds. One this old was left behind by a killed run.
 LEFTOVER_SECONDS = 3600
+
+
+@contextmanager
+def locked(output: str, *, alone: bool) -> Iterator[None]:
+    """Keeps a compaction and extracts off the same local OUT; the system ends it with the process, however that ends.
+
+    Args:
+        output: OUT.
+        alone: For a compaction, which takes parts away that an extract may count on; extracts don't mind each other.
+
+    Raises:
+        FeaturemillError: Another process is at work there.
+    """
+    if not storage.is_local(output) or not os.path.isdir(output):
+        yield
+        return
+    import fcntl
+
+    folder = os.open(output, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            what = "in use by an extract or another compact" if alone else "being compacted by another process"
+            raise FeaturemillError(f"{output} is {what}; wait for it to end, and run the command again") from error
+        except OSError:
+            # Some network file systems have no locks; there, as on stores, only the manifest is compared.
+            pass
+        yield
+    finally:
+        os.close(folder)
 
 
 def holds_features(output: str) -> bool:

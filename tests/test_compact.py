@@ -356,13 +356,16 @@ def test_only_a_complete_output(copy, tmp_path):
         compact(str(copy))
 
 
-def test_two_at_once_and_extract_meanwhile(copy, monkeypatch):
+def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
     rows = te.rows(copy)
     real = merging._rows_in_order
 
     def meanwhile(*args):
-        with pytest.raises(FeaturemillError, match="is being compacted by another process"):
+        with pytest.raises(FeaturemillError, match="in use by an extract or another compact"):
             compact(str(copy))
+        with pytest.raises(FeaturemillError, match="is being compacted by another process"):
+            te.extract(made / "in", copy)
+        # As an extract on another machine does.
         books.write_manifest(str(copy), {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
         yield from real(*args)
 
@@ -370,6 +373,41 @@ def test_two_at_once_and_extract_meanwhile(copy, monkeypatch):
     with pytest.raises(FeaturemillError, match=r"extract began on .* while it was compacted"):
         compact(str(copy))
     assert merged_parts(copy) == os.listdir(copy / "_tmp") == []
+    assert te.rows(copy) == rows
+
+
+def test_extract_keeps_compactions_away(made, copy, monkeypatch):
+    def meanwhile(*_, **__):
+        with pytest.raises(FeaturemillError, match="in use by an extract or another compact"):
+            compact(str(copy))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.extract.make_plan", meanwhile)
+    with pytest.raises(KeyboardInterrupt):
+        te.extract(made / "in", copy)
+    assert compact(str(copy)).merged
+
+
+@pytest.mark.parametrize("when", ["unchanged", "split", "running"])
+def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatch, when):
+    """Without locks, as on stores: an extract elsewhere began after the merged part was committed."""
+    rows = te.rows(copy)
+    real = compacting.merge_parts
+
+    def merge(output, names, **more):
+        name = real(output, names, **more)
+        if when == "running":
+            books.write_manifest(output, {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+        if when != "unchanged":
+            merging.split_part(output, name)
+        return name
+
+    monkeypatch.setattr(compacting, "merge_parts", merge)
+    if when == "running":
+        with pytest.raises(FeaturemillError, match=r"extract began on .* while it was compacted"):
+            compact(str(copy), target_bytes=12_000)
+    else:
+        compact(str(copy), target_bytes=12_000)
     assert te.rows(copy) == rows
 
 
