@@ -18,7 +18,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
 from transforms.records import FeaturemillError, UsageError
@@ -182,9 +182,30 @@ def check_flink(options: "PipelineOptions") -> None:
 
 def cancel(result: "PipelineResult", options: "PipelineOptions") -> None:
     """Cancels a job. A batch on Flink goes on when Beam's job server is told, so Flink itself is told as well."""
+    result.cancel()
+    for url in _flink_jobs(result, options):
+        request = urllib.request.Request(f"{url}?mode=cancel", method="PATCH")
+        urllib.request.urlopen(request, timeout=_ASK_SECONDS).close()
+
+
+def failures(result: "PipelineResult", options: "PipelineOptions") -> str:
+    """Returns all that a Flink cluster says of why a job failed, in all its attempts; empty for other runners.
+
+    Beam hands on the last failure alone, and that may be the interruption of a task by the failure of another.
+    """
+    said = []
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        for url in _flink_jobs(result, options):
+            with urllib.request.urlopen(f"{url}/exceptions", timeout=_ASK_SECONDS) as answer:
+                history = json.load(answer)["exceptionHistory"]["entries"]
+            said += [str(entry["stacktrace"]) for entry in history]
+    return "\n".join(said)
+
+
+def _flink_jobs(result: "PipelineResult", options: "PipelineOptions") -> Iterator[str]:
+    """Yields the REST addresses of a job on a remote Flink cluster; none for other runners."""
     from apache_beam.options.pipeline_options import FlinkRunnerOptions
 
-    result.cancel()
     master = options.view_as(FlinkRunnerOptions).flink_master
     if master.startswith("["):
         return
@@ -192,10 +213,7 @@ def cancel(result: "PipelineResult", options: "PipelineOptions") -> None:
     name = result._job_id.rpartition("_")[0]
     with urllib.request.urlopen(f"{master}/jobs/overview", timeout=_ASK_SECONDS) as answer:
         jobs = json.load(answer)["jobs"]
-    for job in jobs:
-        if job["name"] == name:
-            request = urllib.request.Request(f"{master}/jobs/{job['jid']}?mode=cancel", method="PATCH")
-            urllib.request.urlopen(request, timeout=_ASK_SECONDS).close()
+    yield from (f"{master}/jobs/{job['jid']}" for job in jobs if job["name"] == name)
 
 
 def _flink_of_jar(jar: str | None) -> str | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from pipeline.remote import cancel
+from pipeline.remote import cancel, failures
 from transforms import storage
 from transforms.records import FeaturemillError
 
@@ -105,7 +105,7 @@ def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
             _end_workers(others)
             raise
     if errors:
-        raise explain(errors[0]) from errors[0]
+        raise explain(errors[0], lambda: failures(results[0], pipeline.options) if results else "") from errors[0]
     state = results[0].state
     if state not in ("DONE", None):
         raise FeaturemillError(f"the runner ended the job as {state}; see its log, then run the same command again")
@@ -144,20 +144,34 @@ def _end_workers(others: set[psutil.Process]) -> None:
             continue
 
 
-def explain(error: BaseException) -> FeaturemillError:
-    """Returns the worker's own message out of whatever a runner wrapped it in."""
+def explain(error: BaseException, ask: Callable[[], str] = lambda: "") -> FeaturemillError:
+    """Returns the worker's own message out of whatever a runner wrapped it in.
+
+    Args:
+        error: Of the runner.
+        ask: What else the cluster says; asked where the error itself says nothing that is known.
+    """
     if isinstance(error, FeaturemillError):
         return FeaturemillError(_WHILE.sub("", str(error)))
     text = str(error)
-    ours = _OUR_ERROR.findall(text)
-    if ours:
-        return FeaturemillError(ours[-1])
-    for pattern, cause, cure in _CAUSES:
-        found = re.search(pattern, text)
-        if found:
-            return FeaturemillError(f"{cause.format(*found.groups())}; what was committed is kept: {cure}")
-    others = _LAST_ERROR.findall(text) or [f"{type(error).__name__}: {_WHILE.sub('', storage.one_line(error))}"]
+    others = _LAST_ERROR.findall(text)
+    known = _known(text) or ("" if others else _known(ask()))
+    if known:
+        return FeaturemillError(known)
+    others = others or [f"{type(error).__name__}: {_WHILE.sub('', storage.one_line(error))}"]
     return FeaturemillError(
         f"the pipeline failed: {others[-1]}; what was committed is kept: run the same command again, "
         "with --debug for the traceback"
     )
+
+
+def _known(text: str) -> str:
+    """Returns the message that a runner's text comes to, empty if nothing in it is known."""
+    ours = _OUR_ERROR.findall(text)
+    if ours:
+        return ours[-1]
+    for pattern, cause, cure in _CAUSES:
+        found = re.search(pattern, text)
+        if found:
+            return f"{cause.format(*found.groups())}; what was committed is kept: {cure}"
+    return ""

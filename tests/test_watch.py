@@ -1,0 +1,72 @@
+"""Why a job on a cluster failed: the runner's text first, then what the cluster's own history says."""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
+
+import pytest
+
+from pipeline.remote import failures
+from pipeline.watch import explain
+
+LAST = "Pipeline BeamApp-root-1_a failed in state FAILED: java.lang.InterruptedException"
+FIRST = "RuntimeError: ...\nModuleNotFoundError: No module named 'transforms' [while running 'IsThere']\n"
+
+
+@pytest.fixture
+def flink():
+    """A Flink's REST interface with one job, which failed twice; gives (options, paths that were asked for)."""
+    answers = {
+        "/jobs/overview": {"jobs": [{"jid": "0", "name": "another"}, {"jid": "1", "name": "BeamApp-root-1"}]},
+        "/jobs/1/exceptions": {
+            "exceptionHistory": {"entries": [{"stacktrace": "java.lang.InterruptedException"}, {"stacktrace": FIRST}]}
+        },
+    }
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(answers[self.path]).encode())
+
+        def log_message(self, *_):
+            pass
+
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = PipelineOptions([])
+    options.view_as(FlinkRunnerOptions).flink_master = f"http://127.0.0.1:{server.server_port}"
+    yield options, asked
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_first_failure_is_told_where_the_last_one_says_nothing(flink):
+    options, asked = flink
+    result = SimpleNamespace(_job_id="BeamApp-root-1_a")
+    said = str(explain(RuntimeError(LAST), lambda: failures(result, options)))
+    assert said.startswith("a worker can't import transforms: featuremill isn't installed there")
+    assert asked == ["/jobs/overview", "/jobs/1/exceptions"]
+    assert "InterruptedException" in str(explain(RuntimeError(LAST)))
+
+
+@pytest.mark.parametrize("text", ["ValueError: a worker's own", "CANCELLED: client cancelled"])
+def test_a_cluster_is_not_asked_for_what_is_known(text):
+    assert explain(RuntimeError(f"it failed:\n{text}"), lambda: pytest.fail("asked"))
+
+
+def test_a_cluster_that_is_gone_has_nothing_to_say(flink):
+    from apache_beam.options.pipeline_options import FlinkRunnerOptions, PipelineOptions
+
+    result = SimpleNamespace(_job_id="BeamApp-root-1_a")
+    assert failures(result, PipelineOptions([])) == ""
+    options = PipelineOptions([])
+    options.view_as(FlinkRunnerOptions).flink_master = "http://127.0.0.1:1"
+    assert failures(result, options) == ""
+    options, _ = flink
+    assert failures(SimpleNamespace(_job_id="unknown_a"), options) == ""
