@@ -64,7 +64,7 @@ class MapOptions:
         if self.color is not None and self.color not in valid:
             more = "; pass --predictions PRED" if self.color in COLUMNS else nearest(self.color, valid)
             raise UsageError(f"--color {self.color!r} is no column to colour by{more}")
-        check_targets(self.output, self.page, self.coordinates)
+        check_targets([self.output, *filter(None, [self.predictions])], self.page, self.coordinates)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -153,7 +154,7 @@ def _read_matrix(path: str, table: Table) -> np.ndarray:
     try:
         data = sys.stdin.buffer.read(_MOST_BYTES) if path == "-" else storage.read_bytes(storage.absolute(path))
         matrix = np.load(io.BytesIO(data), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
         raise FeaturemillError(
             f"cannot read {clean(path)}: {clean(storage.one_line(error))}; --vector takes what numpy.save wrote"
         ) from error

@@ -2,13 +2,13 @@
 
 import csv
 import datetime
-import io
 import math
 import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.pages import tame
 from transforms import storage
@@ -41,7 +41,10 @@ def row_json(row: StoredRow) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> Any:
-    """Returns a value as JSON has it: bytes as hexadecimal digits, NaN and infinity as null, times as text."""
+    """Returns a value as JSON has it: bytes as hexadecimal digits, NaN and infinity as null, times as text.
+
+    Decimals are text, but those without a fraction, such as DuckDB's sums of integers, are integers.
+    """
     if isinstance(value, (bytes, bytearray)):
         return value.hex()
     if isinstance(value, float):
@@ -52,6 +55,8 @@ def as_json(value: Any) -> Any:
         return [as_json(inner) for inner in value]
     if isinstance(value, (datetime.date, datetime.time)):
         return value.isoformat()
+    if isinstance(value, Decimal) and value.as_tuple().exponent == 0:
+        return int(value)
     return value if value is None or isinstance(value, (bool, int, str)) else str(value)
 
 
@@ -68,13 +73,11 @@ def _cell(value: Any) -> str:
     return "–" if value is None else tame(f"{value:.6g}" if isinstance(value, float) else value, _MOST_LETTERS)
 
 
-def write_csv(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns the rows as CSV with a header; null is empty."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def write_csv(stream: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes the rows as CSV with a header; null is empty."""
+    writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(names)
     writer.writerows([as_json(value) for value in row] for row in rows)
-    return text.getvalue()
 
 
 def write_parquet(path: str, tables: "Iterable[pa.Table | pa.RecordBatch]", schema: "pa.Schema") -> None:

@@ -1,10 +1,11 @@
 """SQL over an OUT: one query on the views `features`, `failures` and `units`, in a sandbox."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.books import read_units
 from pipeline.query_tables import as_json, text_table, write_csv, write_parquet
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # More rows than that are for --csv, --json or --output.
 SHOWN_ROWS = 200
 _BATCH_ROWS = 16_384
+# A number takes 4 bytes in a batch and 32 as a Python value.
+_PYTHON_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,15 @@ class Answer:
         return self.schema.names
 
     def rows(self) -> Iterator[tuple]:
-        """Yields the rows as Python values."""
+        """Yields the rows as Python values.
+
+        Raises:
+            FeaturemillError: The query fails on the way, or Python has no such value.
+        """
         for batch in self.batches:
-            yield from zip(*(column.to_pylist() for column in batch.columns), strict=True)
+            for start in range(0, len(batch), _PYTHON_ROWS):
+                some = batch.slice(start, _PYTHON_ROWS)
+                yield from zip(*map(_values, self.names, some.columns), strict=True)
 
 
 @contextmanager
@@ -66,6 +75,16 @@ def sql(output: str, text: str) -> Iterator[Answer]:
     with sandbox(_views(features)) as database, explained("SQL"):
         reader = database.sql(text).to_arrow_reader(_BATCH_ROWS)
         yield Answer(reader.schema, _explained_batches(reader), features.complete)
+
+
+def _values(name: str, column: "pa.Array") -> list:
+    try:
+        return column.to_pylist()
+    except (ValueError, OverflowError) as error:
+        raise FeaturemillError(
+            f"SQL: column {name} holds what Python has no value for ({storage.one_line(error)}); cast it to text, "
+            "such as d::VARCHAR"
+        ) from error
 
 
 def _explained_batches(reader: "pa.RecordBatchReader") -> "Iterator[pa.RecordBatch]":
@@ -134,19 +153,30 @@ def _check_names(names: Sequence[str]) -> None:
         raise FeaturemillError(f"SQL: several columns are named {twice[0]}, one would hide the other; rename with AS")
 
 
-def answer_json(answer: Answer) -> list[dict[str, Any]]:
-    """Returns the rows for programs.
+def write_answer_json(answer: Answer, stream: TextIO) -> None:
+    """Writes the rows for programs, one after the other: a list of objects.
 
     Raises:
-        FeaturemillError: Two columns have the same name.
+        FeaturemillError: Two columns have the same name, or the query fails on the way.
     """
     _check_names(answer.names)
-    return [{n: as_json(v) for n, v in zip(answer.names, row, strict=True)} for row in answer.rows()]
+    before = "["
+    for row in answer.rows():
+        values = {n: as_json(v) for n, v in zip(answer.names, row, strict=True)}
+        stream.write(before + "\n  " + json.dumps(values, indent=2).replace("\n", "\n  "))
+        before = ","
+    stream.write("[]\n" if before == "[" else "\n]\n")
+    stream.flush()
 
 
-def answer_csv(answer: Answer) -> str:
-    """Returns the rows as CSV."""
-    return write_csv(answer.names, answer.rows())
+def write_answer_csv(answer: Answer, stream: TextIO) -> None:
+    """Writes the rows as CSV, one after the other.
+
+    Raises:
+        FeaturemillError: The query fails on the way.
+    """
+    write_csv(stream, answer.names, answer.rows())
+    stream.flush()
 
 
 def write_answer(answer: Answer, path: str) -> int:

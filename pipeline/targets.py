@@ -1,25 +1,33 @@
 """Targets: the files that a command is asked to write, checked before any work is done for them."""
 
 import os
+from collections.abc import Sequence
 
+from pipeline import predict_output
 from pipeline.output import OUTPUT_FILES, OUTPUT_FOLDERS
 from transforms import storage
 from transforms.records import UsageError
 
+# What a run or a prediction writes, beside or below its manifest.
+_FILES = {*OUTPUT_FILES, *predict_output.FILES}
+_FOLDERS = {*OUTPUT_FOLDERS, *predict_output.FOLDERS}
 
-def check_targets(source: str, *paths: str | None) -> None:
-    """Checks that files can be written here, and that none is one that is read or another target.
+
+def check_targets(sources: Sequence[str], *paths: str | None) -> None:
+    """Checks that files can be written here, and that none is one that is read, an OUT's own or another target.
+
+    A page may lie in OUT.
 
     Args:
-        source: What is read: OUT, or other Parquet.
+        sources: All that is read: OUT or other Parquet (files, folders, patterns), images, vectors.
         paths: Files; None for those that weren't asked for.
 
     Raises:
-        UsageError: No name, no such folder, a folder, one of OUT's own files, or the same file twice.
+        UsageError: No name, no such folder, a folder, a file that is read or is some OUT's own, or the same file twice.
     """
     seen = set()
     for path in (path for path in paths if path is not None):
-        full = os.path.realpath(storage.absolute(path)) if storage.is_local(path) else path
+        full = _real(path)
         folder = os.path.dirname(full)
         if not path:
             raise UsageError("a file to write has no name; give one")
@@ -29,17 +37,41 @@ def check_targets(source: str, *paths: str | None) -> None:
             raise UsageError(f"{path} can't be written: there is no folder {folder}; make it first")
         if storage.is_local(path) and os.path.isdir(full):
             raise UsageError(f"{path} can't be written: it is a folder; name a file in it")
-        if _is_sources_own(source, full):
-            raise UsageError(f"{path} can't be written: it is one of the files of {source}; choose another place")
+        for source in sources:
+            if _is_read(source, full):
+                raise UsageError(f"{path} can't be written: it is one of the files of {source}; choose another place")
+        if _is_outs_own(full):
+            raise UsageError(f"{path} can't be written: {folder} is kept for parts and books; choose another place")
         seen.add(full)
 
 
-def _is_sources_own(source: str, full: str) -> bool:
-    """Whether a file is the source, or would be taken for one of its files."""
-    source = os.path.realpath(storage.absolute(source)) if storage.is_local(source) else source.rstrip("/")
-    if full == source:
+def _real(path: str) -> str:
+    path = storage.absolute(path)
+    return os.path.realpath(path) if storage.is_local(path) else path
+
+
+def _is_read(source: str, full: str) -> bool:
+    """Whether a file is the source or one of its files, or would be taken for one."""
+    source = storage.absolute(source)
+    folders = [source, *(storage.join(source, name) for name in _FOLDERS)]
+    if full == _real(source) or (full.endswith(".parquet") and os.path.dirname(full) in map(_real, folders)):
         return True
-    if not full.startswith(source + "/"):
+    # Links and patterns lead elsewhere, but never to a file that isn't there yet.
+    if storage.is_local(source) != storage.is_local(full) or not storage.stat(full):
         return False
-    first, _, rest = full.removeprefix(source + "/").partition("/")
-    return first in (OUTPUT_FOLDERS if rest else OUTPUT_FILES) or first.endswith(".parquet")
+    infos = [info for folder in folders for info in storage.list_infos(folder) if info.uri.endswith(".parquet")]
+    return full in {_real(info.uri) for info in infos or storage.match(source)}
+
+
+def _is_outs_own(full: str) -> bool:
+    """Whether a file would lie among the books or the parts of an OUT, whatever is read."""
+    folder, name = os.path.split(full)
+    above, last = os.path.split(folder)
+    if name in _FILES and _has_manifest(folder):
+        return True
+    # An OUT may itself be called `features`, beside another manifest.
+    return last in _FOLDERS and _has_manifest(above) and not _has_manifest(folder)
+
+
+def _has_manifest(folder: str) -> bool:
+    return storage.stat(storage.join(folder, "manifest.json")) is not None

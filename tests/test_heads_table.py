@@ -85,6 +85,20 @@ def test_every_kind_of_vector_column(tmp_path, kind, number):
     np.testing.assert_array_equal(read_all(table)[1], matrix.astype(np.float32))
 
 
+def test_a_vector_column_beside_others_whose_names_begin_like_its_own(tmp_path):
+    """Parquet's own paths of `a`, of `a.b` and of what is in a struct `a` are told apart by nothing but their order."""
+    nested = pa.array([{"list": {"x": 1, "y": [1.0, 2.0]}}] * 5)
+    maps = pa.array([[("k", 1)]] * 5, pa.map_(pa.string(), pa.int8()))
+    names = {"m": maps, "emb": 4, "emb.small": 2, "emb.list": nested, "emb.list.element": 3}
+    matrix = draw_matrix(5, 4)
+    columns = {n: c if isinstance(c, pa.Array) else vector_column(matrix[:, :c]) for n, c in names.items()}
+    path = write_plain(tmp_path / "a.parquet", matrix, embedding=None, **columns)
+    for name in ("emb", "emb.small", "emb.list.element"):
+        table = open_table(str(path), columns=[name])
+        assert table.dims == (names[name],)
+        np.testing.assert_array_equal(read_all(table)[1], matrix[:, : names[name]])
+
+
 def test_files_folders_and_patterns(tmp_path):
     first, second = draw_matrix(5), draw_matrix(6, seed=1)
     paths = [write_plain(tmp_path / f"{name}.parquet", m, key=None) for name, m in (("a", first), ("b", second))]

@@ -21,6 +21,7 @@ from transforms.features import open_features
 from transforms.heads.table import open_table
 from transforms.neighbours import METRICS, nearest_rows
 from transforms.records import FeaturemillError, UsageError
+from transforms.sandbox import matching_rows
 
 
 def write_rows(path, matrix, *, keys=None, labels=None, groups=3, **more):
@@ -223,7 +224,12 @@ def test_bad_vectors_are_named(tmp_path, monkeypatch):
         with pytest.raises(FeaturemillError, match=message):
             query(QueryOptions(output=path, vectors=(str(tmp_path / f"{name}.npy"),)))
     (tmp_path / "junk.npy").write_bytes(b"junk")
-    for name in ("junk.npy", "gone.npy"):
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04abc")
+    for name, rows in (("huge", 10**13), ("endless", 10**30)):
+        with open(tmp_path / f"{name}.npy", "wb") as file:
+            header = {"descr": "<f4", "fortran_order": False, "shape": (rows, 8)}
+            np.lib.format.write_array_header_1_0(file, header)
+    for name in ("junk.npy", "gone.npy", "zip.npy", "huge.npy", "endless.npy"):
         with pytest.raises(FeaturemillError, match="cannot read"):
             query(QueryOptions(output=path, vectors=(str(tmp_path / name),)))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "nan.npy").read_bytes())))
@@ -264,6 +270,62 @@ def test_a_repeated_key_is_its_first_row(tmp_path):
     found = query(QueryOptions(output=path, keys=("b",), metric="l2"))
     assert found.queries[0].row == 1
     assert sorted(near.row.row for near in found.neighbours[0]) == [0, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("columns", "kept", "where"),
+    [
+        ({"position": ["a", "b", "c", "d"], "width": [640, 1, 1, 1]}, {"width": 640}, "label IS NULL AND width > 600"),
+        ({"width": [640.5, 1.5, 1.5, 1.5], "height": [1.0] * 4}, {}, "key = 'k00000'"),
+        ({"source": [1, 2, 3, 4], "sha256": ["ab"] * 4}, {}, "key = 'k00000'"),
+        ({"source": pa.array(["x"] * 4, pa.large_string())}, {"source": "x"}, "source = 'x'"),
+        ({"source": pa.array(["x"] * 4).dictionary_encode()}, {"source": "x"}, "source = 'x'"),
+        ({"position": pa.array([7] * 4, pa.uint8())}, {"position": 7}, "position = 7"),
+        ({"sha256": pa.array([b"ab"] * 4, pa.binary(2))}, {"sha256": "6162"}, "sha256 = 'ab'::BLOB"),
+    ],
+)
+def test_a_column_that_only_has_the_name_is_none(tmp_path, capsys, columns, kept, where):
+    path = write_rows(tmp_path / "x.parquet", np.ones((4, 8)), **columns)
+    found = str(tmp_path / "found.parquet")
+    args = ["query", path, "--key", "k00001", "--where", where, "--top", "1", "--json"]
+    assert run_cli([*args, "-o", found, "--html", str(tmp_path / "x.html")]) == 0
+    [near] = json.loads(capsys.readouterr().out)["queries"][0]["neighbours"]
+    names = ("source", "position", "sha256", "width", "height")
+    assert {name: near[name] for name in names if near[name] is not None} == kept
+    assert pq.read_table(found)["width"].to_pylist() == [kept.get("width")]
+
+
+def test_what_breaks_under_a_condition_is_told_as_it_is(tmp_path, capsys):
+    path = tmp_path / "x.parquet"
+    write_rows(path, np.ones((4, 8)), source=["some"] * 4)
+    chunk = pq.read_metadata(path).row_group(0).column(2)
+    assert chunk.path_in_schema == "source"
+    data = bytearray(path.read_bytes())
+    data[chunk.dictionary_page_offset : chunk.data_page_offset] = bytes(
+        [255] * (chunk.data_page_offset - chunk.dictionary_page_offset)
+    )
+    path.write_bytes(data)
+    assert run_cli(["query", str(path), "--key", "k00001", "--where", "source = 'some'"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"featuremill: {path} can't be read (")
+    assert line.endswith("; write it again")
+    assert "Traceback" not in line
+
+
+def test_ctrl_c_under_a_condition_is_ctrl_c():
+    def batches():
+        raise KeyboardInterrupt
+        yield
+
+    with pytest.raises(KeyboardInterrupt):
+        matching_rows(batches(), pa.schema([("key", pa.string())]), "key = 'a'", 1)
+
+
+def test_a_condition_too_deep_is_said(tmp_path, capsys):
+    path = write_rows(tmp_path / "x.parquet", np.ones((4, 8)), width=[1] * 4)
+    assert run_cli(["query", path, "--key", "k00001", "--where", "width" + " + 1" * 400 + " > 5"]) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith("is too deeply nested; simplify it")
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,15 @@
 
 import os
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import run_cli
+from pipeline.targets import check_targets
 from tests.pages_data import clusters, write_out
+from transforms.records import UsageError
 
 
 @pytest.fixture
@@ -55,4 +60,66 @@ def test_plain_parquet_is_not_overwritten_and_a_page_may_lie_in_out(out, tmp_pat
     before = part.read_bytes()
     assert run_cli(["duplicates", str(part), "-o", str(part)]) == 2
     assert part.read_bytes() == before
-    assert run_cli(["report", out, "--html", f"{out}/report.html"]) == 0
+    for _ in range(2):
+        assert run_cli(["report", out, "--html", f"{out}/report.html"]) == 0
+
+
+KEY = "/gone/shard.tar#photo000001.jpg"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["query", "plain/*.parquet", "--key", KEY, "-o", "plain/a.parquet"],
+        ["query", "linked", "--key", KEY, "-o", "elsewhere.parquet"],
+        ["query", "linked/a.parquet", "--key", KEY, "-o", "elsewhere.parquet"],
+        ["query", "out/features/*.parquet", "--key", KEY, "-o", "out/features/part.parquet"],
+        ["query", "out/features/part.parquet", "--key", KEY, "-o", "out/features/near.parquet"],
+        ["query", "out/features/part.parquet", "--key", KEY, "--html", "out/failures/near"],
+        ["query", "out/features/part.parquet", "--key", KEY, "-o", "out/units.parquet"],
+        ["duplicates", "linked", "-o", "out/features/near.parquet"],
+        ["query", "plain", "--vector", "q.npy", "-o", "q.npy"],
+        ["query", "plain", "--vector", "q.npy", "--html", "./elsewhere/../q.npy"],
+        ["query", "plain", "--image", "q.jpg", "-o", "q.jpg"],
+        ["query", "plain", "--image", "q.jpg", "--weights", "w.h5", "-o", "w.h5"],
+        ["map", "out", "--predictions", "pred", "--html", "x.html", "-o", "pred/predictions/part-00000.parquet"],
+        ["map", "out", "--predictions", "pred", "--html", "x.html", "-o", "pred/predictions/new.parquet"],
+        ["map", "out", "--predictions", "pred", "--html", "x.html", "-o", "pred/places.parquet"],
+        ["map", "out", "--predictions", "pred", "--html", "pred/manifest.json"],
+    ],
+    ids=" ".join,
+)
+def test_nothing_that_is_read_is_written(out, tmp_path, monkeypatch, capsys, args):
+    monkeypatch.chdir(tmp_path)
+    first, _ = sorted((tmp_path / "out/features").iterdir())
+    first.rename("out/features/part.parquet")
+    for folder in ("plain", "linked", "elsewhere", "pred/predictions"):
+        os.makedirs(folder)
+    for name in ("plain/a.parquet", "elsewhere.parquet"):
+        (tmp_path / name).write_bytes((tmp_path / "out/features/part.parquet").read_bytes())
+    os.symlink("../elsewhere.parquet", "linked/a.parquet")
+    np.save("q.npy", np.ones(16))
+    for name in ("q.jpg", "w.h5"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "pred/manifest.json").write_text("{}")
+    predicted = {"key": [KEY], "label": ["a"], "score": pa.array([0.5], pa.float32())}
+    pq.write_table(pa.table(predicted), "pred/predictions/part-00000.parquet")
+    before = files(tmp_path)
+    assert run_cli(args) == 2
+    assert files(tmp_path) == before
+    [line] = capsys.readouterr().err.splitlines()
+    assert "choose another" in line
+
+
+def test_other_places_are_free(out, tmp_path, monkeypatch):
+    """Pages in OUT and PRED, new files beside what a pattern matches, an OUT that is called as a folder of another."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("pred/predictions", "features"):
+        os.makedirs(folder)
+    for name in ("pred/manifest.json", "manifest.json", "features/manifest.json", "pred/map.html", "a.parquet"):
+        (tmp_path / name).write_text("{}")
+    check_targets([out, "pred"], f"{out}/map.html", "pred/map.html")
+    check_targets(["features"], "features/report.html", "near.parquet")
+    check_targets(["*.parquet", "q.npy"], "near.csv", "pred/near.parquet")
+    with pytest.raises(UsageError, match="one of the files of"):
+        check_targets(["*.parquet", "q.npy"], "near.csv", "a.parquet")

@@ -87,6 +87,13 @@ def check_condition(text: str) -> None:
     Raises:
         FeaturemillError: It isn't.
     """
+    try:
+        _check_condition(text)
+    except RecursionError:
+        raise FeaturemillError(f"condition {text!r} is too deeply nested; simplify it") from None
+
+
+def _check_condition(text: str) -> None:
     bare, wrapped, empty = (f"SELECT 1 FROM rows WHERE {middle}" for middle in (f"\n{text}\n", f"(\n{text}\n)", "true"))
     with sandbox({}) as database, explained(f"condition {text!r}"):
         asked = "SELECT json_serialize_sql(?::VARCHAR)"
@@ -133,26 +140,37 @@ def matching_rows(batches: "Iterator[pa.RecordBatch]", schema: "pa.Schema", cond
         rows: N.
 
     Raises:
-        FeaturemillError: Not a condition, or columns that aren't there.
+        FeaturemillError: Not a condition, or columns that aren't there. What `batches` raises passes, too.
     """
     import pyarrow as pa
 
     check_condition(condition)
     numbered = schema.append(pa.field(_ROW, pa.int64()))
+    broken: list[BaseException] = []
 
     def with_numbers() -> "Iterator[pa.RecordBatch]":
         first = 0
-        for batch in batches:
-            numbers = pa.array(np.arange(first, first + len(batch)))
-            yield pa.RecordBatch.from_arrays([*batch.columns, numbers], schema=numbered)
-            first += len(batch)
+        try:
+            for batch in batches:
+                numbers = pa.array(np.arange(first, first + len(batch)))
+                yield pa.RecordBatch.from_arrays([*batch.columns, numbers], schema=numbered)
+                first += len(batch)
+        except (Exception, KeyboardInterrupt) as error:
+            broken.append(error)
+            raise
 
     found = np.zeros(rows, bool)
     reader = pa.RecordBatchReader.from_batches(numbered, with_numbers())
-    with sandbox({"rows": reader}) as database, explained(f"condition {condition!r}"):
-        result = database.execute(f'SELECT "{_ROW}" FROM rows WHERE (\n{condition}\n)')
-        while chunk := result.fetchmany(65_536):
-            found[[row for (row,) in chunk]] = True
+    try:
+        with sandbox({"rows": reader}) as database, explained(f"condition {condition!r}"):
+            result = database.execute(f'SELECT "{_ROW}" FROM rows WHERE (\n{condition}\n)')
+            while chunk := result.fetchmany(65_536):
+                found[[row for (row,) in chunk]] = True
+    except FeaturemillError:
+        if broken:
+            # DuckDB would tell its whole traceback.
+            raise broken[0] from None
+        raise
     return found
 
 

@@ -78,7 +78,7 @@ def _read_group(part: StoredPart, group: int, rows: list[int]) -> dict[str, list
     try:
         with storage.open_read(part.uri) as file:
             parquet = pq.ParquetFile(file)
-            columns = [name for name in ROW_COLUMNS if name in parquet.schema_arrow.names]
+            columns = _facts(parquet.schema_arrow)
             # An empty list of columns would have no rows.
             return parquet.read_row_group(group, columns).take(rows).to_pydict() if columns else {}
     except (OSError, pa.ArrowException) as error:
@@ -97,8 +97,23 @@ def read_vectors(table: Table, rows: Sequence[int]) -> np.ndarray:
     return matrix[np.searchsorted(unique, rows)]
 
 
+def _facts(schema: "pa.Schema") -> list[str]:
+    """Returns the columns of a part that a file has, without key and label.
+
+    Those of other people's Parquet that only have the name, such as a position in words, don't count.
+    """
+    import pyarrow.types as types
+
+    texts = types.is_string, types.is_large_string, types.is_string_view
+    bytes_ = types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view
+    numbers = (types.is_integer,)
+    valid = {"source": texts, "position": numbers, "sha256": bytes_, "width": numbers, "height": numbers}
+    kinds = {field.name: field.type.value_type if types.is_dictionary(field.type) else field.type for field in schema}
+    return [name for name in valid if name in kinds and any(is_a(kinds[name]) for is_a in valid[name])]
+
+
 def facts_schema(table: Table) -> "pa.Schema":
-    """Returns the columns that conditions can ask for: those of a part that all files have."""
+    """Returns the columns that conditions can ask for: key, label, and those of a part that all files have."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -106,9 +121,8 @@ def facts_schema(table: Table) -> "pa.Schema":
     names = list(ROW_COLUMNS)
     for part in table.vectors.parts:
         with storage.open_read(part.uri) as file:
-            there = pq.read_schema(file).names
+            there = ["key", "label", *_facts(pq.read_schema(file))]
         names = [name for name in names if name in there]
-    names = ["key", "label", *(name for name in names if name not in ("key", "label"))]
     return pa.schema([pa.field(name, kinds.get(name, pa.string())) for name in names])
 
 

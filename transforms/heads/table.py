@@ -220,12 +220,10 @@ def _width(infos: Sequence[_FileInfo], name: str) -> int:
     for info in infos:
         if name not in info.schema.names or not _is_vector(info.schema.field(name).type):
             raise FeaturemillError(f"{info.uri} has no vectors in column {name!r}, as {infos[0].uri} has; leave it out")
+        # Not by its path: a name may hold dots.
+        leaf = sum(_leaves(field.type) for field in list(info.schema)[: info.schema.names.index(name)])
         for group in map(info.metadata.row_group, range(info.metadata.num_row_groups)):
-            values = sum(
-                group.column(i).num_values
-                for i in range(group.num_columns)
-                if group.column(i).path_in_schema.startswith(f"{name}.")
-            )
+            values = group.column(leaf).num_values
             if not group.num_rows:
                 continue
             width = width or values // group.num_rows
@@ -236,6 +234,12 @@ def _width(infos: Sequence[_FileInfo], name: str) -> int:
                     f"numbers in {group.num_rows:,} rows, where {width:,} to a row are expected); leave these rows out"
                 )
     return width
+
+
+def _leaves(kind: "pa.DataType") -> int:
+    """Returns how many of Parquet's columns a column takes; one of vectors takes one."""
+    kind = getattr(kind, "storage_type", kind)
+    return sum(_leaves(kind.field(i).type) for i in range(kind.num_fields)) if kind.num_fields else 1
 
 
 def _read_columns(infos: Sequence[_FileInfo], texts: dict[str, str]) -> dict[str, "pa.ChunkedArray"]:
