@@ -83,8 +83,10 @@ def duplicates(output: str, *, cosine: float = DEFAULT_COSINE, feature: str | No
         raise UsageError(f"--cosine must be above 0 and at most 1, not {cosine}")
     table = open_table(output, columns=(feature,) if feature else ())
     contents, first = _contents(table)
-    # One row for each content: a thousand copies of a placeholder would be half a million pairs.
-    pairs = near_copies(replace(table.vectors, zeros_pass=True), cosine, wanted=first)
+    # One row for each content: a thousand copies of a placeholder would be half a million pairs. Only in an OUT does
+    # the content decide the vector: other Parquet may hold several crops of a photo.
+    wanted = None if table.spec is None else first
+    pairs = near_copies(replace(table.vectors, zeros_pass=True), cosine, wanted=wanted)
     groups = _groups(table, contents, pairs)
     return Duplicates(table, cosine, tuple(groups))
 
@@ -205,7 +207,7 @@ def _headline(found: Duplicates) -> str:
 
 
 def write_duplicates(found: Duplicates, path: str) -> None:
-    """Writes the groups as Parquet, a row for each row of a group.
+    """Writes the groups as Parquet, a row for each row of a group; groups are numbered from 1, as everywhere.
 
     Raises:
         FeaturemillError: It can't be written there.
@@ -232,7 +234,7 @@ def write_duplicates(found: Duplicates, path: str) -> None:
                     "labels_disagree": group.labels > 1,
                     **row_values(rows[row]),
                 }
-                for number, group in enumerate(some, first)
+                for number, group in enumerate(some, first + 1)
                 for row in group.rows
             ]
             yield pa.Table.from_pylist(values, schema)

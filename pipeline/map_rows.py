@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # The vectors of all rows are held in memory, about three times.
 MOST_BYTES = 2**31
+_PREDICTED = ["key", "position", "label", "score"]
 
 
 @dataclass
@@ -119,6 +120,9 @@ def _folders(facts: "pa.Table") -> list[str]:
 def add_predictions(rows: MapRows, output: str) -> int:
     """Adds the columns `prediction`, `score` and `agreement` from what `predict` wrote.
 
+    A key may repeat inside a shard, so rows are found by key and position. Predictions of plain Parquet know no
+    position: these are found by the key alone, and none is taken where their labels disagree.
+
     Args:
         rows: Get them, null where PRED has no row of that key.
         output: PRED.
@@ -132,26 +136,51 @@ def add_predictions(rows: MapRows, output: str) -> int:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    keys = _one(rows.facts["key"])
+    keys, positions = _one(rows.facts["key"]), _one(rows.facts["position"])
     predictions = _read_predictions(output)
-    at = pc.index_in(keys, value_set=predictions["key"])
-    found = len(at) - at.null_count
-    if not found:
-        there = f"has {predictions['key'][0].as_py()!r}" if len(predictions) else "is empty"
+    there = _unambiguous(predictions)
+    at = pc.coalesce(
+        pc.index_in(_places(keys, positions), there["place"]),
+        pc.index_in(_places(keys, pa.nulls(len(keys), positions.type)), there["place"]),
+    )
+    if at.null_count == len(at):
+        first = f"has {predictions['key'][0].as_py()!r}" if len(predictions) else "is empty"
         raise FeaturemillError(
-            f"{output} predicts none of these rows: it {there}, the features have {keys[0].as_py()!r}; "
+            f"{output} predicts none of these rows: it {first}, the features have {keys[0].as_py()!r}; "
             "pass what predict wrote for these features"
         )
-    taken = predictions.take(at)
+    taken = there.take(at)
     label, predicted = rows.columns.pop("label"), _one(taken["label"])
     agrees = pc.if_else(pc.equal(predicted, label), "agrees", "differs")
     score = _one(taken["score"]).cast(pa.float32())
     rows.columns = {"label": label, "prediction": predicted, "agreement": agrees, "score": score, **rows.columns}
-    return found
+    return len(predicted) - predicted.null_count
+
+
+def _places(keys: Any, positions: Any) -> Any:
+    """Returns keys with their positions, as strings; of an unknown position only what sets it off is there."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return pc.binary_join_element_wise(keys, positions.cast(pa.string()), "@", null_handling="replace")
+
+
+def _unambiguous(predictions: "pa.Table") -> "pa.Table":
+    """Returns the columns `place`, `label` and `score`, each place once; null for one with several labels."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    places = predictions.append_column("place", _places(predictions["key"], predictions["position"]))
+    columns = [("label", "first"), ("score", "first"), ("label", "count_distinct")]
+    # In order, so that the first one is the same each time.
+    found = places.group_by("place", use_threads=False).aggregate(columns)
+    clear = pc.equal(found["label_count_distinct"], 1)
+    known = {name: pc.if_else(clear, found[f"{name}_first"], None) for name in ("label", "score")}
+    return pa.table({"place": found["place"], **known}).combine_chunks()
 
 
 def _read_predictions(output: str) -> "pa.Table":
-    """Returns keys, labels and scores of PRED, in chunks of one."""
+    """Returns keys, positions, labels and scores of PRED."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -163,12 +192,11 @@ def _read_predictions(output: str) -> "pa.Table":
     for name in names:
         try:
             with storage.open_read(storage.join(folder, name)) as file:
-                tables.append(pq.ParquetFile(file).read(["key", "label", "score"]))
+                tables.append(pq.ParquetFile(file).read(_PREDICTED))
         except (OSError, pa.ArrowException) as error:
             raise FeaturemillError(
                 f"{folder}/{name} can't be read ({storage.one_line(error)}); predict again with --overwrite"
             ) from error
-    table = pa.concat_tables(tables).combine_chunks()
-    if table.column_names != ["key", "label", "score"]:
-        raise FeaturemillError(f"{folder} lacks one of the columns key, label and score; predict again")
-    return table
+    if any(set(table.column_names) != set(_PREDICTED) for table in tables):
+        raise FeaturemillError(f"{folder} lacks one of the columns {', '.join(_PREDICTED)}; predict again")
+    return pa.concat_tables(tables)

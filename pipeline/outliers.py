@@ -1,7 +1,5 @@
 """Outliers: the rows farthest from the centre of their class, or from their nearest neighbours."""
 
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +16,15 @@ from transforms.heads import knn
 from transforms.heads.table import Table, open_table
 from transforms.records import FeaturemillError, UsageError
 from transforms.stored_rows import StoredRow, read_rows
+from transforms.unit_vectors import stored_units, unit_batches
 
 BY = ("class", "neighbours")
 # Rows that are compared with all others at a time.
 _BLOCK_ROWS = 1024
+# Cosines to centres that are computed at a time, 32 MiB.
+_COSINES = 2**22
+# Sums of directions that are shorter than this have none.
+_NO_LENGTH = 1e-12
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,8 @@ class Outlier:
     Attributes:
         row: Its own columns.
         distance: 1 - cosine: to the mean direction of its class without itself, or the mean over its k nearest rows.
-        nearest_class: The class whose mean direction is nearest, by class; else None.
+        nearest_class: The class whose mean direction is nearest, by class; else None. The row isn't counted in its own
+            class; classes of one row don't take part.
     """
 
     row: StoredRow
@@ -84,27 +88,54 @@ def outliers(
     else:
         distances, classes = _from_neighbours(table, neighbours), None
     compared = np.flatnonzero(np.isfinite(distances))
-    ranked = compared[np.lexsort((compared, -distances[compared]))]
-    # Equally far ones go by key.
-    least = distances[ranked[min(top, len(ranked)) - 1]] if len(ranked) else 0
-    rows = {row.row: row for row in read_rows(table, ranked[distances[ranked] >= least][: top + _BLOCK_ROWS])}
-    order = sorted(rows, key=lambda row: (-distances[row], rows[row].key, row))[:top]
+    rows = {row.row: row for row in read_rows(table, _farthest(table, distances, compared, top))}
+    order = sorted(rows, key=lambda row: (-distances[row], rows[row].key, row))
     found = tuple(Outlier(rows[r], float(distances[r]), classes[r] if classes is not None else None) for r in order)
     return Outliers(table, by, len(compared), found)
 
 
-def _units(table: Table, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields (row numbers, n×D float64 of length 1), without rows of zeros."""
-    for numbers, matrix in replace(table.vectors, zeros_pass=True).batches(wanted):
-        largest = np.abs(matrix).max(axis=1)
-        numbers, units = numbers[largest > 0], matrix[largest > 0].astype(np.float64)
-        units /= largest[largest > 0, None]
-        units /= np.sqrt(np.einsum("nd,nd->n", units, units))[:, None]
-        yield numbers, units
+def _farthest(table: Table, distances: np.ndarray, compared: np.ndarray, top: int) -> np.ndarray:
+    """Returns at most `top` of the compared rows; of those that are equally far, the first by key."""
+    import pyarrow.compute as pc
+
+    if len(compared) <= top:
+        return compared
+    least = np.partition(distances[compared], len(compared) - top)[len(compared) - top]
+    farther, tied = compared[distances[compared] > least], compared[distances[compared] == least]
+    by_key = pc.sort_indices(table.keys.take(tied)).to_numpy()
+    return np.concatenate([farther, tied[by_key[: top - len(farther)]]])
 
 
 def _from_class(table: Table) -> tuple[np.ndarray, np.ndarray]:
     """Returns N distances, NaN where there is none, and N names of the nearest class."""
+    vectors, (codes, names) = replace(table.vectors, zeros_pass=True), _classes(table)
+    sums, counts = np.zeros((len(names), vectors.dims)), np.zeros(len(names), np.int64)
+    for numbers, units in unit_batches(vectors, codes >= 0):
+        order = np.argsort(codes[numbers], kind="stable")
+        here, starts, rows = np.unique(codes[numbers][order], return_index=True, return_counts=True)
+        sums[here] += np.add.reduceat(units[order], starts)
+        counts[here] += rows
+    lengths = np.sqrt(np.einsum("cd,cd->c", sums, sums))
+    lengths[(counts < 2) | (lengths <= _NO_LENGTH)] = np.nan
+    distances, nearest_class = np.full(len(codes), np.nan), np.full(len(codes), None, object)
+    for numbers, units in unit_batches(vectors, codes >= 0):
+        own = codes[numbers]
+        others = sums[own] - units
+        products = np.einsum("nd,nd->n", units, others)
+        apart = np.sqrt(np.einsum("nd,nd->n", others, others))
+        # Others that cancel out have no direction to be far from.
+        cosines = np.divide(products, apart, out=np.full(len(units), np.nan), where=apart > _NO_LENGTH)
+        distances[numbers] = 1 - cosines
+        nearest_class[numbers] = names[_nearest_classes(units, own, cosines, sums, lengths)]
+    return distances, nearest_class
+
+
+def _classes(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Returns N class numbers, -1 for rows without a label or with one of their own, and the names of the C classes.
+
+    Raises:
+        FeaturemillError: There are no labels.
+    """
     import pyarrow.compute as pc
 
     encoded = pc.dictionary_encode(table.labels.combine_chunks())
@@ -112,23 +143,38 @@ def _from_class(table: Table) -> tuple[np.ndarray, np.ndarray]:
     if not len(names):
         raise FeaturemillError(f"{table.location} has no labels; pass --by neighbours")
     codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
-    sums, counts = np.zeros((len(names), table.vectors.dims)), np.zeros(len(names), np.int64)
-    for numbers, units in _units(table, codes >= 0):
-        of_batch = codes[numbers]
-        # By class and not by np.add.at, which adds row by row.
-        for code in np.unique(of_batch):
-            sums[code] += units[of_batch == code].sum(axis=0)
-        counts += np.bincount(of_batch, minlength=len(names))
-    means = sums / np.maximum(np.linalg.norm(sums, axis=1), np.finfo(float).tiny)[:, None]
-    distances, nearest_class = np.full(len(codes), np.nan), np.full(len(codes), None, object)
-    for numbers, units in _units(table, (codes >= 0) & (counts[codes] > 1)):
-        others = sums[codes[numbers]] - units
-        products = np.einsum("nd,nd->n", units, others)
-        lengths = np.sqrt(np.einsum("nd,nd->n", others, others))
-        # Others that cancel out have no direction to be far from.
-        distances[numbers] = 1 - np.divide(products, lengths, out=np.full(len(units), np.nan), where=lengths > 1e-12)
-        nearest_class[numbers] = names[(units @ means.T).argmax(axis=1)]
-    return distances, nearest_class
+    several = np.bincount(codes[codes >= 0], minlength=len(names)) > 1
+    numbers = np.where(several, np.cumsum(several) - 1, -1)
+    return np.where(codes >= 0, numbers[codes], -1), names[several]
+
+
+def _nearest_classes(
+    units: np.ndarray, own: np.ndarray, cosines: np.ndarray, sums: np.ndarray, lengths: np.ndarray
+) -> np.ndarray:
+    """Returns the number of the class whose mean direction is nearest to each row; of equally near ones its own.
+
+    Args:
+        units: n×D.
+        own: n numbers of the rows' classes.
+        cosines: n, to the mean of the own class without the row; NaN for none.
+        sums: C×D, of the units of each class.
+        lengths: C, of the sums; NaN for classes that can't be near.
+    """
+    best, found = np.where(np.isnan(cosines), -np.inf, cosines), own.copy()
+    size = max(1, _COSINES // len(units))
+    for start in range(0, len(sums), size):
+        block = slice(start, start + size)
+        near = units @ sums[block].T
+        near /= lengths[block]
+        near[:, np.isnan(lengths[block])] = -np.inf
+        # Its own counts without the row, above.
+        inside = np.flatnonzero((own >= start) & (own < start + size))
+        near[inside, own[inside] - start] = -np.inf
+        at = near.argmax(axis=1)
+        value = near[np.arange(len(near)), at]
+        found[value > best] = start + at[value > best]
+        best = np.maximum(best, value)
+    return found
 
 
 def _from_neighbours(table: Table, neighbours: int) -> np.ndarray:
@@ -136,16 +182,9 @@ def _from_neighbours(table: Table, neighbours: int) -> np.ndarray:
     from threadpoolctl import threadpool_limits
 
     distances = np.full(table.vectors.rows, np.nan)
-    with tempfile.TemporaryFile(prefix="featuremill-outliers-") as file:
-        kept = []
-        for numbers, units in _units(table):
-            file.write(np.ascontiguousarray(units, np.float32).data)
-            kept.append(numbers)
-        file.flush()
-        rows = np.concatenate(kept)
+    with stored_units(replace(table.vectors, zeros_pass=True)) as (rows, stored):
         if len(rows) < 2:
             raise FeaturemillError(f"{table.location} has {len(rows)} rows to compare; two are needed")
-        stored = np.memmap(file, np.float32, "r", shape=(len(rows), table.vectors.dims))
         count = min(neighbours, len(rows) - 1)
 
         def compare(start: int) -> None:

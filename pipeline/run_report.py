@@ -63,7 +63,7 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
     Raises:
         FeaturemillError: OUT holds no features or unreadable ones, or the page can't be written.
     """
-    check_targets(output, page)
+    check_targets([output], page)
     inspection = inspect(output)
     features = open_features(output)
     name = choose_feature(features, feature)
@@ -122,7 +122,9 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
         rows: From `gather_rows`.
         mapped: Of which feature the sample is.
     """
-    totals, reports = inspection.totals, inspection.reports
+    totals = inspection.totals
+    # Of a unit without rows there is no speed.
+    reports = [report for report in inspection.reports if report.rows_read]
     spec = dict(inspection.manifest["spec"])
     named = [f"{part['name']}={part['tap']}:{part['pool']}" for part in spec.pop("features")]
     return render(

@@ -54,8 +54,14 @@ def size_plot(sizes: Mapping[tuple[int, int], int], name: str) -> str:
 
 @own_style()
 def norm_plot(norms: np.ndarray, name: str, feature: str) -> str:
-    """Draws how long a feature's N vectors are, as a histogram of 40 bins."""
-    counts, edges = np.histogram(norms[np.isfinite(norms)].astype(np.float64), bins=40)
+    """Draws how long a feature's N vectors are, as a histogram of 40 bins; at least one length is finite."""
+    norms = norms[np.isfinite(norms)].astype(np.float64)
+    least, most = norms.min(), norms.max()
+    if least == most:
+        # Equal ones need some width, and beside 1e15 half a unit is none.
+        margin = max(0.5, most / 1000)
+        least, most = least - margin, most + margin
+    counts, edges = np.histogram(norms, bins=40, range=(least, most))
     figure, axes = new_figure(4.5, 3.2)
     axes.stairs(counts, edges, color=COLOURS["first"], fill=True)
     axes.grid(color=COLOURS["grid"], linewidth=0.6)

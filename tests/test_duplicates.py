@@ -1,6 +1,10 @@
 """Duplicates: all pairs that plain NumPy finds and no others; groups in order; labels that disagree first."""
 
 import json
+import os
+import subprocess
+import sys
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -32,12 +36,18 @@ def sets_of(pairs, count):
 
 
 def close_pairs(matrix, threshold):
-    """Returns all pairs of such a cosine, by plain NumPy in float64."""
+    """Returns all pairs of such a cosine, by plain NumPy in float64, and all cosines."""
     units = np.asarray(matrix, np.float32).astype(np.float64)
     lengths = np.linalg.norm(units, axis=1)
     units = units / np.where(lengths > 0, lengths, 1)[:, None]
     cosines = np.triu(units @ units.T, 1)
-    return np.argwhere(cosines >= threshold - 1e-9), cosines
+    # float64 rounds a little, too.
+    return np.argwhere(cosines >= threshold - 1e-12), cosines
+
+
+def are_inside(small, large):
+    """Returns whether all rows that are connected in one division are so in another, each from `sets_of`."""
+    return (large[small] == large).all()
 
 
 def clustered(random, rows, dims, spread):
@@ -61,21 +71,55 @@ def clustered(random, rows, dims, spread):
 def test_connects_what_brute_force_connects(seed, rows, dims, threshold, tile, dense, pending):
     random = np.random.default_rng(seed)
     matrix = clustered(random, rows, dims, spread=(1 - threshold) ** 0.5)
-    expected, cosines = close_pairs(matrix, threshold)
+    wanted, cosines = close_pairs(matrix, threshold)
+    allowed, _ = close_pairs(matrix, threshold - 3e-7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "TILE_ROWS", tile)
         patch.setattr(module, "DENSE", dense)
         patch.setattr(module, "PENDING_PAIRS", pending)
         pairs = near_copies(ArrayVectors(matrix), threshold)
-    # Rounded to float32 by our own norming, pairs within 1e-6 of the threshold may fall on either side.
-    doubtful = (np.abs(cosines - threshold) < 1e-6) & (cosines < 1 - 1e-6)
-    if doubtful[np.triu_indices(rows, 1)].any():
-        return
-    assert sets_of(pairs, rows).tolist() == sets_of(expected, rows).tolist()
+    found = sets_of(pairs, rows)
+    assert are_inside(sets_of(wanted, rows), found)
+    assert are_inside(found, sets_of(allowed, rows))
     assert len(pairs) < rows
     for one, other in pairs:
         assert one < other
-        assert cosines[one, other] >= threshold - 1e-7
+        assert cosines[one, other] >= threshold - 3e-7
+
+
+def test_a_cosine_exactly_at_the_threshold_counts():
+    """Of whole numbers whose length is one, too: their cosines are fractions, while float32 rounds their units."""
+    squares = {number**2 for number in range(1, 90)}
+    for long in range(2, 60):
+        for short in range(1, long):
+            if long**2 + short**2 in squares:
+                matrix = np.array([[long, short], [short, long]], np.float32)
+                threshold = 2 * long * short / (long**2 + short**2)
+                assert len(near_copies(ArrayVectors(matrix), threshold)) == 1, (long, short)
+                # Beyond what rounding explains, the threshold is the threshold.
+                assert len(near_copies(ArrayVectors(matrix), threshold + 4e-7)) == 0, (long, short)
+
+
+@pytest.mark.parametrize("dense", [0, 1])
+def test_long_vectors_take_no_more_room(monkeypatch, dense):
+    """Compared by stretches and few pairs at a time, all the same; two tiles of these rows would be 26 MB."""
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(400, 8000)).astype(np.float32)
+    matrix[20:] = matrix[random.integers(0, 20, 380)] + random.normal(size=(380, 8000)) * 0.1
+    expected, _ = close_pairs(matrix, 0.97)
+    monkeypatch.setattr(module, "DENSE", dense)
+    monkeypatch.setattr(module, "_ROWS_BYTES", 2**20)
+    monkeypatch.setattr(module, "_STRETCH", 1000)
+    monkeypatch.setattr(module, "_SAMPLE_ROWS", 10)
+    monkeypatch.setattr(module, "DIRECTIONS", 10)
+    vectors = ArrayVectors(matrix)
+    tracemalloc.start()
+    pairs = near_copies(vectors, 0.97)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sets_of(pairs, 400).tolist() == sets_of(expected, 400).tolist()
+    # A batch of 64 rows takes 14 MB at length 1.
+    assert peak < 24e6
 
 
 def test_planted_groups_among_many(monkeypatch):
@@ -165,6 +209,33 @@ def test_without_hashes_and_without_any(tmp_path):
     assert pq.read_table(tmp_path / "none.parquet").num_rows == 0
 
 
+def test_one_photo_with_several_vectors(tmp_path):
+    """Crops have their photo's hash in other people's Parquet: the second one is compared, too."""
+    matrix, contents = [[1, 0], [0, 1], [0, 1]], hashes(["photo", "photo", "other"])
+    path = write_rows(tmp_path / "x.parquet", matrix, keys=["left", "right", "other"], sha256=contents)
+    assert [(group.rows, group.exact) for group in duplicates(path).groups] == [((0, 1, 2), False)]
+
+
+@pytest.mark.parametrize("command", ["duplicates", "outliers --by neighbours"])
+def test_a_full_temporary_folder_is_an_error_with_a_cure(tmp_path, command):
+    path = write_rows(tmp_path / "x.parquet", np.random.default_rng(0).normal(size=(500, 64)))
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
+        "from pipeline.cli import run_cli; sys.exit(run_cli(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, command.split()[0], path, *command.split()[1:]],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"128,000 bytes of vectors can't be put into {tmp_path} ([Errno 27] File too large)" in done.stderr
+    assert "make room there, or set TMPDIR" in done.stderr
+    assert os.listdir(tmp_path) == ["x.parquet"]
+
+
 @pytest.mark.parametrize("cosine", [0, -1, 1.01, float("nan")])
 def test_wrong_cosine(tmp_path, cosine):
     with pytest.raises(UsageError, match="--cosine"):
@@ -196,7 +267,7 @@ def test_command_on_images(tmp_path, capsys):
     assert first["labels_disagree"]
     rows = pq.read_table(tmp_path / "found.parquet").to_pylist()
     assert len(rows) == found["rows_in_groups"]
-    assert [row["key"] for row in rows if row["group"] == 0] == [row["key"] for row in first["rows"]]
+    assert [row["key"] for row in rows if row["group"] == 1] == [row["key"] for row in first["rows"]]
     page = (tmp_path / "page.html").read_text()
     assert page.count("data:image/webp") >= 2
     assert "copy&lt;b&gt;.png" in page

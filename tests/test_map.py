@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import map as module
 from pipeline.map import MapOptions, make_map, map_text
-from pipeline.map_rows import read_map_rows
+from pipeline.map_rows import add_predictions, read_map_rows
 from tests.pages_data import HOSTILE, clusters, write_out
 from transforms.features import open_features
 from transforms.records import FeaturemillError, UsageError
@@ -62,11 +62,17 @@ def draw(out, folder, **options):
     return summary, page_data(page)
 
 
-def write_predictions(folder, keys, labels):
+def write_predictions(folder, keys, labels, positions=None):
     (folder / "predictions").mkdir(parents=True)
     half = len(keys) // 2
+    positions = pa.array(positions or [None] * len(keys), pa.int64())
     for number, part in enumerate((slice(0, half), slice(half, None))):
-        table = {"key": keys[part], "label": labels[part], "score": np.linspace(0, 1, len(keys[part]), dtype="f4")}
+        table = {
+            "key": pa.array(keys[part], pa.string()),
+            "position": positions[part],
+            "label": pa.array(labels[part], pa.string()),
+        }
+        table["score"] = np.linspace(0, 1, len(keys[part]), dtype="f4")
         pq.write_table(pa.table(table), folder / "predictions" / f"part-{number:05}.parquet")
     return str(folder)
 
@@ -135,10 +141,32 @@ def test_predictions_colour(out, tmp_path):
     assert np.isnan(data["columns"]["score"][-1])
 
 
+def test_predictions_of_keys_that_repeat(tmp_path):
+    """Inside a tar names may repeat: by key and position each row gets its own, by key alone only what is certain."""
+    vectors, _ = clusters(20)
+    keys = [f"/s.tar#{i // 2}.jpg" for i in range(20)]
+    labels = [f"class {i % 2}" for i in range(20)]
+    out = write_out(tmp_path / "out", vectors, keys=keys, labels=labels)
+    placed = write_predictions(tmp_path / "placed", keys[::-1], labels[::-1], positions=list(range(20))[::-1])
+    _, data = draw(out, tmp_path, predictions=placed)
+    assert data["columns"]["prediction"] == labels
+    assert set(data["columns"]["agreement"]) == {"agrees"}
+    # The last two keys have one label each.
+    alone = write_predictions(tmp_path / "alone", keys, [*labels[:16], *["class 0"] * 4])
+    assert add_predictions(read_map_rows(open_features(out), "embedding", limit=20), alone) == 4
+    _, data = draw(out, tmp_path, predictions=alone)
+    assert data["columns"]["prediction"] == [*["(none)"] * 16, *["class 0"] * 4]
+    assert data["columns"]["agreement"] == [*["(none)"] * 16, *["agrees", "differs"] * 2]
+    assert np.isnan(data["columns"]["score"][:16]).all()
+
+
 def test_predictions_of_other_rows(out, tmp_path):
     pred = write_predictions(tmp_path / "pred", ["/else/1", "/else/2"], ["a", "b"])
     with pytest.raises(FeaturemillError, match="predicts none of these rows: it has '/else/1'"):
         draw(out, tmp_path, predictions=pred)
+    empty = write_predictions(tmp_path / "empty", [], [])
+    with pytest.raises(FeaturemillError, match="predicts none of these rows: it is empty"):
+        draw(out, tmp_path, predictions=empty)
     with pytest.raises(FeaturemillError, match="holds no predictions"):
         draw(out, tmp_path, predictions=str(tmp_path))
     assert not (tmp_path / "map.html").exists()

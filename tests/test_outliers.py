@@ -1,11 +1,13 @@
 """Outliers: the distances of plain NumPy, and the rows that were moved away on purpose."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline import outliers as module
 from pipeline.cli import run_cli
 from pipeline.outliers import outliers
 from tests.test_query import write_rows
@@ -48,6 +50,51 @@ def test_by_class_equals_plain_numpy(tmp_path):
     assert all(far.nearest_class == far.row.label for far in found.found[1:])
 
 
+def test_a_row_is_not_counted_in_its_own_class(tmp_path):
+    angles = np.radians([0, 60, 94, 95, 95, 96])
+    matrix = np.column_stack([np.cos(angles), np.sin(angles)])
+    found = outliers(write_rows(tmp_path / "x.parquet", matrix, labels=[*"xxyyyy"]))
+    # The second row is nearer to all y than to the only other x; its own weight would draw the centre of x to it.
+    assert {far.row.row: far.nearest_class for far in found.found} == dict(enumerate("xyyyyy"))
+
+
+def test_nearest_class_among_many_equals_plain_numpy(tmp_path, monkeypatch):
+    """Blocks of classes and batches of rows change nothing; classes of one row and of zeros are nobody's nearest."""
+    random = np.random.default_rng(0)
+    codes = random.permutation(300) % 40
+    matrix = (random.normal(size=(40, 6))[codes] + random.normal(size=(300, 6))).astype(np.float32)
+    matrix[[5, 6]] = 0
+    # A class of one row, one of zeros, one with one row that isn't zero, one whose rows cancel out.
+    codes[[4, 5, 6, 7, 8, 9]] = [40, 41, 42, 42, 43, 43]
+    matrix[9] = -matrix[8]
+    units = units_of(np.where(matrix.any(axis=1, keepdims=True), matrix, 1))
+    expected = {}
+    for row in range(300):
+        cosines = {}
+        for code in range(40):
+            others = units[[i for i in np.flatnonzero(codes == code) if i != row and matrix[i].any()]].sum(axis=0)
+            cosines[code] = units[row] @ others / np.linalg.norm(others)
+        if matrix[row].any() and codes[row] not in (40, 42):
+            expected[row] = f"c{max(cosines, key=cosines.get)}"
+    monkeypatch.setattr(module, "_COSINES", 1000)
+    monkeypatch.setattr("transforms.heads.vectors.BATCH_BYTES", 70 * 6 * 4)
+    path = write_rows(tmp_path / "x.parquet", matrix, labels=[f"c{code}" for code in codes])
+    found = {far.row.row: far.nearest_class for far in outliers(path, top=1000).found}
+    # Each of two rows that cancel out is compared with the other.
+    assert found == expected
+
+
+def test_classes_take_no_more_room_than_their_sums(tmp_path):
+    matrix = np.random.default_rng(0).normal(size=(6000, 256)).astype(np.float32)
+    path = write_rows(tmp_path / "x.parquet", matrix, labels=[f"id{i // 2}" for i in range(6000)], groups=1)
+    tracemalloc.start()
+    outliers(path, top=3)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # 6 MB of sums, 32 MiB of cosines, for a moment twice, and the batch; all cosines at once would be 144 MB.
+    assert peak < 130e6
+
+
 def test_by_neighbours_equals_plain_numpy(tmp_path):
     matrix, labels = drawn()
     matrix[50] = -matrix.mean(axis=0)
@@ -67,6 +114,15 @@ def test_equally_far_ones_go_by_key(tmp_path):
     keys = [f"k{9 - i}" for i in range(10)]
     path = write_rows(tmp_path / "x.parquet", np.ones((10, 4)), keys=keys, labels=["a"] * 10)
     assert [far.row.key for far in outliers(path, top=3).found] == ["k0", "k1", "k2"]
+
+
+@pytest.mark.parametrize("by", ["class", "neighbours"])
+def test_many_equally_far_ones_go_by_key(tmp_path, by):
+    matrix = np.tile([3.0, 4.0], (3000, 1))
+    matrix[70] = [4, 3]
+    keys = [f"k{3000 - i:04}" for i in range(3000)]
+    path = write_rows(tmp_path / "x.parquet", matrix, keys=keys, labels=["a"] * 3000)
+    assert [far.row.key for far in outliers(path, by=by, top=3).found] == [keys[70], "k0001", "k0002"]
 
 
 def test_what_cannot_be_compared_is_left_out(tmp_path):

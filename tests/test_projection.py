@@ -1,6 +1,8 @@
 """Places on a plane, and neighbours, against computations that share nothing with them."""
 
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ from tests.pages_data import clusters
 from transforms import projection
 from transforms.projection import all_nearest, flatten, principal_components
 from transforms.records import FeaturemillError, UsageError
+
+ROOT = Path(__file__).parent.parent
 
 
 def _cosines(vectors):
@@ -80,6 +84,30 @@ def test_few_rows_and_few_dimensions(method, shape):
 @pytest.mark.parametrize("method", ["pca", "umap", "tsne"])
 def test_equal_rows(method):
     assert np.isfinite(flatten(np.ones((40, 8), np.float32), method, seed=0)).all()
+
+
+# Squares of such numbers overflow or vanish.
+EXPONENTS = (-100, 70, 100)
+
+
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_scale_changes_nothing_for_umap(exponent):
+    vectors, _ = clusters(60, 8)
+    places = flatten(np.ldexp(vectors, exponent), "umap", seed=0)
+    np.testing.assert_array_equal(places, flatten(vectors, "umap", seed=0))
+
+
+def test_scale_changes_nothing_for_tsne():
+    """In a child process, because this is what scikit-learn's dies of."""
+    code = (
+        "import numpy as np; from transforms.projection import flatten; from tests.pages_data import clusters\n"
+        "vectors, _ = clusters(60, 8)\n"
+        "expected = flatten(vectors, 'tsne', seed=0)\n"
+        f"for exponent in {EXPONENTS}:\n"
+        "    np.testing.assert_array_equal(flatten(np.ldexp(vectors, exponent), 'tsne', seed=0), expected)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_umap_finds_no_tensorflow(monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.run_report import gather_rows, run_report
-from pipeline.run_report_plots import map_plot, rate_plot, size_plot
+from pipeline.run_report_plots import map_plot, norm_plot, rate_plot, size_plot
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_report import Page
 from transforms.features import open_features
@@ -147,6 +147,20 @@ def test_plots_of_odd_numbers():
     text = map_plot(np.zeros((5, 2)), ["_x", "$\\frac{", "<b>", None, "a" * 5000], "map")
     assert "&lt;b&gt;" in text
     assert "a" * 100 not in text
+
+
+@pytest.mark.parametrize("norms", [[1e15] * 3, [3e38], [1e17] * 2, [0, 0], [1e-40], [1, np.inf], [1e10, 1e10 + 1000]])
+def test_plot_of_equal_lengths(norms):
+    assert "<svg" in norm_plot(np.array(norms, np.float32), "norm", "embedding")
+
+
+def test_units_without_rows_are_not_the_slowest(tmp_path):
+    out = write_out(tmp_path / "out", clusters(7)[0], units=20)
+    run_report(out, page=str(tmp_path / "page.html"))
+    words = Page((tmp_path / "page.html").read_text()).text
+    slowest = words[words.index("Slowest units") :]
+    # Each unit took longer than the one before.
+    assert [f"shard{number}.tar" in slowest for number in range(20)] == [2 <= number < 7 for number in range(20)]
 
 
 def test_run_that_was_cut_off_before_its_first_part(tmp_path):

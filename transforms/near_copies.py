@@ -5,9 +5,12 @@ d orthonormal directions and the length of the rest, r: by the triangle inequali
 √(‖Px − Py‖² + (r_x − r_y)²) apart. So a product of d + 1 numbers instead of D rules pairs out, and rows sorted along
 the first direction need not even meet where that alone is too far. Nothing is lost, whatever the directions; those in
 which the rows vary most rule out most.
+
+The vectors are compared as float32 of length 1. Rounding turns each by 2⁻²⁴ radians at most, so an angle may be off by
+2⁻²³; pairs count up to that much beyond the threshold. So all pairs with an exact cosine of at least the threshold are
+found, and none whose cosine is more than 3e-7 below it.
 """
 
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
@@ -17,28 +20,34 @@ import numpy as np
 
 from transforms.engines import available_cores
 from transforms.heads.rows import Vectors
+from transforms.unit_vectors import stored_units
 
 # Directions that rule out, and rows that these are found by.
 DIRECTIONS = 48
 _SAMPLE_ROWS = 1024
 # Rows on a side of a tile: its 4 MiB of distances stay in the cache.
 TILE_ROWS = 1024
-# Candidates that are compared at a time; 16 MiB of float64 at 512 numbers.
-_PAIRS = 4096
+# Of the rows of float64 that are held at a time, on each side of a comparison.
+_ROWS_BYTES = 16 * 2**20
+# Numbers of each row that two tiles are multiplied by at a time, 16 MiB on each side.
+_STRETCH = 4096
 # A tile with more candidates than this share of its pairs is compared by one product.
 DENSE = 1 / 200
 # Pairs gathered before they are thinned out: a thousand copies of one image are half a million.
 PENDING_PAIRS = 2**20
 # What bounds in float32 may be off by (products of 51 numbers, and terms up to 8), as squared distance.
 _BOUND_SLACK = 1e-4
+# What an angle between rows may be off by, in radians: each was rounded to float32.
+_TURN = 2.0**-23
 # What cosines in float64 are off by, so that equal vectors are found at a cosine of 1.
 _ROUNDING = 1e-9
 
 
 def near_copies(vectors: Vectors, threshold: float, *, wanted: np.ndarray | None = None) -> np.ndarray:
-    """Finds rows with a cosine of at least `threshold`, computed in float64.
+    """Finds all pairs of rows with a cosine of at least `threshold`, and none that is more than 3e-7 below it.
 
-    In memory are DIRECTIONS + 1 numbers to a row and a few tiles for each core; the vectors wait in a temporary file.
+    In memory are DIRECTIONS + 1 numbers to a row, 1,024 sampled rows, and a few tiles for each core; the vectors wait
+    in a temporary file.
 
     Args:
         vectors: N×D.
@@ -46,17 +55,16 @@ def near_copies(vectors: Vectors, threshold: float, *, wanted: np.ndarray | None
         wanted: N booleans; by default all rows are compared. Rows of zeros have no cosine, and are never near.
 
     Returns:
-        M×2 int64 with M < N: pairs of row numbers with such a cosine. Two rows are connected by these pairs if and only
-        if all pairs of such a cosine connect them.
+        M×2 int64 with M < N: pairs of row numbers, as many as it takes to connect what all such pairs connect.
+
+    Raises:
+        FeaturemillError: There is no room for the temporary file.
     """
     from threadpoolctl import threadpool_limits
 
-    with tempfile.TemporaryFile(prefix="featuremill-near-") as file:
-        rows = _spill(vectors, wanted, file)
+    with stored_units(vectors, wanted) as (rows, stored):
         if len(rows) < 2:
             return np.empty((0, 2), np.int64)
-        # Pages of a file that is mapped can be given back by the system at any time.
-        stored = np.memmap(file, np.float32, "r", shape=(len(rows), vectors.dims))
         bounds = _bounds(stored)
         order = np.argsort(bounds[:, 0], kind="stable")
         search = _Search(stored, bounds[order], order, threshold)
@@ -70,32 +78,22 @@ def near_copies(vectors: Vectors, threshold: float, *, wanted: np.ndarray | None
     return np.sort(rows[pairs], axis=1)
 
 
-def _spill(vectors: Vectors, wanted: np.ndarray | None, file) -> np.ndarray:
-    """Writes the wanted rows that aren't zero to a file, as float32 of length 1; returns their numbers."""
-    kept = []
-    for numbers, matrix in vectors.batches(wanted):
-        largest = np.abs(matrix).max(axis=1)
-        numbers, matrix = numbers[largest > 0], matrix[largest > 0].astype(np.float64)
-        # Scaled by the largest number first, so that squares neither overflow nor underflow.
-        matrix /= largest[largest > 0, None]
-        matrix /= np.sqrt(np.einsum("nd,nd->n", matrix, matrix))[:, None]
-        file.write(np.ascontiguousarray(matrix, np.float32).data)
-        kept.append(numbers)
-    file.flush()
-    return np.concatenate([np.empty(0, np.int64), *kept])
+def _blocks(count: int, rows: int) -> Iterator[slice]:
+    yield from (slice(start, min(start + rows, count)) for start in range(0, count, rows))
 
 
-def _blocks(count: int) -> Iterator[slice]:
-    yield from (slice(start, min(start + TILE_ROWS, count)) for start in range(0, count, TILE_ROWS))
+def _rows_at_once(dims: int) -> int:
+    return max(1, _ROWS_BYTES // (8 * dims))
 
 
 def _bounds(stored: np.ndarray) -> np.ndarray:
     """Returns N×(d+1) float32: components along the directions, and the length of the rest."""
     sample = stored[np.linspace(0, len(stored) - 1, min(_SAMPLE_ROWS, len(stored))).astype(np.int64)].astype(np.float64)
     centre = sample.mean(axis=0)
-    directions = _directions(sample - centre)
+    sample -= centre
+    directions = _directions(sample)
     bounds = np.empty((len(stored), directions.shape[1] + 1), np.float32)
-    for block in _blocks(len(stored)):
+    for block in _blocks(len(stored), _rows_at_once(stored.shape[1])):
         rows = stored[block] - centre
         along = rows @ directions
         bounds[block, :-1] = along
@@ -131,6 +129,8 @@ class _Search:
 
     def __init__(self, stored: np.ndarray, bounds: np.ndarray, order: np.ndarray, threshold: float):
         self._stored, self._order, self._threshold = stored, order, threshold
+        # In favour of finding.
+        self._least = np.cos(np.arccos(threshold) + _TURN) - _ROUNDING
         self._first = bounds[:, 0].copy()
         # ‖x‖² + ‖y‖² - 2xy as one product: passes over tiles would take longer than it does.
         squares, ones = np.einsum("nd,nd->n", bounds, bounds)[:, None], np.ones((len(bounds), 1), np.float32)
@@ -140,7 +140,7 @@ class _Search:
         self.forest = Forest(len(stored))
 
     def tile_rows(self) -> Iterator[_Tile]:
-        for block in _blocks(len(self._first)):
+        for block in _blocks(len(self._first), TILE_ROWS):
             yield _Tile(block.start, block.stop)
 
     def compare(self, tile: _Tile) -> None:
@@ -166,8 +166,8 @@ class _Search:
             self._add(*self._rows(near & sure, one, other))
             near &= ~sure & (products > self._threshold - _BOUND_SLACK)
         left, right = self._rows(near, one, other)
-        for first in range(0, len(left), _PAIRS):
-            self._decide(left[first : first + _PAIRS], right[first : first + _PAIRS])
+        for some in _blocks(len(left), _rows_at_once(self._stored.shape[1])):
+            self._decide(left[some], right[some])
 
     def _rows(self, near: np.ndarray, one: _Tile, other: _Tile) -> tuple[np.ndarray, np.ndarray]:
         """Returns the numbers of the stored rows of M pairs of a tile."""
@@ -175,12 +175,16 @@ class _Search:
         return self._order[left + one.start], self._order[right + other.start]
 
     def _products(self, one: _Tile, other: _Tile) -> np.ndarray:
-        return self._stored[self._order[one.start : one.stop]] @ self._stored[self._order[other.start : other.stop]].T
+        left, right = self._order[one.start : one.stop], self._order[other.start : other.stop]
+        products = np.zeros((len(left), len(right)), np.float32)
+        for stretch in _blocks(self._stored.shape[1], _STRETCH):
+            products += self._stored[left, stretch] @ self._stored[right, stretch].T
+        return products
 
     def _decide(self, left: np.ndarray, right: np.ndarray) -> None:
         one, other = self._stored[left].astype(np.float64), self._stored[right].astype(np.float64)
         lengths = np.einsum("md,md->m", one, one) * np.einsum("md,md->m", other, other)
-        near = np.einsum("md,md->m", one, other) >= (self._threshold - _ROUNDING) * np.sqrt(lengths)
+        near = np.einsum("md,md->m", one, other) >= self._least * np.sqrt(lengths)
         self._add(left[near], right[near])
 
     def _add(self, left: np.ndarray, right: np.ndarray) -> None:

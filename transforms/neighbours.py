@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 METRICS = ("cosine", "dot", "l2")
 # Queries that meet a batch at a time.
 _QUERIES = 256
-# Pairs computed again at a time; 16 MiB of float64 at 512 numbers.
-_PAIRS = 4096
+# Estimates made at a time, rows by queries: a batch of short vectors has a million rows.
+_ESTIMATES = 2**22
+# Pairs that are sorted into the nearest so far at a time.
+_PAIRS = 2**16
+# Of their rows, computed again in float64, how much is held at a time.
+_ROWS_BYTES = 16 * 2**20
 # Below this length products of float32 may lose digits to underflow.
 _SHORT = 1e-10
 
@@ -143,13 +147,18 @@ class _Search:
             # Zeros have no cosine.
             kept = ~odd | matrix.any(axis=1)
             numbers, matrix, squares, odd = numbers[kept], matrix[kept], squares[kept], odd[kept]
+        size = _ESTIMATES // min(len(self._queries), _QUERIES)
+        for start in range(0, len(numbers), size):
+            part = slice(start, start + size)
+            self._look_at(numbers[part], matrix[part], squares[part], odd[part])
+
+    def _look_at(self, numbers: np.ndarray, matrix: np.ndarray, squares: np.ndarray, odd: np.ndarray) -> None:
         for first in range(0, len(self._queries), _QUERIES):
             block = slice(first, first + _QUERIES)
             row, query = self._candidates(numbers, matrix, squares, odd, block)
             for some in range(0, len(row), _PAIRS):
                 rows, queries = row[some : some + _PAIRS], query[some : some + _PAIRS] + first
-                values = self._values(matrix[rows].astype(np.float64), queries)
-                self._merge(queries, numbers[rows], values)
+                self._merge(queries, numbers[rows], self._values(matrix, rows, queries))
 
     def _candidates(
         self, numbers: np.ndarray, matrix: np.ndarray, squares: np.ndarray, odd: np.ndarray, block: slice
@@ -157,7 +166,10 @@ class _Search:
         """Returns which rows of the batch may be among the nearest to which queries of the block."""
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             value, slack = self._estimate(matrix, squares, block)
-            value[odd] = np.inf
+            # What overflowed may be anything.
+            unsure = ~np.isfinite(value)
+            unsure[odd] = True
+            value[unsure] = np.inf
             value += slack
             floor = self._floor[block].astype(np.float32)
             # Rounded down, never up.
@@ -166,13 +178,13 @@ class _Search:
             may = ~(value < floor) & ~itself
             if may.sum() > 8 * self._top * may.shape[1] and len(matrix) > self._top:
                 value -= 2 * slack
-                value[odd] = -np.inf
-                value[itself] = -np.inf
+                # Also where only the slack did.
+                unsure = ~np.isfinite(value)
+                value[unsure | itself] = -np.inf
                 # As many rows as are wanted reach this at least, so none below it is needed.
                 least = np.partition(value, len(value) - self._top, axis=0)[len(value) - self._top]
                 value += 2 * slack
-                value[odd] = np.inf
-                may &= ~(value < np.nextafter(least, np.float32(-np.inf)))
+                may &= unsure | ~(value < np.nextafter(least, np.float32(-np.inf)))
         return np.nonzero(may)
 
     def _estimate(self, matrix: np.ndarray, squares: np.ndarray, block: slice) -> tuple[np.ndarray, np.ndarray]:
@@ -192,8 +204,16 @@ class _Search:
         value -= query**2
         return value, (lengths + query) ** 2 * np.float32(2 * self._error)
 
-    def _values(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
-        """Returns M values by which rows are ordered, in float64, for M×D rows and M query numbers."""
+    def _values(self, matrix: np.ndarray, row: np.ndarray, query: np.ndarray) -> np.ndarray:
+        """Returns M values by which rows are ordered, in float64, for M rows of the matrix and M query numbers."""
+        values = np.empty(len(row))
+        size = max(1, _ROWS_BYTES // (8 * matrix.shape[1]))
+        for start in range(0, len(row), size):
+            some = slice(start, start + size)
+            values[some] = self._compared(matrix[row[some]].astype(np.float64), query[some])
+        return values
+
+    def _compared(self, rows: np.ndarray, query: np.ndarray) -> np.ndarray:
         queries = self._queries[query]
         if self._metric == "l2":
             rows -= queries

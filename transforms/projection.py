@@ -99,9 +99,18 @@ def flatten(vectors: np.ndarray, method: str, *, seed: int) -> np.ndarray:
         # Where all rows are equal there is nothing to spread, and scikit-learn's t-SNE crashes.
         places = reduced[:, :2]
     else:
-        places = _umap(reduced, seed) if method == "umap" else _tsne(reduced, seed)
+        places = (_umap if method == "umap" else _tsne)(_near_one(reduced), seed)
     # One dimension, or one row, has no second direction.
     return np.pad(places, ((0, 0), (0, 2 - places.shape[1]))).astype(np.float32)
+
+
+def _near_one(reduced: np.ndarray) -> np.ndarray:
+    """Returns the rows so scaled that their largest number is about 1: of others, squares may overflow or vanish.
+
+    The scale is a power of two, so no digit changes.
+    """
+    _, exponent = np.frexp(np.abs(reduced).max())
+    return np.ldexp(reduced, -exponent)
 
 
 def _umap(reduced: np.ndarray, seed: int) -> np.ndarray:

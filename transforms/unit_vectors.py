@@ -1,0 +1,72 @@
+"""Vectors at length 1: batch by batch, or all of them in a temporary file, for whoever compares all with all."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import BinaryIO
+
+import numpy as np
+
+from transforms import storage
+from transforms.heads.rows import Vectors
+from transforms.records import FeaturemillError
+
+
+def unit_batches(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (row numbers, n×D float64 of length 1), n at least 1, without rows of zeros: they have no direction.
+
+    Args:
+        vectors: N×D, finite.
+        wanted: N booleans; by default all.
+    """
+    for numbers, matrix in vectors.batches(wanted):
+        largest = np.abs(matrix).max(axis=1)
+        numbers, units = numbers[largest > 0], matrix[largest > 0].astype(np.float64)
+        # Scaled by the largest number first, so that squares neither overflow nor underflow.
+        units /= largest[largest > 0, None]
+        units /= np.sqrt(np.einsum("nd,nd->n", units, units))[:, None]
+        if len(numbers):
+            yield numbers, units
+
+
+@contextmanager
+def stored_units(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Gives (M row numbers, M×D float32 of length 1) without rows of zeros, as long as the context lasts.
+
+    The numbers lie in a temporary file that is mapped: the system can give its pages back at any time. Rounding to
+    float32 turns a row by 2⁻²⁴ at most (6e-8 radians).
+
+    Args:
+        vectors: N×D, finite.
+        wanted: N booleans; by default all.
+
+    Raises:
+        FeaturemillError: The file can't be written, for want of room for instance.
+    """
+    rows = vectors.rows if wanted is None else int(wanted.sum())
+    folder = "the folder of temporary files"
+    with ExitStack() as stack:
+        try:
+            # Fails where every folder that it could be is full.
+            folder = tempfile.gettempdir()
+            # Without a buffer: closing would write what is left in it, and fail once more.
+            file = stack.enter_context(tempfile.TemporaryFile(prefix="featuremill-", dir=folder, buffering=0))
+            numbers = _write(vectors, wanted, file)
+        except OSError as error:
+            raise FeaturemillError(
+                f"{rows * vectors.dims * 4:,} bytes of vectors can't be put into {folder} "
+                f"({storage.one_line(error)}); make room there, or set TMPDIR to a folder that has it"
+            ) from error
+        shape = (len(numbers), vectors.dims)
+        yield numbers, np.memmap(file, np.float32, "r", shape=shape) if len(numbers) else np.empty(shape, np.float32)
+
+
+def _write(vectors: Vectors, wanted: np.ndarray | None, file: BinaryIO) -> np.ndarray:
+    kept = [np.empty(0, np.int64)]
+    for numbers, units in unit_batches(vectors, wanted):
+        left = memoryview(units.astype(np.float32).tobytes())
+        while left:
+            # A disk that is nearly full takes a part.
+            left = left[file.write(left) :]
+        kept.append(numbers)
+    return np.concatenate(kept)
