@@ -6,7 +6,7 @@ import shlex
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from pipeline.dataflow import RUNNER, check_places, dataflow_args
+from pipeline.dataflow import RUNNER, check_places, dataflow_args, is_template
 from pipeline.options import ExtractOptions
 from transforms.features import nearest
 from transforms.records import UsageError
@@ -21,7 +21,7 @@ def beam_options(options: ExtractOptions) -> "PipelineOptions":
     """Returns Beam's options for a run.
 
     Raises:
-        UsageError: An option after `--` that Beam doesn't have, with the nearest ones.
+        UsageError: An option after `--` that Beam doesn't have, with the nearest ones, or that isn't for this runner.
     """
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -35,6 +35,8 @@ def beam_options(options: ExtractOptions) -> "PipelineOptions":
     if options.runner == RUNNER:
         check_places((*options.inputs, options.output))
         args = dataflow_args(args)
+    elif is_template(args):
+        raise UsageError(f"--template_location is {RUNNER}'s, and {options.runner} runs the job at once; leave it out")
     return PipelineOptions(list(args), direct_num_workers=options.workers)
 
 
@@ -84,5 +86,6 @@ def _check(args: list[str]) -> None:
     _, unknown = parser.parse_known_args(args)
     if unknown:
         valid = [flag for action in parser._actions for flag in action.option_strings]
+        # What follows may be a secret, given to a misspelt option.
         name = unknown[0].split("=")[0]
-        raise UsageError(f"Beam has no option {unknown[0]!r}{nearest(name, valid) if name.startswith('--') else ''}")
+        raise UsageError(f"Beam has no option {name!r}{nearest(name, valid) if name.startswith('--') else ''}")

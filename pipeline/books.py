@@ -213,13 +213,13 @@ def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
     DuckDB does it, because it spills to disk: a group-by in memory would grow with the rows.
 
     Returns:
-        None if even that didn't fit on this machine; the books don't hang on it.
+        None if even that didn't fit on this machine, in memory or on disk; the books don't hang on it.
     """
     import duckdb
 
     try:
         return _find_repeats(features, named)
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
         _log.warning("keys and contents seen twice were not counted: %s", storage.one_line(error))
         return None
 

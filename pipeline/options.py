@@ -26,6 +26,22 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "engine": ENGINES,
 }
+# As Beam writes them.
+RUNNERS = (
+    "BundleBasedDirectRunner",
+    "DataflowRunner",
+    "DirectRunner",
+    "FlinkRunner",
+    "FnApiRunner",
+    "InteractiveRunner",
+    "KafkaStreamsRunner",
+    "PortableRunner",
+    "PrismRunner",
+    "SparkRunner",
+    "SwitchingDirectRunner",
+    "TestDataflowRunner",
+    "TestDirectRunner",
+)
 _BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -39,6 +55,16 @@ def parse_bytes(text: str) -> int:
     if not match or match.group(2) not in _BYTE_UNITS:
         raise UsageError(f"{text!r} is not a size; write 256MiB, 64MB or a number of bytes")
     return int(float(match.group(1)) * _BYTE_UNITS[match.group(2)])
+
+
+def runner_name(given: str) -> str:
+    """Returns a runner's name as in `RUNNERS`: Beam also takes it in any case, without `Runner`, or with its module.
+
+    What isn't Beam's comes back as it is: other people's runners go by their modules.
+    """
+    short = given.rpartition(".")[2] if given.startswith("apache_beam.runners.") else given
+    known = {name.lower(): name for name in RUNNERS}
+    return known.get(short.lower()) or known.get(f"{short.lower()}runner", given)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +125,7 @@ class ExtractOptions:
 
     def __post_init__(self) -> None:
         """Raises UsageError for what can't be, with the valid values."""
+        object.__setattr__(self, "runner", runner_name(self.runner))
         if not self.inputs or not all(given.strip() for given in self.inputs):
             raise UsageError("an input is empty; name shards, folders, globs or @list.txt")
         if not self.output.strip():

@@ -4,6 +4,7 @@ The command runs in a process of its own, with the fake engine of `tests.fakes` 
 """
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -20,7 +22,8 @@ import pytest
 
 from pipeline.inspect import inspect
 from pipeline.samples import draw_items, write_folder, write_tar, write_tfrecord
-from tests.test_extract import rows
+from tests.test_extract import extract, rows
+from transforms.features import open_features
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ["--image-size", "32", "--batch-size", "4", "--unit-bytes", "8000", "--quiet"]
@@ -200,6 +203,37 @@ def test_input_that_vanishes(inputs, clean, tmp_path, victim):
     assert "cannot read" in err
     assert len(err.strip().splitlines()) == 1, err
     assert_resumes(inputs, output, clean)
+
+
+@pytest.mark.parametrize("name", ["features", "failures", "_tmp"])
+def test_overwrite_where_a_folder_is_gone(inputs, tmp_path, name):
+    output = tmp_path / "out"
+    extract(inputs[1], output)
+    shutil.rmtree(output / name)
+    assert extract(inputs[1], output, overwrite=True).totals.rows_read == 100
+    assert inspect(str(output)).problems == ()
+
+
+def test_overwrite_leaves_what_a_link_leads_to(inputs, tmp_path):
+    output = tmp_path / "out"
+    extract(inputs[1], output)
+    (output / "features").rename(tmp_path / "disk")
+    (output / "features").symlink_to(tmp_path / "disk")
+    before = os.listdir(tmp_path / "disk")
+    assert extract(inputs[1], output, overwrite=True).totals.rows_read == 100
+    assert os.listdir(tmp_path / "disk") == before != []
+    assert not (output / "features").is_symlink()
+
+
+def test_no_room_for_temporary_files(inputs, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    assert extract(inputs[1], output).repeats is None
+    assert open_features(str(output)).complete
 
 
 def test_two_runs_on_one_output_at_once(inputs, clean, tmp_path):

@@ -2,12 +2,14 @@
 
 import errno
 import io
+import time
+from datetime import datetime, timezone
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms.object_stores import Reader, Writer, as_os_error
+from transforms.object_stores import Reader, Writer, as_os_error, is_answer, settle
 
 DATA = bytes(range(256)) * 5
 STEPS = st.lists(
@@ -82,6 +84,72 @@ def test_what_is_not_there_is_said_to_be():
     with pytest.raises(FileNotFoundError) as raised, as_os_error("mem://x"):
         raise StoreError(404)
     assert raised.value.errno == errno.ENOENT
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"), [(403, True), (404, True), (None, False), (408, False), (429, False), (503, False)]
+)
+def test_an_answer_about_one_object_is_told_from_trouble(code, expected):
+    with pytest.raises(OSError) as raised, as_os_error("mem://x"):  # noqa: PT011 Which it is, is_answer says.
+        raise StoreError(code)
+    assert is_answer(raised.value) is expected
+
+
+def test_what_the_clients_of_s3_raise_is_told_from_trouble_too():
+    pytest.importorskip("boto3", reason="pip install 'featuremill[aws]'")
+    from apache_beam.io.aws.clients.s3 import boto3_client, messages
+
+    settle("s3")
+
+    class Refusing(boto3_client.Client):
+        def __init__(self, code):
+            self._code = code
+
+        @property
+        def client(self):
+            raise RefusalError(self._code)
+
+    class RefusalError(Exception):
+        def __init__(self, code):
+            super().__init__("refused")
+            self.response = {"ResponseMetadata": {"HTTPStatusCode": code}} if code else None
+
+    for code, expected in ((403, True), (404, True), (503, False), (None, False)):
+        with pytest.raises(OSError, match="refused") as raised, as_os_error("s3://x"):
+            Refusing(code).get_object_metadata(messages.GetRequest("bucket", "x"))
+        assert is_answer(raised.value) is expected
+
+
+@pytest.fixture(params=["UTC", "Australia/Sydney", "America/New_York"])
+def time_zone(request, monkeypatch):
+    monkeypatch.setenv("TZ", request.param)
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("month", [1, 7])
+def test_a_files_time_is_the_same_in_any_time_zone(time_zone, month):
+    pytest.importorskip("google.cloud.storage", reason="pip install 'featuremill[gcp]'")
+    from apache_beam.io.gcp.gcsio import GcsIO
+
+    settle("gs")
+    updated = datetime(2026, month, 1, 12, microsecond=250_000, tzinfo=timezone.utc)
+    noon = {1: 1767268800, 7: 1782907200}[month]
+    assert GcsIO._updated_to_seconds(updated) == noon + 0.25
+
+
+@pytest.mark.parametrize("month", [1, 7])
+def test_s3_lists_a_file_with_the_time_that_it_answers_for_it(time_zone, month):
+    pytest.importorskip("boto3", reason="pip install 'featuremill[aws]'")
+    from apache_beam.io.aws.s3io import S3IO
+
+    settle("s3")
+    # MinIO and Ceph: milliseconds in a listing, none in the head of an answer.
+    listed = datetime(2026, month, 1, 12, microsecond=250_000, tzinfo=timezone.utc)
+    noon = {1: 1767268800, 7: 1782907200}[month]
+    assert S3IO._updated_to_seconds(listed) == S3IO._updated_to_seconds(listed.replace(microsecond=0)) == noon
 
 
 def test_beams_wrappings_are_taken_off():

@@ -1,11 +1,13 @@
-"""Inputs and outputs on an object store, as far as that can be shown without one: a store in memory behind Beam."""
+"""Elsewhere: inputs and outputs on a store in memory behind Beam, as far as that shows anything; names of runners."""
 
 import pytest
 
+from pipeline.beam_options import beam_options, beam_runner
 from tests import memory_store
 from tests import test_extract as te
 from tests.factories import draw_items, write_tar
 from transforms.features import open_features
+from transforms.records import UsageError
 
 OUT = "mem://bucket/out"
 
@@ -48,3 +50,65 @@ def test_again_retry_prune_and_overwrite(store):
 def test_no_request_per_image(store):
     te.extract("mem://bucket/in", OUT)
     assert sum(store.REQUESTS.values()) < 96
+
+
+@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
+def test_names_that_look_like_patterns(store):
+    data = store.OBJECTS["mem://bucket/in/0.tar"]
+    store.OBJECTS["mem://bucket/in/cats [2019]/x.tar"] = data
+    for output in ("mem://bucket/out[1]", "mem://bucket/out?", "mem://bucket/outA"):
+        assert te.extract("mem://bucket/in", output).totals.rows_read == 128
+    # What isn't named this time is still there, so nothing of it is pruned.
+    again = te.extract("mem://bucket/in/0.tar", "mem://bucket/out[1]", prune=True)
+    assert (again.this_run.units, again.totals.rows_read) == (0, 128)
+    te.extract("mem://bucket/in/0.tar", "mem://bucket/out?", overwrite=True)
+    assert open_features("mem://bucket/outA").rows == 4 * 28
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("dataflow", "DataflowRunner"),
+        ("DATAFLOWRUNNER", "DataflowRunner"),
+        ("apache_beam.runners.dataflow.dataflow_runner.DataflowRunner", "DataflowRunner"),
+        ("fnapirunner", "FnApiRunner"),
+        ("Flink", "FlinkRunner"),
+        ("somebody.elses.DataflowRunner", "somebody.elses.DataflowRunner"),
+        ("Nonsense", "Nonsense"),
+    ],
+)
+def test_a_runner_by_any_of_its_names(given, meant):
+    assert te.options("x.tar", "out", runner=given).runner == meant
+
+
+def test_every_runner_of_beams_is_known_in_any_case():
+    from apache_beam.options.pipeline_options import StandardOptions
+
+    for name in StandardOptions.KNOWN_RUNNER_NAMES:
+        assert te.options("x.tar", "out", runner=name.lower().removesuffix("runner")).runner == name
+
+
+def test_dataflow_by_another_name_is_told_the_same():
+    with pytest.raises(UsageError, match=r"Dataflow's workers can't reach /data/x\.tar"):
+        beam_options(te.options("/data/x.tar", "gs://bucket/out", runner="dataflow"))
+    given = te.options("x.tar", "out", runner="fnapi", workers=2)
+    assert given.engine_name != "auto"
+    assert type(beam_runner(given)).__name__ == "FnApiRunner"
+
+
+@pytest.mark.parametrize("args", [("--s3_secret_key=TOPSECRET",), ("--s3_secret_key", "TOPSECRET")])
+def test_a_misspelt_option_does_not_tell_its_value(args):
+    with pytest.raises(
+        UsageError, match=r"no option '--s3_secret_key'; did you mean .*--s3_secret_access_key"
+    ) as raised:
+        beam_options(te.options("x.tar", "out", beam_args=args))
+    assert "TOPSECRET" not in str(raised.value)
+
+
+def test_a_template_is_dataflows(store):
+    template = ("--template_location=gs://bucket/template",)
+    with pytest.raises(
+        UsageError, match=r"--template_location is DataflowRunner's, and FnApiRunner runs .*leave it out"
+    ):
+        te.extract("mem://bucket/in", OUT, beam_args=template)
+    assert not [name for name in store.OBJECTS if name.startswith(OUT)]

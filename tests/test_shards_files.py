@@ -99,6 +99,61 @@ def test_too_many_open_files_is_an_error(tmp_path, monkeypatch):
         list(shards.read(unit))
 
 
+class RefusalError(Exception):
+    def __init__(self, code):
+        super().__init__("Access Denied")
+        self.code = code
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Three images on a store, and what happens when one of them is opened."""
+    from tests import memory_store
+
+    memory_store.OBJECTS.clear()
+    memory_store.OBJECTS.update({f"mem://bucket/in/{i}.jpg": (b"image", 1) for i in range(3)})
+    real = memory_store.MemoryStore.open
+    errors = {}
+
+    def open_or_fail(self, path, *args):
+        if path in errors:
+            raise errors[path]
+        return real(self, path, *args)
+
+    monkeypatch.setattr(memory_store.MemoryStore, "open", open_or_fail)
+    [unit] = shards.slice_files(shards.find(["mem://bucket/in"]).files, 10)
+    return memory_store, unit, errors
+
+
+def test_what_a_store_refuses_or_lacks_is_a_failure(bucket):
+    store, unit, errors = bucket
+    errors["mem://bucket/in/0.jpg"] = RefusalError(403)
+    del store.OBJECTS["mem://bucket/in/1.jpg"]
+    assert [getattr(row, "error", None) for row in shards.read(unit)] == ["unreadable", "unreadable", None]
+    errors["mem://bucket/in/0.jpg"] = RefusalError(404)
+    assert next(shards.read(unit)).error == "vanished"
+
+
+@pytest.mark.parametrize("error", [RefusalError(503), RefusalError(429), ConnectionError("closed"), TimeoutError()])
+def test_a_store_in_trouble_is_an_error(bucket, error):
+    _, unit, errors = bucket
+    errors["mem://bucket/in/1.jpg"] = error
+    with pytest.raises(FeaturemillError, match=r"cannot read mem://.*1\.jpg: .*see that mem://bucket/in .*it resumes"):
+        list(shards.read(unit))
+
+
+def test_a_store_that_cannot_be_listed_is_an_error(bucket, monkeypatch):
+    store, unit, errors = bucket
+    errors["mem://bucket/in/1.jpg"] = RefusalError(403)
+
+    def refuse(self, prefix):
+        raise RefusalError(403)
+
+    monkeypatch.setattr(store.MemoryStore, "_list", refuse)
+    with pytest.raises(FeaturemillError, match=r"Access Denied; see that mem://bucket/in .*it resumes"):
+        list(shards.read(unit))
+
+
 def test_a_file_over_the_limit_is_a_failure(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_ENCODED_BYTES", 100)
     [unit] = shards.slice_files(listing(tmp_path, [Item("a.jpg", None, b"x" * 101), Item("b.jpg", None, b"y")]), 10)

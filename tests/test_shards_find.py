@@ -92,6 +92,24 @@ def test_more_braces_than_the_library_allows_by_itself(tmp_path):
         find([str(tmp_path / "s{0..9999999}.tar")])
 
 
+def test_braces_longer_than_a_file_name(tmp_path):
+    names = [f"a-shard-with-a-rather-long-name-{i:03}" for i in range(10)]
+    for name in names:
+        write_tar(tmp_path / f"{name}.tar", fake_items(1))
+    assert len(find([f"{tmp_path}/{{{','.join(names)}}}.tar"]).shards) == 10
+
+
+def test_a_link_to_itself_is_accounted_for(tmp_path):
+    make(tmp_path, "a.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    found = find([str(tmp_path)])
+    assert set(files_of(found, tmp_path)) == {"a.jpg", "loop.jpg"}
+    [unit] = shards.slice_files(found.files, 10)
+    assert [getattr(row, "error", None) for row in shards.read(unit)] == [None, "unreadable"]
+    with pytest.raises(FeaturemillError, match=r"no match for .*loop\.jpg"):
+        find([str(tmp_path / "loop.jpg")])
+
+
 def test_what_exists_as_written_wins_over_its_reading_as_a_pattern(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(tmp_path, "a[1].jpg", "a1.jpg", "{x,y}.jpg", "d[2]/b.jpg")

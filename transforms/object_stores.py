@@ -2,7 +2,7 @@
 
 As they come, each `open` makes a client and a connection of its own, and a store that doesn't answer is asked for ten
 minutes (S3: seven times after 5, 10, 20 … 320 s) with a traceback for each try. Beam has no setting for either, so
-`settle` replaces what Beam makes its clients with; its file systems stay as they are.
+`settle` replaces what Beam makes its clients with. Of its file systems it replaces only how they tell the time.
 """
 
 import errno
@@ -10,6 +10,7 @@ import io
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,6 +28,8 @@ _CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 10, 3
 _GCS_SECONDS = 20.0
 # A store that has used up a caller's patience gets no more of it from those who only tidy up after the error.
 _HASTY_SECONDS = 2
+# Answers that say "later": a request took too long, or there were too many.
+_LATER = (408, 429)
 # After an answer broke off in the middle.
 _PAUSES = (0.5, 1.0, 2.0)
 # Of boto3's connections, as many as the readers of a listing have threads, and some for the rest.
@@ -102,7 +105,16 @@ def as_os_error(uri: str, *, is_answered: bool = True) -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, f"not found: {_text(cause)}", uri) from error
         if cause is error and isinstance(error, (OSError, MemoryError)):
             raise
-        raise OSError(_text(cause)) from error
+        wrapped = OSError(_text(cause))
+        wrapped.status = status
+        raise wrapped from error
+
+
+def is_answer(error: OSError) -> bool:
+    """Whether a store said this of the one object (it isn't there, it may not be read), and isn't in trouble itself."""
+    status = getattr(error, "status", None)
+    is_refusal = isinstance(status, int) and 400 <= status < 500 and status not in _LATER
+    return is_refusal or isinstance(error, FileNotFoundError)
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -224,6 +236,8 @@ def settle(scheme: str) -> None:
 
 @cache
 def _settle_once(scheme: str) -> None:
+    # Of a name with "[" in it, which is escaped as "[[]"; it means that.
+    warnings.filterwarnings("ignore", "Possible nested set", FutureWarning, "apache_beam.io.filesystem")
     if scheme == "s3":
         _settle_s3()
     elif scheme == "gs":
@@ -231,6 +245,7 @@ def _settle_once(scheme: str) -> None:
 
 
 def _settle_s3() -> None:
+    from apache_beam.io.aws import s3io
     from apache_beam.io.aws.clients.s3 import boto3_client, messages
 
     class StoreError(messages.S3ClientError, OSError):
@@ -300,6 +315,8 @@ def _settle_s3() -> None:
     boto3_client.Client = Client
     # Beam's own fails where the connection broke off before an answer.
     boto3_client.get_http_error_code = _status
+    # Some stores list milliseconds and answer for one object in whole seconds.
+    s3io.S3IO._updated_to_seconds = staticmethod(lambda updated: float(int(updated.timestamp())))
 
 
 def _status(error: BaseException) -> int | None:
@@ -373,6 +390,8 @@ def _settle_gcs() -> None:
             return _CLIENTS[key][1]
 
     gcsio.create_storage_client = create_storage_client
+    # A part of each file's version; Beam's own is an hour off where this machine has daylight saving time.
+    gcsio.GcsIO._updated_to_seconds = staticmethod(lambda updated: updated.timestamp())
     # They are the default arguments of all that Google's and Beam's clients do, and have no other handle.
     _PATIENCE.policies = [retry.DEFAULT_RETRY, gcsio_retry.DEFAULT_RETRY_WITH_THROTTLING_COUNTER]
     _PATIENCE.is_lost = True

@@ -9,11 +9,11 @@ import glob
 import io
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
-from pathlib import Path
 from stat import S_ISREG
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -29,6 +29,8 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
 _EXTRAS = {"gs": ("gcp", "google.cloud.storage"), "s3": ("aws", "boto3")}
 # Objects appear whole under their names there; other file systems rename.
 _OBJECT_STORES = ("gs", "s3")
+# There is no file of that name: also where links lead round in a circle, or no name may be so long.
+_NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
 
 def is_local(uri: str) -> bool:
@@ -124,10 +126,14 @@ def sync(file: BinaryIO) -> None:
     if not isinstance(file, io.BufferedWriter) or not isinstance(file.raw, io.FileIO):
         return
     file.flush()
+    _flush(file.fileno())
+
+
+def _flush(descriptor: int) -> None:
     try:
-        os.fsync(file.fileno())
+        os.fsync(descriptor)
     except OSError as error:
-        # Some file systems can't; they say so, and nothing is lost by going on.
+        # Some file systems can't, or not for folders; they say so, and nothing is lost by going on.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
 
@@ -145,7 +151,7 @@ def rename(old: str, new: str) -> None:
         os.replace(old, new)
         folder = os.open(os.path.dirname(new), os.O_RDONLY)
         try:
-            os.fsync(folder)
+            _flush(folder)
         finally:
             os.close(folder)
         return
@@ -163,11 +169,12 @@ def replace_folder(new: str, folder: str) -> None:
     """Moves a finished local folder into place, replacing one that is there.
 
     A folder can't replace one that isn't empty: that is moved away just before, and back if the other move fails.
-    Between the two there is none, never half of one.
+    Between the two there is none, never half of one. Where `folder` is a link, what it leads to is replaced.
 
     Raises:
         OSError: The folder couldn't be moved.
     """
+    folder = os.path.realpath(folder)
     old = f"{folder}.{uuid.uuid4().hex}.old"
     if os.path.isdir(folder):
         os.rename(folder, old)
@@ -210,8 +217,10 @@ def delete(uris: Iterable[str]) -> None:
                 os.remove(uri)
     remote = [uri for uri in uris if not is_local(uri)]
     if remote:
+        # Google's file system alone takes what it is to delete for patterns.
+        names = [glob.escape(uri) for uri in remote] if _scheme(remote[0]) == "gs" else remote
         with as_os_error(remote[0]):
-            _remote(remote[0]).delete(remote)
+            _remote(remote[0]).delete(names)
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -219,10 +228,12 @@ def stat(uri: str) -> FileInfo | None:
     if is_local(uri):
         try:
             info = os.stat(uri)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_SUCH_FILE:
+                raise
             return None
         return FileInfo(uri, info.st_size, str(info.st_mtime_ns)) if S_ISREG(info.st_mode) else None
-    found = match(uri)
+    found = match(glob.escape(uri))
     return found[0] if found else None
 
 
@@ -259,16 +270,17 @@ def is_folder(uri: str) -> bool:
     """True for a local folder, or a prefix under which an object store holds something."""
     if is_local(uri):
         return os.path.isdir(uri)
-    return bool(match(join(uri, "**"), limit=1))
+    return bool(match(join(glob.escape(uri), "**"), limit=1))
 
 
 def walk(folder: str) -> Iterator[FileInfo]:
     """Yields every file below a folder, in no particular order.
 
-    Local symbolic links are followed to files only. One that leads nowhere is yielded too, so that it is accounted for.
+    Local symbolic links are followed to files only. One that leads nowhere, or to itself, is yielded too, so that it is
+    accounted for.
     """
     if not is_local(folder):
-        yield from match(join(folder, "**"))
+        yield from match(join(glob.escape(folder), "**"))
         return
     for root, _, names in os.walk(folder, onerror=_raise):
         yield from _infos(root, names)
@@ -291,18 +303,20 @@ def _raise(error: OSError) -> None:
 def list_folder(folder: str) -> set[str]:
     """Returns the names of the files directly in a folder; none if it isn't there. One listing, no request per file."""
     if not is_local(folder):
-        return {info.uri.rsplit("/", 1)[-1] for info in match(join(folder, "*"))}
+        return {info.uri.rsplit("/", 1)[-1] for info in match(join(glob.escape(folder), "*"))}
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            # Beyond links by path: of one that leads to itself the entry raises an error.
+            return {e.name for e in entries if e.is_file(follow_symlinks=False) or os.path.isfile(e.path)}
     except (FileNotFoundError, NotADirectoryError):
         return set()
 
 
 def list_infos(folder: str) -> list[FileInfo]:
-    """Returns the files directly in a folder as `walk` yields them; none if it isn't there."""
+    """Returns the files directly in a folder as `walk` yields them; none if it isn't there. `""` is the root."""
     if not is_local(folder):
-        return match(join(folder, "*"))
+        return match(join(glob.escape(folder), "*"))
+    folder = folder or "/"
     try:
         return list(_infos(folder, os.listdir(folder)))
     except (FileNotFoundError, NotADirectoryError):
@@ -310,11 +324,10 @@ def list_infos(folder: str) -> list[FileInfo]:
 
 
 def remove_tree(folder: str) -> None:
-    """Removes a folder of ours and what is in it."""
-    delete(info.uri for info in list(walk(folder)))
-    if is_local(folder):
-        for root, folders, _ in os.walk(folder, topdown=False):
-            for name in folders:
-                Path(root, name).rmdir()
-        with suppress(FileNotFoundError):
-            os.rmdir(folder)
+    """Removes a folder of ours and what is in it, if it is there; where it is a link, only the link."""
+    if not is_local(folder):
+        delete(info.uri for info in list(walk(folder)))
+    elif os.path.islink(folder):
+        os.remove(folder)
+    elif os.path.isdir(folder):
+        shutil.rmtree(folder)

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 
 from transforms import storage
+from transforms.object_stores import is_answer
 from transforms.records import EncodedImage, Failure, FeaturemillError, FileInfo, ListedFile, Shard, Unit
 from transforms.shards.names import clean
 from transforms.shards.stream import MAX_ENCODED_BYTES
@@ -63,7 +64,8 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
     """Yields the files of a unit, in order; one that has vanished or can't be read is a failure.
 
     Raises:
-        FeaturemillError: The folder of the listing can't be reached any more, or the machine runs out of file handles.
+        FeaturemillError: The folder of the listing can't be reached any more, a store is in trouble, or the machine
+            runs out of file handles.
     """
     files = deque(unit.files)
     waiting: deque[tuple[ListedFile, Future]] = deque()
@@ -94,11 +96,13 @@ def _row(shard: Shard, listed: ListedFile, future: "Future[bytes]") -> EncodedIm
     try:
         data = future.result()
     except OSError as error:
-        if error.errno in _OUT_OF_RESOURCES or not storage.is_folder(shard.file.uri):
-            raise FeaturemillError(
-                f"cannot read {key}: {clean(storage.one_line(error))}; bring its folder {clean(shard.file.uri)} back "
-                "(or free the machine's resources) and run the same command again: it resumes"
-            ) from error
+        if not _is_files_own(error, shard.file.uri, uri):
+            folder = clean(shard.file.uri)
+            cure = f"bring its folder {folder} back (or free the machine's resources)"
+            if not storage.is_local(uri):
+                cure = f"see that {folder} can be reached"
+            message = f"cannot read {key}: {clean(storage.one_line(error))}; {cure}"
+            raise FeaturemillError(f"{message} and run the same command again: it resumes") from error
         reason = "vanished" if isinstance(error, FileNotFoundError) or error.errno == errno.ENOENT else "unreadable"
         message = f"cannot read {key}: {clean(storage.one_line(error))}"
     else:
@@ -106,3 +110,15 @@ def _row(shard: Shard, listed: ListedFile, future: "Future[bytes]") -> EncodedIm
             return EncodedImage(key, listed.label, key, 0, data)
         reason, message = "too large", f"{key} has over {MAX_ENCODED_BYTES} bytes, the most that is read"
     return Failure(key, listed.label, key, 0, "read", reason, message)
+
+
+def _is_files_own(error: OSError, folder: str, uri: str) -> bool:
+    """Whether it is only this file that can't be read; with the machine or a store in trouble, good images can't be."""
+    if error.errno in _OUT_OF_RESOURCES:
+        return False
+    try:
+        # Stores other than S3 and Google's don't say that a file isn't there; they are asked.
+        is_own = storage.is_local(uri) or is_answer(error) or storage.stat(uri) is None
+        return is_own and storage.is_folder(folder)
+    except FeaturemillError:
+        return False
