@@ -187,7 +187,7 @@ def failures_by_reason(output: str, reports: Iterable[UnitReport]) -> Counter[st
     with ThreadPoolExecutor(16) as pool:
         for part in pool.map(count, [report.unit_id for report in reports if report.rows_failed]):
             total.update(part)
-    return Counter(dict(total.most_common()))
+    return Counter(dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Only click is imported at the top, so that `--help` is instant.
 """
 
+import errno
 import json
 import os
 import re
@@ -26,6 +27,14 @@ from pipeline.cli_options import (
 EXIT_INTERRUPTED = 130
 # Commands that commit as they go; the others write at their end.
 _RESUMED = (["extract"], ["predict"], ["compact"])
+# Of what the system itself says where no module has said it better.
+_CURES = {
+    errno.EACCES: "mend the permissions",
+    errno.EPERM: "mend the permissions",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -229,6 +238,9 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
         return EXIT_INTERRUPTED, f"interrupted; {kept if args[:1] in _RESUMED else 'what was written is whole'}"
     if isinstance(error, FeaturemillError):
         return (2 if isinstance(error, UsageError) else 1), str(error)
+    cure = _CURES.get(error.errno) if isinstance(error, OSError) else None
+    if cure:
+        return 1, f"{' '.join(str(error).split())}; {cure}"
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())}; run with --debug for the traceback"
 
 

@@ -89,7 +89,7 @@ def run(
             raise UsageError(f"Beam's options: {storage.one_line(error)}") from error
     found = shards.find(options.inputs, options.fields, output=options.output)
     weights = weights or options.load_weights()
-    with locked(options.output, alone=False):
+    with locked(options.output, alone=options.overwrite):
         return _extract(options, found, weights, load=load, say=say, quiet=quiet)
 
 

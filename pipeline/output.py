@@ -34,7 +34,8 @@ def locked(output: str, *, alone: bool) -> Iterator[None]:
 
     Args:
         output: OUT.
-        alone: For a compaction, which takes parts away that an extract may count on; extracts don't mind each other.
+        alone: For who takes parts away that an extract may count on, a compaction or --overwrite; else extracts don't
+            mind each other.
 
     Raises:
         FeaturemillError: Another process is at work there.
@@ -49,8 +50,8 @@ def locked(output: str, *, alone: bool) -> Iterator[None]:
         try:
             fcntl.flock(folder, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            what = "in use by an extract or another compact" if alone else "being compacted by another process"
-            raise FeaturemillError(f"{output} is {what}; wait for it to end, and run the command again") from error
+            what = "in use by another command" if alone else "being compacted or overwritten by another command"
+            raise FeaturemillError(f"{output} is {what}; wait for that to end, and run this one again") from error
         except OSError:
             # Some network file systems have no locks; there, as on stores, only the manifest is compared.
             pass

@@ -15,6 +15,7 @@ from pipeline.cli import run_cli
 from pipeline.plan import readable
 from pipeline.samples import draw_items, write_tar
 from tests.fakes import WEIGHTS, load_fake
+from tests.pages_data import clusters, write_out
 from transforms.engines import choose
 from transforms.features import SCHEMA_VERSION
 
@@ -146,6 +147,38 @@ def test_a_manifest_whose_spec_is_broken_exits_1(tmp_path, capsys, spec):
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert run_cli(["inspect", str(tmp_path)]) == 1
     assert "its spec is not one of featuremill" in capsys.readouterr().err
+
+
+def without_override(*args):
+    """Runs featuremill without root's right to read and write what it has no permission for."""
+    import os
+
+    less = "-dac_override,-dac_read_search"
+    prefix = [] if os.geteuid() else ["setpriv", "--bounding-set", less, "--inh-caps", less]
+    command = [*prefix, sys.executable, "-m", "pipeline.cli", *map(str, args)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("name", ["features", "manifest.json"])
+def test_what_may_not_be_read_gets_its_cure(tmp_path, name):
+    write_out(tmp_path / "out", clusters(20)[0])
+    (tmp_path / "out" / name).chmod(0)
+    try:
+        done = without_override("inspect", tmp_path / "out")
+    finally:
+        (tmp_path / "out" / name).chmod(0o755)
+    assert done.returncode == 1
+    [line] = done.stderr.splitlines()
+    assert "Permission denied" in line
+    assert line.endswith("; mend the permissions")
+
+
+def test_a_full_standard_output_gets_its_cure():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "pipeline.cli", "describe", "vgg16"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("; make room")
 
 
 def test_describe(capsys):

@@ -356,14 +356,44 @@ def test_only_a_complete_output(copy, tmp_path):
         compact(str(copy))
 
 
+def test_a_lost_part_is_told(copy):
+    lost = sorted((copy / "features").iterdir())[0]
+    count = pq.read_metadata(lost).num_rows
+    lost.unlink()
+    with pytest.raises(FeaturemillError, match=r"holds \d+ units, but its manifest says \d+: a part is missing; run"):
+        compact(str(copy))
+    if count:
+        with pytest.raises(
+            FeaturemillError, match=r"holds \d+ rows, but its manifest says \d+: a part is missing; run"
+        ):
+            open_features(str(copy))
+    assert inspect(str(copy)).problems
+    (copy / "manifest.json").write_text((copy / "manifest.json").read_text().replace('"complete"', '"running"'))
+    assert not open_features(str(copy)).complete
+
+
+def test_an_extract_that_began_meanwhile_is_no_loss(copy, monkeypatch):
+    from transforms import features
+
+    sorted((copy / "features").iterdir())[0].unlink()
+    real = features.read_footers
+
+    def began(parts):
+        (copy / "manifest.json").write_text((copy / "manifest.json").read_text().replace('"complete"', '"running"'))
+        return real(parts)
+
+    monkeypatch.setattr(features, "read_footers", began)
+    assert not open_features(str(copy)).complete
+
+
 def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
     rows = te.rows(copy)
     real = merging._rows_in_order
 
     def meanwhile(*args):
-        with pytest.raises(FeaturemillError, match="in use by an extract or another compact"):
+        with pytest.raises(FeaturemillError, match="in use by another command"):
             compact(str(copy))
-        with pytest.raises(FeaturemillError, match="is being compacted by another process"):
+        with pytest.raises(FeaturemillError, match="is being compacted or overwritten by another command"):
             te.extract(made / "in", copy)
         # As an extract on another machine does.
         books.write_manifest(str(copy), {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
@@ -378,8 +408,10 @@ def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
 
 def test_extract_keeps_compactions_away(made, copy, monkeypatch):
     def meanwhile(*_, **__):
-        with pytest.raises(FeaturemillError, match="in use by an extract or another compact"):
+        with pytest.raises(FeaturemillError, match="in use by another command"):
             compact(str(copy))
+        with pytest.raises(FeaturemillError, match="in use by another command"):
+            te.extract(made / "in", copy, overwrite=True)
         raise KeyboardInterrupt
 
     monkeypatch.setattr("pipeline.extract.make_plan", meanwhile)

@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,6 +19,8 @@ from pipeline.sql import Answer, sql, write_answer_csv, write_answer_json
 from tests.fakes import WEIGHTS, load_fake
 from tests.pages_data import clusters, write_out
 from transforms.features import open_features
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +83,22 @@ def test_a_type_that_parquet_lacks_is_said(made, tmp_path, capsys):
     assert "interval" in line
     assert line.endswith("leave that column out, or cast it")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["SELECT count(*) FROM range(10000000000000)", "SELECT * FROM range(10000000000000)"])
+def test_ctrl_c_ends_a_query(made, text):
+    script = (
+        "import os, signal, sys, threading\n"
+        "from pipeline.cli import run_cli\n"
+        "import pipeline.sql, duckdb, pyarrow.dataset\n"
+        "threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
+        "sys.exit(run_cli(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", script, "sql", str(made / "out"), text, "--csv"]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_no_rows_have_columns_all_the_same(made, capsys):

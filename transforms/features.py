@@ -223,11 +223,15 @@ def vector_bytes(schema: "pa.Schema", columns: Sequence[str]) -> int:
     return sum(k.list_size * k.value_type.bit_width // 8 for k in kinds if pa.types.is_fixed_size_list(k))
 
 
-def open_features(output: str) -> Features:
+def open_features(output: str, *, whole: bool = True) -> Features:
     """Opens the features in a folder that `featuremill extract` wrote.
 
+    Args:
+        output: OUT.
+        whole: Refuse an OUT that is complete by its manifest and has lost parts since.
+
     Raises:
-        FeaturemillError: No features there, or a part whose fingerprint is not the manifest's.
+        FeaturemillError: No features there, a part whose fingerprint is not the manifest's, or a part is missing.
     """
     output = storage.absolute(output)
     manifest = read_manifest(output)
@@ -241,7 +245,16 @@ def open_features(output: str) -> Features:
                 f"{manifest['fingerprint'][:12]}; it was written with other settings: move it elsewhere"
             )
         rows += footer.rows_embedded
-    return Features(output, spec, manifest["fingerprint"], manifest["status"] == "complete", tuple(parts), rows)
+    complete = manifest["status"] == "complete"
+    if complete and whole and rows != manifest["totals"]["rows_embedded"]:
+        # An extract that began since is no loss.
+        complete = read_manifest(output) == manifest
+        if complete:
+            raise FeaturemillError(
+                f"{output} holds {rows:,} rows, but its manifest says {manifest['totals']['rows_embedded']:,}: "
+                "a part is missing; run the same extract command again, or see featuremill inspect"
+            )
+    return Features(output, spec, manifest["fingerprint"], complete, tuple(parts), rows)
 
 
 def choose_feature(features: Features, name: str | None) -> str:
@@ -267,6 +280,8 @@ def read_manifest(output: str) -> dict[str, Any]:
     try:
         manifest = json.loads(storage.read_bytes(uri))
     except OSError as error:
+        if isinstance(error, PermissionError):
+            raise FeaturemillError(f"{uri} can't be read ({storage.one_line(error)}); mend the permissions") from error
         raise FeaturemillError(
             f"{output} holds no features: can't read manifest.json ({storage.one_line(error)}); "
             "pass the folder that featuremill extract wrote to"
