@@ -42,7 +42,7 @@ def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) ->
 
     read = [given["output"], *given["images"], *given["vectors"], given["weights"]]
     # A dash is standard input.
-    check_targets([name for name in read if name not in (None, "-")], parquet, page)
+    check_targets([name for name in read if name not in (None, "-")], parquet=parquet, page=page)
     found = module.query(module.QueryOptions(**given))
     writers = ((parquet, module.write_found), (page, write_query_page))
     return _hand_out(found, writers, as_json, module.found_json, module.found_text)
@@ -67,7 +67,7 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
 
     if as_json + as_csv + (parquet is not None) > 1:
         raise click.UsageError("give one of --json, --csv and --output")
-    check_targets([output], parquet)
+    check_targets([output], parquet=parquet)
     with module.sql(output, text) as answer:
         if not answer.complete:
             click.echo("note     the run is not finished: these are its rows so far", err=True)
@@ -96,7 +96,7 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
     from pipeline import duplicates as module
     from pipeline.targets import check_targets
 
-    check_targets([output], parquet, page)
+    check_targets([output], parquet=parquet, page=page)
     found = module.duplicates(output, **given)
     writers = ((parquet, module.write_duplicates), (page, module.write_duplicates_page))
     return _hand_out(found, writers, as_json, module.duplicates_json, module.duplicates_text)
@@ -118,7 +118,7 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
     from pipeline import outliers as module
     from pipeline.targets import check_targets
 
-    check_targets([output], parquet, page)
+    check_targets([output], parquet=parquet, page=page)
     found = module.outliers(output, **given)
     writers = ((parquet, module.write_outliers), (page, module.write_outliers_page))
     return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)

@@ -74,9 +74,11 @@ def compact(
     with locked(output, alone=True):
         before = _tidy(output)
         bytes_before = _stored_bytes(output, before)
-        groups = _groups(_read_facts(output, before), target_bytes)
+        facts = _read_facts(output, before)
+        _check_whole(output, facts, manifest)
+        groups = _groups(facts, target_bytes)
         for number, group in enumerate(groups, 1):
-            names = [facts.name for facts in group]
+            names = [part.name for part in group]
             merged = merge_parts(output, names, before_commit=lambda: _check_unchanged(output, manifest))
             # Once more: an extract that began since may have taken the merged part apart again.
             _check_unchanged(output, manifest)
@@ -105,6 +107,15 @@ def _complete_manifest(output: str) -> dict[str, Any]:
             f"{output} is not finished (status {manifest['status']}); finish it with the same extract command first"
         )
     return manifest
+
+
+def _check_whole(output: str, parts: list[PartFacts], manifest: dict[str, Any]) -> None:
+    units = sum(facts.units for facts in parts)
+    if units != manifest["totals"]["units"]:
+        raise FeaturemillError(
+            f"{output} holds {counted(units, 'unit')}, but its manifest says {manifest['totals']['units']:,}: "
+            "a part is missing; run the same extract command again"
+        )
 
 
 def _check_unchanged(output: str, manifest: dict[str, Any]) -> None:
@@ -166,7 +177,7 @@ def compact_text(summary: CompactSummary) -> str:
     """Returns the summary for people."""
     s = summary
     if not s.merged:
-        what = f"no two parts fit into one of {size_text(s.target_bytes)}"
+        what = f"no two parts fit into one of {size_text(s.target_bytes)}" if s.parts_before > 1 else "that takes two"
         return f"{readable(s.output)}: nothing to merge, {counted(s.parts_before, 'part')}: {what}"
     sizes = f", {size_text(s.bytes_before)} → {size_text(s.bytes_after)}" if s.bytes_after else ""
     return (

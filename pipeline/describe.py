@@ -1,19 +1,18 @@
 """What a backbone is made of: the table that `featuremill describe` prints, and a drawing of it. No Keras."""
 
-import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from pipeline.targets import check_targets
 from transforms.backbone import TOP_IMAGE_SIZES, LayerInfo, describe, layers
-from transforms.records import FeaturemillError, UsageError
+from transforms.records import FeaturemillError
 from transforms.storage import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _HEADER = ("name", "output shape", "parameters", "MACs", "tap bytes")
-_ENDINGS = (".png", ".svg")
 _COLOURS = {"conv": "#4c78a8", "pool": "#e45756", "flatten": "#9d9d9d", "dense": "#59a14f"}
 _MEANINGS = {
     "conv": "convolution 3×3 + ReLU",
@@ -83,11 +82,10 @@ def plot(backbone: str, path: str, *, include_top: bool = False, image_size: int
         image_size: Pixels on a side.
 
     Raises:
-        UsageError: Another ending, no such backbone, or an image size below 32.
+        UsageError: Another ending, no such folder or backbone, or an image size below 32.
         FeaturemillError: The file can't be written.
     """
-    if os.path.splitext(path)[1].lower() not in _ENDINGS:
-        raise UsageError(f"cannot draw to {path}: its ending has to be {' or '.join(_ENDINGS)}")
+    check_targets([], plot=path)
     infos = describe(layers(backbone, include_top=include_top), image_size)
     # Not pyplot: a figure of its own needs no display and leaves no state behind.
     from matplotlib.figure import Figure

@@ -147,13 +147,18 @@ def _rows_of(found: Duplicates, groups: Sequence[Group]) -> dict[int, StoredRow]
     return {row.row: row for row in read_rows(found.table, numbers)}
 
 
-def _rarest_first(table: Table, group: Group) -> tuple[list[int], Counter]:
-    """Returns a group's rows, those with the rarest labels first, and how often it has each label."""
+def _in_turn(table: Table, group: Group) -> tuple[list[int], Counter]:
+    """Returns a group's rows, a row of each label in turn, the rarest label first, and how often it has each."""
     labels = table.labels.take(list(group.rows)).to_pylist()
     counts = Counter(label for label in labels if label is not None)
-    # Those without a label last.
-    order = sorted(range(len(labels)), key=lambda i: (counts.get(labels[i], len(labels) + 1), i))
-    return [group.rows[i] for i in order], counts
+    seen: Counter[str | None] = Counter()
+    places = []
+    for number, label in enumerate(labels):
+        # Those without a label last.
+        turn = seen[label] if label is not None else len(labels)
+        places.append((turn, counts[label], label or "", number))
+        seen[label] += 1
+    return [group.rows[number] for *_, number in sorted(places)], counts
 
 
 def duplicates_json(found: Duplicates) -> dict[str, Any]:
@@ -182,7 +187,7 @@ def duplicates_text(found: Duplicates) -> str:
     """Returns the groups for people; of many, the first."""
     lines = []
     for number, group in enumerate(found.groups[:SHOWN_GROUPS], 1):
-        numbers, _ = _rarest_first(found.table, group)
+        numbers, _ = _in_turn(found.table, group)
         rows = read_rows(found.table, numbers[:SHOWN_ROWS])
         lines.append(f"group {number}: {_what(group)}")
         lines.append(text_table(("label", "key"), [(row.label, row.key) for row in rows]))
@@ -249,7 +254,7 @@ def write_duplicates_page(found: Duplicates, path: str) -> None:
         FeaturemillError: It can't be written there.
     """
     shown = found.groups[:PAGE_GROUPS]
-    orders = [_rarest_first(found.table, group) for group in shown]
+    orders = [_in_turn(found.table, group) for group in shown]
     numbers = [row for order, _ in orders for row in order[:PAGE_TILES]]
     rows = {row.row: row for row in read_rows(found.table, numbers)}
     images = thumbnails(found.table.location, rows.values())
@@ -261,7 +266,8 @@ def write_duplicates_page(found: Duplicates, path: str) -> None:
             row_tile(rows[row], images, str(place), marked=counts.get(rows[row].label, most) < most)
             for place, row in enumerate(order[:PAGE_TILES], 1)
         ]
-        more = f"{PAGE_TILES} of them, those with the rarest labels first." if len(order) > PAGE_TILES else ""
+        more = f"{PAGE_TILES} of them" if len(order) > PAGE_TILES else ""
+        more += ", one of each label in turn, the rarest label first" if more and group.labels > 1 else ""
         sections.append(Section(f"Group {number}: {_what(group)}", more, tuple(tiles)))
     note = f"the first {PAGE_GROUPS} groups are shown" if len(found.groups) > PAGE_GROUPS else "all groups are shown"
     write_sheet(

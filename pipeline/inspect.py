@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import books
+from pipeline import books, predict_output
 from pipeline.output import failed_ids
 from pipeline.plan import readable, torn_shards
 from pipeline.wording import counted, size_text
@@ -50,7 +50,7 @@ class Inspection:
         vectors: {feature: statistics}.
         repeats: Keys and contents seen more than once.
         stored_bytes: Bytes of the parts.
-        problems: Where parts, footers and manifest disagree, a line each; empty if all is well.
+        disagreements: Where parts, footers and manifest disagree, a line each.
     """
 
     output: str
@@ -63,7 +63,19 @@ class Inspection:
     vectors: dict[str, VectorStatistics]
     repeats: books.Repeats | None
     stored_bytes: int
-    problems: tuple[str, ...]
+    disagreements: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        """False after Ctrl-C or a kill: then parts may be missing, and those that are there may agree all the same."""
+        return self.manifest["status"] == "complete"
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """The disagreements, and that the run is not finished; empty if all is well."""
+        status = self.manifest["status"]
+        unfinished = f"the last run did not finish (status {status}): run the same extract command again"
+        return self.disagreements if self.finished else (*self.disagreements, unfinished)
 
     @property
     def totals(self) -> books.Totals:
@@ -78,11 +90,12 @@ def inspect(output: str) -> Inspection:
         FeaturemillError: There are no features in that folder.
     """
     output = storage.absolute(output)
+    _refuse_predictions(output)
     manifest = read_manifest(output)
     problems, reports = _check(output, manifest)
     if any(problem.startswith("unreadable") for problem in problems):
         raise FeaturemillError(f"{output}: {'; '.join(problems)}")
-    features = open_features(output)
+    features = open_features(output, whole=False)
     listed = failed_ids(output)
     labels: Counter[str | None] = Counter()
     sums = {name: _VectorSums() for name in features.names}
@@ -101,8 +114,18 @@ def inspect(output: str) -> Inspection:
         vectors={name: total.statistics() for name, total in sums.items()},
         repeats=books.find_repeats(features),
         stored_bytes=books.stored_bytes(output, [report.unit_id for report in reports]),
-        problems=tuple(problems + _check_rows(features, labels)),
+        disagreements=tuple(problems + _check_rows(features, labels)),
     )
+
+
+def _refuse_predictions(output: str) -> None:
+    try:
+        predictions = predict_output.read_predictions(output)
+    except FeaturemillError:
+        return
+    if predictions:
+        cure = "pass the folder that featuremill extract wrote to"
+        raise FeaturemillError(f"{output} holds predictions of featuremill predict, not features; {cure}")
 
 
 def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitReport]]:
@@ -126,9 +149,7 @@ def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitR
             continue
         reports += footer.reports
         problems += _check_part(output, name, footer, manifest=manifest, listed=listed)
-    if manifest["status"] != "complete":
-        problems.append(f"the last run did not finish (status {manifest['status']}); run featuremill extract again")
-    else:
+    if manifest["status"] == "complete":
         problems += _check_totals(output, reports, manifest)
     if FeatureSpec.from_json(json.dumps(manifest["spec"])).fingerprint != manifest["fingerprint"]:
         problems.append("manifest.json: its fingerprint is not that of its spec")
@@ -222,12 +243,14 @@ class _VectorSums:
 
 
 def inspection_json(inspection: Inspection) -> dict[str, Any]:
-    """Returns the inspection for programs; a missing label is the key `null`."""
-    labels = {"null" if label is None else label: count for label, count in inspection.labels.items()}
+    """Returns the inspection for programs; `labels` are the classes, `unlabelled` counts the rows without a label."""
+    labels = {label: count for label, count in inspection.labels.items() if label is not None}
     # The reports are in units.parquet, and may be a million.
     values = asdict(replace(inspection, reports=()))
     del values["reports"]
-    return {**values, "totals": asdict(inspection.totals), "labels": labels}
+    unlabelled = inspection.labels.get(None, 0)
+    totals = asdict(inspection.totals)
+    return {**values, "problems": inspection.problems, "totals": totals, "labels": labels, "unlabelled": unlabelled}
 
 
 def inspection_text(inspection: Inspection) -> str:
@@ -249,19 +272,26 @@ def inspection_text(inspection: Inspection) -> str:
         "failures     " + (", ".join(f"{n} × {reason}" for reason, n in inspection.failures.items()) or "none"),
         f"labels       {_label_text(inspection.labels)}",
     ]
-    for name, v in inspection.vectors.items():
-        lines.append(
-            f"{name:12} {v.rows} × {v.size}, norm {v.norm_min:.4g} to {v.norm_max:.4g} (mean {v.norm_mean:.4g}), "
-            f"{v.zero_share:.1%} zeros, {counted(v.zero_rows, 'zero row')}, {v.nan_count} NaN"
-        )
+    lines += [_vector_line(name, v) for name, v in inspection.vectors.items() if v.rows]
     lines += _repeat_lines(inspection.repeats)
-    lines += [f"PROBLEM      {problem}" for problem in inspection.problems]
-    return "\n".join([*lines, "parts, footers and manifest agree" if not inspection.problems else "the books disagree"])
+    lines += [f"PROBLEM      {problem}" for problem in inspection.disagreements]
+    if not inspection.finished:
+        lines.append(inspection.problems[-1])
+    if inspection.disagreements or inspection.finished:
+        lines.append("the books disagree" if inspection.disagreements else "parts, footers and manifest agree")
+    return "\n".join(lines)
+
+
+def _vector_line(name: str, v: VectorStatistics) -> str:
+    return (
+        f"{name:12} {v.rows} × {v.size}, norm {v.norm_min:.4g} to {v.norm_max:.4g} (mean {v.norm_mean:.4g}), "
+        f"{v.zero_share:.1%} zeros, {counted(v.zero_rows, 'zero row')}, {v.nan_count} NaN"
+    )
 
 
 def _label_text(labels: dict[str | None, int]) -> str:
     shown = [f"{'(none)' if label is None else short(label)} {count}" for label, count in list(labels.items())[:20]]
-    return ", ".join(shown) + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
+    return (", ".join(shown) or "none") + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
 
 
 def _repeat_lines(repeats: books.Repeats | None) -> list[str]:

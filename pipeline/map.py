@@ -64,7 +64,8 @@ class MapOptions:
         if self.color is not None and self.color not in valid:
             more = "; pass --predictions PRED" if self.color in COLUMNS else nearest(self.color, valid)
             raise UsageError(f"--color {self.color!r} is no column to colour by{more}")
-        check_targets([self.output, *filter(None, [self.predictions])], self.page, self.coordinates)
+        read = [self.output, *filter(None, [self.predictions])]
+        check_targets(read, parquet=self.coordinates, page=self.page)
 
 
 @dataclass(frozen=True)

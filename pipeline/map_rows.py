@@ -45,7 +45,8 @@ def read_map_rows(features: Features, name: str, *, limit: int) -> MapRows:
     import pyarrow as pa
 
     if not features.rows:
-        raise FeaturemillError(f"{features.output} holds no rows, so there is nothing to map; see its failures")
+        why = "see its failures" if features.complete else "the run is not finished: run the same extract command again"
+        raise FeaturemillError(f"{features.output} holds no rows, so there is nothing to map; {why}")
     numbers = np.unique(np.linspace(0, features.rows - 1, min(limit, features.rows)).astype(np.int64))
     facts, vectors, first, filled = [], None, 0, 0
     for batch in features.batches([*ROW_COLUMNS, name]):

@@ -1,6 +1,7 @@
 """What is asked for by `query`: images, keys of stored rows, and vectors, each as a vector like the stored ones."""
 
 import io
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pipeline.pages import tame
+from pipeline.verify import stored_source
 from transforms import storage
 from transforms.engines import Engine, load_stored_engine
 from transforms.features import FeatureSpec
@@ -19,13 +21,14 @@ from transforms.records import FeaturemillError
 from transforms.sandbox import nearest_texts
 from transforms.shards.names import clean
 from transforms.stored_rows import read_vectors
-from transforms.weights import source_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # More than that isn't a file of query vectors.
 _MOST_BYTES = 2**30
+# Of what numpy.save and numpy.savez write.
+_MAGIC = (b"\x93NUMPY", b"PK\x03\x04")
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def read_queries(
             _embed(
                 queries,
                 table,
-                load or (lambda spec: load_stored_engine(engine, spec, weights or source_of(table.weights))),
+                load or (lambda spec: load_stored_engine(engine, spec, stored_source(weights, table.weights))),
             )
         )
     if keys:
@@ -100,7 +103,7 @@ def find_keys(table: Table, keys: Sequence[str]) -> list[int]:
     """Returns the row of each key; where a key repeats, the first one.
 
     Raises:
-        FeaturemillError: A key that isn't there, with those most like it.
+        FeaturemillError: A key that isn't there, with those like it.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -112,8 +115,15 @@ def find_keys(table: Table, keys: Sequence[str]) -> list[int]:
     for key in asked:
         if key not in rows:
             near = " or ".join(map(tame, nearest_texts(table.keys, key)))
-            raise FeaturemillError(f"{table.location} has no key {tame(key)}; did you mean {near}?")
+            cure = f"did you mean {near}?" if near else _key_cure(table)
+            raise FeaturemillError(f"{table.location} has no key {tame(key)}; {cure}")
     return [rows[key] for key in asked]
+
+
+def _key_cure(table: Table) -> str:
+    if table.spec is None:
+        return f"its keys are like {tame(table.keys[0].as_py())}"
+    return f'featuremill sql {shlex.quote(table.location)} "SELECT key FROM features" lists them'
 
 
 def _read_image(path: str) -> Query:
@@ -153,6 +163,10 @@ def _read_matrix(path: str, table: Table) -> np.ndarray:
     """Returns n×D float64 of a `.npy` file."""
     try:
         data = sys.stdin.buffer.read(_MOST_BYTES) if path == "-" else storage.read_bytes(storage.absolute(path))
+        if not data.startswith(_MAGIC):
+            raise FeaturemillError(
+                f"cannot read {clean(path)}: it is no .npy file; --vector takes what numpy.save wrote, --image an image"
+            )
         matrix = np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
         raise FeaturemillError(

@@ -63,9 +63,9 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
     Raises:
         FeaturemillError: OUT holds no features or unreadable ones, or the page can't be written.
     """
-    check_targets([output], page)
+    check_targets([output], page=page)
     inspection = inspect(output)
-    features = open_features(output)
+    features = open_features(output, whole=False)
     name = choose_feature(features, feature)
     rows = gather_rows(features, name)
     text = run_report_html(inspection, rows, mapped=name)
@@ -132,7 +132,8 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
         title=f"Run {tame(readable(inspection.output))}",
         headline=f"Read {totals.rows_read:,} = embedded {totals.rows_embedded:,} + failed {totals.rows_failed:,}",
         facts=_facts(inspection, totals),
-        problems=inspection.problems,
+        disagreements=inspection.disagreements,
+        finished=inspection.finished,
         failures=_failures(inspection),
         stages=_stages(totals),
         slowest=sorted(reports, key=_rate)[:_SLOWEST] if len(reports) > _SLOWEST else [],
@@ -142,7 +143,7 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
         most_rows=max(inspection.labels.values(), default=0),
         rows=inspection.rows,
         sizes=_sizes(rows.sizes),
-        vectors=inspection.vectors,
+        vectors={name: v for name, v in inspection.vectors.items() if v.rows},
         repeats=inspection.repeats,
         spec={"features": " ".join(named), **spec, "fingerprint": inspection.manifest["fingerprint"]},
         versions={name: version for name, version in inspection.manifest.get("versions", {}).items() if version},

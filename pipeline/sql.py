@@ -1,12 +1,11 @@
 """SQL over an OUT: one query on the views `features`, `failures` and `units`, in a sandbox."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TextIO
 
 from pipeline.books import read_units
 from pipeline.query_tables import as_json, text_table, write_csv, write_parquet
@@ -15,14 +14,12 @@ from transforms.features import Features, open_features, part_schema
 from transforms.listing import read_footers
 from transforms.parts import failures_schema, failures_uri
 from transforms.records import FeaturemillError, UnitReport
-from transforms.sandbox import check_query, explained, sandbox
+from transforms.sandbox import check_query, explained, interruptibly, sandbox
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-_T = TypeVar("_T")
 # More rows than that are for --csv, --json or --output.
 SHOWN_ROWS = 200
 _BATCH_ROWS = 16_384
@@ -76,19 +73,8 @@ def sql(output: str, text: str) -> Iterator[Answer]:
         raise FeaturemillError(f"{output}: sql reads folders on this machine; copy OUT here first")
     features = open_features(output)
     with sandbox(_views(features)) as database, explained("SQL"):
-        reader = _interruptibly(database, lambda: database.sql(text).to_arrow_reader(_BATCH_ROWS))
+        reader = interruptibly(database, lambda: database.sql(text).to_arrow_reader(_BATCH_ROWS))
         yield Answer(reader.schema, _explained_batches(database, reader), features.complete)
-
-
-def _interruptibly(database: "duckdb.DuckDBPyConnection", ask: Callable[[], _T]) -> _T:
-    """Returns what DuckDB is asked for, in a thread: in the main one it hears of Ctrl-C when it is done."""
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(ask)
-        try:
-            return asked.result()
-        except KeyboardInterrupt:
-            database.interrupt()
-            raise
 
 
 def _values(name: str, column: "pa.Array") -> list:
@@ -101,13 +87,11 @@ def _values(name: str, column: "pa.Array") -> list:
         ) from error
 
 
-def _explained_batches(
-    database: "duckdb.DuckDBPyConnection", reader: "pa.RecordBatchReader"
-) -> "Iterator[pa.RecordBatch]":
+def _explained_batches(database: Any, reader: "pa.RecordBatchReader") -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
 
     try:
-        while (batch := _interruptibly(database, lambda: next(reader, None))) is not None:
+        while (batch := interruptibly(database, lambda: next(reader, None))) is not None:
             yield batch
     except (OSError, pa.ArrowException) as error:
         message = str(error).split("\n\nLINE ", 1)[0]

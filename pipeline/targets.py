@@ -13,36 +13,40 @@ _FILES = {*OUTPUT_FILES, *predict_output.FILES}
 _FOLDERS = {*OUTPUT_FOLDERS, *predict_output.FOLDERS}
 
 
-def check_targets(sources: Sequence[str], *paths: str | None) -> None:
-    """Checks that files can be written here, and that none is one that is read, an OUT's own or another target.
+def check_targets(
+    sources: Sequence[str], *, parquet: str | None = None, page: str | None = None, plot: str | None = None
+) -> None:
+    """Checks that files can be written here, and that none is one that is read or an OUT's own.
 
-    A page may lie in OUT.
+    A page may lie in OUT. No two can be the same file: their endings differ.
 
     Args:
         sources: All that is read: OUT or other Parquet (files, folders, patterns), images, vectors.
-        paths: Files; None for those that weren't asked for.
+        parquet: Rows, of --output; None if they weren't asked for, as for the others.
+        page: Of --html.
+        plot: Of --plot.
 
     Raises:
-        UsageError: No name, no such folder, a folder, a file that is read or is some OUT's own, or the same file twice.
+        UsageError: No name, another ending, no such folder, a folder, or a file that is read or is some OUT's own.
     """
-    seen = set()
-    for path in (path for path in paths if path is not None):
+    kinds = ((parquet, (".parquet",)), (page, (".html", ".htm")), (plot, (".png", ".svg")))
+    for path, endings in ((path, endings) for path, endings in kinds if path is not None):
         full = _real(path)
         folder = os.path.dirname(full)
         if not path:
             raise UsageError("a file to write has no name; give one")
-        if full in seen:
-            raise UsageError(f"{path} would be written twice; give each result a file of its own")
         if storage.is_local(path) and not os.path.isdir(folder):
-            raise UsageError(f"{path} can't be written: there is no folder {folder}; make it first")
+            raise UsageError(f"cannot write {path}: there is no folder {folder}; make it, or choose another place")
         if storage.is_local(path) and os.path.isdir(full):
-            raise UsageError(f"{path} can't be written: it is a folder; name a file in it")
+            raise UsageError(f"cannot write {path}: it is a folder; name a file in it")
         for source in sources:
             if _is_read(source, full):
-                raise UsageError(f"{path} can't be written: it is one of the files of {source}; choose another place")
+                raise UsageError(f"cannot write {path}: it is one of the files of {source}; choose another place")
         if _is_outs_own(full):
-            raise UsageError(f"{path} can't be written: {folder} is kept for parts and books; choose another place")
-        seen.add(full)
+            raise UsageError(f"cannot write {path}: {folder} is kept for parts and books; choose another place")
+        if not path.lower().endswith(endings):
+            more = "; featuremill sql --csv writes CSV" if path.lower().endswith(".csv") else ""
+            raise UsageError(f"cannot write {path}: its ending has to be {' or '.join(endings)}{more}")
 
 
 def _real(path: str) -> str:

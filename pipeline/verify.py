@@ -84,6 +84,24 @@ def default_tolerance(spec: FeatureSpec) -> float:
     return 1e-3 if spec.dtype == "float16" else 1e-4
 
 
+def stored_source(weights: str | None, origin: str) -> str:
+    """Returns where to load the weights of an OUT from again.
+
+    Args:
+        weights: Where they are now, or None.
+        origin: Where OUT's manifest says they came from.
+
+    Raises:
+        FeaturemillError: Random weights that can't be those: another seed, or instead of ImageNet's.
+    """
+    made_with = source_of(origin)
+    if weights is None or weights == made_with:
+        return made_with
+    if weights.startswith("random:") and made_with.startswith(("random:", "imagenet")):
+        raise FeaturemillError(f"the features were made with weights {origin}, not {weights}; leave --weights out")
+    return weights
+
+
 def verify(
     output: str,
     *,
@@ -115,7 +133,7 @@ def verify(
     if not features.rows:
         raise FeaturemillError(f"{features.output} holds no rows: there is nothing to verify")
     manifest = read_manifest(features.output)
-    loaded = load_stored_engine(engine, features.spec, weights or source_of(manifest["weights"]))
+    loaded = load_stored_engine(engine, features.spec, stored_source(weights, manifest["weights"]))
     plan = {planned.unit_id: planned for planned in read_plan(features.output)}
     found = _Comparison()
     for place, rows in _draw(features, sample, seed):

@@ -197,6 +197,19 @@ def test_groups_and_their_order(tmp_path):
     assert (found.rows, found.disagreeing) == (13, 1)
 
 
+def test_of_labels_that_disagree_each_is_shown(tmp_path, capsys):
+    labels = ["a"] * 30 + ["b"] * 30 + ["c"] * 31 + [None]
+    path = write_rows(tmp_path / "x.parquet", np.ones((92, 4)), labels=labels)
+    assert run_cli(["duplicates", path, "--html", str(tmp_path / "page.html")]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()[2:8]]
+    firsts = [("a", 0), ("b", 30), ("c", 60), ("a", 1), ("b", 31), ("c", 61)]
+    assert shown == [[label, f"k{row:05}"] for label, row in firsts]
+    page = (tmp_path / "page.html").read_text()
+    assert "24 of them, one of each label in turn, the rarest label first" in page
+    assert all(f"k{row:05}" in page for row in (7, 37, 67))
+    assert "k00008" not in page
+
+
 def test_without_hashes_and_without_any(tmp_path):
     path = write_rows(tmp_path / "x.parquet", np.eye(4)[[0, 1, 0, 2]])
     [group] = duplicates(path).groups

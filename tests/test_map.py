@@ -309,3 +309,9 @@ def test_an_unfinished_run_is_said(tmp_path):
     summary, _ = draw(out, tmp_path)
     assert "not finished" in map_text(summary)
     assert "so far: the run is not finished" in (tmp_path / "map.html").read_text()
+
+
+def test_an_unfinished_run_without_rows_is_said(tmp_path):
+    out = write_out(tmp_path / "out", np.empty((0, 4), np.float32), units=1, complete=False)
+    with pytest.raises(FeaturemillError, match=r"holds no rows, .*; the run is not finished: run the same extract"):
+        draw(out, tmp_path)

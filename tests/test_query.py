@@ -202,6 +202,29 @@ def test_what_is_not_one_condition_on_a_row_is_refused(tmp_path, where):
     assert not target.exists()
 
 
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("", "the condition is empty; write one"),
+        (" \n", "the condition is empty; write one"),
+        ("1=1; drop table x", "is more than one condition; write one"),
+        (
+            'label = "bees"',
+            """no column "bees"; the columns are key, label, width, and text goes in single quotes: 'bees'""",
+        ),
+        ("rows.bees = 1", 'does not have a column named "bees"'),
+        ("lengthh(label) = 4", "does not exist"),
+        ("label =", "syntax error"),
+    ],
+)
+def test_a_wrong_condition_is_told_in_our_words(tmp_path, capsys, where, said):
+    path = write_rows(tmp_path / "x.parquet", np.ones((4, 8)), labels=["bees"] * 4, width=[1] * 4)
+    assert run_cli(["query", path, "--key", "k00001", "--where", where]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert said in line
+    assert "featuremill_row" not in line
+
+
 def test_no_row_meets_the_condition(tmp_path):
     path, _ = rows_for_where(tmp_path)
     with pytest.raises(FeaturemillError, match="no row"):
@@ -229,7 +252,9 @@ def test_bad_vectors_are_named(tmp_path, monkeypatch):
         with open(tmp_path / f"{name}.npy", "wb") as file:
             header = {"descr": "<f4", "fortran_order": False, "shape": (rows, 8)}
             np.lib.format.write_array_header_1_0(file, header)
-    for name in ("junk.npy", "gone.npy", "zip.npy", "huge.npy", "endless.npy"):
+    with pytest.raises(FeaturemillError, match=r"junk\.npy: it is no \.npy file; .* --image an image"):
+        query(QueryOptions(output=path, vectors=(str(tmp_path / "junk.npy"),)))
+    for name in ("gone.npy", "zip.npy", "huge.npy", "endless.npy"):
         with pytest.raises(FeaturemillError, match="cannot read"):
             query(QueryOptions(output=path, vectors=(str(tmp_path / name),)))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "nan.npy").read_bytes())))
@@ -263,6 +288,18 @@ def test_a_key_that_is_not_there_gets_the_nearest(tmp_path):
         query(QueryOptions(output=path, keys=("'; DROP TABLE texts; --\x1b[2J" + "x" * 5000,)))
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 1000
+
+
+def test_a_key_like_no_other_gets_no_guesses(made, tmp_path):
+    with pytest.raises(
+        FeaturemillError, match=r'has no key nope; featuremill sql .*out "SELECT key FROM features" lists'
+    ):
+        query(QueryOptions(output=str(made / "out"), keys=("nope",)))
+    path = write_rows(tmp_path / "x.parquet", np.ones((4, 8)))
+    with pytest.raises(FeaturemillError, match="has no key nope; its keys are like k00000"):
+        query(QueryOptions(output=path, keys=("nope",)))
+    with pytest.raises(FeaturemillError, match="did you mean k00001"):
+        query(QueryOptions(output=path, keys=("k0001",)))
 
 
 def test_a_repeated_key_is_its_first_row(tmp_path):
@@ -367,7 +404,7 @@ def test_an_image_with_other_weights_is_refused(made, tmp_path, capsys):
     [image, *_] = open_features(str(made / "out")).keys
     assert run_cli(["query", str(made / "out"), "--image", image, "--weights", "random:1"]) == 1
     said = capsys.readouterr().err
-    assert "SHA-256" in said
+    assert "made with weights random:0, not random:1; leave --weights out" in said
     assert said.count("\n") == 1
     (tmp_path / "no.jpg").write_bytes(b"no image")
     for path in (tmp_path / "no.jpg", tmp_path / "gone.jpg"):

@@ -126,7 +126,7 @@ def test_errors_are_one_line(tmp_path):
     out = write_out(tmp_path / "out", clusters(10)[0])
     with pytest.raises(FeaturemillError, match="no feature 'embeding'; did you mean embedding"):
         run_report(out, page=str(tmp_path / "page.html"), feature="embeding")
-    with pytest.raises(FeaturemillError, match=r"no/such/page\.html can't be written"):
+    with pytest.raises(FeaturemillError, match=r"cannot write .*no/such/page\.html: there is no folder"):
         run_report(out, page=str(tmp_path / "no" / "such" / "page.html"))
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -167,3 +167,17 @@ def test_run_that_was_cut_off_before_its_first_part(tmp_path):
     out = write_out(tmp_path / "out", clusters(10)[0], complete=False)
     shutil.rmtree(tmp_path / "out" / "features")
     assert "0 rows" in run_report(out, page=str(tmp_path / "page.html"))
+    words = Page((tmp_path / "page.html").read_text()).text
+    assert "Not finished" in words
+    for wrong in ("The books disagree", "agree.", "Every image was embedded", "0 × 0"):
+        assert wrong not in words
+
+
+def test_an_unfinished_run_whose_books_disagree_says_both(tmp_path):
+    out = write_out(tmp_path / "out", clusters(10)[0], complete=False)
+    part = sorted((tmp_path / "out" / "features").iterdir())[0]
+    part.rename(part.with_name("other.parquet"))
+    run_report(out, page=str(tmp_path / "page.html"))
+    words = Page((tmp_path / "page.html").read_text()).text
+    assert "Not finished" in words
+    assert "The books disagree" in words

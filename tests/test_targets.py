@@ -48,11 +48,37 @@ def test_a_target_is_refused_before_any_work(out, tmp_path, monkeypatch, capsys,
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_two_results_are_two_files(out, tmp_path, capsys):
-    both = str(tmp_path / "x")
-    assert run_cli(["duplicates", out, "--html", both, "-o", f"{tmp_path}/./x"]) == 2
-    assert "twice" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("args", "cure"),
+    [
+        (["sql", "out", "SELECT 1", "-o", "x.csv"], ".parquet; featuremill sql --csv writes CSV"),
+        (["query", "out", "--key", "/gone/shard.tar#photo000001.jpg", "-o", "x.txt"], ".parquet"),
+        (["duplicates", "out", "--html", "x", "-o", "x.parquet"], ".html or .htm"),
+        (["outliers", "out", "--html", "x.htm", "-o", "x"], ".parquet"),
+        (["map", "out", "--html", "x.html", "-o", "x.html"], ".parquet"),
+        (["report", "out", "--html", "x.parquet"], ".html or .htm"),
+        (["describe", "vgg16", "--plot", "x.jpg"], ".png or .svg"),
+    ],
+    ids=lambda args: args[0] if isinstance(args, list) else args,
+)
+def test_an_ending_says_what_is_in_a_file(out, tmp_path, monkeypatch, capsys, args, cure):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(args) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(f"its ending has to be {cure}")
     assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_plot_goes_where_there_is_a_folder(tmp_path, capsys):
+    assert run_cli(["describe", "vgg16", "--plot", str(tmp_path / "no/x.svg")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"cannot write {tmp_path}/no/x.svg: there is no folder {tmp_path}/no" in line
+    assert os.listdir(tmp_path) == []
+
+
+def test_endings_may_be_large_and_all_results_may_be_asked_for(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_targets([out], parquet="x.Parquet", page="x.HTM", plot="x.svg")
 
 
 def test_plain_parquet_is_not_overwritten_and_a_page_may_lie_in_out(out, tmp_path, capsys):
@@ -118,8 +144,9 @@ def test_other_places_are_free(out, tmp_path, monkeypatch):
         os.makedirs(folder)
     for name in ("pred/manifest.json", "manifest.json", "features/manifest.json", "pred/map.html", "a.parquet"):
         (tmp_path / name).write_text("{}")
-    check_targets([out, "pred"], f"{out}/map.html", "pred/map.html")
-    check_targets(["features"], "features/report.html", "near.parquet")
-    check_targets(["*.parquet", "q.npy"], "near.csv", "pred/near.parquet")
+    for page in (f"{out}/map.html", "pred/map.html"):
+        check_targets([out, "pred"], page=page)
+    check_targets(["features"], page="features/report.html", parquet="near.parquet")
+    check_targets(["*.parquet", "q.npy"], parquet="pred/near.parquet")
     with pytest.raises(UsageError, match="one of the files of"):
-        check_targets(["*.parquet", "q.npy"], "near.csv", "a.parquet")
+        check_targets(["*.parquet", "q.npy"], parquet="a.parquet")

@@ -68,8 +68,14 @@ def reread(
             if not wanted:
                 return
     except FeaturemillError as error:
-        reason = str(error)
+        reason = f"cannot read its source: {_cause(error)}"
     problems.extend(f"{key}: {reason}" for key, _ in wanted)
+
+
+def _cause(error: FeaturemillError) -> str:
+    """Returns why nothing more could be read: not the file where that showed, and not the cure, which is extract's."""
+    cause = error.__cause__ or error
+    return getattr(cause, "strerror", None) or clean(storage.one_line(cause))
 
 
 @dataclass(frozen=True)

@@ -6,20 +6,23 @@ configuration is locked.
 """
 
 import json
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from transforms.engines import available_cores
-from transforms.records import FeaturemillError
+from transforms.records import FeaturemillError, UsageError
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
+_T = TypeVar("_T")
 # What a sort or a join holds before it goes to a temporary folder.
 _MEMORY = "1GB"
 _ROW = "featuremill_row"
@@ -48,6 +51,17 @@ def sandbox(tables: Mapping[str, Any]) -> "Iterator[duckdb.DuckDBPyConnection]":
         database.execute("SET enable_external_access = false")
         database.execute("SET lock_configuration = true")
         yield database
+
+
+def interruptibly(database: "duckdb.DuckDBPyConnection", ask: Callable[[], _T]) -> _T:
+    """Returns what DuckDB is asked for, in a thread: in the main one it hears of Ctrl-C when it is done."""
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(ask)
+        try:
+            return asked.result()
+        except KeyboardInterrupt:
+            database.interrupt()
+            raise
 
 
 @contextmanager
@@ -85,8 +99,11 @@ def check_condition(text: str) -> None:
     """Checks that a text is one expression on a row, without a query inside.
 
     Raises:
-        FeaturemillError: It isn't.
+        UsageError: It isn't.
+        FeaturemillError: It is too deeply nested to be looked at.
     """
+    if not text.strip():
+        raise UsageError("the condition is empty; write one, such as label = 'cat'")
     try:
         _check_condition(text)
     except RecursionError:
@@ -94,19 +111,21 @@ def check_condition(text: str) -> None:
 
 
 def _check_condition(text: str) -> None:
+    several = UsageError(f"condition {text!r} is more than one condition; write one, such as label = 'cat'")
     bare, wrapped, empty = (f"SELECT 1 FROM rows WHERE {middle}" for middle in (f"\n{text}\n", f"(\n{text}\n)", "true"))
     with sandbox({}) as database, explained(f"condition {text!r}"):
         asked = "SELECT json_serialize_sql(?::VARCHAR)"
         trees = [json.loads(database.execute(asked, [sql]).fetchone()[0]) for sql in (bare, wrapped, empty)]
     for tree in trees:
         if tree["error"]:
-            raise FeaturemillError(f"condition {text!r}: {' '.join(tree['error_message'].split())}")
+            message = " ".join(tree["error_message"].split())
+            raise several if message.startswith("Only SELECT") else UsageError(f"condition {text!r}: {message}")
     conditions = [_take_condition(tree) for tree in trees]
     # In brackets and without, the text must be all of the condition and nothing but it.
     if not trees[0] == trees[1] == trees[2] or conditions[0] != conditions[1]:
-        raise FeaturemillError(f"condition {text!r} is more than one condition; write one, such as label = 'cat'")
+        raise several
     if _has_query(conditions[0]):
-        raise FeaturemillError(f"condition {text!r} has a query inside; only the row's own columns can be asked for")
+        raise UsageError(f"condition {text!r} has a query inside; only the row's own columns can be asked for")
 
 
 def _take_condition(tree: dict[str, Any]) -> Any:
@@ -140,8 +159,10 @@ def matching_rows(batches: "Iterator[pa.RecordBatch]", schema: "pa.Schema", cond
         rows: N.
 
     Raises:
-        FeaturemillError: Not a condition, or columns that aren't there. What `batches` raises passes, too.
+        UsageError: Not a condition, or columns or functions that aren't there.
+        FeaturemillError: The condition fails on a row. What `batches` raises passes, too.
     """
+    import duckdb
     import pyarrow as pa
 
     check_condition(condition)
@@ -166,20 +187,36 @@ def matching_rows(batches: "Iterator[pa.RecordBatch]", schema: "pa.Schema", cond
             result = database.execute(f'SELECT "{_ROW}" FROM rows WHERE (\n{condition}\n)')
             while chunk := result.fetchmany(65_536):
                 found[[row for (row,) in chunk]] = True
-    except FeaturemillError:
+    except FeaturemillError as error:
         if broken:
             # DuckDB would tell its whole traceback.
             raise broken[0] from None
+        if isinstance(error.__cause__, (duckdb.BinderException, duckdb.CatalogException)):
+            raise UsageError(_misnamed(str(error), schema.names)) from error
         raise
     return found
 
 
+def _misnamed(message: str, columns: list[str]) -> str:
+    """Returns what DuckDB says of a name that it doesn't know, with our columns instead of its candidates."""
+    missing = re.search(r'Binder Error: Referenced column "(.*)" not found', message)
+    if not missing:
+        return re.sub(r"!? Candidate.*", "", message)
+    name = missing[1]
+    return (
+        f'{message[: missing.start()]}there is no column "{name}"; the columns are {", ".join(columns)}, '
+        f"and text goes in single quotes: '{name}'"
+    )
+
+
 def nearest_texts(texts: "pa.ChunkedArray", text: str, *, count: int = 3) -> list[str]:
-    """Returns the texts that are most like another: those that contain it first, then by what would have to change."""
+    """Returns the texts that are like another: those that contain it first, then those with a third changed at most."""
     import pyarrow as pa
 
     # A key of some kilobytes would take long, and nobody would see the difference.
-    order = "NOT contains(text, $text), levenshtein(left(text, 300), left($text, 300)), text"
+    away = "levenshtein(left(text, 300), left($text, 300))"
+    near = f"contains(text, $text) OR 3 * {away} <= least(300, length($text))"
+    order = f"NOT contains(text, $text), {away}, text"
     with sandbox({"texts": pa.table({"text": texts})}) as database:
-        found = database.execute(f"SELECT text FROM texts GROUP BY text ORDER BY {order} LIMIT {count}", {"text": text})
-        return [near for (near,) in found.fetchall()]
+        sql = f"SELECT text FROM texts WHERE {near} GROUP BY text ORDER BY {order} LIMIT {count}"
+        return [found for (found,) in database.execute(sql, {"text": text}).fetchall()]
