@@ -17,6 +17,7 @@ from transforms.features import FeatureSpec
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
 from transforms.listing import read_footers
 from transforms.records import EncodedImage, FeaturemillError, Unit
+from transforms.rereading import cause_of
 from transforms.shards.names import clean
 from transforms.stored_rows import StoredRow
 from transforms.units import read_plan
@@ -99,7 +100,7 @@ def _give_up(found: dict[int, Thumbnail], rows: Iterable[StoredRow], error: Exce
 
 
 def _unreadable(error: Exception) -> str:
-    return f"its source can't be read: {clean(storage.one_line(error))}"
+    return f"its source can't be read: {cause_of(error)}"
 
 
 def _by_unit(

@@ -68,11 +68,11 @@ def reread(
             if not wanted:
                 return
     except FeaturemillError as error:
-        reason = f"cannot read its source: {_cause(error)}"
+        reason = f"cannot read its source: {cause_of(error)}"
     problems.extend(f"{key}: {reason}" for key, _ in wanted)
 
 
-def _cause(error: FeaturemillError) -> str:
+def cause_of(error: Exception) -> str:
     """Returns why nothing more could be read: not the file where that showed, and not the cure, which is extract's."""
     cause = error.__cause__ or error
     return getattr(cause, "strerror", None) or clean(storage.one_line(cause))
