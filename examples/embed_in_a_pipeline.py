@@ -5,7 +5,7 @@
 FEATURES is what `featuremill extract` wrote: its spec is used, so that the numbers are the same as the stored ones.
 """
 
-import sys
+import argparse
 
 import apache_beam as beam
 from apache_beam.io import fileio
@@ -31,4 +31,7 @@ def main(pattern: str, features: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pattern")
+    parser.add_argument("features")
+    main(**vars(parser.parse_args()))

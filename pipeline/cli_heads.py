@@ -41,8 +41,11 @@ from pipeline.cli_options import (
 @click.option("--labels", metavar="FILE", help="CSV or Parquet with labels by key.  [default: the features' own]")
 @click.option("--label-column", default="label", show_default=True, help="Its name.")
 @click.option("--key-column", default="key", show_default=True, help="Its name.")
-@click.option("--group-column", help="Rows with one value of it stay on one side, such as a patient or a flat.")
-@click.option("--split-column", help="Says train, validation or test for each row.")
+@click.option(
+    "--group-column",
+    help="Rows with one value of it stay on one side, such as a patient or a flat. Of --labels FILE, or else FEATURES.",
+)
+@click.option("--split-column", help="Says train, validation or test for each row. Of --labels FILE, or else FEATURES.")
 @click.option("--val-fraction", "validation", default=0.2, show_default=True, help="Share of rows to choose by.")
 @click.option("--near-duplicates", type=float, metavar="COSINE", help="Keep rows as alike as that on one side.")
 @click.option("--seed", default=0, show_default=True, help="Of split, fit and intervals.")
@@ -127,7 +130,14 @@ def predict(names: tuple[str, ...], head: str | None, as_json: bool, quiet: bool
         if not names:
             raise click.UsageError("Missing argument 'INPUT...'; write predict HEAD INPUT...")
     options = PredictOptions(head=head, inputs=tuple(names), **gather_fields(given))
-    summary = module.predict(options, say=_say(quiet), quiet=quiet)
+    try:
+        summary = module.predict(options, say=_say(quiet), quiet=quiet)
+    except KeyboardInterrupt:
+        if options.output is not None:
+            raise
+        # All was in a temporary folder: there is nothing to go on with.
+        click.echo("featuremill: interrupted", err=True)
+        return 130
     click.echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
     return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
@@ -157,7 +167,7 @@ def export(head: str, **given: Any) -> int:
     "--unfreeze",
     default="block5",
     show_default=True,
-    help="A block, how many layers from the top of the base (5, 7), or all.",
+    help="A block, how many layers from the top of the base (5, 7; poolings count), or all.",
 )
 @click.option("--source", default="auto", show_default=True, help="taps, images, or auto: taps where they are stored.")
 @click.option("--labels", metavar="FILE", help="CSV or Parquet with labels by key.  [default: those of the head]")

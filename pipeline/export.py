@@ -8,6 +8,7 @@ from dataclasses import asdict
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from pipeline.train_facts import never_trained_text
 from transforms import storage
 from transforms.engines.checks import computed_layers
 from transforms.heads.network import check_weights, weights_source
@@ -67,7 +68,8 @@ def export(
     used = _load_weights(folder, loaded, weights)
     notes = _notes(loaded, used)
     if notes["weights_are_random"]:
-        say("weights  RANDOM: the network was never trained; this model is for trying things out only")
+        which = never_trained_text(loaded.never_trained) if loaded.never_trained else "the network was never trained"
+        say(f"weights  RANDOM: {which}; this model is for trying things out only")
     if loaded.spec.decode == "fast":
         say("decode   the head saw large JPEGs decoded at reduced scale; the model takes whole pixels instead")
     from transforms.assembly import assemble

@@ -11,6 +11,7 @@ from pipeline.books import library_versions
 from pipeline.finetune_data import TuningData, check_head, check_spec, make_plan, open_data, open_weights
 from pipeline.finetune_options import FinetuneOptions
 from pipeline.report import Run, metrics_text, report_html, verdict
+from pipeline.wording import counted
 from transforms.features import open_features
 from transforms.finetuning import Tuning, TuningNetwork, TuningPlan, tune
 from transforms.heads.folder import check_place
@@ -35,8 +36,8 @@ class FinetuneSummary:
         runs: The head as it was and as it is, judged on the same rows.
         plan: What was trained, and from where.
         tuning: Epochs, first loss and best epoch.
-        record: What the new head's settings say of it: choices, frozen layers and their hash, {"before", "after"}:
-            {side: {"rows", "accuracy", "log_loss"}} of the validation and test rows.
+        record: What the new head's settings say of it: choices, frozen layers and their hash, layers that are still
+            random, {"before", "after"}: {side: {"rows", "accuracy", "log_loss"}} of the validation and test rows.
         facts: What the report says of the data, in words.
     """
 
@@ -151,7 +152,12 @@ def _close(
     file = network.weight_file()
     new = _read_back(file, plan, head.spec.backbone)
     sides = {"before": _figures(before, 1.0, data), "after": _figures(after, temperature, data)}
-    record = {**_record(plan, tuning, options), "frozen_sha256": _prove_frozen(weights, new, plan), **sides}
+    record = {
+        **_record(plan, tuning, options),
+        "never_trained": list(data.never_trained),
+        "frozen_sha256": _prove_frozen(weights, new, plan),
+        **sides,
+    }
     curve = tuple({name: point[name] for name in ("epoch", "loss", "validation_loss")} for point in tuning.epochs)
     settings = {**head.model.settings, "finetuned": record}
     model = Model(head.model.kind, dense_arrays(network.dense()), settings, curve)
@@ -166,6 +172,7 @@ def _close(
         temperature=temperature,
         spec=replace(head.spec, weights=new.sha256),
         weights=WEIGHT_FILE,
+        weights_are_random=bool(data.never_trained),
         source=data.table.location,
         split={**data.parts.report, "options": data.split_options},
         metrics={**runs[1]["judged"], "curve": runs[1]["curve"], "learning": [], "before": runs[0]["judged"]},
@@ -232,14 +239,17 @@ def _judge(scores: _Scores, temperature: float, data: TuningData, options: Finet
 def finetuned_text(summary: FinetuneSummary) -> str:
     """Returns the result for people: both heads beside each other, the verdict, what stayed, where it lies."""
     plan, tuning, after = summary.plan, summary.tuning, summary.runs[1]
+    trained = f"{counted(len(plan.trained), 'layer')} with weights trained"
+    if plan.frozen:
+        frozen = counted(len(plan.frozen), "frozen layer")
+        trained += f"; {frozen} unchanged, bit for bit ({summary.record['frozen_sha256'][:12]})"
     return "\n".join(
         [
             metrics_text(summary.runs),
             f"{after['kind']}: {verdict(after['judged'])}",
             f"epoch {tuning.best_epoch} of {len(tuning.epochs)} was the best; the loss of the first step was "
             f"{tuning.first_loss:.4f}",
-            f"{len(plan.trained)} layers trained, {len(plan.frozen)} frozen ones are unchanged, bit for bit "
-            f"({summary.record['frozen_sha256'][:12]})",
+            trained,
             f"{summary.output}: head.json, head.npz, metrics.json, report.html, {WEIGHT_FILE}",
         ]
     )

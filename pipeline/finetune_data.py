@@ -8,8 +8,9 @@ import numpy as np
 from pipeline.finetune_options import FinetuneOptions
 from pipeline.fit_plan import Fit, plan_fits
 from pipeline.train import split_table
-from pipeline.train_facts import describe_data
+from pipeline.train_facts import describe_data, never_trained_text
 from pipeline.train_options import TrainOptions
+from pipeline.wording import counted
 from transforms.engines.checks import computed_layers
 from transforms.features import Features, FeatureSpec
 from transforms.finetuning import TuningPlan, plan_tuning
@@ -42,6 +43,7 @@ class TuningData:
         classes: The head's.
         facts: What the report says of the data, in words.
         split_options: What the split came from, to be recorded.
+        never_trained: Names of the frozen layers whose weights are random.
     """
 
     table: Table
@@ -52,6 +54,7 @@ class TuningData:
     classes: tuple[str, ...]
     facts: dict[str, str]
     split_options: dict[str, Any]
+    never_trained: tuple[str, ...]
 
     def wanted(self, *cells: int) -> np.ndarray:
         """Returns N booleans: which rows are in these cells."""
@@ -135,6 +138,11 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
     codes = _codes(table, fits.cells, head)
     reader = _reader(features, plan, table)
     facts = describe_data(table, joined, parts, Rows(table.vectors, codes, fits.cells, head.classes))
+    never_trained = _never_trained(head, plan)
+    # What describes the features as they are; here the network is trained.
+    facts.pop("warning", None)
+    if never_trained:
+        facts["warning"] = f"{never_trained_text(never_trained)}: these figures are only a try"
     if fits.judged_on != "validation" and head.model.kind not in NEURAL:
         facts["caution"] = "the head had trained on the validation rows too: what it was on them before is too good"
     return TuningData(
@@ -146,7 +154,15 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         classes=head.classes,
         facts={**facts, "training": _training_fact(plan, options)},
         split_options={**recorded, "labels": asked.labels},
+        never_trained=never_trained,
     )
+
+
+def _never_trained(head: Head, plan: TuningPlan) -> tuple[str, ...]:
+    """Returns the layers whose weights are random, and stay so."""
+    if not head.weights_are_random:
+        return ()
+    return tuple(name for name in plan.frozen if name in head.never_trained or not head.never_trained)
 
 
 def _split_columns(head: Head, features: Features, near: float | None) -> tuple[str, ...]:
@@ -173,7 +189,7 @@ def _codes(table: Table, cells: np.ndarray, head: Head) -> np.ndarray:
     if len(unknown):
         first = int(unknown[0])
         raise FeaturemillError(
-            f"{len(unknown):,} rows of {table.location} have labels that the head doesn't know, such as "
+            f"{counted(len(unknown), 'row')} of {table.location} with a label that the head doesn't know, such as "
             f"{short(table.labels[first].as_py())!r} of {table.keys[first].as_py()!r}; its classes are "
             f"{', '.join(map(short, head.classes[:5]))}{' …' if len(head.classes) > 5 else ''}: "
             "train a head with them first"
@@ -191,9 +207,9 @@ def _reader(features: Features, plan: TuningPlan, table: Table) -> GroupReader:
 
 def _training_fact(plan: TuningPlan, options: FinetuneOptions) -> str:
     start = f"from the stored {plan.column} ({plan.table[plan.start - 1].name})" if plan.start else "from images"
-    layers_text = f"{len(plan.trained)} convolutions from {plan.trained[0]} on, and the head"
+    layers_text = f"{counted(len(plan.trained), 'convolution')} from {plan.trained[0]} on, and the head"
     computed = [name for name in plan.frozen if plan.start <= [x.name for x in plan.table].index(name) <= plan.last]
-    again = f"; {len(computed)} frozen convolutions are computed again at each step" if computed else ""
+    again = f"; {counted(len(computed), 'frozen convolution')} computed again at each step" if computed else ""
     tap = plan.table[plan.first - 1].name if plan.first else ""
     cure = f" (extract --feature tap={tap}:flatten spares that)" if again and options.source == "auto" else ""
     return f"{layers_text}, {start}{again}{cure}"

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from pipeline.train_options import check_beside
 from transforms import storage
 from transforms.features import nearest
 from transforms.records import UsageError
@@ -48,6 +49,7 @@ class FinetuneOptions:
             object.__setattr__(self, name, storage.absolute(getattr(self, name)))
         if self.output == self.head:
             raise UsageError(f"--output {self.output} is the head to start from; choose another folder")
+        check_beside(self.output, self.features)
         if self.source not in SOURCES:
             raise UsageError(f"no source {self.source!r}{nearest(self.source, SOURCES)}")
         for name in ("batch_size", "epochs", "patience"):

@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from pipeline import predict_inputs as given
 from pipeline import predict_output as place
 from pipeline.books import library_versions
 from pipeline.options import ExtractOptions
+from pipeline.output import locked
 from pipeline.predict_options import PredictOptions
 from pipeline.predict_summary import PredictSummary
 from pipeline.predict_tables import Tally, check_true_labels, predict_tables
@@ -23,6 +25,7 @@ from transforms.heads import imagenet_head
 from transforms.heads.network import check_weights
 from transforms.predictions import Predictor
 from transforms.recipe import Job
+from transforms.records import FeaturemillError
 from transforms.weights import Weights
 
 if TYPE_CHECKING:
@@ -113,9 +116,44 @@ def _predict(
     say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
     # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
     opened = None if source.images else _open_features(options, source, options.inputs)
-    if there and options.overwrite:
-        place.clear(output, there)
-    place.begin(output, manifest)
+    with _alone(output):
+        if there and options.overwrite:
+            place.clear(output, there)
+        place.begin(output, manifest)
+        metrics = _fill(options, output, source, opened, manifest, run=run)
+    return PredictSummary(output, manifest, metrics, (), time.perf_counter() - started)
+
+
+@contextmanager
+def _alone(output: str) -> Iterator[None]:
+    """Keeps two predictions off the same local PRED.
+
+    Raises:
+        FeaturemillError: Another one is at work there.
+    """
+    with suppress(OSError):
+        # Where it can't be made, who writes to it says so.
+        storage.make_folder(output)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(output, alone=True))
+        except FeaturemillError as error:
+            raise FeaturemillError(
+                f"{output} is in use by another predict; wait for it to end, and run the command again"
+            ) from error
+        yield
+
+
+def _fill(
+    options: PredictOptions,
+    output: str,
+    source: _Source,
+    opened: "_Opened | None",
+    manifest: dict[str, Any],
+    *,
+    run: Callable[..., Summary],
+) -> dict[str, Any] | None:
+    """Extracts and predicts into PRED, which has begun, completes the manifest, and returns the metrics asked for."""
     extracted = None
     if source.images:
         extracted = run(source.images, weights=source.weights)
@@ -133,7 +171,7 @@ def _predict(
     manifest |= {**_outcome(source, opened, tally, extracted, limit), "parts": place.parts(output)}
     metrics = tally.judge(source.predictor) if options.evaluate else None
     place.finish(output, manifest, metrics=metrics)
-    return PredictSummary(output, manifest, metrics, (), time.perf_counter() - started)
+    return metrics
 
 
 def _open_source(options: PredictOptions, output: str, weights: Weights | None) -> _Source:
@@ -256,6 +294,7 @@ def _outcome(
         "predicted_labels": tally.predicted_labels(source.predictor),
         "true_labels": tally.true_labels(),
         "weights": weights,
+        "never_trained": list(source.head.never_trained) if source.head and not is_random else [],
         "weights_are_random": is_random or (source.head is not None and source.head.weights_are_random),
         "notes": notes,
     }

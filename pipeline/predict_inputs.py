@@ -198,14 +198,17 @@ def open_tables(
     Raises:
         FeaturemillError: As `open_table` and `join_labels` do.
     """
-    from transforms.heads.labels import join_labels
+    from transforms.heads.labels import join_labels, read_labels
     from transforms.heads.table import open_table
 
     names = {"key_column": options.key_column, "label_column": options.label_column}
     own = {} if ours or options.labels else names
     if options.labels and not ours:
-        own = {"key_column": options.key_column, "key_may_lack": True}
+        own = {"key_column": options.key_column, "labels_file": options.labels}
     columns = options.feature_columns or predictor.columns
     tables = [open_table(location, columns=columns, **own) for location in locations]
     tables = [replace(table, vectors=replace(table.vectors, zeros_pass=True)) for table in tables]
-    return [join_labels(table, options.labels, **names)[0] if options.labels else table for table in tables]
+    if not options.labels:
+        return tables
+    labels = read_labels(options.labels, **names)
+    return [join_labels(table, labels, options.labels)[0] for table in tables]

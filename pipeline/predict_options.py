@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pipeline.train_options import check_beside
 from transforms import storage
 from transforms.engines import ENGINES
 from transforms.features import nearest
@@ -83,8 +84,7 @@ class PredictOptions:
 
     def _check_apart(self) -> None:
         for given in map(storage.absolute, self.inputs):
-            if f"{self.output}/".startswith(f"{given}/"):
-                raise UsageError(f"the output {self.output} lies inside the input {given}; choose a folder beside it")
+            check_beside(self.output, given)
             if given.startswith(f"{self.output}/"):
                 raise UsageError(f"the input {given} lies inside the output {self.output}; choose a folder apart")
 

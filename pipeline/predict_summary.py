@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.plan import readable
+from pipeline.report import metric_lines
+from pipeline.train_facts import never_trained_text
+from pipeline.wording import counted
 from transforms.heads.wording import short
 from transforms.shards.names import clean
 
@@ -64,16 +67,23 @@ def summary_text(summary: PredictSummary) -> str:
         lines += [f"  {count:6d}  {short(label)}" for label, count in counts[:_LABELS_SHOWN]]
         if len(counts) > _LABELS_SHOWN:
             rest = [count for _, count in counts[_LABELS_SHOWN:]]
-            lines.append(f"  {sum(rest):6d}  in {len(rest)} more classes")
+            lines.append(f"  {sum(rest):6d}  in {len(rest)} more class{'es' * (len(rest) != 1)}")
     if truth["known"]:
         lines.append(f"agrees   {truth['agreed']} of {truth['known']} true labels ({truth['accuracy']:.2%})")
     if truth["no_class"]:
-        lines.append(f"note     {truth['no_class']} true labels are no class of the head")
+        are = "is" if truth["no_class"] == 1 else "are"
+        lines.append(f"note     {counted(truth['no_class'], 'true label')} {are} no class of the head")
     if summary.metrics:
-        lines += _metric_lines(summary.metrics)
+        lines += metric_lines(summary.metrics["metrics"])
     if manifest["weights_are_random"]:
         weights = manifest["weights"] or "of the features"
-        lines.append(f"CAUTION  weights {weights} were never trained: these predictions mean nothing")
+        # A prediction of an earlier version says nothing of single layers.
+        layers = manifest.get("never_trained")
+        lines.append(
+            f"CAUTION  weights {weights}: {never_trained_text(layers)}, so these predictions mean little"
+            if layers
+            else f"CAUTION  weights {weights} were never trained: these predictions mean nothing"
+        )
     lines += [f"note     {clean(note)}" for note in manifest["notes"]]
     if summary.output:
         what = "unchanged, nothing to do" if summary.done_before else f"{summary.wall_seconds:.1f} s"
@@ -91,11 +101,3 @@ def _shown_lines(shown: tuple[dict[str, Any], ...]) -> list[str]:
         for label, wnid, score in zip(row["top_labels"], wnids, row["top_scores"], strict=True):
             lines.append(f"  {score:8.4f}  {wnid}{'  ' if wnid else ''}{short(label)}")
     return lines
-
-
-def _metric_lines(metrics: dict[str, Any]) -> list[str]:
-    return [
-        f"  {name.replace('_', ' '):27s} {value['value']:.4f}  ({value['low']:.4f}–{value['high']:.4f})"
-        for name, value in metrics["metrics"].items()
-        if value is not None
-    ]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.predict_options import PredictOptions
+from pipeline.wording import counted
 from transforms import storage
 from transforms.features import nearest
 from transforms.heads.wording import short
@@ -163,7 +164,7 @@ def check_true_labels(tables: "Sequence[Table]", predictor: Predictor) -> None:
         if len(strange):
             label, key = labels[int(strange[0])].as_py(), table.keys[int(strange[0])].as_py()
             raise FeaturemillError(
-                f"{len(strange):,} rows have true labels that are no class of {predictor.name}, the first is "
+                f"{counted(len(strange), 'row')} with a true label that is no class of {predictor.name}, the first is "
                 f"{short(label)!r} of {clean(key)}{nearest(label, predictor.labels[:20])}; mend them with --labels, or "
                 "leave out --evaluate"
             )

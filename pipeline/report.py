@@ -71,17 +71,23 @@ def interval(metric: Mapping[str, float] | None) -> str:
 def metrics_text(runs: Sequence[Run]) -> str:
     """Returns the metrics with their 95 % intervals as a table for the terminal: of one run, or several ranked."""
     if len(runs) == 1:
-        metrics = runs[0]["judged"]["metrics"]
-        table = [("", "95 % interval")]
-        table += [(words, interval(metrics[name])) for name, words in _METRICS.items() if metrics[name]]
-    else:
-        table = [("head", *(_METRICS[name] for name in _RANKED), "seconds")]
-        for run in ranking(runs):
-            metrics = run["judged"]["metrics"]
-            table.append((run["kind"], *(interval(metrics[name]) for name in _RANKED), f"{run['seconds']:.1f}"))
+        return "\n".join(metric_lines(runs[0]["judged"]["metrics"]))
+    table = [("head", *(_METRICS[name] for name in _RANKED), "seconds")]
+    for run in ranking(runs):
+        metrics = run["judged"]["metrics"]
+        table.append((run["kind"], *(interval(metrics[name]) for name in _RANKED), f"{run['seconds']:.1f}"))
+    return "\n".join(_aligned(table))
+
+
+def metric_lines(metrics: Mapping[str, Mapping[str, float] | None]) -> list[str]:
+    """Returns one judgement's metrics with their 95 % intervals as lines of a table for the terminal."""
+    known = [(words, interval(metrics[name])) for name, words in _METRICS.items() if metrics[name]]
+    return _aligned([("", "95 % interval"), *known])
+
+
+def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
-    return "\n".join(line.rstrip() for line in lines)
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
 
 
 def report_html(title: str, runs: Sequence[Run], facts: Mapping[str, str]) -> str:
@@ -98,12 +104,27 @@ def report_html(title: str, runs: Sequence[Run], facts: Mapping[str, str]) -> st
         title=title,
         headline=f"{ranked[0]['kind']}: {verdict(ranked[0]['judged'])}",
         facts=facts,
-        runs=[{**run, "plots": _plots(run, f"run{number}")} for number, run in enumerate(ranked, 1)],
+        runs=[
+            {**run, "settings": _settings(run["settings"]), "plots": _plots(run, f"run{number}")}
+            for number, run in enumerate(ranked, 1)
+        ],
         metrics=_METRICS,
         ranked_metrics=_RANKED,
         judged_how=_JUDGED_HOW,
         interval=lambda metric: interval(metric).replace("-", "–"),
     )
+
+
+def _settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {words: value}; settings in a setting stand beside the others, records of what came out are left out."""
+    rows: dict[str, Any] = {}
+    for name, value in settings.items():
+        inner = {f"{name}: {key}": item for key, item in value.items()} if isinstance(value, Mapping) else {name: value}
+        rows |= {words: item for words, item in inner.items() if not isinstance(item, Mapping)}
+    return {
+        words.replace("_", " "): (", ".join(map(str, item)) or "none") if isinstance(item, list) else str(item)
+        for words, item in rows.items()
+    }
 
 
 def _plots(run: Run, name: str) -> list[dict[str, Any]]:

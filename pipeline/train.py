@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -92,21 +93,21 @@ def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
 
 
 def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
-    table = open_table(
-        options.features,
-        columns=options.columns,
-        # With a file of labels the column is the file's; the features needn't have it.
-        label_column=DEFAULT_LABEL if options.labels else options.label_column,
-        key_column=options.key_column,
-        key_may_lack=bool(options.labels),
-        group_column=options.group_column,
-        split_column=options.split_column,
-    )
+    features = partial(open_table, options.features, columns=options.columns, key_column=options.key_column)
+    names = {name: getattr(options, name) for name in ("label_column", "group_column", "split_column")}
     if not options.labels:
-        return table, None
-    from transforms.heads.labels import join_labels
+        return features(**names), None
+    from transforms.heads.labels import join_labels, read_labels
 
-    return join_labels(table, options.labels, key_column=options.key_column, label_column=options.label_column)
+    labels = read_labels(options.labels, key_column=options.key_column, **names)
+    # What the file has the features needn't have.
+    names = {"label_column": DEFAULT_LABEL}
+    names |= {
+        f"{role}_column": getattr(options, f"{role}_column")
+        for role in ("group", "split")
+        if role not in labels.column_names
+    }
+    return join_labels(features(labels_file=options.labels, **names), labels, options.labels)
 
 
 def _learning_fits(table: Table, options: TrainOptions) -> bool:

@@ -1,7 +1,9 @@
 """What is to be known of the rows before any figure on a head, in words."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from pipeline.wording import counted
 from transforms.heads.rows import Rows
 from transforms.heads.split import Split
 from transforms.heads.table import Table
@@ -9,7 +11,18 @@ from transforms.heads.table import Table
 if TYPE_CHECKING:
     from transforms.heads.labels import Joined
 
+# Layers named of those that are still random.
+_NAMED = 3
 NO_FINGERPRINT = "no fingerprint: this Parquet doesn't say what made its vectors; using the head on others is on trust"
+
+
+def never_trained_text(layers: Sequence[str]) -> str:
+    """Returns "the layers block1_conv1, block1_conv2, block2_conv1 and 9 more were never trained"."""
+    *others, last = layers[:_NAMED]
+    if len(layers) > _NAMED:
+        others, last = layers[:_NAMED], f"{len(layers) - _NAMED} more"
+    names = f"{', '.join(others)} and {last}" if others else last
+    return f"the layer{'s' * (len(layers) > 1)} {names} {'were' if len(layers) > 1 else 'was'} never trained"
 
 
 def describe_data(table: Table, joined: "Joined | None", parts: Split, rows: Rows) -> dict[str, str]:
@@ -23,9 +36,9 @@ def describe_data(table: Table, joined: "Joined | None", parts: Split, rows: Row
     if table.weights_are_random:
         facts["warning"] = "the weights are RANDOM: the network was never trained, and these figures are only a try"
     unlabelled = parts.report["unlabelled"]
-    facts["labels"] = f"{len(rows.codes) - unlabelled:,} rows of {len(rows.classes):,} classes"
+    facts["labels"] = f"{counted(len(rows.codes) - unlabelled, 'row')} of {len(rows.classes):,} classes"
     if unlabelled:
-        facts["labels"] += f"; {unlabelled:,} rows without a label left out"
+        facts["labels"] += f"; {counted(unlabelled, 'row')} without a label left out"
     if joined:
         facts["joined"] = _joined_text(joined)
     facts["split"] = _split_text(parts)
@@ -33,13 +46,13 @@ def describe_data(table: Table, joined: "Joined | None", parts: Split, rows: Row
 
 
 def _joined_text(joined: "Joined") -> str:
-    text = f"{joined.matched:,} rows have a label in the file"
+    text = f"{counted(joined.matched, 'row')} found in the file"
     for count, keys, what in (
-        (joined.unlabelled, joined.unlabelled_keys, "have none"),
-        (joined.unmatched, joined.unmatched_keys, "labels have no row"),
+        (joined.unlabelled, joined.unlabelled_keys, "row"),
+        (joined.unmatched, joined.unmatched_keys, "label"),
     ):
         if count:
-            text += f"; {count:,} {what}, such as {keys[0]}"
+            text += f"; {counted(count, what)} without a {'label' if what == 'row' else 'row'}, such as {keys[0]}"
     return text
 
 
@@ -48,14 +61,15 @@ def _split_text(parts: Split) -> str:
     text = ", ".join(f"{name} {sum(rows.values()):,}" for name, rows in report["rows"].items() if any(rows.values()))
     text += f"; seed {report['seed']}"
     if report["by_group"]:
-        text += f"; {report['components']:,} groups"
+        text += f"; {counted(report['components'], 'group')}"
     if report["equal_rows"]:
         text += f"; {report['equal_rows']:,} rows with equal content kept together"
     if report["near_rows"]:
         text += f"; {report['near_rows']:,} near copies kept together"
     if report["moved_rows"]:
-        text += f"; {report['moved_rows']:,} rows moved to where their copies are"
+        text += f"; {counted(report['moved_rows'], 'row')} moved to where copies are"
     conflicts = report["label_conflicts"]
     if conflicts["sets"]:
-        text += f"; {conflicts['sets']:,} sets of copies have several labels, such as {conflicts['keys'][0][0]}"
+        sets = counted(conflicts["sets"], "set")
+        text += f"; {sets} of copies with several labels, such as {conflicts['keys'][0][0]}"
     return text

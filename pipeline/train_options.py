@@ -19,8 +19,8 @@ class TrainOptions:
         columns: Vector columns, put one behind the other; empty for the usual one.
         labels: A CSV or Parquet file with labels by key; empty for the features' own.
         label_column, key_column: Names of the columns, in the features and in `labels`.
-        group_column: Rows with the same value stay on one side.
-        split_column: Says train, validation or test for each row.
+        group_column: Rows with the same value stay on one side. From `labels` where that has it, else the features'.
+        split_column: Says train, validation or test for each row. From `labels` where that has it, else the features'.
         validation, test: Shares of the rows, by chance.
         folds: K, for cross-validation; None for a single split.
         near_duplicates: Rows with at least this cosine stay on one side; None for exact copies only.
@@ -60,6 +60,7 @@ class TrainOptions:
         self._check_settings()
         for name in ("features", "output"):
             object.__setattr__(self, name, storage.absolute(getattr(self, name)))
+        check_beside(self.output, self.features)
 
     def _check_shares(self) -> None:
         for option, share in (("--val-fraction", self.validation), ("--test-fraction", self.test)):
@@ -93,6 +94,12 @@ class TrainOptions:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
         if not (settings.learning_rate > 0 and _is_finite(settings.learning_rate)):
             raise UsageError(f"--learning-rate is a number above 0, not {settings.learning_rate}")
+
+
+def check_beside(output: str, given: str) -> None:
+    """Raises UsageError for an output inside of what is read; both are absolute."""
+    if f"{output}/".startswith(f"{given}/"):
+        raise UsageError(f"the output {output} lies inside the input {given}; choose a folder beside it")
 
 
 def _is_finite(value: float) -> bool:

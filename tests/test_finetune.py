@@ -13,6 +13,9 @@ from pipeline.extract import run
 from pipeline.finetune import finetune, finetuned_json, finetuned_text
 from pipeline.finetune_options import FinetuneOptions
 from pipeline.options import ExtractOptions
+from pipeline.predict import predict
+from pipeline.predict_options import PredictOptions
+from pipeline.predict_summary import summary_text
 from pipeline.samples import draw_items, write_folder, write_tar
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
@@ -108,7 +111,25 @@ def test_from_head_to_better_head(made, tmp_path, head):
             judged(new, tmp_path / "again", number), rel=1e-3, abs=1e-4
         )
     assert new.metrics["judged_on"] == "test"
-    assert "bit for bit" in finetuned_text(summary)
+    text = finetuned_text(summary)
+    assert "3 layers with weights trained; 10 frozen layers unchanged, bit for bit" in text
+    # The layers below are random still, and it is said that they, but not all, are.
+    assert new.weights_are_random
+    assert new.never_trained == tuple(summary.record["frozen"])
+    still = "the layers block1_conv1, block1_conv2, block2_conv1 and 7 more were never trained"
+    assert summary.facts["warning"] == f"{still}: these figures are only a try"
+    page = (tmp_path / "new/report.html").read_text()
+    assert "finetuned: unfreeze" in page
+    assert "&#39;unfreeze&#39;" not in page
+    if head == "ridge":
+        asked = PredictOptions(head=str(tmp_path / "new"), inputs=(str(tmp_path / "again"),))
+        text = summary_text(predict(asked))
+        weights = tmp_path / "new" / new.weights
+        assert f"CAUTION  weights {weights}: {still}, so these predictions mean little" in text
+        # A second time higher up: what the first has trained isn't random any more.
+        again = tuned(made, tmp_path / "second", tmp_path / "new", features=tmp_path / "again", unfreeze="2", epochs=1)
+        assert "block5_conv1" in again.record["frozen"]
+        assert again.head.never_trained == new.never_trained
     assert finetuned_json(summary)["finetuned"]["best_epoch"] == summary.tuning.best_epoch
 
 
@@ -138,6 +159,12 @@ def test_half_precision_and_other_layers(made, tmp_path):
     assert images.tuning.first_loss == pytest.approx(taps.tuning.first_loss, abs=1e-3)
     everything = tuned(made, tmp_path / "all", unfreeze="all", features=out, epochs=1)
     assert (everything.plan.start, everything.record["frozen"]) == (0, [])
+    # What was random is trained, and nothing is left to be called unchanged.
+    assert not everything.head.weights_are_random
+    text = finetuned_text(everything)
+    assert "13 layers with weights trained\n" in text
+    assert "unchanged" not in text
+    assert "warning" not in everything.facts
 
 
 @pytest.mark.parametrize("backbone", ["vgg16", "vgg19"])

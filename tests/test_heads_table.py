@@ -145,7 +145,7 @@ RAGGED = pa.array([[1.0, 2.0], [1.0], [3.0, 4.0]])
         ({"embedding": RAGGED}, {}, "different lengths, or rows without one"),
         ({"embedding": pa.array([[1.0, 2.0], None, [3.0, 4.0]])}, {}, "different lengths, or rows without one"),
         ({"label": pa.array([0.5, 1.5, 2.5])}, {}, "column 'label' holds double, no text or whole numbers"),
-        ({"key": ["a", None, "c"]}, {}, "has no key in 1 rows"),
+        ({"key": ["a", None, "c"]}, {}, "is empty in 1 of"),
         ({"label": INVALID}, {}, "column 'label' holds .* Invalid UTF8"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import extract
+from pipeline.cli import run_cli
 from pipeline.options import ExtractOptions
+from pipeline.output import locked
 from pipeline.predict import predict
 from pipeline.predict_inputs import are_features
 from pipeline.predict_options import PredictOptions
 from pipeline.predict_summary import summary_json, summary_text
+from pipeline.report import metrics_text
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.test_weights import random_weights, write_published
@@ -266,7 +270,8 @@ def test_evaluate(inputs, run, tmp_path, items):
     agreed = [row["agrees"] for row in rows(tmp_path / "PRED")]
     assert metrics["rows"] == len(agreed)
     assert metrics["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(agreed))
-    assert "balanced accuracy" in summary_text(summary)
+    # In the form in which train says it.
+    assert metrics_text([{"judged": metrics}]) in summary_text(summary)
     again = run(inputs["features"], evaluate=True)
     assert again.done_before
     assert again.metrics == metrics
@@ -279,6 +284,9 @@ def test_a_strange_label_is_only_wrong_when_judged(inputs, run, tmp_path, items,
     assert not (tmp_path / "PRED").exists()
     summary = run(inputs["features"])
     assert "true labels are no class of the head" in summary_text(summary)
+    truth = {**summary.manifest["true_labels"], "no_class": 1}
+    one = replace(summary, manifest={**summary.manifest, "true_labels": truth})
+    assert "note     1 true label is no class of the head" in summary_text(one)
 
 
 def test_labels_from_a_file(inputs, run, tmp_path, classes):
@@ -295,6 +303,44 @@ def test_labels_from_a_file(inputs, run, tmp_path, classes):
     labels.write_text(f"key,label\n{keys[0]},\n")
     with pytest.raises(FeaturemillError, match="no row has a true label to evaluate by"):
         run(inputs["features"], labels=str(labels), evaluate=True, output=str(tmp_path / "other"))
+
+
+# Two at once, and Ctrl-C
+
+
+@pytest.mark.parametrize("kind", ["features", "tar"])
+def test_two_on_one_place(inputs, run, tmp_path, kind):
+    run(inputs[kind], top=1)
+    before = files(tmp_path / "PRED")
+    with locked(str(tmp_path / "PRED"), alone=True), pytest.raises(FeaturemillError, match="in use by another predict"):
+        run(inputs[kind], overwrite=True)
+    assert files(tmp_path / "PRED") == before
+    run(inputs[kind], overwrite=True)
+
+
+@pytest.mark.parametrize("output", [None, "PRED"])
+def test_interrupted(tmp_path, monkeypatch, capsys, output):
+    """Without PRED nothing was kept, so nothing is said of going on."""
+
+    def interrupt(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pipeline.predict.predict", interrupt)
+    place = ["--output", str(tmp_path / output)] if output else []
+    assert run_cli(["predict", "HEAD", "photos", "-q", *place]) == 130
+    said = capsys.readouterr().err.strip()
+    assert said == "featuremill: interrupted" if output is None else "run the same command again to go on" in said
+
+
+@pytest.mark.parametrize(("given", "code"), [(["--help"], 0), ([], 2), (["a", "b", "c"], 2)])
+def test_the_example_says_how_it_is_called(monkeypatch, capsys, given, code):
+    example = Path(__file__).parent.parent / "examples" / "embed_in_a_pipeline.py"
+    monkeypatch.setattr("sys.argv", [str(example), *given])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(example), run_name="__main__")
+    assert caught.value.code == code
+    said = capsys.readouterr()
+    assert (said.err if code else said.out).startswith("usage: embed_in_a_pipeline.py [-h] pattern features")
 
 
 # What doesn't fit

@@ -221,6 +221,23 @@ def test_metrics_text_of_one_run():
     assert "top-5" not in metrics_text([make_run()])
 
 
+def test_settings_in_a_setting_have_rows_of_their_own():
+    inner = {"unfreeze": "block5", "learning_rate": 1e-5, "frozen": ["a", "b"], "trained": [], "after": {"rows": 3}}
+    settings = {"standardize": False, "finetuned": inner}
+    html = report_html("Head", [make_run(settings=settings)], {})
+    table = html[html.index("<caption>Settings") : html.index("<figure")]
+    rows = re.findall(r'<th scope="row">([^<]*)</th><td><bdi>([^<]*)</bdi>', table)
+    assert rows == [
+        ("standardize", "False"),
+        ("finetuned: unfreeze", "block5"),
+        ("finetuned: learning rate", "1e-05"),
+        ("finetuned: frozen", "a, b"),
+        ("finetuned: trained", "none"),
+    ]
+    # The page lets all other words break anywhere.
+    assert ".settings th { overflow-wrap: normal; }" in html
+
+
 def test_metrics_text_of_several_runs_is_the_ranking():
     lines = metrics_text([make_run("knn", right=0.5), make_run("ridge", right=3)]).splitlines()
     assert [line.split()[0] for line in lines] == ["head", "ridge", "knn"]

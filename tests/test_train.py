@@ -91,6 +91,7 @@ def test_no_row_is_judged_by_what_it_trained(parts, learning):
         sizes = [rows(cells) for cells in plan.learning]
         assert all(small <= large for small, large in pairwise(sizes))
         assert sizes[-1] == rows(plan.fits[0].train)
+        assert all(sizes[:-1]), "nothing can be fitted on no rows"
 
 
 @pytest.mark.parametrize("judge", [{}, {"test": 0.3}, {"folds": 3}])
@@ -186,6 +187,85 @@ def test_a_file_of_labels_has_names_of_its_own(tmp_path, capsys):
     assert train(options(other, tmp_path / "other", key_column="id", **more)).head.classes == ("class0", "class1")
     with pytest.raises(FeaturemillError, match=r"labels\.csv has no column 'idd'"):
         train(options(path, tmp_path / "none", key_column="idd", **more))
+
+
+def write_sides(path: Path, lines: list[str], *, header: str = "key,label,side,flat") -> Path:
+    path.write_text("\n".join([header, *lines]))
+    return path
+
+
+def test_sides_and_groups_from_a_file_of_labels(tmp_path):
+    """What extract wrote has no such columns. The last 20 rows aren't in the file: they have no label and no side."""
+    drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
+    # Were they taken from the features, all would be on one side and in one group.
+    own = {"label": [None] * 100, "flat": ["0"] * 100}
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, own["label"], flat=own["flat"])
+    sides = ["train", "val", "Test"]
+    lines = [f"photo{i:04},{drawn.classes[drawn.codes[i]]},{sides[i % 3]},{i // 2}" for i in range(80)]
+    labels = str(write_sides(tmp_path / "labels.csv", lines))
+    train(options(path, tmp_path / "head", labels=labels, split_column="side"))
+    split = load_head(str(tmp_path / "head")).split
+    assert split["by_column"]
+    assert [sum(rows.values()) for rows in split["rows"].values()] == [27, 27, 26]
+    train(options(path, tmp_path / "folds", labels=labels, group_column="flat", folds=4))
+    split = load_head(str(tmp_path / "folds")).split
+    # 40 flats of two, and each of the others by its key.
+    assert (split["by_group"], split["components"]) == (True, 60)
+
+
+def test_what_the_file_of_labels_lacks_is_the_features(tmp_path):
+    sides = ["train", "validation", "test"] * 30
+    path = write_clouds(tmp_path / "f.parquet", rows=90, side=sides)
+    table = open_table(str(path))
+    lines = [f"{key},{label}" for key, label in zip(table.keys.to_pylist(), table.labels.to_pylist(), strict=True)]
+    labels = str(write_sides(tmp_path / "labels.csv", lines, header="key,label"))
+    train(options(path, tmp_path / "head", labels=labels, split_column="side"))
+    assert load_head(str(tmp_path / "head")).metrics["rows"] == 30
+
+
+@pytest.mark.parametrize("more", [{"split_column": "sied"}, {"group_column": "sied", "folds": 3}])
+def test_a_column_that_nobody_has_is_told_of_features_and_file(tmp_path, more):
+    (tmp_path / "f").mkdir()
+    path = write_clouds(tmp_path / "f" / "part.parquet").parent
+    with pytest.raises(FeaturemillError) as caught:
+        train(options(path, tmp_path / "head", **more))
+    assert str(caught.value).startswith(f"{path} has no column 'sied'; name one of key, label, embedding, or give it")
+    labels = write_sides(tmp_path / "labels.csv", ["photo0000,a,test,1"])
+    with pytest.raises(FeaturemillError, match=f"^neither {labels} nor {path} has a column 'sied'; check its name"):
+        train(options(path, tmp_path / "head", labels=str(labels), **more))
+
+
+@pytest.mark.parametrize(
+    ("side", "says"), [("", "empty in 1 row with a label"), ("tset", "says 'tset'; did you mean test")]
+)
+def test_wrong_sides_are_told_of_the_file_they_are_in(tmp_path, side, says):
+    path = write_clouds(tmp_path / "f.parquet", rows=90)
+    lines = [f"photo{i:04},{'ab'[i % 2]},{side if i == 5 else 'train'},1" for i in range(60)]
+    labels = write_sides(tmp_path / "labels.csv", lines)
+    with pytest.raises(FeaturemillError, match=rf"^{labels}: the split column (is )?{says}"):
+        train(options(path, tmp_path / "head", labels=str(labels), split_column="side"))
+
+
+def test_no_head_is_written_into_its_features(tmp_path):
+    (tmp_path / "f").mkdir()
+    write_clouds(tmp_path / "f" / "part.parquet")
+    for output in ("f", "f/head"):
+        with pytest.raises(UsageError, match=r"lies inside the input .*; choose a folder beside it"):
+            options(tmp_path / "f", tmp_path / output)
+    assert options(tmp_path / "f", tmp_path / "f-head").output.endswith("f-head")
+
+
+def test_counts_of_one_are_said_as_one(tmp_path):
+    drawn = draw_rows(rows=60, dims=8, classes=2, distance=6.0)
+    labels = [drawn.classes[code] for code in drawn.codes]
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, labels)
+    lines = [f"photo{i:04},{label}" for i, label in enumerate(labels[:59])]
+    labels = write_sides(tmp_path / "labels.csv", [*lines, "nobody,class0"], header="key,label")
+    said = []
+    train(options(path, tmp_path / "head", labels=str(labels), validation=0.4), say=said.append)
+    told = "\n".join(said)
+    assert "1 row without a label left out" in told
+    assert "59 rows found in the file; 1 row without a label, such as photo0059; 1 label without a row, such as" in told
 
 
 def test_an_empty_label_is_no_class(tmp_path):

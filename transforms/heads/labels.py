@@ -1,6 +1,6 @@
-"""Labels from a file of their own, joined to features by key."""
+"""Labels from a file of their own, with groups and sides where it has them, joined to features by key."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -36,40 +36,66 @@ class Joined:
     unmatched_keys: tuple[str, ...]
 
 
-def read_labels(path: str, *, key_column: str = "key", label_column: str = "label") -> "pa.Table":
-    """Reads keys and labels.
+def read_labels(
+    path: str,
+    *,
+    key_column: str = "key",
+    label_column: str = "label",
+    group_column: str | None = None,
+    split_column: str | None = None,
+) -> "pa.Table":
+    """Reads keys and labels, and groups and sides where the file has their columns.
 
     Args:
         path: CSV with a header, or Parquet; which one is seen by its first bytes.
         key_column, label_column: Their names in the file.
+        group_column, split_column: Names of columns that the file may lack; None if they aren't wanted.
 
     Returns:
-        Columns `key` and `label`, strings, each key once; a label is null where the file is empty.
+        Columns `key`, `label` and, where they are there, `group` and `split`: strings, each key once; what the file
+        leaves empty is null.
 
     Raises:
-        FeaturemillError: Not readable, a column missing, an empty key, or a key with two labels.
+        FeaturemillError: Not readable, no rows, a column missing, an empty key, or a key with two labels, groups or
+            sides.
     """
     import pyarrow as pa
 
     path = storage.absolute(path)
-    try:
-        with storage.open_read(path) as file:
-            is_parquet = file.read(4) == b"PAR1"
-            file.seek(0)
-            table = _read_parquet(file) if is_parquet else _read_csv(file, (key_column, label_column))
-    except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(
-            f"{path} can't be read as labels ({storage.one_line(error)}); pass CSV with a header, or Parquet"
-        ) from error
-    for name in (key_column, label_column):
+    names = {"key": key_column, "label": label_column, "group": group_column, "split": split_column}
+    table = _read(path, [name for name in names.values() if name])
+    names = {role: name for role, name in names.items() if role in ("key", "label") or name in table.column_names}
+    for name in names.values():
         if name not in table.column_names:
             raise FeaturemillError(f"{path} has no column {name!r}{nearest(name, table.column_names)}")
         if table.column_names.count(name) > 1:
             raise FeaturemillError(f"{path} has several columns {name!r}; rename all but one")
-    columns = [as_text(table.column(name), name, path) for name in (key_column, label_column)]
-    if columns[0].null_count:
-        raise FeaturemillError(f"{path}: {columns[0].null_count:,} rows have no {key_column!r}; fill them in")
-    return _once(pa.table([columns[0], known(columns[1])], ["key", "label"]), path)
+    if not len(table):
+        raise FeaturemillError(f"{path} has no rows, only a header; give it a row for each key")
+    columns = {role: as_text(table.column(name), name, path) for role, name in names.items()}
+    if columns["key"].null_count:
+        raise FeaturemillError(
+            f"{path}: column {key_column!r} is empty in {columns['key'].null_count:,} of {len(table):,} rows; "
+            "fill them in"
+        )
+    columns |= {role: known(column) for role, column in columns.items() if role != "key"}
+    return _once(pa.table(columns), names, path)
+
+
+def _read(path: str, columns: Sequence[str]) -> "pa.Table":
+    import pyarrow as pa
+
+    try:
+        with storage.open_read(path) as file:
+            is_parquet = file.read(4) == b"PAR1"
+            file.seek(0)
+            return _read_parquet(file) if is_parquet else _read_csv(file, columns)
+    except FileNotFoundError as error:
+        raise FeaturemillError(f"there is no file of labels {path}; check the path") from error
+    except (OSError, pa.ArrowException) as error:
+        raise FeaturemillError(
+            f"{path} can't be read as labels ({storage.one_line(error)}); pass CSV with a header, or Parquet"
+        ) from error
 
 
 def _read_parquet(file: object) -> "pa.Table":
@@ -89,44 +115,53 @@ def _read_csv(file: object, columns: Sequence[str]) -> "pa.Table":
     return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=convert)
 
 
-def _once(labels: "pa.Table", path: str) -> "pa.Table":
-    """Returns each key once; raises FeaturemillError where one has two labels."""
+def _once(labels: "pa.Table", names: Mapping[str, str], path: str) -> "pa.Table":
+    """Returns each key once; raises FeaturemillError where one has two labels, groups or sides.
+
+    Args:
+        labels: As `read_labels` returns them, but with repeated keys.
+        names: {role: name of the column in the file}.
+        path: Of the file.
+    """
     import pyarrow.compute as pc
 
     if pc.count_distinct(labels["key"]).as_py() == len(labels):
         return labels
-    labels = labels.group_by(["key", "label"], use_threads=False).aggregate([])
-    counts = labels.group_by("key", use_threads=False).aggregate([([], "count_all")])
-    repeated = counts.filter(pc.greater(counts["count_all"], 1))["key"]
-    if len(repeated):
-        key = repeated[0].as_py()
-        first, second = labels.filter(pc.equal(labels["key"], key))["label"].to_pylist()[:2]
-        first, second = (None if label is None else short(label) for label in (first, second))
-        raise FeaturemillError(
-            f"{path}: keys with several labels: {len(repeated):,}, such as {key!r} with {first!r} and {second!r}; "
-            "leave one for each"
-        )
-    return labels
+    for role in labels.column_names[1:]:
+        pairs = labels.group_by(["key", role], use_threads=False).aggregate([])
+        counts = pairs.group_by("key", use_threads=False).aggregate([([], "count_all")])
+        repeated = counts.filter(pc.greater(counts["count_all"], 1))["key"]
+        if len(repeated):
+            key = repeated[0].as_py()
+            first, second = pairs.filter(pc.equal(pairs["key"], key))[role].to_pylist()[:2]
+            first, second = (None if value is None else short(value) for value in (first, second))
+            several = "labels" if role == "label" else f"values of {names[role]!r}"
+            raise FeaturemillError(
+                f"{path}: keys with several {several}: {len(repeated):,}, such as {key!r} with {first!r} and "
+                f"{second!r}; leave one for each"
+            )
+    return labels.group_by(labels.column_names, use_threads=False).aggregate([])
 
 
-def join_labels(
-    table: Table, path: str, *, key_column: str = "key", label_column: str = "label"
-) -> tuple[Table, Joined]:
-    """Gives the rows of a table the labels of a file; those it had are gone.
+def join_labels(table: Table, labels: "pa.Table", path: str) -> tuple[Table, Joined]:
+    """Gives the rows of a table the labels of a file, and its groups and sides if it has them; those it had are gone.
+
+    Args:
+        table: Features.
+        labels: From `read_labels`. A row of features whose key isn't there has no label, group or side.
+        path: Of the file.
 
     Raises:
-        FeaturemillError: As `read_labels`, and when no key matches.
+        FeaturemillError: No key matches.
     """
     import pyarrow.compute as pc
 
-    labels = read_labels(path, key_column=key_column, label_column=label_column)
     found = pc.index_in(table.keys, value_set=labels["key"])
     matched = len(found) - found.null_count
     if not matched:
-        example = labels["key"][0].as_py() if len(labels) else None
         raise FeaturemillError(
-            f"no key of {path} is one of {table.location}: the file has {example!r}, the features have "
-            f"{table.keys[0].as_py()!r}; write the keys as the features have them"
+            f"no key of {path} is one of {table.location}: the file has {labels['key'][0].as_py()!r}, the features "
+            f"have {table.keys[0].as_py()!r}; write the keys as the features have them"
         )
     column = labels["label"].take(found)
     unlabelled = table.keys.filter(column.is_null())
@@ -138,4 +173,8 @@ def join_labels(
         unmatched=len(unmatched),
         unmatched_keys=tuple(unmatched[:NAMED_KEYS].to_pylist()),
     )
+    if "group" in labels.column_names:
+        table = replace(table, groups=labels["group"].take(found))
+    if "split" in labels.column_names:
+        table = replace(table, sides=labels["split"].take(found), sides_from=path)
     return replace(table, labels=column), joined

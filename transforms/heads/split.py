@@ -77,7 +77,7 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
     hashes = None if table.sha256 is None else _codes(table.sha256)[0]
     copies = _connect(len(labels), [] if hashes is None else [hashes], pairs)
     components, draws = _components(table, copies, seed)
-    given = None if table.sides is None else _given(table)
+    given = None if table.sides is None else _given(table, labels)
     side, moved = _sides(draws[:, 0], components, labels, given=given, validation=validation, test=test, folds=folds)
     sides = np.where(labels >= 0, side[components], UNUSED).astype(np.int8)
     dealt = None
@@ -193,19 +193,22 @@ def _draw(names: "pa.Array", seed: int) -> np.ndarray:
     return draws
 
 
-def _given(table: Table) -> np.ndarray:
+def _given(table: Table, labels: np.ndarray) -> np.ndarray:
+    """Returns N sides, `UNUSED` where a row has neither a side nor a label."""
     codes, values = _codes(table.sides)
+    where = table.sides_from or table.location
     known = {value: _SIDE_NAMES.get(value.strip().casefold()) for value in values.to_pylist()}
     for value, side in known.items():
         if side is None:
-            raise FeaturemillError(
-                f"{table.location}: the split column says {value!r}{nearest(value.casefold(), _SIDE_NAMES)}"
-            )
-    if (codes < 0).any():
+            raise FeaturemillError(f"{where}: the split column says {value!r}{nearest(value.casefold(), _SIDE_NAMES)}")
+    empty = int(((codes < 0) & (labels >= 0)).sum())
+    if empty:
         raise FeaturemillError(
-            f"{table.location}: the split column is empty in {(codes < 0).sum():,} rows; fill them in or leave them out"
+            f"{where}: the split column is empty in {empty:,} row{'s' * (empty != 1)} with a label; "
+            "fill them in or leave them out"
         )
-    return np.array(list(known.values()))[codes]
+    # The last stands for rows without a side: -1 takes it.
+    return np.array([*known.values(), UNUSED])[codes]
 
 
 def _sides(

@@ -31,7 +31,7 @@ class Head:
         spec: What decided these numbers; None if they came from plain Parquet.
         weights: Where the backbone's weights came from; a path relative to the head's folder for fine-tuned ones; empty
             if unknown.
-        weights_are_random: Whether they were random ones.
+        weights_are_random: Whether they were random ones; after fine-tuning, whether some of them still are.
         source: What it was trained on.
         split: `Split.report`.
         metrics: How it was judged.
@@ -55,6 +55,11 @@ class Head:
     def fingerprint(self) -> str | None:
         """Of the spec; None if there is none."""
         return self.spec.fingerprint if self.spec else None
+
+    @property
+    def never_trained(self) -> tuple[str, ...]:
+        """Names of a fine-tuned network's layers that are still random; empty where all are, or none."""
+        return tuple(self.model.settings.get("finetuned", {}).get("never_trained", ()))
 
     def probabilities(self, vectors: np.ndarray) -> np.ndarray:
         """Returns N×C float64, each row summing to 1.

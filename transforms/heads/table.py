@@ -36,6 +36,7 @@ class Table:
         sides: N strings of the split column, or None if none was named.
         sha256: N content hashes (binary), or None where there are none.
         vectors: N×D, on disk.
+        sides_from: The file that the sides were joined from; empty if they are the features' own.
     """
 
     location: str
@@ -51,6 +52,7 @@ class Table:
     sides: "pa.ChunkedArray | None"
     sha256: "pa.ChunkedArray | None"
     vectors: StoredVectors
+    sides_from: str = ""
 
 
 def open_table(
@@ -59,7 +61,7 @@ def open_table(
     columns: Sequence[str] = (),
     label_column: str = DEFAULT_LABEL,
     key_column: str = DEFAULT_KEY,
-    key_may_lack: bool = False,
+    labels_file: str | None = None,
     group_column: str | None = None,
     split_column: str | None = None,
 ) -> Table:
@@ -71,9 +73,10 @@ def open_table(
         label_column: Labels, as text or whole numbers; where there is no column `label`, no label is known; empty
             ones aren't either.
         key_column: Keys; where there is no column `key`, rows are called `FILE#ROW`.
-        key_may_lack: Whether `key` is taken where there is no `key_column`, as this is what a file of labels calls it.
-        group_column: Rows of one group stay together in a split.
-        split_column: Says which side a row is on.
+        labels_file: What labels will be joined from, if anything: `key_column` is then what that calls it, and `key` is
+            taken where the features have none of that name.
+        group_column: Rows of one group stay together in a split. None too where it is `labels_file` that has it.
+        split_column: Says which side a row is on. None too where it is `labels_file` that has it.
 
     Raises:
         FeaturemillError: Nothing there, an unfinished OUT, a column that isn't there or holds something else, vectors
@@ -86,8 +89,18 @@ def open_table(
     columns = _choose(location, infos[0].schema, columns)
     dims = _widths(infos, columns)
     there = {name for info in infos for name in info.schema.names}
-    if key_may_lack and key_column not in there:
+    if labels_file and key_column not in there:
         key_column = DEFAULT_KEY
+    for name in filter(None, (group_column, split_column)):
+        if name not in there:
+            if labels_file:
+                raise FeaturemillError(
+                    f"neither {labels_file} nor {location} has a column {name!r}; check its name, or add it to the file"
+                )
+            raise FeaturemillError(
+                f"{location} has no column {name!r}; name one of {', '.join(infos[0].schema.names)}, or give it by key "
+                "in a file: --labels FILE"
+            )
     # These two may be missing, as long as nobody asked for others.
     texts = {
         role: name for role, name in (("key", key_column), ("label", label_column)) if name != role or name in there
@@ -261,7 +274,8 @@ def _read_columns(infos: Sequence[_FileInfo], texts: dict[str, str]) -> dict[str
     found = {role: pa.chunked_array(arrays) for role, arrays in chunks.items()}
     if found["key"].null_count:
         raise FeaturemillError(
-            f"{infos[0].uri}: column {texts['key']!r} has no key in {found['key'].null_count:,} rows; fill them in"
+            f"{infos[0].uri}: column {texts['key']!r} is empty in {found['key'].null_count:,} of "
+            f"{len(found['key']):,} rows; fill them in"
         )
     return found
 
