@@ -129,26 +129,29 @@ def time_zone(request, monkeypatch):
     time.tzset()
 
 
-@pytest.mark.parametrize("month", [1, 7])
-def test_a_files_time_is_the_same_in_any_time_zone(time_zone, month):
+@pytest.fixture(params=[(1, 1767268800), (7, 1782907200)], ids=["January", "July"])
+def after_noon(request, time_zone):
+    """A quarter of a second after noon in winter and in summer, and noon in seconds since 1970."""
+    month, noon = request.param
+    return datetime(2026, month, 1, 12, microsecond=250_000, tzinfo=timezone.utc), noon
+
+
+def test_a_files_time_is_the_same_in_any_time_zone(after_noon):
     pytest.importorskip("google.cloud.storage", reason="pip install 'featuremill[gcp]'")
     from apache_beam.io.gcp.gcsio import GcsIO
 
     settle("gs")
-    updated = datetime(2026, month, 1, 12, microsecond=250_000, tzinfo=timezone.utc)
-    noon = {1: 1767268800, 7: 1782907200}[month]
+    updated, noon = after_noon
     assert GcsIO._updated_to_seconds(updated) == noon + 0.25
 
 
-@pytest.mark.parametrize("month", [1, 7])
-def test_s3_lists_a_file_with_the_time_that_it_answers_for_it(time_zone, month):
+def test_s3_lists_a_file_with_the_time_that_it_answers_for_it(after_noon):
     pytest.importorskip("boto3", reason="pip install 'featuremill[aws]'")
     from apache_beam.io.aws.s3io import S3IO
 
     settle("s3")
     # MinIO and Ceph: milliseconds in a listing, none in the head of an answer.
-    listed = datetime(2026, month, 1, 12, microsecond=250_000, tzinfo=timezone.utc)
-    noon = {1: 1767268800, 7: 1782907200}[month]
+    listed, noon = after_noon
     assert S3IO._updated_to_seconds(listed) == S3IO._updated_to_seconds(listed.replace(microsecond=0)) == noon
 
 
