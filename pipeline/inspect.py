@@ -43,8 +43,7 @@ class Inspection:
         output: OUT.
         manifest: As it is on disk.
         reports: Of all units that have a part.
-        parts: How many parts hold them.
-        rows: Rows of all parts.
+        features: OUT's, as far as it is there.
         labels: {label: rows}, None for unknown, the commonest first.
         failures: {`stage: error`: count}.
         vectors: {feature: statistics}.
@@ -56,8 +55,7 @@ class Inspection:
     output: str
     manifest: dict[str, Any]
     reports: tuple[UnitReport, ...]
-    parts: int
-    rows: int
+    features: Features
     labels: dict[str | None, int]
     failures: dict[str, int]
     vectors: dict[str, VectorStatistics]
@@ -76,6 +74,16 @@ class Inspection:
         status = self.manifest["status"]
         unfinished = f"the last run did not finish (status {status}): run the same extract command again"
         return self.disagreements if self.finished else (*self.disagreements, unfinished)
+
+    @property
+    def parts(self) -> int:
+        """How many parts hold the units."""
+        return len(self.features.parts)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all parts."""
+        return self.features.rows
 
     @property
     def totals(self) -> books.Totals:
@@ -107,8 +115,7 @@ def inspect(output: str) -> Inspection:
         output=output,
         manifest=manifest,
         reports=tuple(reports),
-        parts=len(features.parts),
-        rows=features.rows,
+        features=features,
         labels=dict(labels.most_common()),
         failures=dict(books.failures_by_reason(output, [r for r in reports if r.unit_id in listed])),
         vectors={name: total.statistics() for name, total in sums.items()},
@@ -245,12 +252,18 @@ class _VectorSums:
 def inspection_json(inspection: Inspection) -> dict[str, Any]:
     """Returns the inspection for programs; `labels` are the classes, `unlabelled` counts the rows without a label."""
     labels = {label: count for label, count in inspection.labels.items() if label is not None}
-    # The reports are in units.parquet, and may be a million.
-    values = asdict(replace(inspection, reports=()))
-    del values["reports"]
-    unlabelled = inspection.labels.get(None, 0)
-    totals = asdict(inspection.totals)
-    return {**values, "problems": inspection.problems, "totals": totals, "labels": labels, "unlabelled": unlabelled}
+    # The reports are in units.parquet, and may be a million, as may be the parts' names.
+    values = asdict(replace(inspection, reports=(), features=None))
+    del values["reports"], values["features"]
+    return {
+        **values,
+        "parts": inspection.parts,
+        "rows": inspection.rows,
+        "problems": inspection.problems,
+        "totals": asdict(inspection.totals),
+        "labels": labels,
+        "unlabelled": inspection.labels.get(None, 0),
+    }
 
 
 def inspection_text(inspection: Inspection) -> str:

@@ -29,13 +29,14 @@ LEFTOVER_SECONDS = 3600
 
 
 @contextmanager
-def locked(output: str, *, alone: bool) -> Iterator[None]:
+def locked(output: str, *, alone: bool, other: str = "command") -> Iterator[None]:
     """Keeps a compaction and extracts off the same local OUT; the system ends it with the process, however that ends.
 
     Args:
-        output: OUT.
+        output: OUT, or PRED.
         alone: For who takes parts away that an extract may count on, a compaction or --overwrite; else extracts don't
             mind each other.
+        other: What may be at work there.
 
     Raises:
         FeaturemillError: Another process is at work there.
@@ -50,8 +51,10 @@ def locked(output: str, *, alone: bool) -> Iterator[None]:
         try:
             fcntl.flock(folder, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            what = "in use by another command" if alone else "being compacted or overwritten by another command"
-            raise FeaturemillError(f"{output} is {what}; wait for that to end, and run this one again") from error
+            what = "in use" if alone else "being compacted or overwritten"
+            raise FeaturemillError(
+                f"{output} is {what} by another {other}; wait for that to end, and run this one again"
+            ) from error
         except OSError:
             # Some network file systems have no locks; there, as on stores, only the manifest is compared.
             pass

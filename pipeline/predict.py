@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ from transforms.heads import imagenet_head
 from transforms.heads.network import check_weights
 from transforms.predictions import Predictor
 from transforms.recipe import Job
-from transforms.records import FeaturemillError
 from transforms.weights import Weights
 
 if TYPE_CHECKING:
@@ -116,32 +115,15 @@ def _predict(
     say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
     # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
     opened = None if source.images else _open_features(options, source, options.inputs)
-    with _alone(output):
+    with suppress(OSError):
+        # Where it can't be made, who writes to it says so.
+        storage.make_folder(output)
+    with locked(output, alone=True, other="predict"):
         if there and options.overwrite:
             place.clear(output, there)
         place.begin(output, manifest)
         metrics = _fill(options, output, source, opened, manifest, run=run)
     return PredictSummary(output, manifest, metrics, (), time.perf_counter() - started)
-
-
-@contextmanager
-def _alone(output: str) -> Iterator[None]:
-    """Keeps two predictions off the same local PRED.
-
-    Raises:
-        FeaturemillError: Another one is at work there.
-    """
-    with suppress(OSError):
-        # Where it can't be made, who writes to it says so.
-        storage.make_folder(output)
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(locked(output, alone=True))
-        except FeaturemillError as error:
-            raise FeaturemillError(
-                f"{output} is in use by another predict; wait for it to end, and run the command again"
-            ) from error
-        yield
 
 
 def _fill(

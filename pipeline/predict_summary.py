@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.plan import readable
-from pipeline.report import metric_lines
+from pipeline.report import metric_table
 from pipeline.train_facts import never_trained_text
 from pipeline.wording import counted
 from transforms.heads.wording import short
@@ -74,11 +74,10 @@ def summary_text(summary: PredictSummary) -> str:
         are = "is" if truth["no_class"] == 1 else "are"
         lines.append(f"note     {counted(truth['no_class'], 'true label')} {are} no class of the head")
     if summary.metrics:
-        lines += metric_lines(summary.metrics["metrics"])
+        lines.append(metric_table(summary.metrics["metrics"]))
     if manifest["weights_are_random"]:
         weights = manifest["weights"] or "of the features"
-        # A prediction of an earlier version says nothing of single layers.
-        layers = manifest.get("never_trained")
+        layers = manifest["never_trained"]
         lines.append(
             f"CAUTION  weights {weights}: {never_trained_text(layers)}, so these predictions mean little"
             if layers

@@ -11,7 +11,6 @@ from zipfile import BadZipFile
 import numpy as np
 
 from pipeline.pages import tame
-from pipeline.verify import stored_source
 from transforms import storage
 from transforms.engines import Engine, load_stored_engine
 from transforms.features import FeatureSpec
@@ -21,6 +20,7 @@ from transforms.records import FeaturemillError
 from transforms.sandbox import nearest_texts
 from transforms.shards.names import clean
 from transforms.stored_rows import read_vectors
+from transforms.weights import stored_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from pipeline.pages import render
+from pipeline.query_tables import text_table
 from pipeline.report_plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
 
 _METRICS = {
@@ -71,23 +72,18 @@ def interval(metric: Mapping[str, float] | None) -> str:
 def metrics_text(runs: Sequence[Run]) -> str:
     """Returns the metrics with their 95 % intervals as a table for the terminal: of one run, or several ranked."""
     if len(runs) == 1:
-        return "\n".join(metric_lines(runs[0]["judged"]["metrics"]))
-    table = [("head", *(_METRICS[name] for name in _RANKED), "seconds")]
+        return metric_table(runs[0]["judged"]["metrics"])
+    rows = []
     for run in ranking(runs):
         metrics = run["judged"]["metrics"]
-        table.append((run["kind"], *(interval(metrics[name]) for name in _RANKED), f"{run['seconds']:.1f}"))
-    return "\n".join(_aligned(table))
+        rows.append((run["kind"], *(interval(metrics[name]) for name in _RANKED), f"{run['seconds']:.1f}"))
+    return text_table(("head", *(_METRICS[name] for name in _RANKED), "seconds"), rows)
 
 
-def metric_lines(metrics: Mapping[str, Mapping[str, float] | None]) -> list[str]:
-    """Returns one judgement's metrics with their 95 % intervals as lines of a table for the terminal."""
+def metric_table(metrics: Mapping[str, Mapping[str, float] | None]) -> str:
+    """Returns one judgement's metrics with their 95 % intervals as a table for the terminal."""
     known = [(words, interval(metrics[name])) for name, words in _METRICS.items() if metrics[name]]
-    return _aligned([("", "95 % interval"), *known])
-
-
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in table]
+    return text_table(("", "95 % interval"), known)
 
 
 def report_html(title: str, runs: Sequence[Run], facts: Mapping[str, str]) -> str:

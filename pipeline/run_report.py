@@ -16,7 +16,7 @@ from pipeline.plan import readable
 from pipeline.targets import check_targets
 from pipeline.wording import counted, size_text
 from transforms import storage
-from transforms.features import Features, choose_feature, open_features
+from transforms.features import Features, choose_feature
 from transforms.parts import failures_uri
 from transforms.projection import principal_components
 from transforms.records import FeaturemillError, UnitReport
@@ -65,9 +65,8 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
     """
     check_targets([output], page=page)
     inspection = inspect(output)
-    features = open_features(output, whole=False)
-    name = choose_feature(features, feature)
-    rows = gather_rows(features, name)
+    name = choose_feature(inspection.features, feature)
+    rows = gather_rows(inspection.features, name)
     text = run_report_html(inspection, rows, mapped=name)
     write_page(page, text)
     failures = counted(sum(inspection.failures.values()), "failure")

@@ -16,7 +16,7 @@ from transforms.listing import Footer, read_footers
 from transforms.records import FeaturemillError, Unit, UsageError
 from transforms.rereading import reread
 from transforms.units import PlannedUnit, read_plan
-from transforms.weights import source_of
+from transforms.weights import stored_source
 
 # A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.
 UNITS = 8
@@ -82,24 +82,6 @@ def default_tolerance(spec: FeatureSpec) -> float:
     if spec.precision != "float32":
         return 2e-2
     return 1e-3 if spec.dtype == "float16" else 1e-4
-
-
-def stored_source(weights: str | None, origin: str) -> str:
-    """Returns where to load the weights of an OUT from again.
-
-    Args:
-        weights: Where they are now, or None.
-        origin: Where OUT's manifest says they came from.
-
-    Raises:
-        FeaturemillError: Random weights that can't be those: another seed, or instead of ImageNet's.
-    """
-    made_with = source_of(origin)
-    if weights is None or weights == made_with:
-        return made_with
-    if weights.startswith("random:") and made_with.startswith(("random:", "imagenet")):
-        raise FeaturemillError(f"the features were made with weights {origin}, not {weights}; leave --weights out")
-    return weights
 
 
 def verify(

@@ -66,6 +66,24 @@ def source_of(origin: str) -> str:
     return "imagenet" if origin.startswith("imagenet ") else origin
 
 
+def stored_source(weights: str | None, origin: str) -> str:
+    """Returns where to load the weights of an OUT from again.
+
+    Args:
+        weights: Where they are now, or None.
+        origin: Where OUT's manifest says they came from.
+
+    Raises:
+        FeaturemillError: Random weights that can't be those: another seed, or instead of ImageNet's.
+    """
+    made_with = source_of(origin)
+    if weights is None or weights == made_with:
+        return made_with
+    if weights.startswith("random:") and made_with.startswith(("random:", "imagenet")):
+        raise FeaturemillError(f"the features were made with weights {origin}, not {weights}; leave --weights out")
+    return weights
+
+
 def _needed(layers: Sequence[Layer]) -> list[LayerInfo]:
     # Convolutions have the same weights at any image size; the top's are made for this one.
     return [info for info in describe(layers, TOP_IMAGE_SIZES[0]) if info.layer.has_weights]
