@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.options import ExtractOptions
-from transforms.engines import available_cores, load_engine
-from transforms.features import FeatureSpec
+from transforms.engines import load_engine
 from transforms.images import decode_image
+from transforms.machine import available_cores
+from transforms.spec import FeatureSpec
 
 _SECONDS = 15.0
 

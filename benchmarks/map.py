@@ -27,9 +27,9 @@ from pipeline import books
 from tests.browser.chromium import open_chromium
 from tests.pages_data import clusters
 from transforms import shards, storage
-from transforms.features import Feature, FeatureSpec
 from transforms.parts import PartWriter
 from transforms.records import Shard, Unit, UnitReport
+from transforms.spec import Feature, FeatureSpec
 from transforms.units import PlannedUnit, unit_id, write_plan
 
 if TYPE_CHECKING:

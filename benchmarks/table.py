@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.process import spread
-from transforms.engines import available_cores
+from transforms.machine import available_cores
 
 _PACKAGES = ("featuremill", "tensorflow", "keras", "ncnn", "apache-beam", "pyarrow", "numpy", "pillow")
 _FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.dataflow import RUNNER, check_places, dataflow_args, is_template
 from pipeline.options import ExtractOptions
-from transforms.features import nearest
-from transforms.records import UsageError
-from transforms.storage import one_line
+from transforms.errors import UsageError
+from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -88,4 +87,4 @@ def _check(args: list[str]) -> None:
         valid = [flag for action in parser._actions for flag in action.option_strings]
         # What follows may be a secret, given to a misspelt option.
         name = unknown[0].split("=")[0]
-        raise UsageError(f"Beam has no option {name!r}{nearest(name, valid) if name.startswith('--') else ''}")
+        raise UsageError(f"Beam has no option {name!r}{did_you_mean(name, valid) if name.startswith('--') else ''}")

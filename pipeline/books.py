@@ -15,10 +15,13 @@ from importlib import metadata
 from typing import Any
 
 from transforms import storage
-from transforms.features import SCHEMA_VERSION, Features, FeatureSpec
+from transforms.errors import FeaturemillError
+from transforms.features import SCHEMA_VERSION, Features
 from transforms.listing import Listing, is_merged, read_footers
 from transforms.parts import failures_uri, part_uri
-from transforms.records import FeaturemillError, UnitReport
+from transforms.records import UnitReport
+from transforms.spec import FeatureSpec
+from transforms.text import one_line
 
 # Beyond this many rows the summary doesn't look for repeated keys and contents by itself; `inspect` always does.
 REPEATS_UP_TO_ROWS = 10_000_000
@@ -89,7 +92,7 @@ def read_units(output: str) -> list[UnitReport]:
             return [UnitReport(*row) for some in columns for row in zip(*some, strict=True)]
     except (OSError, TypeError, pa.ArrowException) as error:
         raise FeaturemillError(
-            f"cannot read {uri}: {storage.one_line(error)}; delete it and run featuremill extract again"
+            f"cannot read {uri}: {one_line(error)}; delete it and run featuremill extract again"
         ) from error
 
 
@@ -125,7 +128,7 @@ def write_file(output: str, name: str, data: bytes) -> None:
         storage.write_atomic(storage.join(output, name), data, temporary)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write {name} to {output}: {storage.one_line(error)}; make room or mend the permissions "
+            f"cannot write {name} to {output}: {one_line(error)}; make room or mend the permissions "
             "and run the same command again"
         ) from error
 
@@ -178,7 +181,7 @@ def failures_by_reason(output: str, reports: Iterable[UnitReport]) -> Counter[st
                 table = pq.ParquetFile(file).read(["stage", "error"])
         except (OSError, pa.ArrowException) as error:
             raise FeaturemillError(
-                f"{uri} can't be read ({storage.one_line(error)}); delete it and its part, and run extract again"
+                f"{uri} can't be read ({one_line(error)}); delete it and its part, and run extract again"
             ) from error
         rows = zip(table["stage"].to_pylist(), table["error"].to_pylist(), strict=True)
         return Counter(f"{stage}: {error}" for stage, error in rows)
@@ -220,7 +223,7 @@ def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
     try:
         return _find_repeats(features, named)
     except (duckdb.Error, OSError) as error:
-        _log.warning("keys and contents seen twice were not counted: %s", storage.one_line(error))
+        _log.warning("keys and contents seen twice were not counted: %s", one_line(error))
         return None
 
 

@@ -93,7 +93,7 @@ def _settings(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _confirm_removal(output: str) -> None:
-    from transforms.records import FeaturemillError
+    from transforms.errors import FeaturemillError
 
     try:
         agreed = click.confirm(f"Remove the features in {output}?", err=True)
@@ -231,7 +231,7 @@ def run_cli(args: list[str]) -> int:
 
 
 def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
-    from transforms.records import FeaturemillError, UsageError
+    from transforms.errors import FeaturemillError, UsageError
 
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         kept = "what was committed is kept: run the same command again to go on"

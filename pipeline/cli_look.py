@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from pipeline.cli_options import debug_option, together
-from pipeline.wording import counted
+from transforms.text import counted
 
 _feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
 _result_options = together(

@@ -42,7 +42,7 @@ class Bytes(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         from pipeline.options import parse_bytes
-        from transforms.records import UsageError
+        from transforms.errors import UsageError
 
         try:
             return value if isinstance(value, int) else parse_bytes(value)

@@ -8,13 +8,13 @@ from typing import Any
 
 from pipeline import books
 from pipeline.output import locked, remove_leftovers
-from pipeline.plan import readable
-from pipeline.wording import counted, size_text
 from transforms import storage
+from transforms.errors import FeaturemillError, UsageError
 from transforms.features import read_manifest
 from transforms.listing import MERGED_STEM, Listing, list_parts
 from transforms.merging import MOST_UNITS, PartFacts, merge_parts, part_facts
-from transforms.records import FeaturemillError, UsageError
+from transforms.storage import readable
+from transforms.text import counted, size_text
 
 TARGET_BYTES = 256 * 10**6
 

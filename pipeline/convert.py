@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from pipeline.plan import readable
 from pipeline.query_tables import write_parquet
-from pipeline.wording import counted, size_text
 from transforms import storage
-from transforms.features import ROW_COLUMNS, Features, choose_feature, nearest, open_features, part_schema
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
+from transforms.features import Features, choose_feature, open_features, part_schema
+from transforms.spec import ROW_COLUMNS
+from transforms.storage import readable
+from transforms.text import counted, did_you_mean, one_line, size_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -66,7 +67,7 @@ def convert(
     """
     as_parquet = _is_parquet(output)
     if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"--dtype: no {dtype!r}{nearest(dtype, DTYPES)}")
+        raise UsageError(f"--dtype: no {dtype!r}{did_you_mean(dtype, DTYPES)}")
     if dtype is not None and not as_parquet:
         raise UsageError("--dtype is for .parquet; the projector's numbers are text")
     features = _open_complete(source)
@@ -186,7 +187,7 @@ def _write_projector(features: Features, name: str, output: str) -> None:
                 file.write(config)
             storage.replace_folder(new, output)
     except OSError as error:
-        raise FeaturemillError(f"cannot write {output}: {storage.one_line(error)}; choose another --output") from error
+        raise FeaturemillError(f"cannot write {output}: {one_line(error)}; choose another --output") from error
 
 
 def _write_tables(features: Features, name: str, folder: str) -> None:

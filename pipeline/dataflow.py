@@ -4,7 +4,7 @@ import argparse
 import os
 from collections.abc import Iterable, Sequence
 
-from transforms.records import UsageError
+from transforms.errors import UsageError
 from transforms.storage import is_local
 
 RUNNER = "DataflowRunner"

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.targets import check_targets
 from transforms.backbone import TOP_IMAGE_SIZES, LayerInfo, describe, layers
-from transforms.records import FeaturemillError
-from transforms.storage import one_line
+from transforms.errors import FeaturemillError
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,11 +10,12 @@ from typing import Any
 from pipeline.options import ExtractOptions
 from pipeline.sliver import draw
 from pipeline.stages import Cost, Measured, measure, together_seconds
-from pipeline.wording import counted, size_text
 from transforms import shards
-from transforms.engines import Engine, available_cores
+from transforms.engines import Engine
+from transforms.errors import FeaturemillError, UsageError
+from transforms.machine import available_cores
 from transforms.recipe import Job
-from transforms.records import FeaturemillError, UsageError
+from transforms.text import counted, size_text
 from transforms.weights import Weights
 
 # An OUT for `ExtractOptions` that no input lies in: nothing is ever written there.

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from pipeline.train_facts import never_trained_text
 from transforms import storage
 from transforms.engines.checks import computed_layers
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.network import check_weights, weights_source
 from transforms.heads.store import Head, load_head
-from transforms.heads.wording import short
-from transforms.records import FeaturemillError, UsageError
+from transforms.text import one_line, short
 from transforms.weights import Weights, load_weights
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file:
                 storage.replace_folder(new, output)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write the model to {output} ({storage.one_line(error)}); make room or mend the permissions"
+            f"cannot write the model to {output} ({one_line(error)}); make room or mend the permissions"
         ) from error
 
 

@@ -16,10 +16,12 @@ from pipeline.progress import Committed, Progress
 from pipeline.summary import Summary, describe_plan, summarise
 from transforms import shards, storage
 from transforms.engines import Engine
-from transforms.features import FeatureSpec
+from transforms.errors import FeaturemillError, UsageError
 from transforms.listing import list_parts
 from transforms.recipe import Job
-from transforms.records import FeaturemillError, UnitReport, UsageError
+from transforms.records import UnitReport
+from transforms.spec import FeatureSpec
+from transforms.text import one_line
 from transforms.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 from transforms.weights import Weights
 
@@ -86,7 +88,7 @@ def run(
         try:
             beam.Pipeline(runner=beam_runner(options), options=beam_options(options))
         except ValueError as error:
-            raise UsageError(f"Beam's options: {storage.one_line(error)}") from error
+            raise UsageError(f"Beam's options: {one_line(error)}") from error
     found = shards.find(options.inputs, options.fields, output=options.output)
     weights = weights or options.load_weights()
     with locked(options.output, alone=options.overwrite):
@@ -199,5 +201,5 @@ def _write_todo(output: str, plan: Plan) -> list[Chunk]:
         return write_todo(output, plan.todo)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write to {output}: {storage.one_line(error)}; make room or mend the permissions and run again"
+            f"cannot write to {output}: {one_line(error)}; make room or mend the permissions and run again"
         ) from error

@@ -10,9 +10,9 @@ from pipeline.fit_plan import Fit, plan_fits
 from pipeline.train import split_table
 from pipeline.train_facts import describe_data, never_trained_text
 from pipeline.train_options import TrainOptions
-from pipeline.wording import counted
 from transforms.engines.checks import computed_layers
-from transforms.features import Features, FeatureSpec
+from transforms.errors import FeaturemillError
+from transforms.features import Features
 from transforms.finetuning import TuningPlan, plan_tuning
 from transforms.heads import NEURAL, FitSettings
 from transforms.heads.network import check_weights, weights_source
@@ -20,9 +20,9 @@ from transforms.heads.rows import Rows
 from transforms.heads.split import Split
 from transforms.heads.store import Head
 from transforms.heads.table import Table, open_table
-from transforms.heads.wording import short
-from transforms.records import FeaturemillError
 from transforms.rereading import ImageRows
+from transforms.spec import FeatureSpec
+from transforms.text import counted, short
 from transforms.tuning_rows import GroupReader, TapRows, TuningRows
 from transforms.weights import Weights, load_weights
 

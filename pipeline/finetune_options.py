@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from pipeline.train_options import check_beside
 from transforms import storage
-from transforms.features import nearest
-from transforms.records import UsageError
+from transforms.errors import UsageError
+from transforms.text import did_you_mean
 
 SOURCES = ("auto", "taps", "images")
 
@@ -51,7 +51,7 @@ class FinetuneOptions:
             raise UsageError(f"--output {self.output} is the head to start from; choose another folder")
         check_beside(self.output, self.features)
         if self.source not in SOURCES:
-            raise UsageError(f"no source {self.source!r}{nearest(self.source, SOURCES)}")
+            raise UsageError(f"no source {self.source!r}{did_you_mean(self.source, SOURCES)}")
         for name in ("batch_size", "epochs", "patience"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")

@@ -9,15 +9,16 @@ import numpy as np
 
 from pipeline import books, predict_output
 from pipeline.output import failed_ids
-from pipeline.plan import readable, torn_shards
-from pipeline.wording import counted, size_text
+from pipeline.plan import torn_shards
 from transforms import storage
-from transforms.features import Features, FeatureSpec, open_features, read_manifest
-from transforms.heads.wording import short
+from transforms.errors import FeaturemillError
+from transforms.features import Features, open_features, read_manifest
 from transforms.listing import Footer, is_merged, list_parts, merged_name, read_footer
 from transforms.parts import failures_uri
-from transforms.records import FeaturemillError, UnitReport
-from transforms.shards.names import clean
+from transforms.records import UnitReport
+from transforms.spec import FeatureSpec
+from transforms.storage import readable
+from transforms.text import clean, counted, short, size_text
 from transforms.units import read_plan
 
 

@@ -12,10 +12,10 @@ from pipeline.map_thumbnails import MapThumbnails, map_thumbnails
 from pipeline.pages import write_page
 from pipeline.query_tables import write_parquet
 from pipeline.targets import check_targets
-from pipeline.wording import counted, size_text
-from transforms.features import Features, choose_feature, nearest, open_features
+from transforms.errors import UsageError
+from transforms.features import Features, choose_feature, open_features
 from transforms.projection import METHODS, all_nearest, flatten
-from transforms.records import UsageError
+from transforms.text import counted, did_you_mean, size_text
 
 NEIGHBOURS = 10
 # As base64 they take a third more.
@@ -53,7 +53,7 @@ class MapOptions:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise UsageError(f"--method {self.method!r} is not known{nearest(self.method, METHODS)}")
+            raise UsageError(f"--method {self.method!r} is not known{did_you_mean(self.method, METHODS)}")
         if self.limit < 1:
             raise UsageError(f"--limit {self.limit}: at least one row is needed")
         if self.thumbnails < 0:
@@ -62,7 +62,7 @@ class MapOptions:
             raise UsageError(f"--seed {self.seed}: from 0 to {2**32 - 1}")
         valid = COLUMNS if self.predictions else [name for name in COLUMNS if name not in COLUMNS[1:4]]
         if self.color is not None and self.color not in valid:
-            more = "; pass --predictions PRED" if self.color in COLUMNS else nearest(self.color, valid)
+            more = "; pass --predictions PRED" if self.color in COLUMNS else did_you_mean(self.color, valid)
             raise UsageError(f"--color {self.color!r} is no column to colour by{more}")
         read = [self.output, *filter(None, [self.predictions])]
         check_targets(read, parquet=self.coordinates, page=self.page)

@@ -11,7 +11,8 @@ import numpy as np
 
 from pipeline.map_rows import MapRows
 from pipeline.map_thumbnails import MapThumbnails
-from pipeline.pages import render, tame
+from pipeline.pages import render
+from transforms.text import tame
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms import storage
-from transforms.features import ROW_COLUMNS, Features
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.features import Features
+from transforms.spec import ROW_COLUMNS
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -196,7 +198,7 @@ def _read_predictions(output: str) -> "pa.Table":
                 tables.append(pq.ParquetFile(file).read(_PREDICTED))
         except (OSError, pa.ArrowException) as error:
             raise FeaturemillError(
-                f"{folder}/{name} can't be read ({storage.one_line(error)}); predict again with --overwrite"
+                f"{folder}/{name} can't be read ({one_line(error)}); predict again with --overwrite"
             ) from error
     if any(set(table.column_names) != set(_PREDICTED) for table in tables):
         raise FeaturemillError(f"{folder} lacks one of the columns {', '.join(_PREDICTED)}; predict again")

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field, fields
 from pipeline.dataflow import has_gpu
 from transforms import storage
 from transforms.backbone import BACKBONES, MIN_IMAGE_SIZE, check_feature, cut, feature_size, layers
-from transforms.engines import ENGINES, available_cores, check_engine, choose, default_batch_size
-from transforms.features import DEFAULT_FEATURE, Feature, FeatureSpec, nearest, parse_feature
+from transforms.engines import ENGINES, check_engine, choose, default_batch_size
+from transforms.errors import UsageError
 from transforms.images import PIXEL_CEILING
+from transforms.machine import available_cores
 from transforms.recipe import Job
-from transforms.records import UsageError
 from transforms.shards import Fields
+from transforms.spec import DEFAULT_FEATURE, Feature, FeatureSpec, parse_feature
+from transforms.text import did_you_mean
 from transforms.weights import Weights, load_weights
 
 # Block 1 of a single image takes 1 GiB here.
@@ -133,7 +135,7 @@ class ExtractOptions:
         for name, valid in CHOICES.items():
             value = getattr(self, name)
             if value not in valid:
-                raise UsageError(f"no {name} {value!r}{nearest(value, valid)}")
+                raise UsageError(f"no {name} {value!r}{did_you_mean(value, valid)}")
         check_engine(self.engine, self.precision)
         if self.image_size < MIN_IMAGE_SIZE:
             raise UsageError(

@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 
 from pipeline.contact_sheet import Section, row_tile, write_sheet
-from pipeline.plan import readable
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
 from pipeline.thumbnails import thumbnails
-from transforms.engines import available_cores
-from transforms.features import nearest
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import knn
 from transforms.heads.table import Table, open_table
-from transforms.records import FeaturemillError, UsageError
+from transforms.machine import available_cores
+from transforms.storage import readable
 from transforms.stored_rows import StoredRow, read_rows
+from transforms.text import did_you_mean
 from transforms.unit_vectors import stored_units, unit_batches
 
 BY = ("class", "neighbours")
@@ -78,7 +78,7 @@ def outliers(
         FeaturemillError: No features there, no labels, or vectors that can't be read or aren't finite.
     """
     if by not in BY:
-        raise UsageError(f"--by {by!r}{nearest(by, BY)}")
+        raise UsageError(f"--by {by!r}{did_you_mean(by, BY)}")
     for name, value in (("--top", top), ("--neighbours", neighbours)):
         if value < 1:
             raise UsageError(f"{name} must be at least 1, not {value}")

@@ -13,11 +13,13 @@ from pipeline import books
 from pipeline.options import ExtractOptions
 from pipeline.plan import Plan
 from transforms import storage
-from transforms.features import Features, FeatureSpec, read_manifest
+from transforms.errors import FeaturemillError
+from transforms.features import Features, read_manifest
 from transforms.listing import MERGED_STEM, Listing, list_parts
 from transforms.merging import split_part
 from transforms.parts import failures_uri, part_uri
-from transforms.records import FeaturemillError
+from transforms.spec import FeatureSpec
+from transforms.text import one_line
 from transforms.units import TODO_PREFIX, write_plan
 from transforms.weights import Weights
 
@@ -166,7 +168,7 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
             storage.make_folder(storage.join(output, folder))
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write to {output}: {storage.one_line(error)}; choose another --output or mend the permissions"
+            f"cannot write to {output}: {one_line(error)}; choose another --output or mend the permissions"
         ) from error
     try:
         # What units.parquet says of units that are done again must not outlive them.
@@ -185,7 +187,7 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
         write_plan(output, plan.units)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write to {output}: {storage.one_line(error)}; make room or mend the permissions and run again"
+            f"cannot write to {output}: {one_line(error)}; make room or mend the permissions and run again"
         ) from error
 
 

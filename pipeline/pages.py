@@ -1,17 +1,13 @@
 """Pages: one HTML file that needs nothing else, rendered from a template and written whole."""
 
 import os
-import unicodedata
 import uuid
 from pathlib import Path
 from typing import Any
 
 from transforms import storage
-from transforms.records import FeaturemillError
-
-# They turn what stands after them around, so that a key reads as another.
-_DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
-_MOST_LETTERS = 240
+from transforms.errors import FeaturemillError
+from transforms.text import one_line, tame
 
 
 def render(template: str, **values: Any) -> str:
@@ -33,19 +29,6 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(values)
 
 
-def tame(text: object, most: int = _MOST_LETTERS) -> str:
-    """Returns text of others' as it can be shown: no control characters, none that turn the direction, not too long."""
-    letters = str(text)
-    if len(letters) > most:
-        # Both ends: keys begin alike.
-        letters = f"{letters[: most // 2]} … {letters[-(most // 2) :]}"
-    return "".join("\N{REPLACEMENT CHARACTER}" if _is_wild(letter) else letter for letter in letters)
-
-
-def _is_wild(letter: str) -> bool:
-    return letter in _DIRECTIONS or unicodedata.category(letter) in ("Cc", "Cs", "Cn")
-
-
 def write_page(path: str, text: str) -> None:
     """Writes a page, whole or not at all.
 
@@ -61,5 +44,5 @@ def write_page(path: str, text: str) -> None:
         if storage.is_local(path) and os.path.exists(temporary):
             os.remove(temporary)
         raise FeaturemillError(
-            f"cannot write {path}: {storage.one_line(error)}; make the folder, or mend its permissions"
+            f"cannot write {path}: {one_line(error)}; make the folder, or mend its permissions"
         ) from error

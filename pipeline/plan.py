@@ -1,6 +1,5 @@
 """What is to be done: the inputs and what OUT already holds, put side by side."""
 
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +8,7 @@ from itertools import islice
 
 from transforms import shards, storage
 from transforms.records import FileInfo, ListedFile, Shard, Unit
-from transforms.shards.names import clean
+from transforms.text import clean
 from transforms.units import PlannedUnit, read_plan, unit_id
 
 # A listing is cut into units of at most this many files: small enough to lose little, large enough to cost little.
@@ -229,9 +228,3 @@ def take_sample(units: Iterable[Unit], limit: int) -> list[Unit]:
 
 def input_bytes(units: Iterable[PlannedUnit]) -> int:
     return sum(planned.unit.input_bytes for planned in units)
-
-
-def readable(uri: str) -> str:
-    """Returns a local path relative to the working folder where that is shorter; always printable."""
-    relative = os.path.relpath(uri) if storage.is_local(uri) else uri
-    return clean(min(uri, relative, key=len))

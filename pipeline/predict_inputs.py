@@ -11,12 +11,13 @@ from pipeline.options import ExtractOptions
 from pipeline.predict_options import PredictOptions
 from transforms import shards, storage
 from transforms.backbone import cut, layers
-from transforms.features import FeatureSpec
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import imagenet_head
 from transforms.heads.network import weights_source
 from transforms.predictions import Predictor
-from transforms.records import FeaturemillError, FileInfo, UsageError
+from transforms.records import FileInfo
 from transforms.shards.parquet import IMAGE_COLUMNS
+from transforms.spec import FeatureSpec
 
 if TYPE_CHECKING:
     from transforms.heads.store import Head

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from pipeline.train_options import check_beside
 from transforms import storage
 from transforms.engines import ENGINES
-from transforms.features import nearest
+from transforms.errors import UsageError
 from transforms.heads import imagenet_head
-from transforms.records import UsageError
 from transforms.shards import Fields
+from transforms.text import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class PredictOptions:
         if self.output is not None and not self.output.strip():
             raise UsageError("the output is empty; name a folder")
         if self.engine not in ENGINES:
-            raise UsageError(f"no engine {self.engine!r}{nearest(self.engine, ENGINES)}")
+            raise UsageError(f"no engine {self.engine!r}{did_you_mean(self.engine, ENGINES)}")
         for name in ("top", "batch_size", "threads", "workers", "unit_bytes", "max_pixels"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -7,7 +7,8 @@ from typing import Any
 
 from pipeline import books
 from transforms import storage
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.text import one_line
 
 SCHEMA_VERSION = 1
 KIND = "predictions"
@@ -72,7 +73,7 @@ def clear(output: str, manifest: dict[str, Any]) -> None:
         storage.delete(storage.join(output, name) for name in FILES if name in there)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot clear {output}: {storage.one_line(error)}; choose another --output or mend the permissions"
+            f"cannot clear {output}: {one_line(error)}; choose another --output or mend the permissions"
         ) from error
 
 
@@ -92,7 +93,7 @@ def begin(output: str, manifest: dict[str, Any]) -> None:
             storage.delete([storage.join(output, "metrics.json")])
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write to {output}: {storage.one_line(error)}; choose another --output or mend the permissions"
+            f"cannot write to {output}: {one_line(error)}; choose another --output or mend the permissions"
         ) from error
 
 

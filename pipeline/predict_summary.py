@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.plan import readable
 from pipeline.report import metric_table
 from pipeline.train_facts import never_trained_text
-from pipeline.wording import counted
-from transforms.heads.wording import short
-from transforms.shards.names import clean
+from transforms.storage import readable
+from transforms.text import clean, counted, short
 
 # Labels are listed up to this many, the commonest first.
 _LABELS_SHOWN = 10

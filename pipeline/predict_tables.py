@@ -7,13 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.predict_options import PredictOptions
-from pipeline.wording import counted
 from transforms import storage
-from transforms.features import nearest
-from transforms.heads.wording import short
+from transforms.errors import FeaturemillError
 from transforms.predictions import PredictionWriter, Predictor, prediction_rows, predictions_schema, true_codes
-from transforms.records import FeaturemillError
-from transforms.shards.names import clean
+from transforms.text import clean, counted, did_you_mean, short
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -165,8 +162,8 @@ def check_true_labels(tables: "Sequence[Table]", predictor: Predictor) -> None:
             label, key = labels[int(strange[0])].as_py(), table.keys[int(strange[0])].as_py()
             raise FeaturemillError(
                 f"{counted(len(strange), 'row')} with a true label that is no class of {predictor.name}, the first is "
-                f"{short(label)!r} of {clean(key)}{nearest(label, predictor.labels[:20])}; mend them with --labels, or "
-                "leave out --evaluate"
+                f"{short(label)!r} of {clean(key)}{did_you_mean(label, predictor.labels[:20])}; "
+                "mend them with --labels, or leave out --evaluate"
             )
     if not known:
         raise FeaturemillError("no row has a true label to evaluate by; pass --labels, or leave out --evaluate")

@@ -7,12 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TextIO
 
-from pipeline.wording import counted
 from transforms import storage
+from transforms.errors import FeaturemillError
 from transforms.listing import read_footer
 from transforms.object_stores import hastily
 from transforms.parts import part_uri
-from transforms.records import FeaturemillError
+from transforms.text import counted
 from transforms.units import PlannedUnit
 
 LINE_SECONDS = 30.0

@@ -9,14 +9,14 @@ import numpy as np
 
 from pipeline.query_inputs import Query, read_queries
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
-from pipeline.wording import counted
 from transforms.engines import Engine, check_engine
-from transforms.features import FeatureSpec, nearest
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.table import Table, open_table
 from transforms.neighbours import METRICS, Nearest, nearest_rows
-from transforms.records import FeaturemillError, UsageError
 from transforms.sandbox import matching_rows
+from transforms.spec import FeatureSpec
 from transforms.stored_rows import StoredRow, fact_batches, facts_schema, read_rows
+from transforms.text import counted, did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class QueryOptions:
         if self.top < 1:
             raise UsageError(f"--top must be at least 1, not {self.top}")
         if self.metric not in METRICS:
-            raise UsageError(f"no metric {self.metric!r}{nearest(self.metric, METRICS)}")
+            raise UsageError(f"no metric {self.metric!r}{did_you_mean(self.metric, METRICS)}")
         check_engine(self.engine, "float32")
         if self.vectors.count("-") > 1:
             raise UsageError("--vector - can be given once: standard input is read to its end")
@@ -113,7 +113,7 @@ def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None
                 raise FeaturemillError(f"{asked.name} is nothing but zeros, which have no cosine; pass --metric l2")
     started = time.perf_counter()
     wanted = _wanted(table, options.where)
-    nearest = nearest_rows(
+    did_you_mean = nearest_rows(
         table.vectors,
         table.keys,
         matrix,
@@ -126,7 +126,7 @@ def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None
         table=table,
         metric=options.metric,
         queries=tuple(queries),
-        neighbours=_neighbours(table, nearest),
+        neighbours=_neighbours(table, did_you_mean),
         searched=table.vectors.rows if wanted is None else int(wanted.sum()),
         seconds=time.perf_counter() - started,
     )
@@ -145,10 +145,10 @@ def _wanted(table: Table, where: str | None) -> np.ndarray | None:
 
 
 def _neighbours(table: Table, nearest: Nearest) -> tuple[tuple[Neighbour, ...], ...]:
-    rows = {row.row: row for row in read_rows(table, np.unique(nearest.rows[nearest.rows >= 0]))}
+    rows = {row.row: row for row in read_rows(table, np.unique(did_you_mean.rows[did_you_mean.rows >= 0]))}
     return tuple(
         tuple(Neighbour(float(score), rows[int(row)]) for score, row in zip(*pair, strict=True) if row >= 0)
-        for pair in zip(nearest.scores, nearest.rows, strict=True)
+        for pair in zip(did_you_mean.scores, did_you_mean.rows, strict=True)
     )
 
 

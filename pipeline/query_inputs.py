@@ -10,16 +10,15 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from pipeline.pages import tame
 from transforms import storage
 from transforms.engines import Engine, load_stored_engine
-from transforms.features import FeatureSpec
+from transforms.errors import FeaturemillError
 from transforms.heads.table import Table
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
-from transforms.records import FeaturemillError
 from transforms.sandbox import nearest_texts
-from transforms.shards.names import clean
+from transforms.spec import FeatureSpec
 from transforms.stored_rows import read_vectors
+from transforms.text import clean, one_line, tame
 from transforms.weights import stored_source
 
 if TYPE_CHECKING:
@@ -130,7 +129,7 @@ def _read_image(path: str) -> Query:
     try:
         return Query(clean(path), "image", image=storage.read_bytes(storage.absolute(path)))
     except OSError as error:
-        raise FeaturemillError(f"cannot read {clean(path)}: {clean(storage.one_line(error))}; check --image") from error
+        raise FeaturemillError(f"cannot read {clean(path)}: {clean(one_line(error))}; check --image") from error
 
 
 def _embed(queries: Sequence[Query], table: Table, load: "Callable[[FeatureSpec], Engine]") -> np.ndarray:
@@ -170,7 +169,7 @@ def _read_matrix(path: str, table: Table) -> np.ndarray:
         matrix = np.load(io.BytesIO(data), allow_pickle=False)
     except (OSError, ValueError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
         raise FeaturemillError(
-            f"cannot read {clean(path)}: {clean(storage.one_line(error))}; --vector takes what numpy.save wrote"
+            f"cannot read {clean(path)}: {clean(one_line(error))}; --vector takes what numpy.save wrote"
         ) from error
     dims = table.vectors.dims
     kind = getattr(matrix, "dtype", None)

@@ -1,12 +1,12 @@
 """The contact sheet of a query: each query beside its neighbours."""
 
 from pipeline.contact_sheet import Section, Tile, row_tile, write_sheet
-from pipeline.plan import readable
 from pipeline.query import Found
 from pipeline.query_inputs import Query
 from pipeline.thumbnails import Thumbnail, thumbnail, thumbnails
-from pipeline.wording import counted
+from transforms.storage import readable
 from transforms.stored_rows import read_rows
+from transforms.text import counted
 
 
 def write_query_page(found: Found, path: str) -> None:

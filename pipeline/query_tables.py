@@ -10,10 +10,10 @@ from dataclasses import asdict
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline.pages import tame
 from transforms import storage
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
 from transforms.stored_rows import StoredRow
+from transforms.text import one_line, tame
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -100,8 +100,6 @@ def write_parquet(path: str, tables: "Iterable[pa.Table | pa.RecordBatch]", sche
         finally:
             storage.delete([temporary])
     except OSError as error:
-        raise FeaturemillError(f"cannot write {path}: {storage.one_line(error)}; choose another --output") from error
+        raise FeaturemillError(f"cannot write {path}: {one_line(error)}; choose another --output") from error
     except pa.ArrowException as error:
-        raise FeaturemillError(
-            f"cannot write {path}: {storage.one_line(error)}; leave that column out, or cast it"
-        ) from error
+        raise FeaturemillError(f"cannot write {path}: {one_line(error)}; leave that column out, or cast it") from error

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, BinaryIO
 
-from transforms.records import FeaturemillError, UsageError
-from transforms.storage import one_line
+from transforms.errors import FeaturemillError, UsageError
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.heads.wording import short
+from transforms.text import short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

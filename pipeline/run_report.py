@@ -11,15 +11,16 @@ import numpy as np
 from pipeline import books, run_report_plots
 from pipeline.inspect import Inspection, inspect
 from pipeline.output import failed_ids
-from pipeline.pages import render, tame, write_page
-from pipeline.plan import readable
+from pipeline.pages import render, write_page
 from pipeline.targets import check_targets
-from pipeline.wording import counted, size_text
 from transforms import storage
+from transforms.errors import FeaturemillError
 from transforms.features import Features, choose_feature
 from transforms.parts import failures_uri
 from transforms.projection import principal_components
-from transforms.records import FeaturemillError, UnitReport
+from transforms.records import UnitReport
+from transforms.storage import readable
+from transforms.text import counted, one_line, size_text, tame
 
 STAGES = ("read", "decode", "embed", "write")
 # Rows of the small map: as many as are told apart in a picture of that size.
@@ -188,7 +189,7 @@ def _failures(inspection: Inspection) -> list[dict[str, Any]]:
                             examples[reason].append(row)
         except (OSError, pa.ArrowException) as error:
             raise FeaturemillError(
-                f"the failures of {unit_id} can't be read ({storage.one_line(error)}); delete them and their part, "
+                f"the failures of {unit_id} can't be read ({one_line(error)}); delete them and their part, "
                 "and run extract again"
             ) from error
     return [

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.pages import tame
 from pipeline.report_plots import COLOURS, add_legend, new_figure, own_style, svg_text
 from transforms.records import UnitReport
+from transforms.text import tame
 
 # More units are drawn as means of neighbours.
 _MOST_STEPS = 200

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, TextIO
 from pipeline.books import read_units
 from pipeline.query_tables import as_json, text_table, write_csv, write_parquet
 from transforms import storage
+from transforms.errors import FeaturemillError
 from transforms.features import Features, open_features, part_schema
 from transforms.listing import read_footers
 from transforms.parts import failures_schema, failures_uri
-from transforms.records import FeaturemillError, UnitReport
+from transforms.records import UnitReport
 from transforms.sandbox import check_query, explained, interruptibly, sandbox
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +84,7 @@ def _values(name: str, column: "pa.Array") -> list:
         return column.to_pylist()
     except (ValueError, OverflowError) as error:
         raise FeaturemillError(
-            f"SQL: column {name} holds what Python has no value for ({storage.one_line(error)}); cast it to text, "
+            f"SQL: column {name} holds what Python has no value for ({one_line(error)}); cast it to text, "
             "such as d::VARCHAR"
         ) from error
 

@@ -6,10 +6,11 @@ from typing import Any
 
 from pipeline import books
 from pipeline.options import ExtractOptions
-from pipeline.plan import Plan, input_bytes, readable
-from pipeline.wording import counted, size_text
+from pipeline.plan import Plan, input_bytes
 from transforms import shards
 from transforms.engines import device
+from transforms.storage import readable
+from transforms.text import counted, size_text
 from transforms.weights import Weights
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pipeline import predict_output
 from pipeline.output import OUTPUT_FILES, OUTPUT_FOLDERS
 from transforms import storage
-from transforms.records import UsageError
+from transforms.errors import UsageError
 
 # What a run or a prediction writes, beside or below its manifest.
 _FILES = {*OUTPUT_FILES, *predict_output.FILES}

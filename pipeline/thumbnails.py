@@ -12,14 +12,15 @@ import numpy as np
 from PIL import Image
 
 from transforms import shards, storage
-from transforms.engines import available_cores
-from transforms.features import FeatureSpec
+from transforms.errors import FeaturemillError
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
 from transforms.listing import read_footers
-from transforms.records import EncodedImage, FeaturemillError, Unit
+from transforms.machine import available_cores
+from transforms.records import EncodedImage, Unit
 from transforms.rereading import cause_of
-from transforms.shards.names import clean
+from transforms.spec import FeatureSpec
 from transforms.stored_rows import StoredRow
+from transforms.text import clean, one_line
 from transforms.units import read_plan
 
 SIDE = 160
@@ -156,7 +157,7 @@ def _row_groups(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, S
         with storage.open_read(unit.shard.file.uri) as file:
             metadata = pq.read_metadata(file)
     except pa.ArrowException as error:
-        raise FeaturemillError(storage.one_line(error)) from error
+        raise FeaturemillError(one_line(error)) from error
     first = 0
     for group in range(metadata.num_row_groups):
         end = first + metadata.row_group(group).num_rows

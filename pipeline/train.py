@@ -21,7 +21,7 @@ from transforms.heads.rows import Rows
 from transforms.heads.split import Split, split
 from transforms.heads.store import Head, save_head, softmax
 from transforms.heads.table import DEFAULT_LABEL, Table, open_table
-from transforms.heads.wording import printable, short
+from transforms.text import printable, short
 
 if TYPE_CHECKING:
     from transforms.heads.labels import Joined

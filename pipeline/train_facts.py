@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.wording import counted
 from transforms.heads.rows import Rows
 from transforms.heads.split import Split
 from transforms.heads.table import Table
+from transforms.text import counted
 
 if TYPE_CHECKING:
     from transforms.heads.labels import Joined

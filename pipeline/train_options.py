@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from transforms import storage
-from transforms.features import nearest
+from transforms.errors import UsageError
 from transforms.heads import KINDS, FitSettings
-from transforms.records import UsageError
+from transforms.text import did_you_mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +53,7 @@ class TrainOptions:
                 raise UsageError(f"the name of the {name} is empty; name a folder")
         for kind in self.kinds:
             if kind not in KINDS:
-                raise UsageError(f"no head {kind!r}{nearest(kind, KINDS)}")
+                raise UsageError(f"no head {kind!r}{did_you_mean(kind, KINDS)}")
         if len(set(self.kinds)) != len(self.kinds) or not self.kinds:
             raise UsageError(f"name each head once, not {', '.join(self.kinds) or 'none'}")
         self._check_shares()

@@ -7,14 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.plan import readable
-from pipeline.wording import counted
 from transforms import storage
 from transforms.engines import Engine, load_stored_engine
-from transforms.features import Features, FeatureSpec, open_features, read_manifest
+from transforms.errors import FeaturemillError, UsageError
+from transforms.features import Features, open_features, read_manifest
 from transforms.listing import Footer, read_footers
-from transforms.records import FeaturemillError, Unit, UsageError
+from transforms.records import Unit
 from transforms.rereading import reread
+from transforms.spec import FeatureSpec
+from transforms.storage import readable
+from transforms.text import counted
 from transforms.units import PlannedUnit, read_plan
 from transforms.weights import stored_source
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pipeline.remote import cancel, failures
-from transforms import storage
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -124,7 +124,7 @@ class _DeathWatch:
 
     def _notice(self, args: threading.ExceptHookArgs) -> None:
         if "Worker subprocess exited" in str(args.exc_value):
-            self.seen = storage.one_line(args.exc_value)
+            self.seen = one_line(args.exc_value)
         else:
             # Beam's other threads lose their connection to a dead worker, with a traceback each.
             _log.error("thread %s failed", args.thread, exc_info=args.exc_value)
@@ -158,7 +158,7 @@ def explain(error: BaseException, ask: Callable[[], str] = lambda: "") -> Featur
     known = _known(text) or ("" if others else _known(ask()))
     if known:
         return FeaturemillError(known)
-    others = others or [f"{type(error).__name__}: {_WHILE.sub('', storage.one_line(error))}"]
+    others = others or [f"{type(error).__name__}: {_WHILE.sub('', one_line(error))}"]
     return FeaturemillError(
         f"the pipeline failed: {others[-1]}; what was committed is kept: run the same command again, "
         "with --debug for the traceback"

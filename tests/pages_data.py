@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import books
-from transforms.features import Feature, FeatureSpec
 from transforms.parts import PartWriter
 from transforms.records import Failure, FileInfo, Shard, Unit, UnitReport
+from transforms.spec import Feature, FeatureSpec
 from transforms.units import PlannedUnit, unit_id, write_plan
 
 # What somebody puts into a file name to see what happens.

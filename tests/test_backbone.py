@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from transforms import backbone
 from transforms.backbone import BACKBONES, build, check_feature, check_top, cut, describe, feature_size, layers
-from transforms.features import Feature
-from transforms.records import UsageError
+from transforms.errors import UsageError
+from transforms.spec import Feature
 
 SIZES = {
     ("vgg19", True): 143_667_240,

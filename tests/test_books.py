@@ -14,8 +14,9 @@ from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_tar
 from tests.pages_data import clusters, write_out
 from transforms import parts, recipe, storage
+from transforms.errors import FeaturemillError
 from transforms.features import open_features
-from transforms.records import FeaturemillError, UnitReport
+from transforms.records import UnitReport
 from transforms.units import read_plan, write_plan
 
 

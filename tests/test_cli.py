@@ -12,12 +12,12 @@ import pytest
 
 from pipeline import extract as extract_module
 from pipeline.cli import run_cli
-from pipeline.plan import readable
 from pipeline.samples import draw_items, write_tar
 from tests.fakes import WEIGHTS, load_fake
 from tests.pages_data import clusters, write_out
 from transforms.engines import choose
 from transforms.features import SCHEMA_VERSION
+from transforms.storage import readable
 
 ROOT = Path(__file__).parent.parent
 

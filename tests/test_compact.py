@@ -28,10 +28,11 @@ from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from tests.fakes import WEIGHTS
 from transforms import merging, storage
+from transforms.errors import FeaturemillError, UsageError
 from transforms.features import open_features
 from transforms.listing import list_parts, read_footer
 from transforms.parts import PartWriter
-from transforms.records import FeaturemillError, UnitReport, UsageError
+from transforms.records import UnitReport
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,7 +10,8 @@ import pytest
 from pipeline import convert as module
 from pipeline.cli import run_cli
 from tests.pages_data import HOSTILE, clusters, write_out
-from transforms.features import BATCH_BYTES, ROW_COLUMNS, open_features
+from transforms.features import BATCH_BYTES, open_features
+from transforms.spec import ROW_COLUMNS
 
 
 def converted(*args: object) -> int:

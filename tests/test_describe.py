@@ -9,7 +9,7 @@ import pytest
 
 from pipeline import describe as describe_module
 from pipeline.describe import describe_text, plot
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
 
 ROOT = Path(__file__).parent.parent
 

@@ -23,8 +23,8 @@ from tests.fakes import WEIGHTS, load_fake
 from tests.heads_data import ArrayVectors
 from tests.test_query import write_rows
 from transforms import near_copies as module
+from transforms.errors import FeaturemillError, UsageError
 from transforms.near_copies import near_copies
-from transforms.records import FeaturemillError, UsageError
 
 
 def sets_of(pairs, count):

@@ -15,8 +15,8 @@ from transforms import engines
 from transforms.backbone import BACKBONES, build, cut, layers
 from transforms.engines import OutOfMemory, checks, default_batch_size, device, load_engine
 from transforms.engines import keras as keras_engine
-from transforms.features import FeatureSpec, parse_feature
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
+from transforms.spec import FeatureSpec, parse_feature
 from transforms.weights import load_weights
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ from transforms import engines
 from transforms.backbone import BACKBONES, describe, layers, tap_names
 from transforms.engines import OutOfMemory, checks, choose, device, load_engine, ncnn_model
 from transforms.engines.pooling import pool_planes
-from transforms.features import POOLS, FeatureSpec, parse_feature
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
+from transforms.spec import POOLS, FeatureSpec, parse_feature
 from transforms.weights import load_weights
 
 ncnn_engine = pytest.importorskip("transforms.engines.ncnn")

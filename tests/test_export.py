@@ -15,11 +15,11 @@ from PIL import Image
 from pipeline.export import NOTES, export, export_text
 from tests.factories import shared_data
 from transforms.engines.checks import computed_layers
-from transforms.features import Feature, FeatureSpec
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.model import Model, dense_arrays
 from transforms.heads.store import Head, save_head
 from transforms.images import decode_image
-from transforms.records import FeaturemillError, UsageError
+from transforms.spec import Feature, FeatureSpec
 from transforms.weights import load_weights
 
 MAX_PIXELS = 10**8

@@ -17,10 +17,10 @@ from pipeline.options import ExtractOptions
 from pipeline.samples import Item, draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from transforms.engines import OutOfMemory
+from transforms.errors import FeaturemillError, UsageError
 from transforms.features import open_features
 from transforms.images import ImageError, decode_image
 from transforms.recipe import Job
-from transforms.records import FeaturemillError, UsageError
 
 SIZE = 32
 

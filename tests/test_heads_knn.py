@@ -10,9 +10,9 @@ from scipy.special import softmax
 
 from tests.heads_data import ArrayVectors, draw_rows
 from transforms import heads
+from transforms.errors import UsageError
 from transforms.heads import FitSettings, knn
 from transforms.heads.rows import Rows
-from transforms.records import UsageError
 
 TRAIN = (0, 1)
 

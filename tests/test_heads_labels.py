@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.test_heads_table import draw_matrix, write_plain
+from transforms.errors import FeaturemillError
 from transforms.heads.labels import join_labels, read_labels
 from transforms.heads.table import open_table
-from transforms.records import FeaturemillError
 
 
 def join(table, path, **names):

@@ -10,10 +10,10 @@ from scipy.special import log_softmax, softmax
 
 from tests.heads_data import ArrayVectors, draw_rows
 from transforms import heads
+from transforms.errors import FeaturemillError
 from transforms.heads import FitSettings, logistic
 from transforms.heads.model import Model
 from transforms.heads.rows import Rows
-from transforms.records import FeaturemillError
 
 TRAIN, VALIDATION = (0, 1), (2,)
 

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from transforms.errors import FeaturemillError
 from transforms.heads import bootstrap
 from transforms.heads.bootstrap import draw_units, intervals, sum_by_unit
 from transforms.heads.metrics import fit_temperature, judge, score_rows
-from transforms.records import FeaturemillError
 
 
 def softmax(scores):

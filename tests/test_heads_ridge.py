@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from tests.heads_data import ArrayVectors, draw_rows
 from transforms import heads
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings, ridge
 from transforms.heads.ridge_beam import SumsFn
 from transforms.heads.ridge_forms import KernelProblem, RowsInMemory, SumsProblem, feature_scale
 from transforms.heads.ridge_sums import CellSums, Sums
 from transforms.heads.rows import Rows
-from transforms.records import FeaturemillError, UsageError
 
 TRAIN, VALIDATION = (0, 1), (2,)
 

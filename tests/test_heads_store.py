@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from tests import memory_store  # noqa: F401  Registers mem:// with Beam.
 from tests.test_heads_table import draw_matrix, write_plain
 from transforms import storage
-from transforms.features import Feature, FeatureSpec
+from transforms.errors import FeaturemillError
 from transforms.heads.folder import check_place
 from transforms.heads.model import Model
 from transforms.heads.store import Head, check_features, load_head, save_head, softmax
 from transforms.heads.table import open_table
-from transforms.records import FeaturemillError
+from transforms.spec import Feature, FeatureSpec
 
 SPEC = FeatureSpec(
     "vgg19", "ab" * 32, (Feature("embedding", "block5_pool", "avg"), Feature("peak", "block5_pool", "max"))

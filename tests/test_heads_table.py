@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pipeline.samples import draw_items, write_folder
 from tests.factories import shared_data
 from tests.test_extract import extract
+from transforms.errors import FeaturemillError, UsageError
 from transforms.features import open_features
 from transforms.heads.table import Table, open_table
-from transforms.records import FeaturemillError, UsageError
 
 
 def draw_matrix(rows: int, dims: int = 3, *, seed: int = 0) -> np.ndarray:

@@ -18,10 +18,10 @@ from pipeline.predict_summary import summary_text
 from tests.fakes import FakeEngine
 from tests.test_weights import random_weights, write_published
 from transforms import imagenet
-from transforms.features import FeatureSpec
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import imagenet_head
 from transforms.predictions import true_codes
-from transforms.records import FeaturemillError, UsageError
+from transforms.spec import FeatureSpec
 from transforms.weights import Weights
 
 TOP_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin, PngImagePlugin, features
 
-from transforms.features import FeatureSpec
 from transforms.images import PAD_COLOUR, decode_image
 from transforms.pixel_modes import to_rgb
+from transforms.spec import FeatureSpec
 
 WHITE = (255, 255, 255)
 

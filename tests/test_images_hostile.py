@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from transforms.features import FeatureSpec
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
+from transforms.spec import FeatureSpec
 
 REPO = Path(__file__).parents[1]
 DATA = Path(os.environ.get("FEATUREMILL_SHARED", REPO.parent / "shared")) / "data"

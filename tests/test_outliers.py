@@ -11,7 +11,7 @@ from pipeline import outliers as module
 from pipeline.cli import run_cli
 from pipeline.outliers import outliers
 from tests.test_query import write_rows
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
 
 
 def drawn(rows=90, dims=12, seed=0):

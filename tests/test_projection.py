@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tests.pages_data import clusters
 from transforms import projection
+from transforms.errors import FeaturemillError, UsageError
 from transforms.projection import all_nearest, flatten, principal_components
-from transforms.records import FeaturemillError, UsageError
 
 ROOT = Path(__file__).parent.parent
 

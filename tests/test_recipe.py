@@ -12,8 +12,9 @@ from tests import test_extract as te
 from tests.fakes import FakeEngine
 from transforms import embedding, recipe
 from transforms.engines import OutOfMemory
+from transforms.errors import FeaturemillError
 from transforms.recipe import Job
-from transforms.records import EncodedImage, FeaturemillError
+from transforms.records import EncodedImage
 
 
 @pytest.fixture

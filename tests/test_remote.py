@@ -6,8 +6,8 @@ from pipeline.beam_options import beam_options, beam_runner
 from tests import memory_store
 from tests import test_extract as te
 from tests.factories import draw_items, write_tar
+from transforms.errors import UsageError
 from transforms.features import open_features
-from transforms.records import UsageError
 
 OUT = "mem://bucket/out"
 

@@ -11,8 +11,9 @@ from pipeline.run_report import gather_rows, run_report
 from pipeline.run_report_plots import map_plot, norm_plot, rate_plot, size_plot
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_report import Page
+from transforms.errors import FeaturemillError
 from transforms.features import open_features
-from transforms.records import Failure, FeaturemillError, UnitReport
+from transforms.records import Failure, UnitReport
 
 SOURCE = "/gone/shard0.tar"
 SAME = b"s" * 32

@@ -9,7 +9,8 @@ import pytest
 
 from tests.factories import Item, fake_items, write_folder
 from transforms import shards, storage
-from transforms.records import EncodedImage, FeaturemillError, FileInfo, ListedFile
+from transforms.errors import FeaturemillError
+from transforms.records import EncodedImage, FileInfo, ListedFile
 from transforms.shards import files
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.factories import fake_items, shared_data, tar_bytes, write_parquet, write_tar, write_tfrecord
 from transforms import shards
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
 from transforms.shards import Fields, find
 
 JPEG = b"\xff\xd8\xff\xe0 not much of a photo"

@@ -9,7 +9,7 @@ import pytest
 
 from tests.factories import fake_items, found_shard, raw_shard, rows, write_parquet, write_shard
 from transforms import shards
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
 from transforms.shards import parquet
 
 

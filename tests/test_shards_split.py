@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.factories import Item, fake_items, found_shard, rows, tar_bytes, write_folder, write_shard
 from transforms import shards
-from transforms.records import EncodedImage, FeaturemillError, Unit
+from transforms.errors import FeaturemillError
+from transforms.records import EncodedImage, Unit
 
 ITEMS = st.lists(
     st.tuples(st.binary(max_size=1500), st.sampled_from(["a", "b", None])),

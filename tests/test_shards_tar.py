@@ -8,7 +8,8 @@ import pytest
 
 from tests.factories import cuts, fake_items, found_shard, raw_shard, rows, tar_bytes, write_tar
 from transforms import shards
-from transforms.records import EncodedImage, FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.records import EncodedImage
 from transforms.shards import tar
 
 

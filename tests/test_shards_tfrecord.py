@@ -6,7 +6,8 @@ import struct
 import pytest
 
 from tests.factories import cuts, fake_items, found_shard, raw_shard, rows, write_shard, write_tfrecord
-from transforms.records import EncodedImage, Failure, FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.records import EncodedImage, Failure
 from transforms.shards import MAX_ENCODED_BYTES, example, tfrecord
 
 

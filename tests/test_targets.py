@@ -10,7 +10,7 @@ import pytest
 from pipeline.cli import run_cli
 from pipeline.targets import check_targets
 from tests.pages_data import clusters, write_out
-from transforms.records import UsageError
+from transforms.errors import UsageError
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from pipeline.train import train
 from pipeline.train_options import TrainOptions
 from tests.factories import shared_data
 from tests.heads_data import draw_rows
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings
 from transforms.heads.split import Split
 from transforms.heads.store import load_head
 from transforms.heads.table import open_table
-from transforms.records import FeaturemillError, UsageError
 
 
 def write_features(path: Path, matrix: np.ndarray, labels, **columns) -> Path:

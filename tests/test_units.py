@@ -3,7 +3,8 @@
 import pytest
 
 from transforms import units
-from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard, Unit
+from transforms.errors import FeaturemillError
+from transforms.records import FileInfo, ListedFile, Shard, Unit
 from transforms.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 
 

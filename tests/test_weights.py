@@ -14,7 +14,7 @@ import pytest
 
 from transforms import imagenet, weight_files
 from transforms.backbone import BACKBONES, build, cut, describe, layers
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
 from transforms.weights import digest, load_weights
 
 ROOT = Path(__file__).parent.parent

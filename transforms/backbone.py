@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from transforms.features import POOLS, Feature, nearest
-from transforms.records import UsageError
+from transforms.errors import UsageError
+from transforms.spec import POOLS, Feature
+from transforms.text import did_you_mean
 
 if TYPE_CHECKING:
     import keras
@@ -140,7 +141,7 @@ def layers(
 
 def _check_backbone(backbone: str) -> None:
     if backbone not in BACKBONES:
-        raise UsageError(f"no backbone {backbone!r}{nearest(backbone, BACKBONES)}")
+        raise UsageError(f"no backbone {backbone!r}{did_you_mean(backbone, BACKBONES)}")
 
 
 def _rates(rates: float | Sequence[float], count: int, what: str) -> tuple[float, ...]:
@@ -167,7 +168,7 @@ def cut(table: Sequence[Layer], taps: Iterable[str]) -> tuple[Layer, ...]:
     taps = list(taps)
     for tap in taps:
         if tap not in names:
-            raise UsageError(f"no layer {tap!r}{nearest(tap, names)}")
+            raise UsageError(f"no layer {tap!r}{did_you_mean(tap, names)}")
     if not taps:
         raise UsageError("no tap; name at least one layer")
     return tuple(table[: 1 + max(names.index(tap) for tap in taps)])
@@ -222,10 +223,10 @@ def check_feature(feature: Feature, backbone: str, include_top: bool) -> None:
         if feature.tap in tap_names(backbone, True):
             raise UsageError(f"feature {str(feature)!r}: {feature.tap} is a layer of the top; pass --include-top")
         raise UsageError(
-            f"feature {str(feature)!r}: {backbone} has no layer {feature.tap!r}{nearest(feature.tap, taps)}"
+            f"feature {str(feature)!r}: {backbone} has no layer {feature.tap!r}{did_you_mean(feature.tap, taps)}"
         )
     if feature.pool not in POOLS:
-        raise UsageError(f"feature {str(feature)!r}: no pooling {feature.pool!r}{nearest(feature.pool, POOLS)}")
+        raise UsageError(f"feature {str(feature)!r}: no pooling {feature.pool!r}{did_you_mean(feature.pool, POOLS)}")
     if feature.pool != "flatten" and _layer(feature.tap, backbone).kind in ("flatten", "dense"):
         raise UsageError(
             f"feature {str(feature)!r}: {feature.tap} yields a vector, there is nothing to pool; "

@@ -16,8 +16,8 @@ from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
 from transforms.engines import Engine, choose, default_batch_size, load_engine
-from transforms.features import FeatureSpec
 from transforms.records import EncodedImage, Failure
+from transforms.spec import FeatureSpec
 
 if TYPE_CHECKING:
     import numpy as np

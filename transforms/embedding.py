@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from transforms.engines import Engine, OutOfMemory, available_cores
-from transforms.features import FeatureSpec
+from transforms.engines import Engine, OutOfMemory
+from transforms.errors import FeaturemillError
 from transforms.images import DecodedImage, ImageError, decode_image
-from transforms.records import EncodedImage, Failure, FeaturemillError
-from transforms.storage import one_line
+from transforms.machine import available_cores
+from transforms.records import EncodedImage, Failure
+from transforms.spec import FeatureSpec
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,111 +1,23 @@
 """What a feature is and how it is stored: spec, fingerprint, schema, `open_features`. No Beam and no Keras here."""
 
-import difflib
-import hashlib
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from transforms import storage
+from transforms.errors import FeaturemillError
 from transforms.listing import list_parts, read_footers
-from transforms.records import FeaturemillError, UsageError
+from transforms.spec import ROW_COLUMNS, FeatureSpec
+from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
 SCHEMA_VERSION = 1
-DEFAULT_FEATURE = "embedding=block5_pool:avg"
 # What a batch of rows may hold of features, unless the caller says how many rows.
 BATCH_BYTES = 32 * 2**20
-POOLS = ("avg", "max", "gem", "flatten")
-# The columns that every part has before its features.
-ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
-
-
-@dataclass(frozen=True)
-class Feature:
-    """`NAME=TAP:POOL`: the column `name` holds the output of the layer `tap`, pooled by `pool`."""
-
-    name: str
-    tap: str
-    pool: str
-
-    def __str__(self) -> str:
-        return f"{self.name}={self.tap}:{self.pool}"
-
-
-@dataclass(frozen=True)
-class FeatureSpec:
-    """All that decides the numbers.
-
-    Attributes:
-        backbone: `vgg19` or `vgg16`.
-        weights: SHA-256 (hex) of the arrays used, see `transforms.weights.Weights`.
-        features: What is stored, in the order of the columns; all computed in one pass.
-        image_size: Pixels on a side; the network sees image_size × image_size × 3.
-        resize: `squash` (ignore the aspect ratio), `crop` or `pad`.
-        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
-        decode: `exact`, or `fast` (large JPEGs are decoded at reduced scale).
-        exif: Whether the EXIF orientation is applied.
-        precision: `float32` or `bfloat16`, of the arithmetic.
-        dtype: `float32` or `float16`, of the stored numbers.
-    """
-
-    backbone: str
-    weights: str
-    features: tuple[Feature, ...]
-    image_size: int = 224
-    resize: str = "squash"
-    interpolation: str = "bilinear"
-    decode: str = "exact"
-    exif: bool = True
-    precision: str = "float32"
-    dtype: str = "float32"
-
-    def to_json(self) -> str:
-        """Returns the canonical JSON: keys sorted, no blanks."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-
-    @classmethod
-    def from_json(cls, text: str) -> "FeatureSpec":
-        values = json.loads(text)
-        values["features"] = tuple(Feature(**feature) for feature in values["features"])
-        return cls(**values)
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) of the canonical JSON."""
-        return hashlib.sha256(self.to_json().encode()).hexdigest()
-
-
-def parse_feature(text: str) -> Feature:
-    """Reads `NAME=TAP:POOL`; whether the backbone has the tap is checked by `backbone.check_feature`.
-
-    Raises:
-        UsageError: Not of that form, a pooling that isn't known, or a name that can't be a column.
-    """
-    match = re.fullmatch(r"([^=:]+)=([^=:]+):([^=:]+)", text.strip())
-    if not match:
-        raise UsageError(f"feature {text!r} is not of the form NAME=TAP:POOL, such as {DEFAULT_FEATURE}")
-    name, tap, pool = match.groups()
-    if pool not in POOLS:
-        raise UsageError(f"feature {text!r}: no pooling {pool!r}{nearest(pool, POOLS)}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS:
-        raise UsageError(
-            f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
-            f"and none of {', '.join(ROW_COLUMNS)}"
-        )
-    return Feature(name, tap, pool)
-
-
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of an error sentence: the valid names nearest to a wrong one, or all if none is near."""
-    valid = list(valid)
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; choose from {', '.join(valid)}"
 
 
 def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> "pa.Schema":
@@ -186,7 +98,7 @@ class Features:
         valid = [*ROW_COLUMNS, *self.names]
         for name in columns or ():
             if name not in valid:
-                raise FeaturemillError(f"{self.output} has no column {name!r}{nearest(name, valid)}")
+                raise FeaturemillError(f"{self.output} has no column {name!r}{did_you_mean(name, valid)}")
         for part in self.parts:
             try:
                 with storage.open_read(part) as file:
@@ -195,7 +107,7 @@ class Features:
                     yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
             except (OSError, pa.ArrowException) as error:
                 raise FeaturemillError(
-                    f"{part} can't be read ({storage.one_line(error)}); delete it and run extract again"
+                    f"{part} can't be read ({one_line(error)}); delete it and run extract again"
                 ) from error
 
     def to_numpy(self, feature: str = "embedding") -> "np.ndarray":
@@ -203,7 +115,7 @@ class Features:
         import numpy as np
 
         if feature not in self.names:
-            raise FeaturemillError(f"{self.output} has no feature {feature!r}{nearest(feature, self.names)}")
+            raise FeaturemillError(f"{self.output} has no feature {feature!r}{did_you_mean(feature, self.names)}")
         matrix, row = None, 0
         for batch in self.batches([feature]):
             column = batch.column(0)
@@ -266,7 +178,7 @@ def choose_feature(features: Features, name: str | None) -> str:
     if name is None:
         return "embedding" if "embedding" in features.names else features.names[0]
     if name not in features.names:
-        raise FeaturemillError(f"{features.output} has no feature {name!r}{nearest(name, features.names)}")
+        raise FeaturemillError(f"{features.output} has no feature {name!r}{did_you_mean(name, features.names)}")
     return name
 
 
@@ -281,9 +193,9 @@ def read_manifest(output: str) -> dict[str, Any]:
         manifest = json.loads(storage.read_bytes(uri))
     except OSError as error:
         if isinstance(error, PermissionError):
-            raise FeaturemillError(f"{uri} can't be read ({storage.one_line(error)}); mend the permissions") from error
+            raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); mend the permissions") from error
         raise FeaturemillError(
-            f"{output} holds no features: can't read manifest.json ({storage.one_line(error)}); "
+            f"{output} holds no features: can't read manifest.json ({one_line(error)}); "
             "pass the folder that featuremill extract wrote to"
         ) from error
     except ValueError as error:

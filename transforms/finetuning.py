@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from transforms.backbone import CHANNELS, Layer, build, describe, layers, preprocess
-from transforms.features import Feature, FeatureSpec, nearest
+from transforms.errors import FeaturemillError, UsageError
 from transforms.quiet import import_keras
-from transforms.records import FeaturemillError, UsageError
+from transforms.spec import Feature, FeatureSpec
+from transforms.text import did_you_mean
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 # (row numbers, inputs), see `tuning_rows.TuningRows.batches`.
@@ -100,7 +101,8 @@ def first_unfrozen(backbone: str, unfreeze: str) -> int:
         lowest = next(i for i, layer in enumerate(table) if layer.name.startswith(f"{unfreeze}_"))
     else:
         raise UsageError(
-            f"--unfreeze {unfreeze!r} is no block, no number of layers and not all{nearest(unfreeze, [*blocks, 'all'])}"
+            f"--unfreeze {unfreeze!r} is no block, no number of layers and not all"
+            f"{did_you_mean(unfreeze, [*blocks, 'all'])}"
         )
     found = next((i for i in range(lowest, len(table)) if table[i].has_weights), None)
     if found is None:

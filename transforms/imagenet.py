@@ -9,8 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 
-from transforms.records import FeaturemillError
-from transforms.storage import one_line
+from transforms.errors import FeaturemillError
+from transforms.text import one_line
 
 _STORE = "https://storage.googleapis.com/tensorflow/keras-applications"
 # Keras's own file names and MD5s, from keras/src/applications/vgg16.py and vgg19.py; key: (backbone, with top).

@@ -18,9 +18,9 @@ from io import BytesIO
 import numpy as np
 from PIL import BmpImagePlugin, IcoImagePlugin, Image, PngImagePlugin, UnidentifiedImageError
 
-from transforms.features import FeatureSpec
+from transforms.errors import FeaturemillError
 from transforms.pixel_modes import to_rgb
-from transforms.records import FeaturemillError
+from transforms.spec import FeatureSpec
 
 # Once, for the process: per call it can't be done safely in threads. What matters comes back as an ImageError; Pillow's
 # remarks on damaged metadata and on large images stay off the screen.

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transforms import storage
-from transforms.records import FeaturemillError, UnitReport
+from transforms.errors import FeaturemillError
+from transforms.records import UnitReport
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +73,7 @@ def read_footer(part: str) -> Footer:
             return footer_of(pq.read_metadata(file))
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise FeaturemillError(
-            f"{part} is not a readable part ({storage.one_line(error)}); delete it and run extract again"
+            f"{part} is not a readable part ({one_line(error)}); delete it and run extract again"
         ) from error
 
 

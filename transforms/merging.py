@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transforms import storage
+from transforms.errors import FeaturemillError
 from transforms.features import vector_bytes
 from transforms.listing import Footer, footer_of, merged_name, pack_row_units
 from transforms.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
-from transforms.records import FeaturemillError
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -225,9 +226,7 @@ def _open(uri: str) -> "Iterator[pq.ParquetFile]":
             # Column chunks in pieces: a whole one is as large as its row group.
             yield pq.ParquetFile(file, buffer_size=2**20)
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise FeaturemillError(
-            f"{uri} can't be read ({storage.one_line(error)}); delete it and run extract again"
-        ) from error
+        raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); delete it and run extract again") from error
 
 
 @contextmanager
@@ -251,6 +250,6 @@ def _committed(
             raise
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write part {name} to {output}: {storage.one_line(error)}; "
+            f"cannot write part {name} to {output}: {one_line(error)}; "
             "make room or mend the permissions and run the same command again: it goes on where it stopped"
         ) from error

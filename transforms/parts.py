@@ -9,8 +9,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from transforms import storage
-from transforms.features import FeatureSpec, part_schema
-from transforms.records import Failure, FeaturemillError, UnitReport
+from transforms.errors import FeaturemillError
+from transforms.features import part_schema
+from transforms.records import Failure, UnitReport
+from transforms.spec import FeatureSpec
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -202,6 +205,6 @@ class PartWriter:
             yield
         except OSError as error:
             raise FeaturemillError(
-                f"cannot write part {self.unit_id} to {self.output}: {storage.one_line(error)}; "
+                f"cannot write part {self.unit_id} to {self.output}: {one_line(error)}; "
                 "make room or mend the permissions and run the same command again: it goes on where it stopped"
             ) from error

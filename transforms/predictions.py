@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transforms import storage
-from transforms.features import FeatureSpec
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.spec import FeatureSpec
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -186,7 +187,7 @@ class PredictionWriter:
             storage.rename(temporary, storage.join(self.output, "predictions", name))
         except OSError as error:
             raise FeaturemillError(
-                f"cannot write {name} to {self.output}: {storage.one_line(error)}; make room or mend the permissions "
+                f"cannot write {name} to {self.output}: {one_line(error)}; make room or mend the permissions "
                 "and run the same command again"
             ) from error
         self._batches = []

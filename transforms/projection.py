@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
 
 METHODS = ("pca", "umap", "tsne")
 # What UMAP and t-SNE start from: enough for classes, and few enough for speed.

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from transforms import shards, storage
 from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
 from transforms.engines import Engine
-from transforms.features import FeatureSpec
 from transforms.parts import PartWriter
 from transforms.records import EncodedImage, Failure, UnitReport
-from transforms.shards.names import clean
+from transforms.spec import FeatureSpec
+from transforms.text import clean
 from transforms.units import PlannedUnit, load_files
 
 # Encoded bytes read ahead of decoding; images of many megabytes would add up otherwise.

@@ -6,14 +6,6 @@ from typing import Literal
 Format = Literal["tfrecord", "tar", "parquet", "files"]
 
 
-class FeaturemillError(Exception):
-    """An error that a user can act on: one line with the thing, the cause and the cure. Exit code 1."""
-
-
-class UsageError(FeaturemillError):
-    """A wrong option or name. Exit code 2."""
-
-
 @dataclass(frozen=True)
 class FileInfo:
     """A file as a listing shows it.

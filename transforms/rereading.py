@@ -11,12 +11,13 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from transforms import shards, storage
-from transforms.features import FeatureSpec
+from transforms.errors import FeaturemillError
 from transforms.heads.vectors import StoredPart
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
 from transforms.listing import read_footer
-from transforms.records import Failure, FeaturemillError, Unit
-from transforms.shards.names import clean
+from transforms.records import Failure, Unit
+from transforms.spec import FeatureSpec
+from transforms.text import clean, one_line
 from transforms.units import read_plan
 
 # Decoded images are handed on in batches of this many bytes.
@@ -75,7 +76,7 @@ def reread(
 def cause_of(error: Exception) -> str:
     """Returns why nothing more could be read: not the file where that showed, and not the cure, which is extract's."""
     cause = error.__cause__ or error
-    return getattr(cause, "strerror", None) or clean(storage.one_line(cause))
+    return getattr(cause, "strerror", None) or clean(one_line(cause))
 
 
 @dataclass(frozen=True)

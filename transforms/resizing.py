@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transforms.features import FeatureSpec
 from transforms.images import PAD_COLOUR, short_side
+from transforms.spec import FeatureSpec
 
 # Radius of each filter in pixels of the source, before it is stretched for downscaling.
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}

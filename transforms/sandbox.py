@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from transforms.engines import available_cores
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
+from transforms.machine import available_cores
 
 if TYPE_CHECKING:
     import duckdb

@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transforms.backbone import CHANNELS
+from transforms.errors import FeaturemillError
 from transforms.quiet import import_keras
-from transforms.records import FeaturemillError
 
 if TYPE_CHECKING:
     import keras

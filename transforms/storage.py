@@ -17,9 +17,11 @@ from importlib.util import find_spec
 from stat import S_ISREG
 from typing import TYPE_CHECKING, BinaryIO
 
-from transforms import object_stores
+from transforms import object_stores, storage
+from transforms.errors import FeaturemillError
 from transforms.object_stores import READ_BYTES, as_os_error
-from transforms.records import FeaturemillError, FileInfo
+from transforms.records import FileInfo
+from transforms.text import clean, one_line
 
 if TYPE_CHECKING:
     from apache_beam.io.filesystems import FileSystems
@@ -75,11 +77,6 @@ def _is_installed(module: str) -> bool:
         return find_spec(module) is not None
     except ModuleNotFoundError:
         return False
-
-
-def one_line(error: BaseException) -> str:
-    """Returns the error's message on one line, or its type's name if it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def open_read(uri: str, *, ahead: int = READ_BYTES) -> BinaryIO:
@@ -331,3 +328,9 @@ def remove_tree(folder: str) -> None:
         os.remove(folder)
     elif os.path.isdir(folder):
         shutil.rmtree(folder)
+
+
+def readable(uri: str) -> str:
+    """Returns a local path relative to the working folder where that is shorter; always printable."""
+    relative = os.path.relpath(uri) if storage.is_local(uri) else uri
+    return clean(min(uri, relative, key=len))

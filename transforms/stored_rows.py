@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transforms import storage
-from transforms.features import ROW_COLUMNS
+from transforms.errors import FeaturemillError
 from transforms.heads.table import Table
 from transforms.heads.vectors import StoredPart
-from transforms.records import FeaturemillError
+from transforms.spec import ROW_COLUMNS
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +83,7 @@ def _read_group(part: StoredPart, group: int, rows: list[int]) -> dict[str, list
             # An empty list of columns would have no rows.
             return parquet.read_row_group(group, columns).take(rows).to_pydict() if columns else {}
     except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{part.uri} can't be read ({storage.one_line(error)}); write it again") from error
+        raise FeaturemillError(f"{part.uri} can't be read ({one_line(error)}); write it again") from error
 
 
 def read_vectors(table: Table, rows: Sequence[int]) -> np.ndarray:
@@ -146,4 +147,4 @@ def fact_batches(table: Table, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]
                     yield from whole.combine_chunks().to_batches()
                     first += rows
         except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(f"{part.uri} can't be read ({storage.one_line(error)}); write it again") from error
+            raise FeaturemillError(f"{part.uri} can't be read ({one_line(error)}); write it again") from error

@@ -7,9 +7,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from transforms import storage
+from transforms.errors import FeaturemillError
 from transforms.heads.rows import Vectors
-from transforms.records import FeaturemillError
+from transforms.text import one_line
 
 
 def unit_batches(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -55,7 +55,7 @@ def stored_units(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator
         except OSError as error:
             raise FeaturemillError(
                 f"{rows * vectors.dims * 4:,} bytes of vectors can't be put into {folder} "
-                f"({storage.one_line(error)}); make room there, or set TMPDIR to a folder that has it"
+                f"({one_line(error)}); make room there, or set TMPDIR to a folder that has it"
             ) from error
         shape = (len(numbers), vectors.dims)
         yield numbers, np.memmap(file, np.float32, "r", shape=shape) if len(numbers) else np.empty(shape, np.float32)

@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 from transforms import storage
-from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard, Unit
+from transforms.errors import FeaturemillError
+from transforms.records import FileInfo, ListedFile, Shard, Unit
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -169,7 +171,7 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
             return [_planned(row) for row in pq.ParquetFile(file).read_row_group(chunk.number).to_pylist()]
     except (OSError, pa.ArrowException) as error:
         raise FeaturemillError(
-            f"cannot read the run's units from {chunk.uri}: {storage.one_line(error)}; workers must reach the output "
+            f"cannot read the run's units from {chunk.uri}: {one_line(error)}; workers must reach the output "
             "under the same name as the launching machine: run again with such a one"
         ) from error
 
@@ -188,7 +190,7 @@ def read_plan(output: str) -> list[PlannedUnit]:
             return [_planned(row) for batch in batches for row in batch.to_pylist()]
     except (OSError, KeyError, pa.ArrowException) as error:
         raise FeaturemillError(
-            f"cannot read {uri}: {storage.one_line(error)}; delete it and run again with all inputs: "
+            f"cannot read {uri}: {one_line(error)}; delete it and run again with all inputs: "
             "parts of unchanged input are found again, others are named"
         ) from error
 
@@ -208,7 +210,7 @@ def load_files(output: str, planned: PlannedUnit) -> Unit:
             table = pq.read_table(file, filters=[("unit_id", "=", planned.unit_id)])
     except OSError as error:
         raise FeaturemillError(
-            f"cannot read {plan_uri(output)}: {storage.one_line(error)}; bring {output} back and run again"
+            f"cannot read {plan_uri(output)}: {one_line(error)}; bring {output} back and run again"
         ) from error
     if table.num_rows != 1:
         raise FeaturemillError(

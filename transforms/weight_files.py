@@ -10,7 +10,8 @@ import numpy as np
 
 from transforms import storage
 from transforms.backbone import BACKBONES, LayerInfo, layers
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import h5py
@@ -54,7 +55,7 @@ def read_arrays(path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arr
             f"no weight file {path}; pass --weights with its path, imagenet or random:SEED"
         ) from error
     except (OSError, ValueError) as error:  # Beam's ValueError: no file system for this scheme is installed.
-        raise FeaturemillError(f"cannot read weights from {path}: {storage.one_line(error)}") from error
+        raise FeaturemillError(f"cannot read weights from {path}: {one_line(error)}") from error
 
 
 def _recognise(file: BinaryIO, path: str) -> str:
@@ -79,9 +80,7 @@ def _read_hdf5(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backbo
             return _pick(found, path, needed, backbone=backbone)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
         # h5py has no error of its own for damage, and what isn't of the layout fails in as many ways.
-        raise FeaturemillError(
-            f"{path} is damaged or cut off: {storage.one_line(error)}; copy or download it again"
-        ) from error
+        raise FeaturemillError(f"{path} is damaged or cut off: {one_line(error)}; copy or download it again") from error
 
 
 def _published_layout(root: "h5py.Group") -> _Found:
@@ -143,7 +142,7 @@ def _read_keras(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backb
         except Exception as error:
             # Keras raises whatever the damage leads to.
             raise FeaturemillError(
-                f"cannot load {path} as a Keras model in safe mode: {storage.one_line(error)}; "
+                f"cannot load {path} as a Keras model in safe mode: {one_line(error)}; "
                 "save its weights alone, with model.save_weights('x.weights.h5'), and pass that file"
             ) from error
     found = {layer.name: layer.get_weights() for layer in _flat(model) if layer.weights}

@@ -10,8 +10,8 @@ import numpy as np
 
 from transforms import imagenet, storage, weight_files
 from transforms.backbone import TOP_IMAGE_SIZES, Layer, LayerInfo, describe
-from transforms.features import nearest
-from transforms.records import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError, UsageError
+from transforms.text import did_you_mean
 
 _ENDINGS = (".h5", ".hdf5", ".keras")
 BIAS_SCALE = 0.01
@@ -96,7 +96,7 @@ def _check_source(source: str) -> None:
     if source.startswith("random"):
         raise UsageError(f"weights {source!r}: the seed is a whole number, such as random:0")
     if os.sep not in source and not source.endswith(_ENDINGS):
-        hint = nearest(source, ("imagenet", "random:0"))
+        hint = did_you_mean(source, ("imagenet", "random:0"))
         raise UsageError(f"weights {source!r} are neither a file here nor a known name{hint}")
 
 

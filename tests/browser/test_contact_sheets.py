@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import run_cli
-from pipeline.pages import tame
 from tests.browser import shown
 from tests.factories import shared_data
+from transforms.text import tame
 
 # Of the same image, made small in two ways; another image is three times as far.
 MOST_DISTANCE = 16

@@ -16,7 +16,8 @@ from pipeline.options import ExtractOptions
 from tests.distributed import test_stores as ts
 from tests.distributed.stores import Gcs
 from tests.fakes import WEIGHTS, load_fake
-from transforms.records import FileInfo, Shard, UsageError
+from transforms.errors import UsageError
+from transforms.records import FileInfo, Shard
 from transforms.shards import Found
 
 ROOT = Path(__file__).parents[2]

@@ -6,14 +6,14 @@ from glob import glob
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
-from transforms.features import nearest
-from transforms.records import FeaturemillError, UsageError
-from transforms.storage import one_line
+from transforms.errors import FeaturemillError, UsageError
+from transforms.machine import available_cores
+from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from transforms.features import FeatureSpec
+    from transforms.spec import FeatureSpec
 
 ENGINES = ("auto", "keras", "ncnn")
 # Images of a batch, see benchmarks: more gains nothing and costs memory.
@@ -127,7 +127,7 @@ def check_engine(name: str, precision: str) -> None:
         UsageError: No such engine, or one that doesn't compute at this precision.
     """
     if name not in ENGINES:
-        raise UsageError(f"no engine {name!r}{nearest(name, ENGINES)}")
+        raise UsageError(f"no engine {name!r}{did_you_mean(name, ENGINES)}")
     if name == "ncnn" and precision != "float32":
         raise UsageError(f"the engine ncnn computes in float32, not {precision}; pass --engine keras")
 
@@ -191,12 +191,3 @@ def default_batch_size(engine: str, threads: int | None) -> int:
         # Threads take an image each and wait for the last of a batch: eight each keeps that wait short.
         return _BATCH_CPU * (threads or available_cores())
     return _BATCH_CPU if engine == "auto" or device(engine).startswith("CPU") else _BATCH_GPU
-
-
-def available_cores() -> int:
-    """Returns the cores that this process may use, where the system tells (macOS doesn't)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def threads_text(count: int) -> str:
-    return f"{count} thread{'s' * (count > 1)}"

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from transforms.backbone import CHANNELS, Layer, check_feature, check_top, cut, layers
-from transforms.features import FeatureSpec
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.spec import FeatureSpec
 from transforms.weights import Weights, load_weights
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.backbone import CHANNELS, Layer, build, preprocess
-from transforms.engines import OutOfMemory, available_cores, threads_text
+from transforms.engines import OutOfMemory
 from transforms.engines.checks import check_pixels, computed_layers, planned_weights
 from transforms.engines.pooling import GEM_FLOOR, GEM_POWER
-from transforms.features import FeatureSpec
+from transforms.machine import available_cores
 from transforms.quiet import import_keras
+from transforms.spec import FeatureSpec
+from transforms.text import threads_text
 
 if TYPE_CHECKING:
     import keras

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from transforms.backbone import CHANNELS, KERNEL, MIN_IMAGE_SIZE, Layer, preprocess
-from transforms.engines import OutOfMemory, available_cores, threads_text
+from transforms.engines import OutOfMemory
 from transforms.engines.checks import check_pixels, computed_layers, planned_weights
 from transforms.engines.ncnn_model import INPUT, network_text, read_weights, weight_file
 from transforms.engines.pooling import pool_planes
-from transforms.features import FeatureSpec
-from transforms.records import FeaturemillError
-from transforms.storage import one_line
+from transforms.errors import FeaturemillError
+from transforms.machine import available_cores
+from transforms.spec import FeatureSpec
+from transforms.text import one_line, threads_text
 
 # Far above float rounding (about 1e-6), far below any reduced precision (1e-3).
 SELF_CHECK_TOLERANCE = 1e-4

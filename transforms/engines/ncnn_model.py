@@ -16,7 +16,8 @@ import numpy as np
 
 from transforms import storage
 from transforms.backbone import KERNEL, TOP_IMAGE_SIZES, LayerInfo, describe
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.text import one_line
 from transforms.weights import Weights
 
 # Part of the cache file's name: raise it when the layout changes.
@@ -95,7 +96,7 @@ def weight_file(sha256: str, load: Callable[[], Weights]) -> Iterator[str]:
         _log.warning(
             "cannot keep converted weights in %s (%s): they are made anew for each process; set FEATUREMILL_CACHE",
             path.parent,
-            storage.one_line(error),
+            one_line(error),
         )
     else:
         yield str(path)
@@ -106,7 +107,7 @@ def weight_file(sha256: str, load: Callable[[], Weights]) -> Iterator[str]:
             _write(path, weights.arrays)
         except OSError as error:
             raise FeaturemillError(
-                f"cannot write {path}: {storage.one_line(error)}; make room, or set FEATUREMILL_CACHE to another disk"
+                f"cannot write {path}: {one_line(error)}; make room, or set FEATUREMILL_CACHE to another disk"
             ) from error
         yield str(path)
 
@@ -129,7 +130,7 @@ def _is_whole(path: Path) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        _log.warning("cannot read %s (%s): the weights are converted again", path, storage.one_line(error))
+        _log.warning("cannot read %s (%s): the weights are converted again", path, one_line(error))
         return False
     if not whole:
         _log.warning("%s is damaged or cut off: the weights are converted again", path)

@@ -7,10 +7,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from transforms.features import nearest
+from transforms.errors import UsageError
 from transforms.heads.model import Model
 from transforms.heads.rows import Rows
-from transforms.records import UsageError
+from transforms.text import did_you_mean
 
 # Kind of head → the module that fits it.
 _MODULES = {
@@ -91,5 +91,5 @@ def logits(model: Model, vectors: np.ndarray) -> np.ndarray:
 
 def _module(kind: str) -> Any:
     if kind not in _MODULES:
-        raise UsageError(f"no head {kind!r}{nearest(kind, KINDS)}")
+        raise UsageError(f"no head {kind!r}{did_you_mean(kind, KINDS)}")
     return import_module(f"transforms.heads.{_MODULES[kind]}")

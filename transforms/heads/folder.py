@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from transforms import storage
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
 
 # Files that a head's folder may have beside those that its head.json lists.
 _OWN_FILES = {"head.json", "head.npz", "metrics.json", "report.html"}

@@ -5,9 +5,9 @@ import json
 import numpy as np
 
 from transforms import imagenet
-from transforms.features import Feature, FeatureSpec
+from transforms.errors import FeaturemillError
 from transforms.predictions import Predictor
-from transforms.records import FeaturemillError
+from transforms.spec import Feature, FeatureSpec
 
 # What HEAD is called on the command line.
 NAME = "imagenet"

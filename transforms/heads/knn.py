@@ -4,11 +4,11 @@ from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 
+from transforms.errors import UsageError
 from transforms.heads import FitSettings
 from transforms.heads.model import Model
 from transforms.heads.ridge_forms import feature_scale
 from transforms.heads.rows import Rows
-from transforms.records import UsageError
 
 # Queries and stored vectors that meet in one matrix product: 4 Mi similarities, 16 MiB.
 _QUERIES, _STORED = 1024, 4096

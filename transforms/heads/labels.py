@@ -5,10 +5,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from transforms import storage
-from transforms.features import nearest
+from transforms.errors import FeaturemillError
 from transforms.heads.table import Table, as_text, known
-from transforms.heads.wording import short
-from transforms.records import FeaturemillError
+from transforms.text import did_you_mean, one_line, short
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,7 +66,7 @@ def read_labels(
     names = {role: name for role, name in names.items() if role in ("key", "label") or name in table.column_names}
     for name in names.values():
         if name not in table.column_names:
-            raise FeaturemillError(f"{path} has no column {name!r}{nearest(name, table.column_names)}")
+            raise FeaturemillError(f"{path} has no column {name!r}{did_you_mean(name, table.column_names)}")
         if table.column_names.count(name) > 1:
             raise FeaturemillError(f"{path} has several columns {name!r}; rename all but one")
     if not len(table):
@@ -94,7 +93,7 @@ def _read(path: str, columns: Sequence[str]) -> "pa.Table":
         raise FeaturemillError(f"there is no file of labels {path}; check the path") from error
     except (OSError, pa.ArrowException) as error:
         raise FeaturemillError(
-            f"{path} can't be read as labels ({storage.one_line(error)}); pass CSV with a header, or Parquet"
+            f"{path} can't be read as labels ({one_line(error)}); pass CSV with a header, or Parquet"
         ) from error
 
 

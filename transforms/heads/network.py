@@ -1,8 +1,8 @@
 """The network behind a head: where its weights are, and whether they are those that it was trained on."""
 
 from transforms import storage
+from transforms.errors import FeaturemillError
 from transforms.heads.store import Head
-from transforms.records import FeaturemillError
 from transforms.weights import Weights, source_of
 
 

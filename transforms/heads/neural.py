@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transforms.errors import FeaturemillError
 from transforms.heads.model import Model, dense_arrays, dense_logits, fold_standardisation
 from transforms.heads.rows import Rows
 from transforms.quiet import import_keras
-from transforms.records import FeaturemillError
 
 if TYPE_CHECKING:
     from transforms.heads import FitSettings

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.features import nearest
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.table import Table
-from transforms.heads.wording import short
 from transforms.near_copies import near_copies
-from transforms.records import FeaturemillError, UsageError
+from transforms.text import did_you_mean, short
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -200,7 +199,9 @@ def _given(table: Table, labels: np.ndarray) -> np.ndarray:
     known = {value: _SIDE_NAMES.get(value.strip().casefold()) for value in values.to_pylist()}
     for value, side in known.items():
         if side is None:
-            raise FeaturemillError(f"{where}: the split column says {value!r}{nearest(value.casefold(), _SIDE_NAMES)}")
+            raise FeaturemillError(
+                f"{where}: the split column says {value!r}{did_you_mean(value.casefold(), _SIDE_NAMES)}"
+            )
     empty = int(((codes < 0) & (labels >= 0)).sum())
     if empty:
         raise FeaturemillError(

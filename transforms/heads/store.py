@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from transforms import heads, storage
-from transforms.features import FeatureSpec
+from transforms.errors import FeaturemillError
 from transforms.heads.folder import check_place, open_arrays, sha256_of, write_folder
 from transforms.heads.model import Model
 from transforms.heads.table import Table
-from transforms.records import FeaturemillError
+from transforms.spec import FeatureSpec
+from transforms.text import one_line
 
 HEAD_SCHEMA_VERSION = 1
 
@@ -100,7 +101,7 @@ def save_head(head: Head, folder: str, *, files: Mapping[str, bytes] | None = No
         write_folder(folder, files, head.model.arrays, lambda sha256: _description(head, names, sha256))
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write the head to {folder} ({storage.one_line(error)}); make room or mend the permissions"
+            f"cannot write the head to {folder} ({one_line(error)}); make room or mend the permissions"
         ) from error
 
 
@@ -175,7 +176,7 @@ def load_head(folder: str) -> Head:
             },
         )
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise _damaged(folder, "head.npz", storage.one_line(error)) from error
+        raise _damaged(folder, "head.npz", one_line(error)) from error
 
 
 def _read_values(folder: str) -> dict[str, Any]:
@@ -184,11 +185,11 @@ def _read_values(folder: str) -> dict[str, Any]:
         values = json.loads(storage.read_bytes(storage.join(folder, "head.json")))
     except OSError as error:
         raise FeaturemillError(
-            f"{folder} is no head: can't read head.json ({storage.one_line(error)}); "
+            f"{folder} is no head: can't read head.json ({one_line(error)}); "
             "pass the folder that featuremill train wrote"
         ) from error
     except ValueError as error:
-        raise _damaged(folder, "head.json", f"no valid JSON: {storage.one_line(error)}") from error
+        raise _damaged(folder, "head.json", f"no valid JSON: {one_line(error)}") from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise _damaged(folder, "head.json", "it isn't a head's")
     if values["schema_version"] != HEAD_SCHEMA_VERSION:

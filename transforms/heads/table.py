@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from transforms import storage
-from transforms.features import FeatureSpec, nearest, open_features, read_manifest
+from transforms.errors import FeaturemillError, UsageError
+from transforms.features import open_features, read_manifest
 from transforms.heads.vectors import StoredPart, StoredVectors
-from transforms.records import FeaturemillError, UsageError
+from transforms.spec import FeatureSpec
+from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -191,7 +193,7 @@ def _read_info(uri: str) -> _FileInfo:
             return _FileInfo(uri, parquet.schema_arrow, parquet.metadata)
     except (OSError, pa.ArrowException) as error:
         raise FeaturemillError(
-            f"{uri} is not a readable Parquet file ({storage.one_line(error)}); name features, or write it again"
+            f"{uri} is not a readable Parquet file ({one_line(error)}); name features, or write it again"
         ) from error
 
 
@@ -213,7 +215,7 @@ def _choose(location: str, schema: "pa.Schema", columns: Sequence[str]) -> tuple
     for name in columns:
         if name not in valid:
             cause = f"column {name!r} holds {schema.field(name).type}, no vectors" if name in schema.names else ""
-            raise FeaturemillError(f"{location}: {cause or f'no column {name!r}'}{nearest(name, valid)}")
+            raise FeaturemillError(f"{location}: {cause or f'no column {name!r}'}{did_you_mean(name, valid)}")
     if len(set(columns)) < len(columns):
         raise UsageError(f"a feature is named twice: {', '.join(columns)}; name each once")
     if columns:
@@ -286,12 +288,12 @@ def _read_file(info: _FileInfo, names: Sequence[str]) -> "pa.Table":
 
     for name in names:
         if name not in info.schema.names:
-            raise FeaturemillError(f"{info.uri} has no column {name!r}{nearest(name, info.schema.names)}")
+            raise FeaturemillError(f"{info.uri} has no column {name!r}{did_you_mean(name, info.schema.names)}")
     try:
         with storage.open_read(info.uri) as file:
             return pq.ParquetFile(file).read(list(names))
     except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{info.uri} can't be read ({storage.one_line(error)}); write it again") from error
+        raise FeaturemillError(f"{info.uri} can't be read ({one_line(error)}); write it again") from error
 
 
 def _is_hash(kind: "pa.DataType") -> bool:
@@ -338,6 +340,6 @@ def as_text(column: "pa.ChunkedArray", name: str, uri: str) -> "pa.ChunkedArray"
         return column
     except pa.ArrowException as error:
         raise FeaturemillError(
-            f"{uri}: column {name!r} holds {column.type}, no text or whole numbers ({storage.one_line(error)}); "
+            f"{uri}: column {name!r} holds {column.type}, no text or whole numbers ({one_line(error)}); "
             "name another column"
         ) from error

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from transforms import storage
-from transforms.records import FeaturemillError
+from transforms.errors import FeaturemillError
+from transforms.text import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -111,7 +112,7 @@ class StoredVectors:
                             self._check(matrix, numbers - int(starts[0]), part)
                             yield numbers, matrix
         except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(f"{part.uri} can't be read ({storage.one_line(error)}); write it again") from error
+            raise FeaturemillError(f"{part.uri} can't be read ({one_line(error)}); write it again") from error
 
     def _matrix(self, batch: "pa.RecordBatch", part: StoredPart) -> np.ndarray:
         """Returns the n×D float32 of a batch."""

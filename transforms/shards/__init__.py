@@ -3,14 +3,15 @@
 from collections.abc import Iterator
 from itertools import islice
 
-from transforms import storage
-from transforms.records import EncodedImage, Failure, FeaturemillError, Shard, Unit
+from transforms.errors import FeaturemillError
+from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import files, parquet, tar, tfrecord
 from transforms.shards.fields import Fields
 from transforms.shards.files import slice_files
 from transforms.shards.inputs import Found, find
-from transforms.shards.names import IMAGE_EXTENSIONS, clean
+from transforms.shards.names import IMAGE_EXTENSIONS
 from transforms.shards.stream import MAX_ENCODED_BYTES
+from transforms.text import clean, one_line
 
 __all__ = ["IMAGE_EXTENSIONS", "MAX_ENCODED_BYTES", "Fields", "Found", "find", "read", "slice_files", "split"]
 
@@ -52,6 +53,6 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
 
 def _unreadable(shard: Shard, error: OSError) -> FeaturemillError:
     return FeaturemillError(
-        f"cannot read {clean(shard.file.uri)}: {clean(storage.one_line(error))}; "
+        f"cannot read {clean(shard.file.uri)}: {clean(one_line(error))}; "
         "bring it back and run the same command again: it resumes"
     )

@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from transforms import storage
-from transforms.records import FeaturemillError, FileInfo, Shard
+from transforms.errors import FeaturemillError
+from transforms.records import FileInfo, Shard
 from transforms.shards import parquet, tar, tar_headers, tfrecord
 from transforms.shards.fields import Fields
-from transforms.shards.names import clean, named_format
+from transforms.shards.names import named_format
+from transforms.text import clean, one_line
 
 _FORMATS = {"tfrecord": tfrecord, "tar": tar, "parquet": parquet}
 _HEAD_BYTES = 64 << 10
@@ -56,7 +58,7 @@ def _look(file: FileInfo, fields: Fields) -> Looked:
             image, label, name = _FORMATS[shard.format].resolve(shard, fields)
             return Looked(file, "shard", replace(shard, image_field=image, label_field=label, name_field=name))
     except OSError as error:
-        cause = clean(storage.one_line(error))
+        cause = clean(one_line(error))
         raise FeaturemillError(f"cannot read {clean(file.uri)}: {cause}; check the path and its permissions") from error
     if head.startswith(_IMAGE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
         return Looked(file, "image")

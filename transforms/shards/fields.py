@@ -5,8 +5,8 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from transforms.records import FeaturemillError
-from transforms.shards.names import clean
+from transforms.errors import FeaturemillError
+from transforms.text import clean
 
 OPTIONS = {"image": "--image-field", "label": "--label-field", "name": "--name-field"}
 

@@ -8,10 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 
 from transforms import storage
+from transforms.errors import FeaturemillError
 from transforms.object_stores import is_answer
-from transforms.records import EncodedImage, Failure, FeaturemillError, FileInfo, ListedFile, Shard, Unit
-from transforms.shards.names import clean
+from transforms.records import EncodedImage, Failure, FileInfo, ListedFile, Shard, Unit
 from transforms.shards.stream import MAX_ENCODED_BYTES
+from transforms.text import clean, one_line
 
 # Enough to hide the latency of an object store; a local disk gains little and loses nothing.
 _THREADS = 8
@@ -101,10 +102,10 @@ def _row(shard: Shard, listed: ListedFile, future: "Future[bytes]") -> EncodedIm
             cure = f"bring its folder {folder} back (or free the machine's resources)"
             if not storage.is_local(uri):
                 cure = f"see that {folder} can be reached"
-            message = f"cannot read {key}: {clean(storage.one_line(error))}; {cure}"
+            message = f"cannot read {key}: {clean(one_line(error))}; {cure}"
             raise FeaturemillError(f"{message} and run the same command again: it resumes") from error
         reason = "vanished" if isinstance(error, FileNotFoundError) or error.errno == errno.ENOENT else "unreadable"
-        message = f"cannot read {key}: {clean(storage.one_line(error))}"
+        message = f"cannot read {key}: {clean(one_line(error))}"
     else:
         if len(data) <= MAX_ENCODED_BYTES:
             return EncodedImage(key, listed.label, key, 0, data)

@@ -9,10 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from transforms import storage
-from transforms.records import FeaturemillError, FileInfo, ListedFile, Shard, UsageError
+from transforms.errors import FeaturemillError, UsageError
+from transforms.records import FileInfo, ListedFile, Shard
 from transforms.shards.detect import Looked, look_inside
 from transforms.shards.fields import Fields
-from transforms.shards.names import base_name, clean, is_hidden, is_image, named_format
+from transforms.shards.names import base_name, is_hidden, is_image, named_format
+from transforms.text import clean, one_line
 
 SHARD_FORMATS = ("tfrecord", "tar", "parquet")
 _GLOB = re.compile(r"[*?\[]")
@@ -150,7 +152,7 @@ def _candidates(given: str) -> list[_Candidate]:
             raise FeaturemillError(f"{clean(given)} names no file; write one path a line")
         return _expand(entries, path.rsplit("/", 1)[0])
     except OSError as error:
-        cause = clean(storage.one_line(error))
+        cause = clean(one_line(error))
         raise FeaturemillError(f"cannot read {clean(given)}: {cause}; check the path and its permissions") from error
 
 

@@ -58,11 +58,3 @@ def is_hidden(path: str) -> bool:
     """True if a part of a relative path starts with a dot, or is the shadow folder that macOS puts into archives."""
     parts = path.split("/")
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)
-
-
-def clean(text: str) -> str:
-    """Returns the text with what isn't valid Unicode written out as `\\udc80`: Arrow refuses lone surrogates.
-
-    They come from file names that aren't UTF-8 (Python keeps such bytes as surrogates) and from JSON escapes.
-    """
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -7,10 +7,11 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, BinaryIO
 
 from transforms import storage
-from transforms.records import EncodedImage, Failure, FeaturemillError, Shard, Unit
+from transforms.errors import FeaturemillError
+from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, WrongFieldError, as_text, missing
-from transforms.shards.names import clean
 from transforms.shards.stream import MAX_ENCODED_BYTES, failure
+from transforms.text import clean, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,7 +81,7 @@ def _damage(watched: _Watched) -> Iterator[None]:
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         if watched.error is not None:
             raise watched.error from error
-        raise _DamagedError(storage.one_line(error)) from error
+        raise _DamagedError(one_line(error)) from error
 
 
 def _open(watched: _Watched) -> "pq.ParquetFile":

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from transforms import storage
 from transforms.records import Failure, Shard, Unit
-from transforms.shards.names import clean
+from transforms.text import clean, one_line
 
 # An encoded image beyond this is a failure, not a reason to run out of memory.
 MAX_ENCODED_BYTES = 256 << 20
@@ -49,7 +49,7 @@ class Stream:
         except EOFError as error:
             raise BrokenError("truncated", "the gzip stream ends early") from error
         except (gzip.BadGzipFile, zlib.error) as error:
-            raise BrokenError("bad gzip", f"the gzip stream is damaged: {storage.one_line(error)}") from error
+            raise BrokenError("bad gzip", f"the gzip stream is damaged: {one_line(error)}") from error
         self.position += len(data)
         return data
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
-from transforms.shards.names import clean, is_image
+from transforms.shards.names import is_image
 from transforms.shards.stream import MAX_ENCODED_BYTES, BrokenError, Stream, broken, cut, failure, open_stream
 from transforms.shards.tar_headers import Member, content, members
+from transforms.text import clean
 
 _TEXTS = ("cls", "json")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import example
 from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
-from transforms.shards.names import clean
 from transforms.shards.stream import MAX_ENCODED_BYTES, BrokenError, Stream, broken, cut, failure, open_stream
+from transforms.text import clean
 
 IMAGE_FIELDS = ("image/encoded", "image")
 LABEL_FIELDS = ("image/class/text", "image/class/label", "label")

@@ -1,0 +1,92 @@
+"""The feature spec: all that decides the numbers, and its fingerprint."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+
+from transforms.errors import UsageError
+from transforms.text import did_you_mean
+
+DEFAULT_FEATURE = "embedding=block5_pool:avg"
+
+POOLS = ("avg", "max", "gem", "flatten")
+
+# The columns that every part has before its features.
+ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
+
+
+@dataclass(frozen=True)
+class Feature:
+    """`NAME=TAP:POOL`: the column `name` holds the output of the layer `tap`, pooled by `pool`."""
+
+    name: str
+    tap: str
+    pool: str
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.tap}:{self.pool}"
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """All that decides the numbers.
+
+    Attributes:
+        backbone: `vgg19` or `vgg16`.
+        weights: SHA-256 (hex) of the arrays used, see `transforms.weights.Weights`.
+        features: What is stored, in the order of the columns; all computed in one pass.
+        image_size: Pixels on a side; the network sees image_size × image_size × 3.
+        resize: `squash` (ignore the aspect ratio), `crop` or `pad`.
+        interpolation: `did_you_mean`, `bilinear`, `bicubic` or `lanczos`.
+        decode: `exact`, or `fast` (large JPEGs are decoded at reduced scale).
+        exif: Whether the EXIF orientation is applied.
+        precision: `float32` or `bfloat16`, of the arithmetic.
+        dtype: `float32` or `float16`, of the stored numbers.
+    """
+
+    backbone: str
+    weights: str
+    features: tuple[Feature, ...]
+    image_size: int = 224
+    resize: str = "squash"
+    interpolation: str = "bilinear"
+    decode: str = "exact"
+    exif: bool = True
+    precision: str = "float32"
+    dtype: str = "float32"
+
+    def to_json(self) -> str:
+        """Returns the canonical JSON: keys sorted, no blanks."""
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> "FeatureSpec":
+        values = json.loads(text)
+        values["features"] = tuple(Feature(**feature) for feature in values["features"])
+        return cls(**values)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of the canonical JSON."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+
+def parse_feature(text: str) -> Feature:
+    """Reads `NAME=TAP:POOL`; whether the backbone has the tap is checked by `backbone.check_feature`.
+
+    Raises:
+        UsageError: Not of that form, a pooling that isn't known, or a name that can't be a column.
+    """
+    match = re.fullmatch(r"([^=:]+)=([^=:]+):([^=:]+)", text.strip())
+    if not match:
+        raise UsageError(f"feature {text!r} is not of the form NAME=TAP:POOL, such as {DEFAULT_FEATURE}")
+    name, tap, pool = match.groups()
+    if pool not in POOLS:
+        raise UsageError(f"feature {text!r}: no pooling {pool!r}{did_you_mean(pool, POOLS)}")
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS:
+        raise UsageError(
+            f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
+            f"and none of {', '.join(ROW_COLUMNS)}"
+        )
+    return Feature(name, tap, pool)
