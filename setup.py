@@ -31,6 +31,7 @@ setup(
         "transforms.engines",
         "transforms.heads",
         "transforms.shards",
+        "transforms.store",
     ],
     package_data={"pipeline": ["templates/*"]},
     install_requires=[

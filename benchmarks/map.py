@@ -23,14 +23,15 @@ from typing import TYPE_CHECKING
 from benchmarks import photos
 from benchmarks.process import run, say
 from benchmarks.table import machine
-from pipeline import books
 from tests.browser.chromium import open_chromium
 from tests.pages_data import clusters
 from transforms import shards, storage
-from transforms.parts import PartWriter
 from transforms.records import Shard, Unit, UnitReport
 from transforms.spec import Feature, FeatureSpec
-from transforms.units import PlannedUnit, unit_id, write_plan
+from transforms.store.manifest import new_manifest, write_manifest
+from transforms.store.parts import PartWriter
+from transforms.store.reports import add_up, write_units
+from transforms.store.units import PlannedUnit, unit_id, write_plan
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -84,9 +85,9 @@ def write_out(folder: Path, shard_path: Path, rows: int) -> None:
             writer.add([facts], {"embedding": vectors[row : row + 1]})
         writer.commit(report)
     write_plan(str(folder), [PlannedUnit(name, unit)])
-    books.write_units(str(folder), [report])
-    manifest = books.new_manifest(spec, weights="drawn", weights_are_random=True, limit=None)
-    books.write_manifest(str(folder), {**manifest, "status": "complete", "totals": vars(books.add_up([report]))})
+    write_units(str(folder), [report])
+    manifest = new_manifest(spec, weights="drawn", weights_are_random=True, limit=None)
+    write_manifest(str(folder), {**manifest, "status": "complete", "totals": vars(add_up([report]))})
 
 
 def browse(page_path: Path) -> dict:

@@ -19,7 +19,6 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.process import run, say
-from pipeline import books
 from pipeline.compact import compact
 from pipeline.options import ExtractOptions
 from pipeline.output import open_output
@@ -28,13 +27,16 @@ from pipeline.progress import Committed
 from pipeline.samples import draw_items, write_tar
 from tests.fakes import WEIGHTS, FakeEngine
 from transforms import recipe
-from transforms.features import open_features
-from transforms.listing import list_parts, read_footer
-from transforms.parts import PartWriter, part_uri
 from transforms.records import EncodedImage, FileInfo, Shard, Unit, UnitReport
 from transforms.shards import Found
 from transforms.shards import find as find_inputs
-from transforms.units import Chunk, read_todo, write_todo
+from transforms.store.features import open_features
+from transforms.store.layout import part_uri
+from transforms.store.listing import list_parts, read_footer
+from transforms.store.manifest import new_manifest, write_manifest
+from transforms.store.parts import PartWriter
+from transforms.store.reports import add_up, collect_reports, write_units
+from transforms.store.units import Chunk, read_todo, write_todo
 
 IMAGES_PER_UNIT = 1000
 MOST_COMMITS = 20_000
@@ -81,7 +83,7 @@ def plan_of(output: str, units: int) -> Plan:
 
 def plan(output: str, units: int) -> dict:
     """Plans the units, writes plan and manifest, and what the workers are to do."""
-    manifest = books.new_manifest(options(output).spec(WEIGHTS), weights="fake", weights_are_random=False, limit=None)
+    manifest = new_manifest(options(output).spec(WEIGHTS), weights="fake", weights_are_random=False, limit=None)
     with timed() as clock:
         planned = plan_of(output, units)
     with timed() as writing:
@@ -168,11 +170,11 @@ def manifest(output: str, units: int) -> dict:
     )
     listing = list_parts(output)
     with timed() as writing:
-        books.write_units(output, list(reports))
+        write_units(output, list(reports))
     with timed() as clock:
-        found = books.collect_reports(output, [p.unit_id for p in planned.units], listing=listing, fresh=set())
-        totals = books.add_up(found)
-        books.write_manifest(output, {"totals": asdict(totals)})
+        found = collect_reports(output, [p.unit_id for p in planned.units], listing=listing, fresh=set())
+        totals = add_up(found)
+        write_manifest(output, {"totals": asdict(totals)})
     return {
         "units": totals.units,
         "seconds": clock() + writing(),
@@ -201,10 +203,10 @@ def full_parts(output: str, _: int) -> dict:
                 report = UnitReport(unit_id, source, 0, -1, 1000, 1000, 0, 10**8, 0.0, 0.0, 0.0, 0.0, 0.0, "fake")
                 writer.commit(report)
             reports.append(report)
-    manifest = books.new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
+    manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
     totals = {"rows_embedded": FULL_PARTS * IMAGES_PER_UNIT}
-    books.write_manifest(output, {**manifest, "status": "complete", "totals": totals})
-    books.write_units(output, reports)
+    write_manifest(output, {**manifest, "status": "complete", "totals": totals})
+    write_units(output, reports)
     merged = compact(output)
     assert open_features(output).rows == FULL_PARTS * IMAGES_PER_UNIT
     return {

@@ -6,14 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline import books
 from pipeline.output import locked, remove_leftovers
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import read_manifest
-from transforms.listing import MERGED_STEM, Listing, list_parts
-from transforms.merging import MOST_UNITS, PartFacts, merge_parts, part_facts
 from transforms.storage import readable
+from transforms.store.listing import MERGED_STEM, Listing, list_parts
+from transforms.store.manifest import read_manifest
+from transforms.store.merging import MOST_UNITS, PartFacts, merge_parts, part_facts
+from transforms.store.reports import stored_bytes
 from transforms.text import counted, size_text
 
 TARGET_BYTES = 256 * 10**6
@@ -134,7 +134,7 @@ def _tidy(output: str) -> Listing:
 
 
 def _stored_bytes(output: str, listing: Listing) -> int:
-    return books.stored_bytes(output, listing.unit_ids())
+    return stored_bytes(output, listing.unit_ids())
 
 
 def _read_facts(output: str, listing: Listing) -> list[PartFacts]:

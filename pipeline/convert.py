@@ -12,9 +12,10 @@ import numpy as np
 from pipeline.query_tables import write_parquet
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import Features, choose_feature, open_features, part_schema
 from transforms.spec import ROW_COLUMNS
 from transforms.storage import readable
+from transforms.store.features import Features, choose_feature, open_features
+from transforms.store.schema import part_schema
 from transforms.text import counted, did_you_mean, one_line, size_text
 
 if TYPE_CHECKING:

@@ -17,12 +17,12 @@ from pipeline.summary import Summary, describe_plan, summarise
 from transforms import shards, storage
 from transforms.engines import Engine
 from transforms.errors import FeaturemillError, UsageError
-from transforms.listing import list_parts
 from transforms.recipe import Job
 from transforms.records import UnitReport
 from transforms.spec import FeatureSpec
+from transforms.store.listing import list_parts
+from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 from transforms.text import one_line
-from transforms.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 from transforms.weights import Weights
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _run_pipeline(
         if options.runner != "FnApiRunner":
             # Where the package isn't, a step of ours can't be loaded, and Flink waits minutes for it. This one can.
             check = beam.Map(pkgutil.resolve_name)
-            _ = pipeline | "Package" >> beam.Create(["transforms.units:CHUNK_UNITS"]) | "IsThere" >> check
+            _ = pipeline | "Package" >> beam.Create(["transforms.store.units:CHUNK_UNITS"]) | "IsThere" >> check
         committed = Committed(options.output, plan.todo)
         try:
             with Progress(committed, units=len(plan.todo), input_bytes=input_bytes(plan.todo), quiet=quiet) as progress:

@@ -12,7 +12,6 @@ from pipeline.train_facts import describe_data, never_trained_text
 from pipeline.train_options import TrainOptions
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError
-from transforms.features import Features
 from transforms.finetuning import TuningPlan, plan_tuning
 from transforms.heads import NEURAL, FitSettings
 from transforms.heads.network import check_weights, weights_source
@@ -22,6 +21,7 @@ from transforms.heads.store import Head
 from transforms.heads.table import Table, open_table
 from transforms.rereading import ImageRows
 from transforms.spec import FeatureSpec
+from transforms.store.features import Features
 from transforms.text import counted, short
 from transforms.tuning_rows import GroupReader, TapRows, TuningRows
 from transforms.weights import Weights, load_weights

@@ -7,19 +7,30 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import books, predict_output
+from pipeline import predict_output
 from pipeline.output import failed_ids
 from pipeline.plan import torn_shards
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.features import Features, open_features, read_manifest
-from transforms.listing import Footer, is_merged, list_parts, merged_name, read_footer
-from transforms.parts import failures_uri
 from transforms.records import UnitReport
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
+from transforms.store.features import Features, open_features
+from transforms.store.layout import failures_uri
+from transforms.store.listing import Footer, is_merged, list_parts, merged_name, read_footer
+from transforms.store.manifest import read_manifest
+from transforms.store.reports import (
+    Repeats,
+    Totals,
+    add_up,
+    failures_by_reason,
+    find_repeats,
+    parquet_rows,
+    read_units,
+    stored_bytes,
+)
+from transforms.store.units import read_plan
 from transforms.text import clean, counted, short, size_text
-from transforms.units import read_plan
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class Inspection:
     labels: dict[str | None, int]
     failures: dict[str, int]
     vectors: dict[str, VectorStatistics]
-    repeats: books.Repeats | None
+    repeats: Repeats | None
     stored_bytes: int
     disagreements: tuple[str, ...]
 
@@ -87,9 +98,9 @@ class Inspection:
         return self.features.rows
 
     @property
-    def totals(self) -> books.Totals:
+    def totals(self) -> Totals:
         """Over all units that have a part; the manifest's own are of the last run that finished."""
-        return books.add_up(self.reports)
+        return add_up(self.reports)
 
 
 def inspect(output: str) -> Inspection:
@@ -118,10 +129,10 @@ def inspect(output: str) -> Inspection:
         reports=tuple(reports),
         features=features,
         labels=dict(labels.most_common()),
-        failures=dict(books.failures_by_reason(output, [r for r in reports if r.unit_id in listed])),
+        failures=dict(failures_by_reason(output, [r for r in reports if r.unit_id in listed])),
         vectors={name: total.statistics() for name, total in sums.items()},
-        repeats=books.find_repeats(features),
-        stored_bytes=books.stored_bytes(output, [report.unit_id for report in reports]),
+        repeats=find_repeats(features),
+        stored_bytes=stored_bytes(output, [report.unit_id for report in reports]),
         disagreements=tuple(problems + _check_rows(features, labels)),
     )
 
@@ -180,7 +191,7 @@ def _check_part(output: str, name: str, footer: Footer, *, manifest: dict[str, A
             problems.append(f"{name}: read {report.rows_read} is not {report.rows_embedded} + {report.rows_failed}")
         if rows != report.rows_embedded:
             problems.append(f"{name}: {rows} rows, its footer says {report.rows_embedded}")
-        failed = books.parquet_rows(failures_uri(output, report.unit_id)) if report.unit_id in listed else 0
+        failed = parquet_rows(failures_uri(output, report.unit_id)) if report.unit_id in listed else 0
         if failed != report.rows_failed:
             problems.append(
                 f"{name}: {failed} failures listed, its footer says {report.rows_failed}; delete the part and extract "
@@ -191,7 +202,7 @@ def _check_part(output: str, name: str, footer: Footer, *, manifest: dict[str, A
 
 def _check_totals(output: str, reports: list[UnitReport], manifest: dict[str, Any]) -> list[str]:
     problems = []
-    found = books.add_up(reports)
+    found = add_up(reports)
     for name in ("units", "rows_read", "rows_embedded", "rows_failed"):
         if getattr(found, name) != manifest["totals"][name]:
             problems.append(
@@ -205,7 +216,7 @@ def _check_totals(output: str, reports: list[UnitReport], manifest: dict[str, An
     if not manifest["sample_limit"]:
         torn = sorted(torn_shards(unit.unit for unit in units))
         problems += [f"{clean(uri)} is in the plan only in part; run featuremill extract with it again" for uri in torn]
-    if {report.unit_id for report in books.read_units(output)} != there:
+    if {report.unit_id for report in read_units(output)} != there:
         problems.append("units.parquet and the parts don't name the same units")
     return problems
 
@@ -308,7 +319,7 @@ def _label_text(labels: dict[str | None, int]) -> str:
     return (", ".join(shown) or "none") + (f" and {len(labels) - 20} more" if len(labels) > 20 else "")
 
 
-def _repeat_lines(repeats: books.Repeats | None) -> list[str]:
+def _repeat_lines(repeats: Repeats | None) -> list[str]:
     if repeats is None:
         return ["seen twice   not counted"]
     lines = [f"seen twice   {counted(repeats.keys, 'key')}, {counted(repeats.contents, 'content')}"]

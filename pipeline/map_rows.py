@@ -9,8 +9,8 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.features import Features
 from transforms.spec import ROW_COLUMNS
+from transforms.store.features import Features
 from transforms.text import one_line
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.thumbnails import thumbnails
-from transforms.features import Features
-from transforms.listing import read_footers
+from transforms.store.features import Features
+from transforms.store.listing import read_footers
 from transforms.stored_rows import StoredRow
 
 if TYPE_CHECKING:

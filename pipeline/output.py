@@ -9,23 +9,29 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline import books
 from pipeline.options import ExtractOptions
 from pipeline.plan import Plan
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.features import Features, read_manifest
-from transforms.listing import MERGED_STEM, Listing, list_parts
-from transforms.merging import split_part
-from transforms.parts import failures_uri, part_uri
 from transforms.spec import FeatureSpec
+from transforms.store.features import Features
+from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, TODO_PREFIX, failures_uri, part_uri
+from transforms.store.listing import MERGED_STEM, Listing, list_parts
+from transforms.store.manifest import new_manifest, read_manifest, write_manifest
+from transforms.store.merging import split_part
+from transforms.store.reports import (
+    REPEATS_UP_TO_ROWS,
+    add_up,
+    collect_reports,
+    failures_by_reason,
+    find_repeats,
+    read_units,
+    write_units,
+)
+from transforms.store.units import write_plan
 from transforms.text import one_line
-from transforms.units import TODO_PREFIX, write_plan
 from transforms.weights import Weights
 
-# What a run writes at the top of OUT; --overwrite removes these and nothing else.
-OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet")
-OUTPUT_FOLDERS = ("features", "failures", "_tmp")
 # A temporary file of ours lives for seconds. One this old was left behind by a killed run.
 LEFTOVER_SECONDS = 3600
 
@@ -101,7 +107,7 @@ def clear(output: str) -> None:
         ) from None
     # First of all it must no longer say "complete": this may be cut off halfway.
     storage.make_folder(storage.join(output, "_tmp"))
-    books.write_manifest(output, {**manifest, "status": "running"})
+    write_manifest(output, {**manifest, "status": "running"})
     for folder in OUTPUT_FOLDERS:
         storage.remove_tree(storage.join(output, folder))
     there = storage.list_folder(output)
@@ -117,7 +123,7 @@ def check_output(options: ExtractOptions, spec: FeatureSpec, weights: Weights) -
     output = options.output
     if storage.is_local(output) and os.path.lexists(output) and not os.path.isdir(output):
         raise FeaturemillError(f"{output} is not a folder; choose another --output")
-    new = books.new_manifest(spec, weights=weights.origin, weights_are_random=weights.is_random, limit=options.limit)
+    new = new_manifest(spec, weights=weights.origin, weights_are_random=weights.is_random, limit=options.limit)
     if not holds_features(output):
         return new
     manifest = read_manifest(output)
@@ -163,7 +169,7 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
     try:
         # The manifest is written before there is a place for parts.
         storage.make_folder(storage.join(output, "_tmp"))
-        books.write_manifest(output, {**manifest, "status": "running"})
+        write_manifest(output, {**manifest, "status": "running"})
         for folder in OUTPUT_FOLDERS:
             storage.make_folder(storage.join(output, folder))
     except OSError as error:
@@ -173,9 +179,9 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
     try:
         # What units.parquet says of units that are done again must not outlive them.
         kept = {planned.unit_id for planned in plan.done}
-        reports = books.read_units(output)
+        reports = read_units(output)
         if any(report.unit_id not in kept for report in reports):
-            books.write_units(output, [report for report in reports if report.unit_id in kept])
+            write_units(output, [report for report in reports if report.unit_id in kept])
         listing = remove_leftovers(output)
         # A part can only be replaced or removed where it is the unit's own.
         for name in listing.merged_with({*plan.remove, *(planned.unit_id for planned in plan.todo)}):
@@ -226,28 +232,28 @@ def close_output(output: str, manifest: dict[str, Any], plan: Plan, *, began: fl
             "with other inputs or another --unit-bytes; run one command with all inputs"
         )
     fresh = {planned.unit_id for planned in plan.todo}
-    reports = books.collect_reports(output, unit_ids, listing=listing, fresh=fresh)
+    reports = collect_reports(output, unit_ids, listing=listing, fresh=fresh)
     # A writer that was killed between its failures and its part may have listed what a second one then embedded.
     failed = {report.unit_id for report in reports if report.rows_failed}
     storage.delete(failures_uri(output, unit_id) for unit_id in failed_ids(output) - failed)
-    books.write_units(output, reports)
-    totals = books.add_up(reports)
+    write_units(output, reports)
+    totals = add_up(reports)
     manifest = {
         **manifest,
         "status": "complete",
         "totals": asdict(totals),
-        "failures": dict(books.failures_by_reason(output, reports)),
+        "failures": dict(failures_by_reason(output, reports)),
         "engines": sorted({report.engine for report in reports}),
         "repeats": None,
     }
-    if totals.rows_embedded <= books.REPEATS_UP_TO_ROWS:
+    if totals.rows_embedded <= REPEATS_UP_TO_ROWS:
         # The footers were read for the books; `open_features` would read them all again.
         parts = tuple(storage.join(output, "features", name) for name in listing.names)
         spec = FeatureSpec.from_json(json.dumps(manifest["spec"]))
         features = Features(output, spec, manifest["fingerprint"], True, parts, totals.rows_embedded)
-        repeats = books.find_repeats(features)
+        repeats = find_repeats(features)
         manifest["repeats"] = asdict(repeats) if repeats else None
-    books.write_manifest(output, manifest)
+    write_manifest(output, manifest)
     _tidy(output, set(unit_ids), began=began)
     return manifest
 

@@ -8,8 +8,8 @@ from itertools import islice
 
 from transforms import shards, storage
 from transforms.records import FileInfo, ListedFile, Shard, Unit
+from transforms.store.units import PlannedUnit, read_plan, unit_id
 from transforms.text import clean
-from transforms.units import PlannedUnit, read_plan, unit_id
 
 # A listing is cut into units of at most this many files: small enough to lose little, large enough to cost little.
 FILES_PER_UNIT = 1024

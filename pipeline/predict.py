@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from pipeline import extract
 from pipeline import predict_inputs as given
 from pipeline import predict_output as place
-from pipeline.books import library_versions
 from pipeline.options import ExtractOptions
 from pipeline.output import locked
 from pipeline.predict_options import PredictOptions
@@ -25,6 +24,8 @@ from transforms.heads import imagenet_head
 from transforms.heads.network import check_weights
 from transforms.predictions import Predictor
 from transforms.recipe import Job
+from transforms.store.layout import features_folder
+from transforms.store.manifest import library_versions
 from transforms.weights import Weights
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def _fill(
     if source.images:
         extracted = run(source.images, weights=source.weights)
         place.copy_failures(output)
-        locations = [place.features_folder(output)] if extracted.totals.rows_embedded else []
+        locations = [features_folder(output)] if extracted.totals.rows_embedded else []
         opened = _open_features(options, source, locations)
     limit = None if options.output else SHOWN_ROWS
     try:
@@ -163,7 +164,7 @@ def _open_source(options: PredictOptions, output: str, weights: Weights | None) 
         FeaturemillError: No head there, or weights that it wasn't trained on.
     """
     features = given.are_features(options)
-    folder = place.features_folder(output)
+    folder = features_folder(output)
     if options.is_imagenet:
         images = given.imagenet_options(options, folder)
         # Before half a gigabyte of weights is fetched.

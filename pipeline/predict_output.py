@@ -5,21 +5,14 @@ import os
 from contextlib import suppress
 from typing import Any
 
-from pipeline import books
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.store.layout import PREDICTION_FILES, PREDICTION_FOLDERS, features_folder, write_file
+from transforms.store.manifest import write_manifest
 from transforms.text import one_line
 
 SCHEMA_VERSION = 1
 KIND = "predictions"
-# What a prediction writes at the top of PRED; --overwrite removes these and nothing else.
-FILES = ("metrics.json", "manifest.json")
-FOLDERS = ("predictions", "failures", "features", "_tmp")
-
-
-def features_folder(output: str) -> str:
-    """Returns where images' features are: an OUT of extract inside PRED."""
-    return storage.join(output, "features")
 
 
 def read_predictions(output: str) -> dict[str, Any] | None:
@@ -30,8 +23,8 @@ def read_predictions(output: str) -> dict[str, Any] | None:
     """
     if storage.is_local(output) and os.path.lexists(output) and not os.path.isdir(output):
         raise FeaturemillError(f"{output} is not a folder; choose another --output")
-    there = storage.list_folder(output) & {*FILES, "head.json"}
-    if not there and not any(storage.is_folder(storage.join(output, name)) for name in FOLDERS[:-1]):
+    there = storage.list_folder(output) & {*PREDICTION_FILES, "head.json"}
+    if not there and not any(storage.is_folder(storage.join(output, name)) for name in PREDICTION_FOLDERS[:-1]):
         return None
     try:
         manifest = json.loads(storage.read_bytes(storage.join(output, "manifest.json")))
@@ -66,11 +59,11 @@ def clear(output: str, manifest: dict[str, Any]) -> None:
     try:
         # First of all it must no longer say "complete": this may be cut off halfway.
         storage.make_folder(storage.join(output, "_tmp"))
-        books.write_manifest(output, {**manifest, "status": "running"})
-        for name in FOLDERS:
+        write_manifest(output, {**manifest, "status": "running"})
+        for name in PREDICTION_FOLDERS:
             _remove(storage.join(output, name))
         there = storage.list_folder(output)
-        storage.delete(storage.join(output, name) for name in FILES if name in there)
+        storage.delete(storage.join(output, name) for name in PREDICTION_FILES if name in there)
     except OSError as error:
         raise FeaturemillError(
             f"cannot clear {output}: {one_line(error)}; choose another --output or mend the permissions"
@@ -85,7 +78,7 @@ def begin(output: str, manifest: dict[str, Any]) -> None:
     """
     try:
         storage.make_folder(storage.join(output, "_tmp"))
-        books.write_manifest(output, {**manifest, "status": "running"})
+        write_manifest(output, {**manifest, "status": "running"})
         for name in ("predictions", "failures"):
             _remove(storage.join(output, name))
             storage.make_folder(storage.join(output, name))
@@ -104,18 +97,18 @@ def finish(output: str, manifest: dict[str, Any], *, metrics: dict[str, Any] | N
         FeaturemillError: PRED can't be written.
     """
     if metrics is not None:
-        books.write_file(output, "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-    books.write_manifest(output, {**manifest, "status": "complete"})
+        write_file(output, "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+    write_manifest(output, {**manifest, "status": "complete"})
     tidy(output, keep_features=manifest["features_kept"])
 
 
 def discard(output: str) -> None:
     """Removes what an unfinished prediction wrote, and PRED if nothing else is in it. Says nothing if it can't."""
     with suppress(OSError, FeaturemillError):
-        for name in FOLDERS:
+        for name in PREDICTION_FOLDERS:
             _remove(storage.join(output, name))
         there = storage.list_folder(output)
-        storage.delete(storage.join(output, name) for name in FILES if name in there)
+        storage.delete(storage.join(output, name) for name in PREDICTION_FILES if name in there)
         if storage.is_local(output):
             os.rmdir(output)
 
@@ -135,7 +128,7 @@ def _remove(folder: str) -> None:
 def copy_failures(output: str) -> None:
     """Copies the failures of the images' extraction to PRED/failures."""
     for info in storage.list_infos(storage.join(features_folder(output), "failures")):
-        books.write_file(output, f"failures/{info.uri.rsplit('/', 1)[-1]}", storage.read_bytes(info.uri))
+        write_file(output, f"failures/{info.uri.rsplit('/', 1)[-1]}", storage.read_bytes(info.uri))
 
 
 def parts(output: str) -> int:

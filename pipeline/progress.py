@@ -9,11 +9,11 @@ from typing import TextIO
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.listing import read_footer
 from transforms.object_stores import hastily
-from transforms.parts import part_uri
+from transforms.store.layout import part_uri
+from transforms.store.listing import read_footer
+from transforms.store.units import PlannedUnit
 from transforms.text import counted
-from transforms.units import PlannedUnit
 
 LINE_SECONDS = 30.0
 BAR_SECONDS = 1.0

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import books, run_report_plots
+from pipeline import run_report_plots
 from pipeline.inspect import Inspection, inspect
 from pipeline.output import failed_ids
 from pipeline.pages import render, write_page
 from pipeline.targets import check_targets
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.features import Features, choose_feature
-from transforms.parts import failures_uri
 from transforms.projection import principal_components
 from transforms.records import UnitReport
 from transforms.storage import readable
+from transforms.store.features import Features, choose_feature
+from transforms.store.layout import failures_uri
+from transforms.store.reports import Totals
 from transforms.text import counted, one_line, size_text, tame
 
 STAGES = ("read", "decode", "embed", "write")
@@ -151,7 +152,7 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
     )
 
 
-def _facts(inspection: Inspection, totals: books.Totals) -> dict[str, str]:
+def _facts(inspection: Inspection, totals: Totals) -> dict[str, str]:
     manifest = inspection.manifest
     facts = {
         "folder": tame(readable(inspection.output)),
@@ -198,7 +199,7 @@ def _failures(inspection: Inspection) -> list[dict[str, Any]]:
     ]
 
 
-def _stages(totals: books.Totals) -> list[dict[str, Any]]:
+def _stages(totals: Totals) -> list[dict[str, Any]]:
     seconds = {stage: getattr(totals, f"{stage}_seconds") for stage in STAGES}
     sum_seconds = sum(seconds.values())
     return [

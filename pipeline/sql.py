@@ -7,15 +7,16 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline.books import read_units
 from pipeline.query_tables import as_json, text_table, write_csv, write_parquet
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.features import Features, open_features, part_schema
-from transforms.listing import read_footers
-from transforms.parts import failures_schema, failures_uri
 from transforms.records import UnitReport
 from transforms.sandbox import check_query, explained, interruptibly, sandbox
+from transforms.store.features import Features, open_features
+from transforms.store.layout import failures_uri
+from transforms.store.listing import read_footers
+from transforms.store.reports import read_units
+from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
 
 if TYPE_CHECKING:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter, process_time
 
-from pipeline.books import failures_by_reason
 from transforms import storage
 
 # The recipe's own steps, so that what is measured is what a run does.
 from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
 from transforms.engines import Engine
-from transforms.parts import PartWriter
 from transforms.recipe import Job
 from transforms.records import EncodedImage, Failure, UnitReport
+from transforms.store.parts import PartWriter
+from transforms.store.reports import failures_by_reason
 
 
 @dataclass(frozen=True)

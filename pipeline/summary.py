@@ -4,12 +4,12 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline import books
 from pipeline.options import ExtractOptions
 from pipeline.plan import Plan, input_bytes
 from transforms import shards
 from transforms.engines import device
 from transforms.storage import readable
+from transforms.store.reports import Totals, add_up, read_units, stored_bytes
 from transforms.text import counted, size_text
 from transforms.weights import Weights
 
@@ -39,8 +39,8 @@ class Summary:
     weights: str
     weights_are_random: bool
     sample_limit: int | None
-    totals: books.Totals
-    this_run: books.Totals
+    totals: Totals
+    this_run: Totals
     wall_seconds: float
     failures: dict[str, int]
     repeats: dict[str, Any] | None
@@ -114,19 +114,19 @@ def _some(names: Collection[str]) -> str:
 def summarise(output: str, manifest: dict[str, Any], plan: Plan, *, skipped: int, wall_seconds: float) -> Summary:
     """Returns what OUT holds and what this run, which was to do `plan`, added to it."""
     todo = {planned.unit_id for planned in plan.todo}
-    fresh = [report for report in books.read_units(output) if report.unit_id in todo] if todo else []
+    fresh = [report for report in read_units(output) if report.unit_id in todo] if todo else []
     return Summary(
         output=output,
         fingerprint=manifest["fingerprint"],
         weights=manifest["weights"],
         weights_are_random=manifest["weights_are_random"],
         sample_limit=manifest["sample_limit"],
-        totals=books.Totals(**manifest["totals"]),
-        this_run=books.add_up(fresh),
+        totals=Totals(**manifest["totals"]),
+        this_run=add_up(fresh),
         wall_seconds=wall_seconds,
         failures=manifest["failures"],
         repeats=manifest["repeats"],
-        stored_bytes=books.stored_bytes(output, [planned.unit_id for planned in plan.units]),
+        stored_bytes=stored_bytes(output, [planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
         skipped=skipped,
     )

@@ -3,14 +3,13 @@
 import os
 from collections.abc import Sequence
 
-from pipeline import predict_output
-from pipeline.output import OUTPUT_FILES, OUTPUT_FOLDERS
 from transforms import storage
 from transforms.errors import UsageError
+from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, PREDICTION_FILES, PREDICTION_FOLDERS
 
 # What a run or a prediction writes, beside or below its manifest.
-_FILES = {*OUTPUT_FILES, *predict_output.FILES}
-_FOLDERS = {*OUTPUT_FOLDERS, *predict_output.FOLDERS}
+_FILES = {*OUTPUT_FILES, *PREDICTION_FILES}
+_FOLDERS = {*OUTPUT_FOLDERS, *PREDICTION_FOLDERS}
 
 
 def check_targets(

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.books import library_versions
 from pipeline.fit_plan import CHUNKS, FitPlan, plan_fits
 from pipeline.report import Run, metrics_text, ranking, report_html, verdict
 from pipeline.train_facts import describe_data
@@ -21,6 +20,7 @@ from transforms.heads.rows import Rows
 from transforms.heads.split import Split, split
 from transforms.heads.store import Head, save_head, softmax
 from transforms.heads.table import DEFAULT_LABEL, Table, open_table
+from transforms.store.manifest import library_versions
 from transforms.text import printable, short
 
 if TYPE_CHECKING:

@@ -10,14 +10,15 @@ import numpy as np
 from transforms import storage
 from transforms.engines import Engine, load_stored_engine
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import Features, open_features, read_manifest
-from transforms.listing import Footer, read_footers
 from transforms.records import Unit
 from transforms.rereading import reread
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
+from transforms.store.features import Features, open_features
+from transforms.store.listing import Footer, read_footers
+from transforms.store.manifest import read_manifest
+from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import counted
-from transforms.units import PlannedUnit, read_plan
 from transforms.weights import stored_source
 
 # A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.

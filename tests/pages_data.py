@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline import books
-from transforms.parts import PartWriter
 from transforms.records import Failure, FileInfo, Shard, Unit, UnitReport
 from transforms.spec import Feature, FeatureSpec
-from transforms.units import PlannedUnit, unit_id, write_plan
+from transforms.store.manifest import new_manifest, write_manifest
+from transforms.store.parts import PartWriter
+from transforms.store.reports import add_up, write_units
+from transforms.store.units import PlannedUnit, unit_id, write_plan
 
 # What somebody puts into a file name to see what happens.
 HOSTILE = (
@@ -63,12 +64,12 @@ def write_out(
         planned.append(PlannedUnit(name, unit))
         reports.append(report)
     write_plan(out, planned)
-    manifest = books.new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
+    manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
     if complete:
-        books.write_units(out, reports)
-        totals = json.loads(json.dumps(vars(books.add_up(reports))))
+        write_units(out, reports)
+        totals = json.loads(json.dumps(vars(add_up(reports))))
         manifest |= {"status": "complete", "totals": totals}
-    books.write_manifest(out, manifest)
+    write_manifest(out, manifest)
     return out
 
 

@@ -8,16 +8,19 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import books, extract, output
+from pipeline import extract, output
 from pipeline.inspect import inspect, inspection_text
 from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_tar
 from tests.pages_data import clusters, write_out
-from transforms import parts, recipe, storage
+from transforms import recipe, storage
 from transforms.errors import FeaturemillError
-from transforms.features import open_features
 from transforms.records import UnitReport
-from transforms.units import read_plan, write_plan
+from transforms.store import parts
+from transforms.store import reports as reports_module
+from transforms.store.features import open_features
+from transforms.store.reports import read_units, write_units
+from transforms.store.units import read_plan, write_plan
 
 
 @pytest.fixture
@@ -128,7 +131,7 @@ def test_failures_of_a_killed_attempt_do_not_outlive_it(tmp_path, monkeypatch):
 
     def vanish(planned):
         (folder / "3.png").rename(away)
-        from transforms.units import load_files
+        from transforms.store.units import load_files
 
         return load_files(str(tmp_path / "out"), planned)
 
@@ -291,7 +294,7 @@ def test_many_copies_of_one_content_do_not_keep_the_books_open(tar, tmp_path, mo
     def out_of_memory(*_):
         raise duckdb.OutOfMemoryException("no memory")
 
-    monkeypatch.setattr(books, "_find_repeats", out_of_memory)
+    monkeypatch.setattr(reports_module, "_find_repeats", out_of_memory)
     summary = te.extract(tar, tmp_path / "out")
     assert summary.repeats is None
     assert open_features(str(tmp_path / "out")).complete
@@ -316,12 +319,12 @@ def test_many_failures_are_written_as_they_come(tmp_path, monkeypatch):
 
 
 def test_units_parquet_in_several_row_groups(tmp_path, monkeypatch):
-    monkeypatch.setattr(books, "UNITS_PER_GROUP", 2)
+    monkeypatch.setattr(reports_module, "UNITS_PER_GROUP", 2)
     reports = [UnitReport(f"u{i}", "näme", i, -1, 3, 2, 1, 10**12, 0.5, 1.5, 2.5, 3.5, 4.5, "fake") for i in range(5)]
     (tmp_path / "_tmp").mkdir()
     for some in (reports, []):
-        books.write_units(str(tmp_path), some)
-        assert books.read_units(str(tmp_path)) == some
+        write_units(str(tmp_path), some)
+        assert read_units(str(tmp_path)) == some
 
 
 def test_labels_of_others_are_shown_tamed(tmp_path):

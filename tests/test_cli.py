@@ -16,8 +16,8 @@ from pipeline.samples import draw_items, write_tar
 from tests.fakes import WEIGHTS, load_fake
 from tests.pages_data import clusters, write_out
 from transforms.engines import choose
-from transforms.features import SCHEMA_VERSION
 from transforms.storage import readable
+from transforms.store.manifest import SCHEMA_VERSION
 
 ROOT = Path(__file__).parent.parent
 

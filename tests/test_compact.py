@@ -18,7 +18,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import books
 from pipeline import compact as compacting
 from pipeline.compact import compact, compact_json, compact_text
 from pipeline.inspect import inspect
@@ -27,12 +26,15 @@ from tests import memory_store
 from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from tests.fakes import WEIGHTS
-from transforms import merging, storage
+from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features
-from transforms.listing import list_parts, read_footer
-from transforms.parts import PartWriter
 from transforms.records import UnitReport
+from transforms.store import merging
+from transforms.store.features import open_features
+from transforms.store.listing import list_parts, read_footer
+from transforms.store.manifest import write_manifest
+from transforms.store.parts import PartWriter
+from transforms.store.reports import read_units
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,7 +108,7 @@ def test_rows_books_and_reports_stay_what_they_are(copy, monkeypatch, target_byt
     summary = compact(str(copy), target_bytes=target_bytes)
     check_same(copy, rows)
     assert whole(copy) == before
-    assert reports(copy) == units == sorted(books.read_units(str(copy)), key=lambda report: report.unit_id)
+    assert reports(copy) == units == sorted(read_units(str(copy)), key=lambda report: report.unit_id)
     assert (summary.parts_before, summary.rows) == (parts, len(rows))
     assert summary.parts_after == len(list((copy / "features").iterdir())) < parts / 2
     assert summary.written == len(merged_parts(copy)) == (1 if target_bytes == 10**9 else summary.written)
@@ -163,13 +165,13 @@ def test_extract_after_it_does_nothing(made, copy):
 
 def test_units_parquet_is_written_anew_from_merged_footers(made, copy):
     compact(str(copy))
-    units = books.read_units(str(copy))
+    units = read_units(str(copy))
     (copy / "units.parquet").unlink()
     # A compaction was killed while it wrote.
     (copy / f"_tmp/{'compact-' + 'a' * 32}.{'b' * 32}.parquet").write_bytes(b"PAR1")
     extract(made, copy, load=never)
     assert os.listdir(copy / "_tmp") == []
-    assert books.read_units(str(copy)) == units
+    assert read_units(str(copy)) == units
     assert inspect(str(copy)).problems == ()
 
 
@@ -374,7 +376,7 @@ def test_a_lost_part_is_told(copy):
 
 
 def test_an_extract_that_began_meanwhile_is_no_loss(copy, monkeypatch):
-    from transforms import features
+    from transforms.store import features
 
     sorted((copy / "features").iterdir())[0].unlink()
     real = features.read_footers
@@ -397,7 +399,7 @@ def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
         with pytest.raises(FeaturemillError, match="is being compacted or overwritten by another command"):
             te.extract(made / "in", copy)
         # As an extract on another machine does.
-        books.write_manifest(str(copy), {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+        write_manifest(str(copy), {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
         yield from real(*args)
 
     monkeypatch.setattr(merging, "_rows_in_order", meanwhile)
@@ -430,7 +432,7 @@ def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatc
     def merge(output, names, **more):
         name = real(output, names, **more)
         if when == "running":
-            books.write_manifest(output, {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+            write_manifest(output, {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
         if when != "unchanged":
             merging.split_part(output, name)
         return name

@@ -10,8 +10,8 @@ import pytest
 from pipeline import convert as module
 from pipeline.cli import run_cli
 from tests.pages_data import HOSTILE, clusters, write_out
-from transforms.features import BATCH_BYTES, open_features
 from transforms.spec import ROW_COLUMNS
+from transforms.store.features import BATCH_BYTES, open_features
 
 
 def converted(*args: object) -> int:
@@ -27,7 +27,7 @@ def matrix() -> np.ndarray:
 @pytest.mark.parametrize("dtype", [None, "float16", "float32", "float64"])
 def test_parquet_holds_the_rows_in_order(tmp_path, matrix, stored, dtype, monkeypatch):
     # Several batches to a part.
-    monkeypatch.setattr("transforms.features.BATCH_BYTES", 7 * 16 * 4)
+    monkeypatch.setattr("transforms.store.features.BATCH_BYTES", 7 * 16 * 4)
     matrix = matrix.astype(stored)
     out = write_out(tmp_path / "out", matrix, labels=[None, "a", "b"] * 20)
     assert converted(out, "-o", tmp_path / "copy.parquet", *(["--dtype", dtype] if dtype else [])) == 0

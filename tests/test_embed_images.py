@@ -14,9 +14,9 @@ from pipeline.options import ExtractOptions
 from pipeline.samples import draw_items, draw_samples
 from tests.fakes import FakeEngine
 from transforms.embed_images import EmbeddedImage, EmbedImages
-from transforms.features import open_features
 from transforms.records import Failure
 from transforms.spec import Feature, FeatureSpec
+from transforms.store.features import open_features
 
 SPEC = FeatureSpec("vgg19", "0" * 64, (Feature("embedding", "block5_pool", "avg"),), image_size=32)
 

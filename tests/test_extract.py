@@ -18,9 +18,9 @@ from pipeline.samples import Item, draw_items, write_folder, write_parquet, writ
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from transforms.engines import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features
 from transforms.images import ImageError, decode_image
 from transforms.recipe import Job
+from transforms.store.features import open_features
 
 SIZE = 32
 
@@ -410,7 +410,7 @@ def test_open_features_in_python(photos, tmp_path):
 
 
 def test_large_features_are_written_in_several_row_groups(photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("transforms.parts.ROW_GROUP_BYTES", 20_000)
+    monkeypatch.setattr("transforms.store.parts.ROW_GROUP_BYTES", 20_000)
     extract(photos["tar"], tmp_path / "out")
     [part] = (tmp_path / "out/features").iterdir()
     assert pq.ParquetFile(part).num_row_groups > 1

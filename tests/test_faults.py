@@ -23,7 +23,7 @@ import pytest
 from pipeline.inspect import inspect
 from pipeline.samples import draw_items, write_folder, write_tar, write_tfrecord
 from tests.test_extract import extract, rows
-from transforms.features import open_features
+from transforms.store.features import open_features
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = ["--image-size", "32", "--batch-size", "4", "--unit-bytes", "8000", "--quiet"]

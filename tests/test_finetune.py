@@ -22,7 +22,6 @@ from pipeline.train_options import TrainOptions
 from transforms import tuning_rows
 from transforms.backbone import layers
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features
 from transforms.finetuning import TuningNetwork, first_unfrozen, plan_tuning, tune
 from transforms.heads import FitSettings
 from transforms.heads.split import TEST, VALIDATION, split
@@ -30,6 +29,7 @@ from transforms.heads.store import load_head, save_head
 from transforms.heads.table import open_table
 from transforms.heads.vectors import StoredPart
 from transforms.quiet import import_keras
+from transforms.store.features import open_features
 from transforms.tuning_rows import TuningRows
 from transforms.weights import load_weights
 

@@ -14,8 +14,8 @@ from pipeline.samples import draw_items, write_folder
 from tests.factories import shared_data
 from tests.test_extract import extract
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features
 from transforms.heads.table import Table, open_table
+from transforms.store.features import open_features
 
 
 def draw_matrix(rows: int, dims: int = 3, *, seed: int = 0) -> np.ndarray:

@@ -302,7 +302,7 @@ def test_nothing_is_printed():
     code = """
 import sys
 from pathlib import Path
-from transforms.features import FeatureSpec
+from transforms.store.features import FeatureSpec
 from transforms.images import ImageError, decode_image
 good = 0
 for path in sorted(Path(sys.argv[1]).iterdir()):

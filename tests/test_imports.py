@@ -48,7 +48,7 @@ OWNERS = {
     "plotly": {"pipeline/map_page.py"},
     "umap": {"transforms/projection.py"},
     "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},
-    "duckdb": {"pipeline/books.py", "transforms/sandbox.py"},
+    "duckdb": {"transforms/store/reports.py", "transforms/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},
     "h5py": {"transforms/weight_files.py"},
 }
@@ -83,7 +83,7 @@ def test_walls(path):
         ("pipeline.cli", ["numpy", "pyarrow", "apache_beam", "tensorflow", "keras", "rich"]),
         ("pipeline.extract", ["apache_beam", "tensorflow", "keras", "duckdb", "matplotlib"]),
         ("pipeline.verify", ["apache_beam", "tensorflow", "keras", "ncnn"]),
-        ("transforms.features", ["apache_beam", "tensorflow", "keras"]),
+        ("transforms.store.features", ["apache_beam", "tensorflow", "keras"]),
         ("transforms.extract_units", ["tensorflow", "keras"]),
         ("transforms.engines.ncnn", ["tensorflow", "keras", "ncnn", "apache_beam"]),
         ("transforms.heads", ["pyarrow", "scipy", "sklearn", "apache_beam", "tensorflow", "keras"]),

@@ -18,7 +18,7 @@ from pipeline.map import MapOptions, make_map, map_text
 from pipeline.map_rows import add_predictions, read_map_rows
 from tests.pages_data import HOSTILE, clusters, write_out
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features
+from transforms.store.features import open_features
 
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10))
 

@@ -28,11 +28,11 @@ from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.test_weights import random_weights, write_published
 from transforms import predictions
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features
 from transforms.heads.model import Model, dense_arrays
 from transforms.heads.network import weights_source
 from transforms.heads.store import Head, save_head
 from transforms.predictions import rank
+from transforms.store.features import open_features
 
 SIZE = 32
 # Three of the four classes that the sample set has: one is unknown to the head.

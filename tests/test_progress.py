@@ -8,7 +8,7 @@ import pytest
 from pipeline.progress import Committed, Count, Progress, _duration
 from tests import test_extract as te
 from tests.factories import draw_items, write_tar
-from transforms.units import read_plan
+from transforms.store.units import read_plan
 
 
 @pytest.fixture

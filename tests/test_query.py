@@ -18,10 +18,10 @@ from pipeline.query import QueryOptions, query
 from pipeline.samples import draw_items, write_folder
 from tests.factories import shared_data
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features
 from transforms.heads.table import open_table
 from transforms.neighbours import METRICS, nearest_rows
 from transforms.sandbox import matching_rows
+from transforms.store.features import open_features
 
 
 def write_rows(path, matrix, *, keys=None, labels=None, groups=3, **more):

@@ -17,7 +17,7 @@ import pytest
 from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from tests.factories import Item, shared_data, write_folder, write_parquet, write_tar, write_tfrecord
-from transforms.features import open_features
+from transforms.store.features import open_features
 
 ROOT = Path(__file__).parent.parent
 BOTH_ENGINES = pytest.mark.parametrize("engine", ["keras", "ncnn"])

@@ -7,7 +7,7 @@ from tests import memory_store
 from tests import test_extract as te
 from tests.factories import draw_items, write_tar
 from transforms.errors import UsageError
-from transforms.features import open_features
+from transforms.store.features import open_features
 
 OUT = "mem://bucket/out"
 

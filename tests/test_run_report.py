@@ -12,8 +12,8 @@ from pipeline.run_report_plots import map_plot, norm_plot, rate_plot, size_plot
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_report import Page
 from transforms.errors import FeaturemillError
-from transforms.features import open_features
 from transforms.records import Failure, UnitReport
+from transforms.store.features import open_features
 
 SOURCE = "/gone/shard0.tar"
 SAME = b"s" * 32

@@ -18,7 +18,7 @@ from pipeline.samples import draw_items, write_folder
 from pipeline.sql import Answer, sql, write_answer_csv, write_answer_json
 from tests.fakes import WEIGHTS, load_fake
 from tests.pages_data import clusters, write_out
-from transforms.features import open_features
+from transforms.store.features import open_features
 
 ROOT = Path(__file__).parent.parent
 

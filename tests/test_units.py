@@ -2,10 +2,10 @@
 
 import pytest
 
-from transforms import units
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, ListedFile, Shard, Unit
-from transforms.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
+from transforms.store import units
+from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 
 
 def planned(count: int) -> list[PlannedUnit]:

@@ -16,7 +16,7 @@ from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features
+from transforms.store.features import open_features
 from transforms.weights import source_of
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}

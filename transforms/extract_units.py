@@ -8,10 +8,10 @@ from apache_beam.utils.shared import Shared
 
 from transforms import storage
 from transforms.engines import Engine, load_engine
-from transforms.parts import part_uri
 from transforms.recipe import Job, extract_unit
 from transforms.records import UnitReport
-from transforms.units import PlannedUnit
+from transforms.store.layout import part_uri
+from transforms.store.units import PlannedUnit
 
 
 def load_job_engine(job: Job) -> Engine:

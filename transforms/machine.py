@@ -1,10 +1,6 @@
 """The cores of this machine."""
 
 import os
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def available_cores() -> int:

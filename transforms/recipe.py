@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from transforms import shards, storage
 from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
 from transforms.engines import Engine
-from transforms.parts import PartWriter
 from transforms.records import EncodedImage, Failure, UnitReport
 from transforms.spec import FeatureSpec
+from transforms.store.parts import PartWriter
+from transforms.store.units import PlannedUnit, load_files
 from transforms.text import clean
-from transforms.units import PlannedUnit, load_files
 
 # Encoded bytes read ahead of decoding; images of many megabytes would add up otherwise.
 UNDECODED_BYTES = 64 * 2**20

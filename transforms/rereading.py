@@ -14,11 +14,11 @@ from transforms import shards, storage
 from transforms.errors import FeaturemillError
 from transforms.heads.vectors import StoredPart
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
-from transforms.listing import read_footer
 from transforms.records import Failure, Unit
 from transforms.spec import FeatureSpec
+from transforms.store.listing import read_footer
+from transforms.store.units import read_plan
 from transforms.text import clean, one_line
-from transforms.units import read_plan
 
 # Decoded images are handed on in batches of this many bytes.
 _BATCH_BYTES = 2**23

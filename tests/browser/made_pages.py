@@ -16,8 +16,8 @@ from pipeline.samples import draw_items, write_folder, write_parquet
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_report import make_run
-from transforms.features import open_features
 from transforms.records import Failure
+from transforms.store.features import open_features
 
 # One that can be a file's name: without a slash, and short.
 _FILE_NAME = HOSTILE[1]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.elsewhere.conftest import ASKED, COUNTS
 from tests.elsewhere.snippets import commands, run_python, shell, snippets
-from transforms.features import open_features
+from transforms.store.features import open_features
 
 
 class Rows:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.elsewhere.snippets import commands, in_shell, shell, snippets
-from transforms.features import open_features
+from transforms.store.features import open_features
 
 _PATIENCE_SECONDS = 240
 

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.features import open_features, read_manifest
 from transforms.heads.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
+from transforms.store.features import open_features
+from transforms.store.manifest import read_manifest
 from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:

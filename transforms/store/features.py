@@ -1,47 +1,24 @@
 """What a feature is and how it is stored: spec, fingerprint, schema, `open_features`. No Beam and no Keras here."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.listing import list_parts, read_footers
 from transforms.spec import ROW_COLUMNS, FeatureSpec
+from transforms.store.listing import list_parts, read_footers
+from transforms.store.manifest import read_manifest
+from transforms.store.schema import vector_bytes
 from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-SCHEMA_VERSION = 1
 # What a batch of rows may hold of features, unless the caller says how many rows.
 BATCH_BYTES = 32 * 2**20
-
-
-def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> "pa.Schema":
-    """Returns the Arrow schema of a part: the row's own columns, then one fixed-size list per feature.
-
-    Args:
-        spec: Names the features and their dtype.
-        sizes: {feature name: D}.
-    """
-    import pyarrow as pa
-
-    number = {"float32": pa.float32(), "float16": pa.float16()}[spec.dtype]
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("label", pa.string()),
-            pa.field("source", pa.string(), nullable=False),
-            pa.field("position", pa.int64(), nullable=False),
-            pa.field("sha256", pa.binary(32), nullable=False),
-            pa.field("width", pa.int32(), nullable=False),
-            pa.field("height", pa.int32(), nullable=False),
-            *(pa.field(f.name, pa.list_(number, sizes[f.name]), nullable=False) for f in spec.features),
-        ]
-    )
 
 
 @dataclass(frozen=True)
@@ -127,14 +104,6 @@ class Features:
         return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
 
 
-def vector_bytes(schema: "pa.Schema", columns: Sequence[str]) -> int:
-    """Returns the bytes of a row's vectors, as far as they are in these columns."""
-    import pyarrow as pa
-
-    kinds = [schema.field(name).type for name in columns]
-    return sum(k.list_size * k.value_type.bit_width // 8 for k in kinds if pa.types.is_fixed_size_list(k))
-
-
 def open_features(output: str, *, whole: bool = True) -> Features:
     """Opens the features in a folder that `featuremill extract` wrote.
 
@@ -180,34 +149,3 @@ def choose_feature(features: Features, name: str | None) -> str:
     if name not in features.names:
         raise FeaturemillError(f"{features.output} has no feature {name!r}{did_you_mean(name, features.names)}")
     return name
-
-
-def read_manifest(output: str) -> dict[str, Any]:
-    """Returns OUT's manifest.
-
-    Raises:
-        FeaturemillError: There is none, or it can't be read.
-    """
-    uri = storage.join(output, "manifest.json")
-    try:
-        manifest = json.loads(storage.read_bytes(uri))
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); mend the permissions") from error
-        raise FeaturemillError(
-            f"{output} holds no features: can't read manifest.json ({one_line(error)}); "
-            "pass the folder that featuremill extract wrote to"
-        ) from error
-    except ValueError as error:
-        raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
-    if not isinstance(manifest, dict) or not {"fingerprint", "spec", "status", "totals"} <= manifest.keys():
-        raise FeaturemillError(f"{uri} is not a manifest of featuremill; restore it or extract to another folder")
-    if manifest.get("schema_version") != SCHEMA_VERSION:
-        raise FeaturemillError(
-            f"{uri} has schema version {manifest.get('schema_version')!r}, this featuremill reads {SCHEMA_VERSION}"
-        )
-    try:
-        FeatureSpec.from_json(json.dumps(manifest["spec"]))
-    except (KeyError, TypeError) as error:
-        raise FeaturemillError(f"{uri}: its spec is not one of featuremill ({error}); restore it") from error
-    return manifest

@@ -14,9 +14,9 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.features import vector_bytes
-from transforms.listing import Footer, footer_of, merged_name, pack_row_units
-from transforms.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
+from transforms.store.listing import Footer, footer_of, merged_name, pack_row_units
+from transforms.store.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
+from transforms.store.schema import vector_bytes
 from transforms.text import one_line
 
 if TYPE_CHECKING:

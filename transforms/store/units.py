@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, ListedFile, Shard, Unit
+from transforms.store.layout import TODO_PREFIX, plan_uri
 from transforms.text import one_line
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 # Units per element of a graph's first step: a hundred thousand units are a hundred elements.
 CHUNK_UNITS = 1000
-TODO_PREFIX = "todo."
 _JSON = json.JSONEncoder(sort_keys=True)
 
 
@@ -57,10 +57,6 @@ def unit_id(unit: Unit, fingerprint: str) -> str:
         re.sub(r"[^A-Za-z0-9._-]+", "_", unit.shard.file.uri.rstrip("/").rsplit("/", 1)[-1])[-60:].lstrip(".") or "root"
     )
     return f"{name}-{unit.first_index:09d}-{digest.hexdigest()[:16]}"
-
-
-def plan_uri(output: str) -> str:
-    return storage.join(output, "plan.parquet")
 
 
 def _schema() -> "pa.Schema":

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.features import part_schema
 from transforms.records import Failure, UnitReport
 from transforms.spec import FeatureSpec
+from transforms.store.layout import failures_uri, part_uri
+from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
 
 if TYPE_CHECKING:
@@ -24,32 +25,6 @@ if TYPE_CHECKING:
 ROW_GROUP_BYTES = 64 * 2**20
 # ... or this many rows, whose keys and hashes add up as well; the same for failures.
 ROW_GROUP_ROWS = 65_536
-
-
-def failures_schema() -> "pa.Schema":
-    """Returns the Arrow schema of a failures file, the fields of `Failure`."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("label", pa.string()),
-            pa.field("source", pa.string(), nullable=False),
-            pa.field("position", pa.int64(), nullable=False),
-            pa.field("stage", pa.string(), nullable=False),
-            pa.field("error", pa.string(), nullable=False),
-            pa.field("message", pa.string(), nullable=False),
-            pa.field("sha256", pa.binary(32)),
-        ]
-    )
-
-
-def part_uri(output: str, unit_id: str) -> str:
-    return storage.join(output, "features", f"{unit_id}.parquet")
-
-
-def failures_uri(output: str, unit_id: str) -> str:
-    return storage.join(output, "failures", f"{unit_id}.parquet")
 
 
 def parquet_writer(file: BinaryIO, schema: "pa.Schema") -> "pq.ParquetWriter":

@@ -1,33 +1,25 @@
-"""The books: what OUT holds, unit by unit, and whether it adds up to what was read."""
+"""What OUT holds, unit by unit, and whether it adds up to what was read."""
 
 import io
-import json
 import logging
 import os
-import sys
-import time
-import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from importlib import metadata
-from typing import Any
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.features import SCHEMA_VERSION, Features
-from transforms.listing import Listing, is_merged, read_footers
-from transforms.parts import failures_uri, part_uri
 from transforms.records import UnitReport
-from transforms.spec import FeatureSpec
+from transforms.store.features import Features
+from transforms.store.layout import failures_uri, part_uri, write_file
+from transforms.store.listing import Listing, is_merged, read_footers
 from transforms.text import one_line
 
 # Beyond this many rows the summary doesn't look for repeated keys and contents by itself; `inspect` always does.
 REPEATS_UP_TO_ROWS = 10_000_000
 UNITS_PER_GROUP = 65_536
 _log = logging.getLogger(__name__)
-_LIBRARIES = ("featuremill", "apache-beam", "keras", "tensorflow", "ncnn", "numpy", "pillow", "pyarrow", "scikit-learn")
 
 
 @dataclass(frozen=True)
@@ -110,63 +102,6 @@ def write_units(output: str, reports: Sequence[UnitReport]) -> None:
             columns = [pa.array([getattr(report, f.name) for report in some], f.type) for f in schema]
             writer.write_table(pa.table(columns, schema=schema))
     write_file(output, "units.parquet", buffer.getvalue())
-
-
-def write_file(output: str, name: str, data: bytes) -> None:
-    """Writes a small file of OUT or PRED, whole or not at all.
-
-    Args:
-        output: The folder; it has `_tmp`.
-        name: Of the file, perhaps with a folder before it.
-        data: Its content.
-
-    Raises:
-        FeaturemillError: It can't be written.
-    """
-    temporary = storage.join(output, "_tmp", f"{os.path.basename(name)}.{uuid.uuid4().hex}")
-    try:
-        storage.write_atomic(storage.join(output, name), data, temporary)
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write {name} to {output}: {one_line(error)}; make room or mend the permissions "
-            "and run the same command again"
-        ) from error
-
-
-def write_manifest(output: str, manifest: dict[str, Any]) -> None:
-    """Writes manifest.json, stamped with the time."""
-    stamped = {**manifest, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    write_file(output, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
-
-
-def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, limit: int | None) -> dict[str, Any]:
-    """Returns the manifest of an OUT that holds nothing yet."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "running",
-        "fingerprint": spec.fingerprint,
-        "spec": json.loads(spec.to_json()),
-        "weights": weights,
-        "weights_are_random": weights_are_random,
-        "sample_limit": limit,
-        "totals": None,
-        "failures": {},
-        "engines": [],
-        "repeats": None,
-        "versions": library_versions(),
-    }
-
-
-def library_versions() -> dict[str, str | None]:
-    """Returns the versions of Python and of what computes here, None for what isn't installed."""
-    return {"python": sys.version.split()[0], **{name: _version(name) for name in _LIBRARIES}}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def failures_by_reason(output: str, reports: Iterable[UnitReport]) -> Counter[str]:
