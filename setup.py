@@ -30,6 +30,7 @@ setup(
         "transforms",
         "transforms.engines",
         "transforms.heads",
+        "transforms.rows",
         "transforms.shards",
         "transforms.store",
     ],

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipeline.pages import render, write_page
-from pipeline.thumbnails import Thumbnail
-from transforms.stored_rows import StoredRow
+from transforms.rows.lookup import StoredRow
+from transforms.rows.thumbnails import Thumbnail
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ import numpy as np
 
 from pipeline.contact_sheet import Section, row_tile, write_sheet
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
-from pipeline.thumbnails import thumbnails
 from transforms.errors import UsageError
-from transforms.heads.table import Table, open_table
 from transforms.near_copies import near_copies
+from transforms.rows.lookup import StoredRow, read_rows
+from transforms.rows.table import Table, open_table
+from transforms.rows.thumbnails import thumbnails
 from transforms.storage import readable
-from transforms.stored_rows import StoredRow, read_rows
 from transforms.text import counted
 
 DEFAULT_COSINE = 0.98

@@ -14,12 +14,12 @@ from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError
 from transforms.finetuning import TuningPlan, plan_tuning
 from transforms.heads import NEURAL, FitSettings
+from transforms.heads.cells import Rows
 from transforms.heads.network import check_weights, weights_source
-from transforms.heads.rows import Rows
 from transforms.heads.split import Split
 from transforms.heads.store import Head
-from transforms.heads.table import Table, open_table
-from transforms.rereading import ImageRows
+from transforms.rows.sources import ImageRows
+from transforms.rows.table import Table, open_table
 from transforms.spec import FeatureSpec
 from transforms.store.features import Features
 from transforms.text import counted, short

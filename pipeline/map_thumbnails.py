@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.thumbnails import thumbnails
+from transforms.rows.lookup import StoredRow
+from transforms.rows.thumbnails import thumbnails
 from transforms.store.features import Features
 from transforms.store.listing import read_footers
-from transforms.stored_rows import StoredRow
 
 if TYPE_CHECKING:
     import pyarrow as pa

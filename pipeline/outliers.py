@@ -8,13 +8,13 @@ import numpy as np
 
 from pipeline.contact_sheet import Section, row_tile, write_sheet
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
-from pipeline.thumbnails import thumbnails
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import knn
-from transforms.heads.table import Table, open_table
 from transforms.machine import available_cores
+from transforms.rows.lookup import StoredRow, read_rows
+from transforms.rows.table import Table, open_table
+from transforms.rows.thumbnails import thumbnails
 from transforms.storage import readable
-from transforms.stored_rows import StoredRow, read_rows
 from transforms.text import did_you_mean
 from transforms.unit_vectors import stored_units, unit_batches
 

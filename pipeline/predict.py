@@ -30,7 +30,7 @@ from transforms.weights import Weights
 
 if TYPE_CHECKING:
     from transforms.heads.store import Head
-    from transforms.heads.table import Table
+    from transforms.rows.table import Table
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20

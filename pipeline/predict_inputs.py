@@ -21,7 +21,7 @@ from transforms.spec import FeatureSpec
 
 if TYPE_CHECKING:
     from transforms.heads.store import Head
-    from transforms.heads.table import Table
+    from transforms.rows.table import Table
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -199,8 +199,8 @@ def open_tables(
     Raises:
         FeaturemillError: As `open_table` and `join_labels` do.
     """
-    from transforms.heads.labels import join_labels, read_labels
-    from transforms.heads.table import open_table
+    from transforms.rows.labels import join_labels, read_labels
+    from transforms.rows.table import open_table
 
     names = {"key_column": options.key_column, "label_column": options.label_column}
     own = {} if ours or options.labels else names

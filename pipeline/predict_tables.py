@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from transforms.heads.metrics import RowScores
-    from transforms.heads.table import Table
+    from transforms.rows.table import Table
 
 # N×C numbers of a batch, of which there are some copies as float64 while it is ranked.
 _BATCH_NUMBERS = 2_000_000

@@ -13,11 +13,11 @@ import numpy as np
 from transforms import storage
 from transforms.engines import Engine, load_stored_engine
 from transforms.errors import FeaturemillError
-from transforms.heads.table import Table
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
-from transforms.sandbox import nearest_texts
+from transforms.rows.lookup import read_vectors
+from transforms.rows.sandbox import nearest_texts
+from transforms.rows.table import Table
 from transforms.spec import FeatureSpec
-from transforms.stored_rows import read_vectors
 from transforms.text import clean, one_line, tame
 from transforms.weights import stored_source
 

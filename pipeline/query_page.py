@@ -3,9 +3,9 @@
 from pipeline.contact_sheet import Section, Tile, row_tile, write_sheet
 from pipeline.query import Found
 from pipeline.query_inputs import Query
-from pipeline.thumbnails import Thumbnail, thumbnail, thumbnails
+from transforms.rows.lookup import read_rows
+from transforms.rows.thumbnails import Thumbnail, thumbnail, thumbnails
 from transforms.storage import readable
-from transforms.stored_rows import read_rows
 from transforms.text import counted
 
 

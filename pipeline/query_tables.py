@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.stored_rows import StoredRow
+from transforms.rows.lookup import StoredRow
 from transforms.text import one_line, tame
 
 if TYPE_CHECKING:

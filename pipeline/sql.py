@@ -11,7 +11,7 @@ from pipeline.query_tables import as_json, text_table, write_csv, write_parquet
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
-from transforms.sandbox import check_query, explained, interruptibly, sandbox
+from transforms.rows.sandbox import check_query, explained, interruptibly, sandbox
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
 from transforms.store.listing import read_footers

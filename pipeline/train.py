@@ -13,18 +13,18 @@ from pipeline.report import Run, metrics_text, ranking, report_html, verdict
 from pipeline.train_facts import describe_data
 from pipeline.train_options import TrainOptions
 from transforms import heads
+from transforms.heads.cells import Rows
 from transforms.heads.folder import check_place
 from transforms.heads.metrics import fit_temperature, judge, score_rows
 from transforms.heads.model import Model
-from transforms.heads.rows import Rows
 from transforms.heads.split import Split, split
 from transforms.heads.store import Head, save_head, softmax
-from transforms.heads.table import DEFAULT_LABEL, Table, open_table
+from transforms.rows.table import DEFAULT_LABEL, Table, open_table
 from transforms.store.manifest import library_versions
 from transforms.text import printable, short
 
 if TYPE_CHECKING:
-    from transforms.heads.labels import Joined
+    from transforms.rows.labels import Joined
 
 # Judged vectors are given to a model by this many bytes.
 _GATHERED_BYTES = 2**23
@@ -97,7 +97,7 @@ def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
     names = {name: getattr(options, name) for name in ("label_column", "group_column", "split_column")}
     if not options.labels:
         return features(**names), None
-    from transforms.heads.labels import join_labels, read_labels
+    from transforms.rows.labels import join_labels, read_labels
 
     labels = read_labels(options.labels, key_column=options.key_column, **names)
     # What the file has the features needn't have.

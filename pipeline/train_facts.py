@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from transforms.heads.rows import Rows
+from transforms.heads.cells import Rows
 from transforms.heads.split import Split
-from transforms.heads.table import Table
+from transforms.rows.table import Table
 from transforms.text import counted
 
 if TYPE_CHECKING:
-    from transforms.heads.labels import Joined
+    from transforms.rows.labels import Joined
 
 # Layers named of those that are still random.
 _NAMED = 3

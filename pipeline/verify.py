@@ -11,7 +11,7 @@ from transforms import storage
 from transforms.engines import Engine, load_stored_engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.records import Unit
-from transforms.rereading import reread
+from transforms.rows.sources import reread
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
 from transforms.store.features import Features, open_features

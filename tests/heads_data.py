@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transforms.heads.rows import Rows
+from transforms.heads.cells import Rows
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from transforms.finetuning import TuningNetwork, first_unfrozen, plan_tuning, tu
 from transforms.heads import FitSettings
 from transforms.heads.split import TEST, VALIDATION, split
 from transforms.heads.store import load_head, save_head
-from transforms.heads.table import open_table
-from transforms.heads.vectors import StoredPart
 from transforms.quiet import import_keras
+from transforms.rows.table import open_table
+from transforms.rows.vectors import StoredPart
 from transforms.store.features import open_features
 from transforms.tuning_rows import TuningRows
 from transforms.weights import load_weights

@@ -12,7 +12,7 @@ from tests.heads_data import ArrayVectors, draw_rows
 from transforms import heads
 from transforms.errors import UsageError
 from transforms.heads import FitSettings, knn
-from transforms.heads.rows import Rows
+from transforms.heads.cells import Rows
 
 TRAIN = (0, 1)
 

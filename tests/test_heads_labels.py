@@ -6,8 +6,8 @@ import pytest
 
 from tests.test_heads_table import draw_matrix, write_plain
 from transforms.errors import FeaturemillError
-from transforms.heads.labels import join_labels, read_labels
-from transforms.heads.table import open_table
+from transforms.rows.labels import join_labels, read_labels
+from transforms.rows.table import open_table
 
 
 def join(table, path, **names):

@@ -12,8 +12,8 @@ from tests.heads_data import ArrayVectors, draw_rows
 from transforms import heads
 from transforms.errors import FeaturemillError
 from transforms.heads import FitSettings, logistic
+from transforms.heads.cells import Rows
 from transforms.heads.model import Model
-from transforms.heads.rows import Rows
 
 TRAIN, VALIDATION = (0, 1), (2,)
 

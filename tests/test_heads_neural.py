@@ -7,8 +7,8 @@ from tests.factories import shared_data
 from tests.heads_data import ArrayVectors, draw_rows
 from transforms.errors import FeaturemillError
 from transforms.heads import NEURAL, FitSettings, fitter, logits, neural
+from transforms.heads.cells import Rows
 from transforms.heads.model import dense_layers
-from transforms.heads.rows import Rows
 
 TRAIN, VALIDATION = (0, 1), (2,)
 # Few and small steps, where the test isn't about how good a head becomes.

@@ -14,10 +14,10 @@ from tests.heads_data import ArrayVectors, draw_rows
 from transforms import heads
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings, ridge
+from transforms.heads.cells import Rows
 from transforms.heads.ridge_beam import SumsFn
 from transforms.heads.ridge_forms import KernelProblem, RowsInMemory, SumsProblem, feature_scale
 from transforms.heads.ridge_sums import CellSums, Sums
-from transforms.heads.rows import Rows
 
 TRAIN, VALIDATION = (0, 1), (2,)
 

@@ -13,7 +13,7 @@ from tests.factories import shared_data
 from tests.heads_data import ArrayVectors
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.split import Split, split
-from transforms.heads.table import Table, open_table
+from transforms.rows.table import Table, open_table
 
 
 def make_table(rows: int, *, seed: int = 0, labels=None, groups=None, hashes=None, sides=None, matrix=None) -> Table:

@@ -18,7 +18,7 @@ from transforms.errors import FeaturemillError
 from transforms.heads.folder import check_place
 from transforms.heads.model import Model
 from transforms.heads.store import Head, check_features, load_head, save_head, softmax
-from transforms.heads.table import open_table
+from transforms.rows.table import open_table
 from transforms.spec import Feature, FeatureSpec
 
 SPEC = FeatureSpec(

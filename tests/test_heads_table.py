@@ -14,7 +14,7 @@ from pipeline.samples import draw_items, write_folder
 from tests.factories import shared_data
 from tests.test_extract import extract
 from transforms.errors import FeaturemillError, UsageError
-from transforms.heads.table import Table, open_table
+from transforms.rows.table import Table, open_table
 from transforms.store.features import open_features
 
 

@@ -48,7 +48,7 @@ OWNERS = {
     "plotly": {"pipeline/map_page.py"},
     "umap": {"transforms/projection.py"},
     "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},
-    "duckdb": {"transforms/store/reports.py", "transforms/sandbox.py"},
+    "duckdb": {"transforms/store/reports.py", "transforms/rows/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},
     "h5py": {"transforms/weight_files.py"},
 }

@@ -7,8 +7,8 @@ import pytest
 
 from tests.test_query import brute_force, write_rows
 from transforms import neighbours as module
-from transforms.heads.table import open_table
 from transforms.neighbours import METRICS, nearest_rows
+from transforms.rows.table import open_table
 
 
 def search(path, queries, **options):

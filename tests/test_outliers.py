@@ -77,7 +77,7 @@ def test_nearest_class_among_many_equals_plain_numpy(tmp_path, monkeypatch):
         if matrix[row].any() and codes[row] not in (40, 42):
             expected[row] = f"c{max(cosines, key=cosines.get)}"
     monkeypatch.setattr(module, "_COSINES", 1000)
-    monkeypatch.setattr("transforms.heads.vectors.BATCH_BYTES", 70 * 6 * 4)
+    monkeypatch.setattr("transforms.rows.vectors.BATCH_BYTES", 70 * 6 * 4)
     path = write_rows(tmp_path / "x.parquet", matrix, labels=[f"c{code}" for code in codes])
     found = {far.row.row: far.nearest_class for far in outliers(path, top=1000).found}
     # Each of two rows that cancel out is compared with the other.

@@ -233,7 +233,7 @@ def test_nothing_gets_out_or_in(made, tmp_path, capsys, text):
 
 def test_what_does_not_fit_into_memory_spills(made, monkeypatch, capsys):
     """A sort of 80 MB with room for 50: the temporary folder is still open to DuckDB itself."""
-    monkeypatch.setattr("transforms.sandbox._MEMORY", "50MB")
+    monkeypatch.setattr("transforms.rows.sandbox._MEMORY", "50MB")
     text = "SELECT max(n) AS n FROM (SELECT row_number() OVER (ORDER BY hash(range)) AS n FROM range(5000000))"
     assert rows(made, text, capsys) == [{"n": 5_000_000}]
 

@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import thumbnails as module
 from pipeline.compact import compact
 from pipeline.contact_sheet import Section, Tile, write_sheet
 from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
-from pipeline.thumbnails import SIDE, Thumbnail, thumbnail, thumbnails
 from tests.fakes import WEIGHTS, load_fake
 from tests.test_report import Page
 from transforms import shards
-from transforms.heads.table import open_table
-from transforms.stored_rows import read_rows
+from transforms.rows import thumbnails as module
+from transforms.rows.lookup import read_rows
+from transforms.rows.table import open_table
+from transforms.rows.thumbnails import SIDE, Thumbnail, thumbnail, thumbnails
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}
 HOSTILE = ("<script>alert(1)</script>", "\u202egnp.exe", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "x" * 4096)

@@ -21,7 +21,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings
 from transforms.heads.split import Split
 from transforms.heads.store import load_head
-from transforms.heads.table import open_table
+from transforms.rows.table import open_table
 
 
 def write_features(path: Path, matrix: np.ndarray, labels, **columns) -> Path:

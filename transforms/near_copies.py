@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from transforms.heads.rows import Vectors
 from transforms.machine import available_cores
+from transforms.rows.vectors import Vectors
 from transforms.unit_vectors import stored_units
 
 # Directions that rule out, and rows that these are found by.

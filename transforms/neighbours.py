@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transforms.heads.vectors import StoredPart, StoredVectors
 from transforms.machine import available_cores
+from transforms.rows.vectors import StoredPart, StoredVectors
 
 if TYPE_CHECKING:
     import pyarrow as pa

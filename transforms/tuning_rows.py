@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from transforms.heads.vectors import StoredPart, StoredVectors
+from transforms.rows.vectors import StoredPart, StoredVectors
 
 # Of the buffer that rows are drawn from.
 BUFFER_BYTES = 256 * 2**20

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from transforms.errors import FeaturemillError
-from transforms.heads.rows import Vectors
+from transforms.rows.vectors import Vectors
 from transforms.text import one_line
 
 

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from transforms.errors import UsageError
+from transforms.heads.cells import Rows
 from transforms.heads.model import Model
-from transforms.heads.rows import Rows
 from transforms.text import did_you_mean
 
 # Kind of head → the module that fits it.

@@ -6,9 +6,9 @@ import numpy as np
 
 from transforms.errors import UsageError
 from transforms.heads import FitSettings
+from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.heads.ridge_forms import feature_scale
-from transforms.heads.rows import Rows
 
 # Queries and stored vectors that meet in one matrix product: 4 Mi similarities, 16 MiB.
 _QUERIES, _STORED = 1024, 4096

@@ -12,9 +12,9 @@ import numpy as np
 
 from transforms.errors import FeaturemillError
 from transforms.heads import FitSettings
+from transforms.heads.cells import Rows
 from transforms.heads.model import Model, dense_arrays, dense_logits, fold_standardisation
 from transforms.heads.ridge_forms import feature_scale
-from transforms.heads.rows import Rows
 
 # What the rows may hold: all as they are read, a fit's as they are read and as float64; and while their axes are
 # computed, these and what is decomposed.

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.errors import FeaturemillError
+from transforms.heads.cells import Rows
 from transforms.heads.model import Model, dense_arrays, dense_logits, fold_standardisation
-from transforms.heads.rows import Rows
 from transforms.quiet import import_keras
 
 if TYPE_CHECKING:

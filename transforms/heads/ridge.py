@@ -11,10 +11,10 @@ import numpy as np
 
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings
+from transforms.heads.cells import Rows
 from transforms.heads.model import Model, dense_arrays, dense_logits
 from transforms.heads.ridge_forms import KernelProblem, Problem, RowsInMemory, SumsProblem
 from transforms.heads.ridge_sums import CellSums
-from transforms.heads.rows import Rows
 
 # What sums, rows or their kernel may hold, each.
 MEMORY_BYTES = 2 * 2**30

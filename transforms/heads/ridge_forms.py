@@ -6,8 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from transforms.heads.cells import Rows
 from transforms.heads.ridge_sums import CellSums
-from transforms.heads.rows import Rows
 
 # Numbers of a column block in the kernel form, as float64: 1024 of them for 16,384 rows are 128 MiB.
 _COLUMNS = 1024

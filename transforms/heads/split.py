@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.errors import FeaturemillError, UsageError
-from transforms.heads.table import Table
 from transforms.near_copies import near_copies
+from transforms.rows.table import Table
 from transforms.text import did_you_mean, short
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from transforms.errors import FeaturemillError
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
 from transforms.machine import available_cores
 from transforms.records import EncodedImage, Unit
-from transforms.rereading import cause_of
+from transforms.rows.lookup import StoredRow
+from transforms.rows.sources import cause_of
 from transforms.spec import FeatureSpec
 from transforms.store.listing import read_footers
 from transforms.store.units import read_plan
-from transforms.stored_rows import StoredRow
 from transforms.text import clean, one_line
 
 SIDE = 160

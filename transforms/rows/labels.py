@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.heads.table import Table, as_text, known
+from transforms.rows.table import Table, as_text, known
 from transforms.text import did_you_mean, one_line, short
 
 if TYPE_CHECKING:

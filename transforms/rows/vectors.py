@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from transforms.text import one_line
 if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.parquet as pq
+
 
 # A batch's vectors. Decoding takes ten times as much on top: 32 MiB made a peak 370 MB higher, and were slower by half.
 BATCH_BYTES = 8 * 2**20
@@ -170,3 +171,27 @@ def _open(file: object, part: StoredPart) -> "pq.ParquetFile":
     if tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) != part.group_rows:
         raise FeaturemillError(f"{part.uri} was changed while it was in use; run the command again")
     return parquet
+
+
+class Vectors(Protocol):
+    """N vectors of D numbers, in memory or not.
+
+    Attributes:
+        rows: N.
+        dims: D.
+    """
+
+    rows: int
+    dims: int
+
+    def batches(
+        self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (row numbers, int64 n; vectors, float32 n×D), holding a few batches in memory.
+
+        Args:
+            wanted: N booleans; by default all.
+            batch_rows: At most so many to a batch; by default about 8 MiB of them. Batches may be smaller.
+            seed: Parts of the data come in an order drawn from it; by default in the order of the rows.
+        """
+        ...

@@ -2,33 +2,10 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-
-class Vectors(Protocol):
-    """N vectors of D numbers, in memory or not.
-
-    Attributes:
-        rows: N.
-        dims: D.
-    """
-
-    rows: int
-    dims: int
-
-    def batches(
-        self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields (row numbers, int64 n; vectors, float32 n×D), holding a few batches in memory.
-
-        Args:
-            wanted: N booleans; by default all.
-            batch_rows: At most so many to a batch; by default about 8 MiB of them. Batches may be smaller.
-            seed: Parts of the data come in an order drawn from it; by default in the order of the rows.
-        """
-        ...
+from transforms.rows.vectors import Vectors
 
 
 @dataclass(frozen=True)

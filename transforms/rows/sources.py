@@ -12,9 +12,9 @@ import numpy as np
 
 from transforms import shards, storage
 from transforms.errors import FeaturemillError
-from transforms.heads.vectors import StoredPart
 from transforms.images import PIXEL_CEILING, ImageError, decode_image
 from transforms.records import Failure, Unit
+from transforms.rows.vectors import StoredPart
 from transforms.spec import FeatureSpec
 from transforms.store.listing import read_footer
 from transforms.store.units import read_plan

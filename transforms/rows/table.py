@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.heads.vectors import StoredPart, StoredVectors
+from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
 from transforms.store.features import open_features
 from transforms.store.manifest import read_manifest

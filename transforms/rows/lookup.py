@@ -8,8 +8,8 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.heads.table import Table
-from transforms.heads.vectors import StoredPart
+from transforms.rows.table import Table
+from transforms.rows.vectors import StoredPart
 from transforms.spec import ROW_COLUMNS
 from transforms.text import one_line
 

@@ -1,0 +1,1 @@
+"""Stored rows as a table: keys, labels, vectors, and the images that they came from."""
