@@ -32,6 +32,7 @@ setup(
         "transforms.heads",
         "transforms.rows",
         "transforms.shards",
+        "transforms.similarity",
         "transforms.store",
     ],
     package_data={"pipeline": ["templates/*"]},

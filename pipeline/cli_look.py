@@ -95,9 +95,10 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
     """
     from pipeline import duplicates as module
     from pipeline.targets import check_targets
+    from transforms.similarity.copies import find_duplicates
 
     check_targets([output], parquet=parquet, page=page)
-    found = module.duplicates(output, **given)
+    found = find_duplicates(output, **given)
     writers = ((parquet, module.write_duplicates), (page, module.write_duplicates_page))
     return _hand_out(found, writers, as_json, module.duplicates_json, module.duplicates_text)
 
@@ -117,9 +118,10 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
     """
     from pipeline import outliers as module
     from pipeline.targets import check_targets
+    from transforms.similarity.outlying import find_outliers
 
     check_targets([output], parquet=parquet, page=page)
-    found = module.outliers(output, **given)
+    found = find_outliers(output, **given)
     writers = ((parquet, module.write_outliers), (page, module.write_outliers_page))
     return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)
 

@@ -13,7 +13,8 @@ from pipeline.pages import write_page
 from pipeline.query_tables import write_parquet
 from pipeline.targets import check_targets
 from transforms.errors import UsageError
-from transforms.projection import METHODS, all_nearest, flatten
+from transforms.similarity.all_pairs import all_nearest
+from transforms.similarity.projection import METHODS, flatten
 from transforms.store.features import Features, choose_feature, open_features
 from transforms.text import counted, did_you_mean, size_text
 

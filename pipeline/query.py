@@ -11,10 +11,10 @@ from pipeline.query_inputs import Query, read_queries
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
 from transforms.engines import Engine, check_engine
 from transforms.errors import FeaturemillError, UsageError
-from transforms.neighbours import METRICS, Nearest, nearest_rows
 from transforms.rows.lookup import StoredRow, fact_batches, facts_schema, read_rows
 from transforms.rows.sandbox import matching_rows
 from transforms.rows.table import Table, open_table
+from transforms.similarity.neighbours import METRICS, Nearest, nearest_rows
 from transforms.spec import FeatureSpec
 from transforms.text import counted, did_you_mean
 

@@ -15,8 +15,8 @@ from pipeline.pages import render, write_page
 from pipeline.targets import check_targets
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.projection import principal_components
 from transforms.records import UnitReport
+from transforms.similarity.projection import principal_components
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature
 from transforms.store.layout import failures_uri

@@ -16,15 +16,15 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.cli import run_cli
-from pipeline.duplicates import duplicates
 from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from tests.fakes import WEIGHTS, load_fake
 from tests.heads_data import ArrayVectors
 from tests.test_query import write_rows
-from transforms import near_copies as module
 from transforms.errors import FeaturemillError, UsageError
-from transforms.near_copies import near_copies
+from transforms.similarity import near_copies as module
+from transforms.similarity.copies import find_duplicates
+from transforms.similarity.near_copies import near_copies
 
 
 def sets_of(pairs, count):
@@ -184,7 +184,7 @@ def test_groups_and_their_order(tmp_path):
     contents = ["0", "1", "2", "3", "0", "1b", "2", "3", "0", "same", "same", None, None, "8", "8b"]
     keys = [f"k{14 - i:02}" for i in range(15)]
     path = write_rows(tmp_path / "x.parquet", matrix, keys=keys, labels=labels, sha256=hashes(contents))
-    found = duplicates(path, cosine=0.999)
+    found = find_duplicates(path, cosine=0.999)
     assert [(group.rows, group.exact, group.labels) for group in found.groups] == [
         ((1, 5), False, 2),
         ((0, 4, 8), True, 1),
@@ -212,10 +212,10 @@ def test_of_labels_that_disagree_each_is_shown(tmp_path, capsys):
 
 def test_without_hashes_and_without_any(tmp_path):
     path = write_rows(tmp_path / "x.parquet", np.eye(4)[[0, 1, 0, 2]])
-    [group] = duplicates(path).groups
+    [group] = find_duplicates(path).groups
     assert (group.rows, group.exact) == ((0, 2), False)
     none = write_rows(tmp_path / "y.parquet", np.eye(4))
-    assert duplicates(none).groups == ()
+    assert find_duplicates(none).groups == ()
     assert (
         run_cli(["duplicates", none, "--html", str(tmp_path / "page.html"), "-o", str(tmp_path / "none.parquet")]) == 0
     )
@@ -226,7 +226,7 @@ def test_one_photo_with_several_vectors(tmp_path):
     """Crops have their photo's hash in other people's Parquet: the second one is compared, too."""
     matrix, contents = [[1, 0], [0, 1], [0, 1]], hashes(["photo", "photo", "other"])
     path = write_rows(tmp_path / "x.parquet", matrix, keys=["left", "right", "other"], sha256=contents)
-    assert [(group.rows, group.exact) for group in duplicates(path).groups] == [((0, 1, 2), False)]
+    assert [(group.rows, group.exact) for group in find_duplicates(path).groups] == [((0, 1, 2), False)]
 
 
 @pytest.mark.parametrize("command", ["duplicates", "outliers --by neighbours"])
@@ -252,14 +252,14 @@ def test_a_full_temporary_folder_is_an_error_with_a_cure(tmp_path, command):
 @pytest.mark.parametrize("cosine", [0, -1, 1.01, float("nan")])
 def test_wrong_cosine(tmp_path, cosine):
     with pytest.raises(UsageError, match="--cosine"):
-        duplicates(write_rows(tmp_path / "x.parquet", np.eye(4)), cosine=cosine)
+        find_duplicates(write_rows(tmp_path / "x.parquet", np.eye(4)), cosine=cosine)
 
 
 def test_nan_is_named(tmp_path):
     matrix = np.eye(4)
     matrix[2, 1] = np.nan
     with pytest.raises(FeaturemillError, match=r"NaN.*k00002"):
-        duplicates(write_rows(tmp_path / "x.parquet", matrix))
+        find_duplicates(write_rows(tmp_path / "x.parquet", matrix))
 
 
 def test_command_on_images(tmp_path, capsys):

@@ -13,6 +13,8 @@ from transforms import heads
 from transforms.errors import UsageError
 from transforms.heads import FitSettings, knn
 from transforms.heads.cells import Rows
+from transforms.similarity import all_pairs
+from transforms.similarity.all_pairs import nearest_rows
 
 TRAIN = (0, 1)
 
@@ -53,7 +55,7 @@ def test_equals_a_loop_whatever_the_blocks(count, dims, neighbours, blocks, stan
     rows = draw_rows(rows=count, dims=dims, classes=3, cells=2, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "_QUERIES", blocks[0])
-        patch.setattr(knn, "_STORED", blocks[1])
+        patch.setattr(all_pairs, "_STORED", blocks[1])
         options = FitSettings(neighbours=neighbours, standardize=standardize)
         model = heads.fitter("knn", rows, options).fit(TRAIN, ())
         found = heads.logits(model, rows.vectors.matrix)
@@ -71,8 +73,8 @@ def test_ties_go_by_row_number(values, count, block):
     count = min(count, len(values))
     stored = np.eye(4, dtype=np.float32)[values]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(knn, "_STORED", block)
-        rows, cosines = knn.nearest_rows(stored, np.eye(4, dtype=np.float32), count)
+        patch.setattr(all_pairs, "_STORED", block)
+        rows, cosines = nearest_rows(stored, np.eye(4, dtype=np.float32), count)
     expected = np.argsort(-(np.eye(4) @ stored.T), axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(cosines, np.take_along_axis(np.eye(4) @ stored.T, expected, axis=1))

@@ -46,7 +46,7 @@ OWNERS = {
     },
     "jinja2": {"pipeline/pages.py"},
     "plotly": {"pipeline/map_page.py"},
-    "umap": {"transforms/projection.py"},
+    "umap": {"transforms/similarity/projection.py"},
     "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},
     "duckdb": {"transforms/store/reports.py", "transforms/rows/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.test_query import brute_force, write_rows
-from transforms import neighbours as module
-from transforms.neighbours import METRICS, nearest_rows
 from transforms.rows.table import open_table
+from transforms.similarity import neighbours as module
+from transforms.similarity.neighbours import METRICS, nearest_rows
 
 
 def search(path, queries, **options):

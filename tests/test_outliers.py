@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import outliers as module
 from pipeline.cli import run_cli
-from pipeline.outliers import outliers
 from tests.test_query import write_rows
 from transforms.errors import FeaturemillError, UsageError
+from transforms.similarity import outlying as module
+from transforms.similarity.outlying import find_outliers
 
 
 def drawn(rows=90, dims=12, seed=0):
@@ -40,7 +40,7 @@ def test_by_class_equals_plain_numpy(tmp_path):
         if label is not None:
             mean = units[others].mean(axis=0)
             expected[row] = 1 - units[row] @ mean / np.linalg.norm(mean)
-    found = outliers(write_rows(tmp_path / "x.parquet", matrix, labels=labels), top=1000)
+    found = find_outliers(write_rows(tmp_path / "x.parquet", matrix, labels=labels), top=1000)
     assert found.rows == len(expected) == 89
     assert [far.row.row for far in found.found] == sorted(expected, key=lambda row: -expected[row])
     np.testing.assert_allclose(
@@ -53,7 +53,7 @@ def test_by_class_equals_plain_numpy(tmp_path):
 def test_a_row_is_not_counted_in_its_own_class(tmp_path):
     angles = np.radians([0, 60, 94, 95, 95, 96])
     matrix = np.column_stack([np.cos(angles), np.sin(angles)])
-    found = outliers(write_rows(tmp_path / "x.parquet", matrix, labels=[*"xxyyyy"]))
+    found = find_outliers(write_rows(tmp_path / "x.parquet", matrix, labels=[*"xxyyyy"]))
     # The second row is nearer to all y than to the only other x; its own weight would draw the centre of x to it.
     assert {far.row.row: far.nearest_class for far in found.found} == dict(enumerate("xyyyyy"))
 
@@ -79,7 +79,7 @@ def test_nearest_class_among_many_equals_plain_numpy(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_COSINES", 1000)
     monkeypatch.setattr("transforms.rows.vectors.BATCH_BYTES", 70 * 6 * 4)
     path = write_rows(tmp_path / "x.parquet", matrix, labels=[f"c{code}" for code in codes])
-    found = {far.row.row: far.nearest_class for far in outliers(path, top=1000).found}
+    found = {far.row.row: far.nearest_class for far in find_outliers(path, top=1000).found}
     # Each of two rows that cancel out is compared with the other.
     assert found == expected
 
@@ -88,7 +88,7 @@ def test_classes_take_no_more_room_than_their_sums(tmp_path):
     matrix = np.random.default_rng(0).normal(size=(6000, 256)).astype(np.float32)
     path = write_rows(tmp_path / "x.parquet", matrix, labels=[f"id{i // 2}" for i in range(6000)], groups=1)
     tracemalloc.start()
-    outliers(path, top=3)
+    find_outliers(path, top=3)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     # 6 MB of sums, 32 MiB of cosines, for a moment twice, and the batch; all cosines at once would be 144 MB.
@@ -102,18 +102,18 @@ def test_by_neighbours_equals_plain_numpy(tmp_path):
     np.fill_diagonal(cosines, -np.inf)
     expected = 1 - np.sort(cosines, axis=1)[:, -4:].mean(axis=1)
     path = write_rows(tmp_path / "x.parquet", matrix, labels=labels)
-    found = outliers(path, by="neighbours", neighbours=4, top=5)
+    found = find_outliers(path, by="neighbours", neighbours=4, top=5)
     assert found.found[0].row.row == 50
     assert [far.row.row for far in found.found] == np.argsort(-expected)[:5].tolist()
     np.testing.assert_allclose([far.distance for far in found.found], np.sort(expected)[::-1][:5], atol=1e-6)
     # More neighbours than rows: all of them.
-    assert len(outliers(path, by="neighbours", neighbours=1000).found) == 50
+    assert len(find_outliers(path, by="neighbours", neighbours=1000).found) == 50
 
 
 def test_equally_far_ones_go_by_key(tmp_path):
     keys = [f"k{9 - i}" for i in range(10)]
     path = write_rows(tmp_path / "x.parquet", np.ones((10, 4)), keys=keys, labels=["a"] * 10)
-    assert [far.row.key for far in outliers(path, top=3).found] == ["k0", "k1", "k2"]
+    assert [far.row.key for far in find_outliers(path, top=3).found] == ["k0", "k1", "k2"]
 
 
 @pytest.mark.parametrize("by", ["class", "neighbours"])
@@ -122,23 +122,23 @@ def test_many_equally_far_ones_go_by_key(tmp_path, by):
     matrix[70] = [4, 3]
     keys = [f"k{3000 - i:04}" for i in range(3000)]
     path = write_rows(tmp_path / "x.parquet", matrix, keys=keys, labels=["a"] * 3000)
-    assert [far.row.key for far in outliers(path, by=by, top=3).found] == [keys[70], "k0001", "k0002"]
+    assert [far.row.key for far in find_outliers(path, by=by, top=3).found] == [keys[70], "k0001", "k0002"]
 
 
 def test_what_cannot_be_compared_is_left_out(tmp_path):
     matrix = np.array([[1, 0], [0.9, 0.1], [0, 0], [0, 1], [0, 1]], np.float32)
     labels = ["a", "a", "a", "alone", None]
     path = write_rows(tmp_path / "x.parquet", matrix, labels=labels)
-    assert {far.row.row for far in outliers(path).found} == {0, 1}
-    assert {far.row.row for far in outliers(path, by="neighbours").found} == {0, 1, 3, 4}
+    assert {far.row.row for far in find_outliers(path).found} == {0, 1}
+    assert {far.row.row for far in find_outliers(path, by="neighbours").found} == {0, 1, 3, 4}
     with pytest.raises(FeaturemillError, match="no labels; pass --by neighbours"):
-        outliers(write_rows(tmp_path / "y.parquet", matrix))
+        find_outliers(write_rows(tmp_path / "y.parquet", matrix))
 
 
 @pytest.mark.parametrize("given", [{"by": "clas"}, {"top": 0}, {"neighbours": 0}])
 def test_wrong_options(tmp_path, given):
     with pytest.raises(UsageError):
-        outliers(write_rows(tmp_path / "x.parquet", np.eye(4)), **given)
+        find_outliers(write_rows(tmp_path / "x.parquet", np.eye(4)), **given)
 
 
 def test_command(tmp_path, capsys):

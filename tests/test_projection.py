@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.pages_data import clusters
-from transforms import projection
 from transforms.errors import FeaturemillError, UsageError
-from transforms.projection import all_nearest, flatten, principal_components
+from transforms.similarity import all_pairs, projection
+from transforms.similarity.all_pairs import all_nearest
+from transforms.similarity.projection import flatten, principal_components
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,7 +101,8 @@ def test_scale_changes_nothing_for_umap(exponent):
 def test_scale_changes_nothing_for_tsne():
     """In a child process, because this is what scikit-learn's dies of."""
     code = (
-        "import numpy as np; from transforms.projection import flatten; from tests.pages_data import clusters\n"
+        "import numpy as np; from tests.pages_data import clusters\n"
+        "from transforms.similarity.projection import flatten\n"
         "vectors, _ = clusters(60, 8)\n"
         "expected = flatten(vectors, 'tsne', seed=0)\n"
         f"for exponent in {EXPONENTS}:\n"
@@ -132,8 +134,8 @@ def test_nearest_equal_a_brute_force(rows, dims, count, seed, levels):
 
 
 def test_nearest_across_tiles(monkeypatch):
-    monkeypatch.setattr(projection, "_TILE_ROWS", 7)
-    monkeypatch.setattr(projection, "_TILE_COLUMNS", 50)
+    monkeypatch.setattr(all_pairs, "_TILE_ROWS", 7)
+    monkeypatch.setattr(all_pairs, "_TILE_COLUMNS", 50)
     vectors, _ = clusters(211, 12)
     found, cosines = all_nearest(vectors, 10)
     expected, values = brute_force(vectors, 10)
@@ -142,7 +144,7 @@ def test_nearest_across_tiles(monkeypatch):
 
 
 def test_equal_cosines_go_by_number(monkeypatch):
-    monkeypatch.setattr(projection, "_TILE_COLUMNS", 8)
+    monkeypatch.setattr(all_pairs, "_TILE_COLUMNS", 8)
     found, _ = all_nearest(np.ones((30, 4), np.float32), 3)
     assert found[0].tolist() == [1, 2, 3]
     assert found[20].tolist() == [0, 1, 2]

@@ -18,9 +18,9 @@ from pipeline.query import QueryOptions, query
 from pipeline.samples import draw_items, write_folder
 from tests.factories import shared_data
 from transforms.errors import FeaturemillError, UsageError
-from transforms.neighbours import METRICS, nearest_rows
 from transforms.rows.sandbox import matching_rows
 from transforms.rows.table import open_table
+from transforms.similarity.neighbours import METRICS, nearest_rows
 from transforms.store.features import open_features
 
 

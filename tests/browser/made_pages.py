@@ -3,11 +3,11 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.duplicates import duplicates, write_duplicates_page
+from pipeline.duplicates import write_duplicates_page
 from pipeline.extract import run
 from pipeline.map import MapOptions, make_map
 from pipeline.options import ExtractOptions
-from pipeline.outliers import outliers, write_outliers_page
+from pipeline.outliers import write_outliers_page
 from pipeline.query import QueryOptions, query
 from pipeline.query_page import write_query_page
 from pipeline.report import report_html
@@ -17,6 +17,8 @@ from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_report import make_run
 from transforms.records import Failure
+from transforms.similarity.copies import find_duplicates
+from transforms.similarity.outlying import find_outliers
 from transforms.store.features import open_features
 
 # One that can be a file's name: without a slash, and short.
@@ -96,14 +98,14 @@ def query_page(out: str, folder: Path) -> Path:
 def duplicates_page(out: str, folder: Path) -> Path:
     """Writes the sheet of the copies, exact ones and near ones."""
     page = folder / "duplicates.html"
-    write_duplicates_page(duplicates(out, cosine=0.999), str(page))
+    write_duplicates_page(find_duplicates(out, cosine=0.999), str(page))
     return page
 
 
 def outliers_page(out: str, folder: Path) -> Path:
     """Writes the sheet of the rows far from their class."""
     page = folder / "outliers.html"
-    write_outliers_page(outliers(out, top=24), str(page))
+    write_outliers_page(find_outliers(out, top=24), str(page))
     return page
 
 

@@ -11,7 +11,8 @@ from pipeline.map import MapOptions, make_map
 from tests.browser.conftest import WIDTHS
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_map import photos, write_predictions  # noqa: F401
-from transforms.projection import all_nearest, flatten
+from transforms.similarity.all_pairs import all_nearest
+from transforms.similarity.projection import flatten
 from transforms.store.features import open_features
 
 ROWS = 400

@@ -9,9 +9,10 @@ from transforms.heads import FitSettings
 from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.heads.ridge_forms import feature_scale
+from transforms.similarity.all_pairs import nearest_rows
 
-# Queries and stored vectors that meet in one matrix product: 4 Mi similarities, 16 MiB.
-_QUERIES, _STORED = 1024, 4096
+# Queries that are compared at a time: 4 Mi similarities with a block of stored vectors, 16 MiB.
+_QUERIES = 1024
 # Of vectors that are made to have length 1 at a time, 32 MiB.
 _NUMBERS = 2**23
 
@@ -77,42 +78,6 @@ def logits(model: Model, vectors: np.ndarray) -> np.ndarray:
         np.add.at(votes, (np.arange(len(queries))[:, None], codes[rows]), np.maximum(cosines, 0))
         scores[block] = np.log(votes / votes.sum(axis=1, keepdims=True))
     return scores
-
-
-def nearest_rows(stored: np.ndarray, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (n×k row numbers, n×k float32 cosines) of the k stored vectors nearest to each query, nearest first.
-
-    Args:
-        stored: N×D float32 of length 1.
-        queries: n×D float32 of length 1; n of 1,000 or so.
-        count: k, at most N.
-    """
-    total = len(queries)
-    # One line per candidate, k to a query: which query, which row, its cosine.
-    query, row, cosine = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32)
-    last = np.full((total, 1), -np.inf, np.float32)
-    for start, similar in _similarities(stored, queries):
-        width = similar.shape[1]
-        kept = min(count, width)
-        least = np.partition(similar, width - kept, axis=1)[:, width - kept, None]
-        # Later rows lose ties against earlier ones.
-        new_query, new_row = np.nonzero((similar >= least) & (similar > last))
-        query = np.concatenate([query, new_query])
-        cosine = np.concatenate([cosine, similar[new_query, new_row]])
-        row = np.concatenate([row, new_row + start])
-        order = np.lexsort((row, -cosine, query))
-        firsts = np.searchsorted(query[order], np.arange(total))
-        order = order[np.arange(len(order)) - firsts[query[order]] < count]
-        query, row, cosine = query[order], row[order], cosine[order]
-        if start + width >= count:
-            last = cosine.reshape(total, count)[:, -1:]
-    return row.reshape(total, count), cosine.reshape(total, count)
-
-
-def _similarities(stored: np.ndarray, queries: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (first row, n×m cosines) of the stored rows, block by block."""
-    for start in range(0, len(stored), _STORED):
-        yield start, queries @ stored[start : start + _STORED].T
 
 
 def _blocks(count: int, dims: int) -> Iterator[slice]:

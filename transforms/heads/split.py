@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.errors import FeaturemillError, UsageError
-from transforms.near_copies import near_copies
 from transforms.rows.table import Table
+from transforms.similarity.near_copies import near_copies
 from transforms.text import did_you_mean, short
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ import numpy as np
 
 from transforms.machine import available_cores
 from transforms.rows.vectors import Vectors
-from transforms.unit_vectors import stored_units
+from transforms.similarity.unit_vectors import stored_units
 
 # Directions that rule out, and rows that these are found by.
 DIRECTIONS = 48

@@ -1,0 +1,129 @@
+"""Copies and near copies of rows, as groups."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from transforms.errors import UsageError
+from transforms.rows.table import Table, open_table
+from transforms.similarity.near_copies import near_copies
+
+DEFAULT_COSINE = 0.98
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows that are copies of each other, or near copies along a chain.
+
+    Attributes:
+        rows: Row numbers, ascending; at least two.
+        exact: Whether all have the same content.
+        labels: How many labels they have; more than one: they disagree. Unknown ones don't count.
+    """
+
+    rows: tuple[int, ...]
+    exact: bool
+    labels: int
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """The groups of an OUT.
+
+    Attributes:
+        table: What was searched.
+        cosine: From which on two rows are near copies.
+        groups: Those whose labels disagree first, then the largest, then by the first key.
+    """
+
+    table: Table
+    cosine: float
+    groups: tuple[Group, ...]
+
+    @property
+    def rows(self) -> int:
+        """Rows in groups."""
+        return sum(len(group.rows) for group in self.groups)
+
+    @property
+    def disagreeing(self) -> int:
+        """Groups whose labels disagree."""
+        return sum(group.labels > 1 for group in self.groups)
+
+
+def find_duplicates(output: str, *, cosine: float = DEFAULT_COSINE, feature: str | None = None) -> Duplicates:
+    """Finds exact copies by content hash, and near copies by cosine; every pair is compared.
+
+    Rows of one group are connected by pairs: the first and the last of a chain may be less alike than `cosine`.
+
+    Args:
+        output: OUT, or other Parquet with vectors.
+        cosine: In (0, 1].
+        feature: Column of vectors; by default `embedding`, or the only one.
+
+    Raises:
+        UsageError: A cosine that can't be.
+        FeaturemillError: No features there, or vectors that can't be read or aren't finite.
+    """
+    if not 0 < cosine <= 1:
+        raise UsageError(f"--cosine must be above 0 and at most 1, not {cosine}")
+    table = open_table(output, columns=(feature,) if feature else ())
+    contents, first = _contents(table)
+    # One row for each content: a thousand copies of a placeholder would be half a million pairs. Only in an OUT does
+    # the content decide the vector: other Parquet may hold several crops of a photo.
+    wanted = None if table.spec is None else first
+    pairs = near_copies(replace(table.vectors, zeros_pass=True), cosine, wanted=wanted)
+    groups = _groups(table, contents, pairs)
+    return Duplicates(table, cosine, tuple(groups))
+
+
+def _contents(table: Table) -> tuple[np.ndarray, np.ndarray]:
+    """Returns for each row the number of the first row with its content, and whether it is that row."""
+    numbers = np.arange(table.vectors.rows)
+    if table.sha256 is None:
+        return numbers, np.ones(len(numbers), bool)
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    hashes = table.sha256.combine_chunks()
+    codes = pc.dictionary_encode(hashes, null_encoding="mask").indices
+    # Rows without a hash are nobody's copies.
+    codes = pc.coalesce(codes.cast(pa.int64()), pa.array(numbers + len(numbers))).to_numpy()
+    _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    contents = firsts[inverse]
+    return contents, contents == numbers
+
+
+def _groups(table: Table, contents: np.ndarray, pairs: np.ndarray) -> list[Group]:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(contents)
+    copies = np.flatnonzero(contents != np.arange(count))
+    left = np.concatenate([pairs[:, 0], copies])
+    right = np.concatenate([pairs[:, 1], contents[copies]])
+    _, sets = connected_components(coo_array((np.ones(len(left), bool), (left, right)), (count, count)), directed=False)
+    members = np.flatnonzero(np.bincount(sets)[sets] > 1)
+    members = members[np.argsort(sets[members], kind="stable")]
+    labels = _label_codes(table)
+    groups = []
+    for rows in np.split(members, np.flatnonzero(np.diff(sets[members])) + 1) if len(members) else ():
+        known = labels[rows]
+        kinds = len(np.unique(known[known >= 0]))
+        groups.append(Group(tuple(rows.tolist()), len(np.unique(contents[rows])) == 1, kinds))
+    first_keys = dict(zip(*_first_keys(table, groups), strict=True))
+    return sorted(groups, key=lambda g: (g.labels < 2, -len(g.rows), first_keys[g.rows[0]], g.rows[0]))
+
+
+def _first_keys(table: Table, groups: Sequence[Group]) -> tuple[list[int], list[str]]:
+    rows = [group.rows[0] for group in groups]
+    return rows, table.keys.take(rows).to_pylist() if rows else []
+
+
+def _label_codes(table: Table) -> np.ndarray:
+    """Returns N numbers that are equal where labels are; -1 where unknown."""
+    import pyarrow.compute as pc
+
+    codes = pc.dictionary_encode(table.labels.combine_chunks()).indices
+    return pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)
