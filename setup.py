@@ -28,8 +28,11 @@ setup(
     packages=[
         "pipeline",
         "transforms",
+        "transforms.embedding",
         "transforms.engines",
         "transforms.heads",
+        "transforms.images",
+        "transforms.network",
         "transforms.rows",
         "transforms.shards",
         "transforms.similarity",

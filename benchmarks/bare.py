@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.options import ExtractOptions
 from transforms.engines import load_engine
-from transforms.images import decode_image
+from transforms.images.decode import decode_image
 from transforms.machine import available_cores
 from transforms.spec import FeatureSpec
 
@@ -64,7 +64,7 @@ def decode(folder: str, mode: str, threads: int) -> dict:
 
 def matmul(precision: str, side: int) -> dict:
     """Returns the rate of one large matrix product on the Keras backend's device, in 10^12 operations a second."""
-    from transforms.quiet import import_keras
+    from transforms.network.keras_import import import_keras
 
     keras = import_keras()
     step = keras.ops.convert_to_tensor(np.random.default_rng(0).standard_normal((side, side)) / side, precision)

@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks import photos
 from benchmarks.__main__ import Lab
 from benchmarks.process import run
-from transforms.backbone import describe, layers
+from transforms.network.vgg import describe, layers
 
 _PRECISIONS = ("float32", "bfloat16", "float16")
 

@@ -19,7 +19,7 @@ from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from pipeline.samples import Item, draw_items, write_tar, write_tfrecord
 from tests.fakes import WEIGHTS, load_fake
-from transforms.images import decode_image
+from transforms.images.decode import decode_image
 
 
 def make_items(count: int) -> list[Item]:

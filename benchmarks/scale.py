@@ -26,7 +26,7 @@ from pipeline.plan import Plan, make_plan
 from pipeline.progress import Committed
 from pipeline.samples import draw_items, write_tar
 from tests.fakes import WEIGHTS, FakeEngine
-from transforms import recipe
+from transforms.embedding import unit as recipe
 from transforms.records import EncodedImage, FileInfo, Shard, Unit, UnitReport
 from transforms.shards import Found
 from transforms.shards import find as find_inputs

@@ -5,8 +5,8 @@ from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pipeline.targets import check_targets
-from transforms.backbone import TOP_IMAGE_SIZES, LayerInfo, describe, layers
 from transforms.errors import FeaturemillError
+from transforms.network.vgg import TOP_IMAGE_SIZES, LayerInfo, describe, layers
 from transforms.text import one_line
 
 if TYPE_CHECKING:

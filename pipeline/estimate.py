@@ -11,12 +11,12 @@ from pipeline.options import ExtractOptions
 from pipeline.sliver import draw
 from pipeline.stages import Cost, Measured, measure, together_seconds
 from transforms import shards
-from transforms.engines import Engine
+from transforms.embedding.unit import Job
+from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import available_cores
-from transforms.recipe import Job
+from transforms.network.weights import Weights
 from transforms.text import counted, size_text
-from transforms.weights import Weights
 
 # An OUT for `ExtractOptions` that no input lies in: nothing is ever written there.
 NO_OUTPUT = "none://estimate"
@@ -172,7 +172,7 @@ def estimate(
     with TemporaryDirectory(prefix="featuremill-estimate-") as folder:
         started = perf_counter()
         # Here and not above: with Beam, which it brings along, it is part of a run's start.
-        from transforms.extract_units import load_job_engine
+        from transforms.embedding.extract_units import load_job_engine
 
         job = replace(options.job(weights or options.load_weights()), output=folder)
         engine = (load or load_job_engine)(job)

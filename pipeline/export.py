@@ -14,8 +14,8 @@ from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.network import check_weights, weights_source
 from transforms.heads.store import Head, load_head
+from transforms.network.weights import Weights, load_weights
 from transforms.text import one_line, short
-from transforms.weights import Weights, load_weights
 
 if TYPE_CHECKING:
     import keras

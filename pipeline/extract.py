@@ -15,15 +15,15 @@ from pipeline.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.progress import Committed, Progress
 from pipeline.summary import Summary, describe_plan, summarise
 from transforms import shards, storage
-from transforms.engines import Engine
+from transforms.embedding.unit import Job
+from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
-from transforms.recipe import Job
+from transforms.network.weights import Weights
 from transforms.records import UnitReport
 from transforms.spec import FeatureSpec
 from transforms.store.listing import list_parts
 from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 from transforms.text import one_line
-from transforms.weights import Weights
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -49,7 +49,7 @@ def build(
     """
     import apache_beam as beam
 
-    from transforms.extract_units import ExtractUnits, load_job_engine
+    from transforms.embedding.extract_units import ExtractUnits, load_job_engine
 
     units = root | "Chunks" >> beam.Create(list(chunks)) | "Units" >> beam.FlatMap(read_todo)
     return units | "ExtractUnits" >> ExtractUnits(job, load or load_job_engine, redo=redo)

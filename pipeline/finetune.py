@@ -16,10 +16,10 @@ from transforms.heads.folder import check_place
 from transforms.heads.metrics import fit_temperature, judge, score_rows
 from transforms.heads.model import Model, dense_arrays, dense_layers
 from transforms.heads.store import Head, load_head, save_head, softmax
+from transforms.network.weights import Weights, digest, load_weights
 from transforms.store.features import open_features
 from transforms.store.manifest import library_versions
 from transforms.text import counted
-from transforms.weights import Weights, digest, load_weights
 
 WEIGHT_FILE = "base.weights.h5"
 # Before the last layer, as the head was trained.

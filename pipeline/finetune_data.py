@@ -18,13 +18,13 @@ from transforms.heads.cells import Rows
 from transforms.heads.network import check_weights, weights_source
 from transforms.heads.split import Split
 from transforms.heads.store import Head
+from transforms.network.weights import Weights, load_weights
 from transforms.rows.sources import ImageRows
 from transforms.rows.table import Table, open_table
 from transforms.spec import FeatureSpec
 from transforms.store.features import Features
 from transforms.text import counted, short
 from transforms.tuning_rows import GroupReader, TapRows, TuningRows
-from transforms.weights import Weights, load_weights
 
 # What has to be the same for a stored tap to be what the head's own network computes. The stored dtype may differ.
 _DECISIVE = ("backbone", "image_size", "resize", "interpolation", "decode", "exif", "precision")

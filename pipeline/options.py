@@ -5,16 +5,16 @@ from dataclasses import dataclass, field, fields
 
 from pipeline.dataflow import has_gpu
 from transforms import storage
-from transforms.backbone import BACKBONES, MIN_IMAGE_SIZE, check_feature, cut, feature_size, layers
+from transforms.embedding.unit import Job
 from transforms.engines import ENGINES, check_engine, choose, default_batch_size
 from transforms.errors import UsageError
-from transforms.images import PIXEL_CEILING
+from transforms.images.decode import PIXEL_CEILING
 from transforms.machine import available_cores
-from transforms.recipe import Job
+from transforms.network.vgg import BACKBONES, MIN_IMAGE_SIZE, check_feature, cut, feature_size, layers
+from transforms.network.weights import Weights, load_weights
 from transforms.shards import Fields
 from transforms.spec import DEFAULT_FEATURE, Feature, FeatureSpec, parse_feature
 from transforms.text import did_you_mean
-from transforms.weights import Weights, load_weights
 
 # Block 1 of a single image takes 1 GiB here.
 MAX_IMAGE_SIZE = 2048

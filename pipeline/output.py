@@ -13,6 +13,7 @@ from pipeline.options import ExtractOptions
 from pipeline.plan import Plan
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.network.weights import Weights
 from transforms.spec import FeatureSpec
 from transforms.store.features import Features
 from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, TODO_PREFIX, failures_uri, part_uri
@@ -30,7 +31,6 @@ from transforms.store.reports import (
 )
 from transforms.store.units import write_plan
 from transforms.text import one_line
-from transforms.weights import Weights
 
 # A temporary file of ours lives for seconds. One this old was left behind by a killed run.
 LEFTOVER_SECONDS = 3600

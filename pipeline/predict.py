@@ -19,14 +19,14 @@ from pipeline.predict_summary import PredictSummary
 from pipeline.predict_tables import Tally, check_true_labels, predict_tables
 from pipeline.summary import Summary
 from transforms import storage
-from transforms.engines import Engine
+from transforms.embedding.unit import Job
+from transforms.engines.engine import Engine
 from transforms.heads import imagenet_head
 from transforms.heads.network import check_weights
+from transforms.network.weights import Weights
 from transforms.predictions import Predictor
-from transforms.recipe import Job
 from transforms.store.layout import features_folder
 from transforms.store.manifest import library_versions
-from transforms.weights import Weights
 
 if TYPE_CHECKING:
     from transforms.heads.store import Head

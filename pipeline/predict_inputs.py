@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from pipeline.options import ExtractOptions
 from pipeline.predict_options import PredictOptions
 from transforms import shards, storage
-from transforms.backbone import cut, layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import imagenet_head
 from transforms.heads.network import weights_source
+from transforms.network.vgg import cut, layers
 from transforms.predictions import Predictor
 from transforms.records import FileInfo
 from transforms.shards.parquet import IMAGE_COLUMNS

@@ -9,7 +9,8 @@ import numpy as np
 
 from pipeline.query_inputs import Query, read_queries
 from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
-from transforms.engines import Engine, check_engine
+from transforms.engines import check_engine
+from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.lookup import StoredRow, fact_batches, facts_schema, read_rows
 from transforms.rows.sandbox import matching_rows

@@ -11,15 +11,16 @@ from zipfile import BadZipFile
 import numpy as np
 
 from transforms import storage
-from transforms.engines import Engine, load_stored_engine
+from transforms.engines import load_stored_engine
+from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError
-from transforms.images import PIXEL_CEILING, ImageError, decode_image
+from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
+from transforms.network.weights import stored_source
 from transforms.rows.lookup import read_vectors
 from transforms.rows.sandbox import nearest_texts
 from transforms.rows.table import Table
 from transforms.spec import FeatureSpec
 from transforms.text import clean, one_line, tame
-from transforms.weights import stored_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable

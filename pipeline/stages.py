@@ -15,9 +15,9 @@ from time import perf_counter, process_time
 from transforms import storage
 
 # The recipe's own steps, so that what is measured is what a run does.
-from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
-from transforms.engines import Engine
-from transforms.recipe import Job
+from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
+from transforms.embedding.unit import Job
+from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure, UnitReport
 from transforms.store.parts import PartWriter
 from transforms.store.reports import failures_by_reason

@@ -8,10 +8,10 @@ from pipeline.options import ExtractOptions
 from pipeline.plan import Plan, input_bytes
 from transforms import shards
 from transforms.engines import device
+from transforms.network.weights import Weights
 from transforms.storage import readable
 from transforms.store.reports import Totals, add_up, read_units, stored_bytes
 from transforms.text import counted, size_text
-from transforms.weights import Weights
 
 
 @dataclass(frozen=True)

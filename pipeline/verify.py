@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from transforms import storage
-from transforms.engines import Engine, load_stored_engine
+from transforms.engines import load_stored_engine
+from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
+from transforms.network.weights import stored_source
 from transforms.records import Unit
 from transforms.rows.sources import reread
 from transforms.spec import FeatureSpec
@@ -19,7 +21,6 @@ from transforms.store.listing import Footer, read_footers
 from transforms.store.manifest import read_manifest
 from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import counted
-from transforms.weights import stored_source
 
 # A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.
 UNITS = 8

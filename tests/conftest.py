@@ -5,7 +5,7 @@ import tempfile
 
 import pytest
 
-# Some tests import Keras by itself, as an oracle; it should run on the same kernels as in `transforms.quiet`.
+# Some tests import Keras by itself, as an oracle; it should run on the same kernels as ours (`network.keras_import`).
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 

@@ -11,8 +11,8 @@ import time
 
 import numpy as np
 
-from transforms.recipe import Job
-from transforms.weights import Weights
+from transforms.embedding.unit import Job
+from transforms.network.weights import Weights
 
 # No arrays: the fake engine has none, and the pipeline needs only the hash.
 WEIGHTS = Weights(arrays={}, sha256="0" * 64, origin="fake", is_random=False)

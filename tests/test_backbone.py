@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transforms import backbone
-from transforms.backbone import BACKBONES, build, check_feature, check_top, cut, describe, feature_size, layers
 from transforms.errors import UsageError
+from transforms.network import vgg as backbone
+from transforms.network.vgg import BACKBONES, build, check_feature, check_top, cut, describe, feature_size, layers
 from transforms.spec import Feature
 
 SIZES = {

@@ -13,7 +13,8 @@ from pipeline.inspect import inspect, inspection_text
 from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_tar
 from tests.pages_data import clusters, write_out
-from transforms import recipe, storage
+from transforms import storage
+from transforms.embedding import unit as recipe
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
 from transforms.store import parts

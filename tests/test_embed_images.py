@@ -13,7 +13,7 @@ from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from pipeline.samples import draw_items, draw_samples
 from tests.fakes import FakeEngine
-from transforms.embed_images import EmbeddedImage, EmbedImages
+from transforms.embedding.embed_images import EmbeddedImage, EmbedImages
 from transforms.records import Failure
 from transforms.spec import Feature, FeatureSpec
 from transforms.store.features import open_features

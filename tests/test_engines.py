@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from transforms import engines
-from transforms.backbone import BACKBONES, build, cut, layers
-from transforms.engines import OutOfMemory, checks, default_batch_size, device, load_engine
+from transforms.engines import checks, default_batch_size, device, load_engine
 from transforms.engines import keras as keras_engine
+from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
+from transforms.network.vgg import BACKBONES, build, cut, layers
+from transforms.network.weights import load_weights
 from transforms.spec import FeatureSpec, parse_feature
-from transforms.weights import load_weights
 
 ROOT = Path(__file__).parent.parent
 SMALL = ("avg=block5_pool:avg", "deep=block4_conv3:max", "gem=block3_pool:gem", "flat=block5_pool:flatten")

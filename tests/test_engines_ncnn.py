@@ -12,12 +12,13 @@ import pytest
 from pipeline.samples import draw_items, write_tar
 from tests.test_engines import check_shared_between_threads, make_pixels, make_spec, relative_difference
 from transforms import engines
-from transforms.backbone import BACKBONES, describe, layers, tap_names
-from transforms.engines import OutOfMemory, checks, choose, device, load_engine, ncnn_model
+from transforms.engines import checks, choose, device, load_engine, ncnn_model
+from transforms.engines.engine import OutOfMemory
 from transforms.engines.pooling import pool_planes
 from transforms.errors import FeaturemillError, UsageError
+from transforms.network.vgg import BACKBONES, describe, layers, tap_names
+from transforms.network.weights import load_weights
 from transforms.spec import POOLS, FeatureSpec, parse_feature
-from transforms.weights import load_weights
 
 ncnn_engine = pytest.importorskip("transforms.engines.ncnn")
 pytest.importorskip("ncnn", reason="no ncnn wheel for this machine")

@@ -23,7 +23,7 @@ from tests import test_extract
 from tests.factories import shared_data
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from transforms import shards
-from transforms.engines import OutOfMemory
+from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}

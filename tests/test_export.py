@@ -18,9 +18,9 @@ from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.model import Model, dense_arrays
 from transforms.heads.store import Head, save_head
-from transforms.images import decode_image
+from transforms.images.decode import decode_image
+from transforms.network.weights import load_weights
 from transforms.spec import Feature, FeatureSpec
-from transforms.weights import load_weights
 
 MAX_PIXELS = 10**8
 SIZES = [(40, 30), (9, 70), (33, 33)]
@@ -108,7 +108,7 @@ def exported(tmp_path_factory) -> Exported:
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_resizing_is_pillows(resize, interpolation):
-    from transforms.quiet import import_keras
+    from transforms.network.keras_import import import_keras
     from transforms.resizing import resize as resize_symbolic
 
     keras = import_keras()

@@ -16,10 +16,10 @@ from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from pipeline.samples import Item, draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
-from transforms.engines import OutOfMemory
+from transforms.embedding.unit import Job
+from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
-from transforms.images import ImageError, decode_image
-from transforms.recipe import Job
+from transforms.images.decode import ImageError, decode_image
 from transforms.store.features import open_features
 
 SIZE = 32

@@ -17,12 +17,12 @@ from pipeline.predict_options import PredictOptions
 from pipeline.predict_summary import summary_text
 from tests.fakes import FakeEngine
 from tests.test_weights import random_weights, write_published
-from transforms import imagenet
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import imagenet_head
+from transforms.network import published as imagenet
+from transforms.network.weights import Weights
 from transforms.predictions import true_codes
 from transforms.spec import FeatureSpec
-from transforms.weights import Weights
 
 TOP_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
 # As in the published index, two classes are called crane.

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin, PngImagePlugin, features
 
-from transforms.images import PAD_COLOUR, decode_image
-from transforms.pixel_modes import to_rgb
+from transforms.images.decode import PAD_COLOUR, decode_image
+from transforms.images.modes import to_rgb
 from transforms.spec import FeatureSpec
 
 WHITE = (255, 255, 255)

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from transforms.images import PIXEL_CEILING, ImageError, decode_image
+from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
 from transforms.spec import FeatureSpec
 
 REPO = Path(__file__).parents[1]
@@ -303,7 +303,7 @@ def test_nothing_is_printed():
 import sys
 from pathlib import Path
 from transforms.store.features import FeatureSpec
-from transforms.images import ImageError, decode_image
+from transforms.images.decode import ImageError, decode_image
 good = 0
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:

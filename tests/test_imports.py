@@ -20,20 +20,20 @@ OWNERS = {
     },
     "keras": {
         "transforms/assembly.py",
-        "transforms/backbone.py",
+        "transforms/network/vgg.py",
         "transforms/engines/keras.py",
         "transforms/finetuning.py",
         "transforms/heads/neural.py",
-        "transforms/quiet.py",
+        "transforms/network/keras_import.py",
         "transforms/resizing.py",
         "transforms/signatures.py",
-        "transforms/weight_files.py",
+        "transforms/network/weight_files.py",
         "pipeline/export.py",
     },
     "tensorflow": {"transforms/engines/keras.py", "transforms/signatures.py"},
     "apache_beam": {
-        "transforms/embed_images.py",
-        "transforms/extract_units.py",
+        "transforms/embedding/embed_images.py",
+        "transforms/embedding/extract_units.py",
         "transforms/storage.py",
         "transforms/object_stores.py",
         "pipeline/beam_options.py",
@@ -50,7 +50,7 @@ OWNERS = {
     "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},
     "duckdb": {"transforms/store/reports.py", "transforms/rows/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},
-    "h5py": {"transforms/weight_files.py"},
+    "h5py": {"transforms/network/weight_files.py"},
 }
 
 
@@ -84,10 +84,10 @@ def test_walls(path):
         ("pipeline.extract", ["apache_beam", "tensorflow", "keras", "duckdb", "matplotlib"]),
         ("pipeline.verify", ["apache_beam", "tensorflow", "keras", "ncnn"]),
         ("transforms.store.features", ["apache_beam", "tensorflow", "keras"]),
-        ("transforms.extract_units", ["tensorflow", "keras"]),
+        ("transforms.embedding.extract_units", ["tensorflow", "keras"]),
         ("transforms.engines.ncnn", ["tensorflow", "keras", "ncnn", "apache_beam"]),
         ("transforms.heads", ["pyarrow", "scipy", "sklearn", "apache_beam", "tensorflow", "keras"]),
-        ("transforms.weights", ["tensorflow", "keras", "apache_beam"]),
+        ("transforms.network.weights", ["tensorflow", "keras", "apache_beam"]),
     ],
 )
 def test_importing_is_light(module, unwanted):

@@ -83,7 +83,7 @@ def test_bfloat16_keeps_the_direction_of_every_vector(photos, tmp_path):
 
 @BOTH_ENGINES
 def test_twenty_photos_against_plain_keras(photos, tmp_path, engine):
-    from transforms.quiet import import_keras
+    from transforms.network.keras_import import import_keras
 
     keras = import_keras()
     keras.utils.set_random_seed(7)

@@ -10,10 +10,11 @@ from PIL import Image
 from pipeline.watch import explain
 from tests import test_extract as te
 from tests.fakes import FakeEngine
-from transforms import embedding, recipe
-from transforms.engines import OutOfMemory
+from transforms.embedding import batches as embedding
+from transforms.embedding import unit as recipe
+from transforms.embedding.unit import Job
+from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError
-from transforms.recipe import Job
 from transforms.records import EncodedImage
 
 

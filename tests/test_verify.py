@@ -16,8 +16,8 @@ from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from transforms.errors import FeaturemillError, UsageError
+from transforms.network.weights import source_of
 from transforms.store.features import open_features
-from transforms.weights import source_of
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}
 FEATURES = ("embedding=block3_pool:avg", "deep=block4_conv1:gem")

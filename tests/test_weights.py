@@ -12,10 +12,11 @@ import h5py
 import numpy as np
 import pytest
 
-from transforms import imagenet, weight_files
-from transforms.backbone import BACKBONES, build, cut, describe, layers
 from transforms.errors import FeaturemillError, UsageError
-from transforms.weights import digest, load_weights
+from transforms.network import published as imagenet
+from transforms.network import weight_files
+from transforms.network.vgg import BACKBONES, build, cut, describe, layers
+from transforms.network.weights import digest, load_weights
 
 ROOT = Path(__file__).parent.parent
 SEED = "random:7"
@@ -223,7 +224,7 @@ def test_remote_files_are_read_through_beam(monkeypatch, published, vgg16):
 
 def test_hdf5_needs_no_keras(published):
     code = (
-        "import sys; from transforms.backbone import layers; from transforms.weights import load_weights;"
+        "import sys; from transforms.network.vgg import layers; from transforms.network.weights import load_weights;"
         f"print(load_weights({str(published)!r}, layers('vgg16'), backbone='vgg16').sha256);"
         "print('keras' in sys.modules, 'tensorflow' in sys.modules, 'apache_beam' in sys.modules)"
     )

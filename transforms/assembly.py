@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.backbone import CHANNELS, build, cut, layers, preprocess
 from transforms.engines.keras import pool_output
 from transforms.heads.model import dense_layers
 from transforms.heads.store import Head
-from transforms.quiet import import_keras
+from transforms.network.keras_import import import_keras
+from transforms.network.vgg import CHANNELS, build, cut, layers, preprocess
 from transforms.resizing import resize
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from transforms.backbone import CHANNELS, Layer, build, describe, layers, preprocess
 from transforms.errors import FeaturemillError, UsageError
-from transforms.quiet import import_keras
+from transforms.network.keras_import import import_keras
+from transforms.network.vgg import CHANNELS, Layer, build, describe, layers, preprocess
 from transforms.spec import Feature, FeatureSpec
 from transforms.text import did_you_mean
 

@@ -1,4 +1,4 @@
-"""Pillow's resizing in Keras operations, so that a saved model resizes as `transforms.images` does.
+"""Pillow's resizing in Keras operations, so that a saved model resizes as `transforms.images.decode` does.
 
 Keras's own `Resizing` and `ops.image.resize` don't round between the two passes, cut with another rule and know no
 padding colour. Here each axis is a matrix product with Pillow's weights, computed inside the graph from the image's
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transforms.images import PAD_COLOUR, short_side
+from transforms.images.decode import PAD_COLOUR, short_side
 from transforms.spec import FeatureSpec
 
 # Radius of each filter in pixels of the source, before it is stretched for downscaling.

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from transforms.backbone import CHANNELS
 from transforms.errors import FeaturemillError
-from transforms.quiet import import_keras
+from transforms.network.keras_import import import_keras
+from transforms.network.vgg import CHANNELS
 
 if TYPE_CHECKING:
     import keras

@@ -34,7 +34,7 @@ class FeatureSpec:
 
     Attributes:
         backbone: `vgg19` or `vgg16`.
-        weights: SHA-256 (hex) of the arrays used, see `transforms.weights.Weights`.
+        weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
         image_size: Pixels on a side; the network sees image_size × image_size × 3.
         resize: `squash` (ignore the aspect ratio), `crop` or `pad`.

@@ -4,15 +4,14 @@ import os
 import sys
 from glob import glob
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import available_cores
 from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from transforms.spec import FeatureSpec
 
 ENGINES = ("auto", "keras", "ncnn")
@@ -20,43 +19,6 @@ ENGINES = ("auto", "keras", "ncnn")
 _BATCH_CPU, _BATCH_GPU = 8, 64
 # Device files without which no GPU can be seen on Linux: NVIDIA's, AMD's, and Windows' own under WSL.
 _GPU_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
-
-
-class OutOfMemory(Exception):
-    """A batch did not fit into memory; a smaller one may."""
-
-
-class Engine(Protocol):
-    """Computes the features of pixels, with the model loaded and the shape of the batch fixed.
-
-    Attributes:
-        description: Name, version, device and threads, such as `keras (tensorflow 2.21.0, CPU, 2 threads)`.
-        batch_size: The most images that `embed` takes.
-        on_cpu: Whether it computes on the cores that decoding needs too.
-    """
-
-    description: str
-    batch_size: int
-    on_cpu: bool
-
-    def embed(self, pixels: "np.ndarray") -> "dict[str, np.ndarray]":
-        """Computes the features of one batch; an image's numbers don't depend on its neighbours.
-
-        Args:
-            pixels: N×S×S×3 uint8, RGB; N at most the batch size, S the spec's image size.
-
-        Returns:
-            {feature name: N×D float32}, in the order of the spec.
-
-        Raises:
-            OutOfMemory: `resize` to less and try again.
-            ValueError: Pixels of another shape or dtype, or more than a batch.
-        """
-        ...
-
-    def resize(self, batch_size: int) -> None:
-        """Fixes another batch size from the next `embed` on."""
-        ...
 
 
 def load_engine(

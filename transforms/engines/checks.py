@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from transforms.backbone import CHANNELS, Layer, check_feature, check_top, cut, layers
 from transforms.errors import FeaturemillError
+from transforms.network.vgg import CHANNELS, Layer, check_feature, check_top, cut, layers
+from transforms.network.weights import Weights, load_weights
 from transforms.spec import FeatureSpec
-from transforms.weights import Weights, load_weights
 
 
 def computed_layers(spec: FeatureSpec, *, include_top: bool = True) -> tuple[Layer, ...]:

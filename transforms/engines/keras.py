@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.backbone import CHANNELS, Layer, build, preprocess
-from transforms.engines import OutOfMemory
 from transforms.engines.checks import check_pixels, computed_layers, planned_weights
+from transforms.engines.engine import OutOfMemory
 from transforms.engines.pooling import GEM_FLOOR, GEM_POWER
 from transforms.machine import available_cores
-from transforms.quiet import import_keras
+from transforms.network.keras_import import import_keras
+from transforms.network.vgg import CHANNELS, Layer, build, preprocess
 from transforms.spec import FeatureSpec
 from transforms.text import threads_text
 
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class KerasEngine:
-    """See `transforms.engines.Engine`. Safe to share between threads: batches take turns."""
+    """See `transforms.engines.engine.Engine`. Safe to share between threads: batches take turns."""
 
     def __init__(
         self, spec: FeatureSpec, weights_source: str, *, include_top: bool, batch_size: int, threads: int | None

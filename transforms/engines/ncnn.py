@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from transforms.backbone import CHANNELS, KERNEL, MIN_IMAGE_SIZE, Layer, preprocess
-from transforms.engines import OutOfMemory
 from transforms.engines.checks import check_pixels, computed_layers, planned_weights
+from transforms.engines.engine import OutOfMemory
 from transforms.engines.ncnn_model import INPUT, network_text, read_weights, weight_file
 from transforms.engines.pooling import pool_planes
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
+from transforms.network.vgg import CHANNELS, KERNEL, MIN_IMAGE_SIZE, Layer, preprocess
 from transforms.spec import FeatureSpec
 from transforms.text import one_line, threads_text
 
@@ -28,7 +28,7 @@ _REDUCED = ("fp16", "bf16", "int8")
 
 
 class NcnnEngine:
-    """See `transforms.engines.Engine`. Safe to share between threads.
+    """See `transforms.engines.engine.Engine`. Safe to share between threads.
 
     Each image has a thread of its own. Why not all threads on one image, as ncnn would have it: that is no faster when
     the cores are free, and less than half as fast when something else wants some of them, because the threads of an

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from transforms import storage
-from transforms.backbone import KERNEL, TOP_IMAGE_SIZES, LayerInfo, describe
 from transforms.errors import FeaturemillError
+from transforms.network.vgg import KERNEL, TOP_IMAGE_SIZES, LayerInfo, describe
+from transforms.network.weights import Weights
 from transforms.text import one_line
-from transforms.weights import Weights
 
 # Part of the cache file's name: raise it when the layout changes.
 CACHE_VERSION = 1

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 
-from transforms import imagenet
 from transforms.errors import FeaturemillError
+from transforms.network import published
 from transforms.predictions import Predictor
 from transforms.spec import Feature, FeatureSpec
 
@@ -24,7 +24,7 @@ def load_classes() -> tuple[tuple[str, ...], tuple[str, ...]]:
     Raises:
         FeaturemillError: The file isn't there and can't be fetched, or isn't the published one; with the offline way.
     """
-    path = imagenet.cached_file(imagenet.CLASS_INDEX)
+    path = published.cached_file(published.CLASS_INDEX)
     try:
         with open(path, "rb") as file:
             index = json.load(file)

@@ -3,7 +3,7 @@
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.heads.store import Head
-from transforms.weights import Weights, source_of
+from transforms.network.weights import Weights, source_of
 
 
 def weights_source(head: Head, folder: str, given: str | None) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from transforms.errors import FeaturemillError
 from transforms.heads.cells import Rows
 from transforms.heads.model import Model, dense_arrays, dense_logits, fold_standardisation
-from transforms.quiet import import_keras
+from transforms.network.keras_import import import_keras
 
 if TYPE_CHECKING:
     from transforms.heads import FitSettings

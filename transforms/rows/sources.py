@@ -12,7 +12,7 @@ import numpy as np
 
 from transforms import shards, storage
 from transforms.errors import FeaturemillError
-from transforms.images import PIXEL_CEILING, ImageError, decode_image
+from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
 from transforms.records import Failure, Unit
 from transforms.rows.vectors import StoredPart
 from transforms.spec import FeatureSpec

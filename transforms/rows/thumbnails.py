@@ -13,7 +13,7 @@ from PIL import Image
 
 from transforms import shards, storage
 from transforms.errors import FeaturemillError
-from transforms.images import PIXEL_CEILING, ImageError, decode_image
+from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
 from transforms.machine import available_cores
 from transforms.records import EncodedImage, Unit
 from transforms.rows.lookup import StoredRow

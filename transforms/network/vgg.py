@@ -290,7 +290,7 @@ def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32") ->
         image_size: Pixels on a side.
         dtype: Keras's dtype policy of every layer.
     """
-    from transforms.quiet import import_keras
+    from transforms.network.keras_import import import_keras
 
     keras = import_keras()
     # Said again for each layer, because a user's keras.json may say otherwise.

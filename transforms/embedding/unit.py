@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from transforms import shards, storage
-from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
-from transforms.engines import Engine
+from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
+from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure, UnitReport
 from transforms.spec import FeatureSpec
 from transforms.store.parts import PartWriter

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transforms import imagenet, storage, weight_files
-from transforms.backbone import TOP_IMAGE_SIZES, Layer, LayerInfo, describe
+from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
+from transforms.network import published
+from transforms.network import weight_files
+from transforms.network.vgg import TOP_IMAGE_SIZES, Layer, LayerInfo, describe
 from transforms.text import did_you_mean
 
 _ENDINGS = (".h5", ".hdf5", ".keras")
@@ -52,7 +54,7 @@ def load_weights(source: str, layers: Sequence[Layer], *, backbone: str) -> Weig
     if seed:
         return _weights(_random_arrays(needed, int(seed.group(1))), needed, source, is_random=True)
     if source == "imagenet":
-        path = imagenet.published_file(backbone, with_top=any(info.layer.kind == "dense" for info in needed))
+        path = published.published_file(backbone, with_top=any(info.layer.kind == "dense" for info in needed))
         arrays = weight_files.read_arrays(path, needed, backbone=backbone)
         return _weights(arrays, needed, f"imagenet ({os.path.basename(path)})", is_random=False)
     _check_source(source)

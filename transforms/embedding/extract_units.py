@@ -7,8 +7,9 @@ import apache_beam as beam
 from apache_beam.utils.shared import Shared
 
 from transforms import storage
-from transforms.engines import Engine, load_engine
-from transforms.recipe import Job, extract_unit
+from transforms.embedding.unit import Job, extract_unit
+from transforms.engines import load_engine
+from transforms.engines.engine import Engine
 from transforms.records import UnitReport
 from transforms.store.layout import part_uri
 from transforms.store.units import PlannedUnit

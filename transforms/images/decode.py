@@ -4,7 +4,7 @@ Input is hostile: whatever the bytes are, the answer is an image or an `ImageErr
 count is checked here, after the header is read and before any pixel is decoded. Pillow's own guard against
 decompression bombs stays on behind it, for formats that allocate or decode as they are opened (GIF, ICO).
 
-How each mode becomes RGB is in `transforms.pixel_modes`. Animations and files with several images give the first. EXIF
+How each mode becomes RGB is in `transforms.images.modes`. Animations and files with several images give the first. EXIF
 orientation is applied if the spec says so; a TIFF's own orientation always is (Pillow does so while it loads).
 Orientation that can't be read counts as upright.
 """
@@ -19,7 +19,7 @@ import numpy as np
 from PIL import BmpImagePlugin, IcoImagePlugin, Image, PngImagePlugin, UnidentifiedImageError
 
 from transforms.errors import FeaturemillError
-from transforms.pixel_modes import to_rgb
+from transforms.images.modes import to_rgb
 from transforms.spec import FeatureSpec
 
 # Once, for the process: per call it can't be done safely in threads. What matters comes back as an ImageError; Pillow's

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from transforms.engines import Engine, OutOfMemory
+from transforms.engines.engine import Engine, OutOfMemory
 from transforms.errors import FeaturemillError
-from transforms.images import DecodedImage, ImageError, decode_image
+from transforms.images.decode import DecodedImage, ImageError, decode_image
 from transforms.machine import available_cores
 from transforms.records import EncodedImage, Failure
 from transforms.spec import FeatureSpec

@@ -14,8 +14,9 @@ import apache_beam as beam
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
-from transforms.embedding import Decoded, decode_record, decode_threads, embed_batch
-from transforms.engines import Engine, choose, default_batch_size, load_engine
+from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
+from transforms.engines import choose, default_batch_size, load_engine
+from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure
 from transforms.spec import FeatureSpec
 

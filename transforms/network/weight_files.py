@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from transforms import storage
-from transforms.backbone import BACKBONES, LayerInfo, layers
 from transforms.errors import FeaturemillError
+from transforms.network.vgg import BACKBONES, LayerInfo, layers
 from transforms.text import one_line
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def _names(kind: str, count: int, backbone: str) -> list[str]:
 
 
 def _read_keras(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
-    from transforms.quiet import import_keras
+    from transforms.network.keras_import import import_keras
 
     keras = import_keras()
     # A copy, because Keras opens local paths only, and goes by their ending.

@@ -1,0 +1,43 @@
+"""The face of an engine."""
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class OutOfMemory(Exception):
+    """A batch did not fit into memory; a smaller one may."""
+
+
+class Engine(Protocol):
+    """Computes the features of pixels, with the model loaded and the shape of the batch fixed.
+
+    Attributes:
+        description: Name, version, device and threads, such as `keras (tensorflow 2.21.0, CPU, 2 threads)`.
+        batch_size: The most images that `embed` takes.
+        on_cpu: Whether it computes on the cores that decoding needs too.
+    """
+
+    description: str
+    batch_size: int
+    on_cpu: bool
+
+    def embed(self, pixels: "np.ndarray") -> "dict[str, np.ndarray]":
+        """Computes the features of one batch; an image's numbers don't depend on its neighbours.
+
+        Args:
+            pixels: N×S×S×3 uint8, RGB; N at most the batch size, S the spec's image size.
+
+        Returns:
+            {feature name: N×D float32}, in the order of the spec.
+
+        Raises:
+            OutOfMemory: `resize` to less and try again.
+            ValueError: Pixels of another shape or dtype, or more than a batch.
+        """
+        ...
+
+    def resize(self, batch_size: int) -> None:
+        """Fixes another batch size from the next `embed` on."""
+        ...

@@ -1,0 +1,1 @@
+"""The VGG networks as a table of layers, and their weights."""
