@@ -12,9 +12,9 @@ from pipeline.train_facts import never_trained_text
 from transforms import storage
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError
-from transforms.heads.network import check_weights, weights_source
-from transforms.heads.store import Head, load_head
 from transforms.network.weights import Weights, load_weights
+from transforms.predictors.head import Head, load_head
+from transforms.predictors.weights import check_weights, weights_source
 from transforms.text import one_line, short
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def export(
         say(f"weights  RANDOM: {which}; this model is for trying things out only")
     if loaded.spec.decode == "fast":
         say("decode   the head saw large JPEGs decoded at reduced scale; the model takes whole pixels instead")
-    from transforms.assembly import assemble
+    from transforms.end_to_end.assembly import assemble
 
     _write(assemble(loaded, used.arrays), output, notes, as_file=as_file)
     return {"output": output, "format": "keras" if as_file else "savedmodel", **notes}
@@ -123,7 +123,7 @@ def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file:
     """Writes the model under a temporary name beside `output`, then moves it there."""
     text = json.dumps(notes, indent=2)
     if not as_file:
-        from transforms.signatures import check_backend
+        from transforms.end_to_end.signatures import check_backend
 
         check_backend()
     try:
@@ -145,7 +145,7 @@ def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file:
 
 
 def _save_folder(model: "keras.Model", folder: str, classes: list[str], text: str) -> None:
-    from transforms.signatures import save_signatures
+    from transforms.end_to_end.signatures import save_signatures
 
     path = storage.join(os.path.dirname(folder), NOTES)
     with open(path, "w", encoding="utf-8") as file:

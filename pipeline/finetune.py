@@ -10,13 +10,14 @@ import numpy as np
 from pipeline.finetune_data import TuningData, check_head, check_spec, make_plan, open_data, open_weights
 from pipeline.finetune_options import FinetuneOptions
 from pipeline.report import Run, metrics_text, report_html, verdict
+from transforms.end_to_end.plan import TuningPlan
+from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
 from transforms.errors import FeaturemillError
-from transforms.finetuning import Tuning, TuningNetwork, TuningPlan, tune
-from transforms.heads.folder import check_place
-from transforms.heads.metrics import fit_temperature, judge, score_rows
+from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 from transforms.heads.model import Model, dense_arrays, dense_layers
-from transforms.heads.store import Head, load_head, save_head, softmax
 from transforms.network.weights import Weights, digest, load_weights
+from transforms.predictors.folder import check_place
+from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.store.features import open_features
 from transforms.store.manifest import library_versions
 from transforms.text import counted

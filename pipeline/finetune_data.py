@@ -10,21 +10,21 @@ from pipeline.fit_plan import Fit, plan_fits
 from pipeline.train import split_table
 from pipeline.train_facts import describe_data, never_trained_text
 from pipeline.train_options import TrainOptions
+from transforms.end_to_end.inputs import GroupReader, TapRows, TuningRows
+from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError
-from transforms.finetuning import TuningPlan, plan_tuning
+from transforms.evaluation.split import Split
 from transforms.heads import NEURAL, FitSettings
 from transforms.heads.cells import Rows
-from transforms.heads.network import check_weights, weights_source
-from transforms.heads.split import Split
-from transforms.heads.store import Head
 from transforms.network.weights import Weights, load_weights
+from transforms.predictors.head import Head
+from transforms.predictors.weights import check_weights, weights_source
 from transforms.rows.sources import ImageRows
 from transforms.rows.table import Table, open_table
 from transforms.spec import FeatureSpec
 from transforms.store.features import Features
 from transforms.text import counted, short
-from transforms.tuning_rows import GroupReader, TapRows, TuningRows
 
 # What has to be the same for a stored tap to be what the head's own network computes. The stored dtype may differ.
 _DECISIVE = ("backbone", "image_size", "resize", "interpolation", "decode", "exif", "precision")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transforms.heads.split import Split
+from transforms.evaluation.split import Split
 
 # The learning curve's steps: the chunks of `Split`, 1/8, 1/4, 1/2 and all of the training rows.
 CHUNKS = 4

@@ -21,15 +21,15 @@ from pipeline.summary import Summary
 from transforms import storage
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
-from transforms.heads import imagenet_head
-from transforms.heads.network import check_weights
 from transforms.network.weights import Weights
-from transforms.predictions import Predictor
+from transforms.predictors import imagenet
+from transforms.predictors.predictions import Predictor
+from transforms.predictors.weights import check_weights
 from transforms.store.layout import features_folder
 from transforms.store.manifest import library_versions
 
 if TYPE_CHECKING:
-    from transforms.heads.store import Head
+    from transforms.predictors.head import Head
     from transforms.rows.table import Table
 
 # Without PRED, so many rows are predicted and shown.
@@ -168,11 +168,11 @@ def _open_source(options: PredictOptions, output: str, weights: Weights | None) 
     if options.is_imagenet:
         images = given.imagenet_options(options, folder)
         # Before half a gigabyte of weights is fetched.
-        classes = imagenet_head.load_classes()
+        classes = imagenet.load_classes()
         weights = replace(weights or images.load_weights(), arrays={})
-        predictor = imagenet_head.predictor(images.spec(weights), classes)
+        predictor = imagenet.predictor(images.spec(weights), classes)
         return _Source(predictor, None, _limited(options, images), weights)
-    from transforms.heads.store import load_head
+    from transforms.predictors.head import load_head
 
     head = load_head(options.head)
     predictor = given.head_predictor(head, options.head)
@@ -250,7 +250,7 @@ def _open_features(options: PredictOptions, source: _Source, locations: Sequence
     tables = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
     notes: dict[str, None] = {}
     if source.head is not None:
-        from transforms.heads.store import check_features
+        from transforms.predictors.head import check_features
 
         notes = dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
     if options.evaluate:

@@ -11,16 +11,16 @@ from pipeline.options import ExtractOptions
 from pipeline.predict_options import PredictOptions
 from transforms import shards, storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.heads import imagenet_head
-from transforms.heads.network import weights_source
 from transforms.network.vgg import cut, layers
-from transforms.predictions import Predictor
+from transforms.predictors import imagenet
+from transforms.predictors.predictions import Predictor
+from transforms.predictors.weights import weights_source
 from transforms.records import FileInfo
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec
 
 if TYPE_CHECKING:
-    from transforms.heads.store import Head
+    from transforms.predictors.head import Head
     from transforms.rows.table import Table
 
 _GLOB = re.compile(r"[*?\[]")
@@ -142,7 +142,7 @@ def imagenet_options(options: PredictOptions, output: str) -> ExtractOptions:
         backbone=options.backbone or "vgg19",
         weights=options.weights or "imagenet",
         include_top=True,
-        features=(str(imagenet_head.FEATURE),),
+        features=(str(imagenet.FEATURE),),
     )
 
 

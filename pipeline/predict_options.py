@@ -6,7 +6,7 @@ from pipeline.train_options import check_beside
 from transforms import storage
 from transforms.engines import ENGINES
 from transforms.errors import UsageError
-from transforms.heads import imagenet_head
+from transforms.predictors import imagenet
 from transforms.shards import Fields
 from transforms.text import did_you_mean
 
@@ -90,4 +90,4 @@ class PredictOptions:
 
     @property
     def is_imagenet(self) -> bool:
-        return self.head == imagenet_head.NAME
+        return self.head == imagenet.NAME

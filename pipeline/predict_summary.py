@@ -19,7 +19,7 @@ class PredictSummary:
     Attributes:
         output: PRED, or None.
         manifest: PRED's manifest: settings, head, totals, failures, labels, accuracy, notes.
-        metrics: As `transforms.heads.metrics.judge` returns them, None unless asked for.
+        metrics: As `transforms.evaluation.metrics.judge` returns them, None unless asked for.
         shown: Rows of predictions, for a run without PRED.
         wall_seconds: Of this run.
         done_before: Whether all was there already.

@@ -9,13 +9,19 @@ import numpy as np
 from pipeline.predict_options import PredictOptions
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.predictions import PredictionWriter, Predictor, prediction_rows, predictions_schema, true_codes
+from transforms.predictors.predictions import (
+    PredictionWriter,
+    Predictor,
+    prediction_rows,
+    predictions_schema,
+    true_codes,
+)
 from transforms.text import clean, counted, did_you_mean, short
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from transforms.heads.metrics import RowScores
+    from transforms.evaluation.metrics import RowScores
     from transforms.rows.table import Table
 
 # N×C numbers of a batch, of which there are some copies as float64 while it is ranked.
@@ -46,7 +52,7 @@ class Tally:
         """Counts a batch; keeps what judging it takes on request."""
         import pyarrow as pa
 
-        from transforms.heads.metrics import score_rows
+        from transforms.evaluation.metrics import score_rows
 
         known = codes >= 0
         self.counts += np.bincount(probabilities.argmax(axis=1), minlength=len(self.counts))
@@ -69,10 +75,10 @@ class Tally:
         return {"known": self.known, "agreed": self.agreed, "accuracy": accuracy, "no_class": self.no_class}
 
     def judge(self, predictor: Predictor) -> dict[str, Any]:
-        """Returns the metrics of the kept rows, as `transforms.heads.metrics.judge` does."""
+        """Returns the metrics of the kept rows, as `transforms.evaluation.metrics.judge` does."""
         import pyarrow as pa
 
-        from transforms.heads.metrics import RowScores, judge
+        from transforms.evaluation.metrics import RowScores, judge
 
         scores, codes, keys = zip(*self.judged, strict=True)
         return judge(

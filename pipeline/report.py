@@ -35,7 +35,7 @@ class Run(TypedDict):
         settings: What was chosen, as JSON values.
         curve: What it was chosen by; see `transforms.heads.model.Model.curve`. May be empty.
         learning: Points {"rows", "accuracy"} and, where known, "train_accuracy". May be empty.
-        judged: From `transforms.heads.metrics.judge`.
+        judged: From `transforms.evaluation.metrics.judge`.
         seconds: What fitting and judging took.
     """
 

@@ -13,12 +13,12 @@ from pipeline.report import Run, metrics_text, ranking, report_html, verdict
 from pipeline.train_facts import describe_data
 from pipeline.train_options import TrainOptions
 from transforms import heads
+from transforms.evaluation.metrics import fit_temperature, judge, score_rows
+from transforms.evaluation.split import Split, split
 from transforms.heads.cells import Rows
-from transforms.heads.folder import check_place
-from transforms.heads.metrics import fit_temperature, judge, score_rows
 from transforms.heads.model import Model
-from transforms.heads.split import Split, split
-from transforms.heads.store import Head, save_head, softmax
+from transforms.predictors.folder import check_place
+from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.table import DEFAULT_LABEL, Table, open_table
 from transforms.store.manifest import library_versions
 from transforms.text import printable, short

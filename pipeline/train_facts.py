@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from transforms.evaluation.split import Split
 from transforms.heads.cells import Rows
-from transforms.heads.split import Split
 from transforms.rows.table import Table
 from transforms.text import counted
 

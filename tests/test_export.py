@@ -17,9 +17,9 @@ from tests.factories import shared_data
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.model import Model, dense_arrays
-from transforms.heads.store import Head, save_head
 from transforms.images.decode import decode_image
 from transforms.network.weights import load_weights
+from transforms.predictors.head import Head, save_head
 from transforms.spec import Feature, FeatureSpec
 
 MAX_PIXELS = 10**8
@@ -108,8 +108,8 @@ def exported(tmp_path_factory) -> Exported:
 @pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
 def test_resizing_is_pillows(resize, interpolation):
+    from transforms.end_to_end.resizing import resize as resize_symbolic
     from transforms.network.keras_import import import_keras
-    from transforms.resizing import resize as resize_symbolic
 
     keras = import_keras()
     spec = FeatureSpec("vgg16", "", (), image_size=32, resize=resize, interpolation=interpolation)
@@ -185,7 +185,7 @@ def test_signatures(exported):
     ],
 )
 def test_other_heads(features, dims, changes, kind):
-    from transforms.assembly import assemble
+    from transforms.end_to_end.assembly import assemble
 
     head = make_head(make_spec(*features, **changes), dims, kind=kind)
     arrays = load_weights("random:3", computed_layers(head.spec, include_top=False), backbone="vgg16").arrays
@@ -224,7 +224,7 @@ def test_what_is_no_model_is_never_replaced(exported, tmp_path):
 
 
 def test_overwriting_and_failing_halfway(exported, tmp_path, monkeypatch):
-    from transforms import signatures
+    from transforms.end_to_end import signatures
 
     target = tmp_path / "saved"
     target.mkdir()

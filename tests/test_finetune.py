@@ -19,19 +19,20 @@ from pipeline.predict_summary import summary_text
 from pipeline.samples import draw_items, write_folder, write_tar
 from pipeline.train import train
 from pipeline.train_options import TrainOptions
-from transforms import tuning_rows
+from transforms.end_to_end import inputs as tuning_rows
+from transforms.end_to_end.inputs import TuningRows
+from transforms.end_to_end.plan import first_unfrozen, plan_tuning
+from transforms.end_to_end.tuning import TuningNetwork, tune
 from transforms.errors import FeaturemillError, UsageError
-from transforms.finetuning import TuningNetwork, first_unfrozen, plan_tuning, tune
+from transforms.evaluation.split import TEST, VALIDATION, split
 from transforms.heads import FitSettings
-from transforms.heads.split import TEST, VALIDATION, split
-from transforms.heads.store import load_head, save_head
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import layers
 from transforms.network.weights import load_weights
+from transforms.predictors.head import load_head, save_head
 from transforms.rows.table import open_table
 from transforms.rows.vectors import StoredPart
 from transforms.store.features import open_features
-from transforms.tuning_rows import TuningRows
 
 FEATURES = ("embedding=block5_pool:avg", "tap=block4_pool:flatten")
 # Keys are paths, so each run of the tests splits otherwise: enough rows that no side can be without a class.

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transforms.errors import FeaturemillError
-from transforms.heads import bootstrap
-from transforms.heads.bootstrap import draw_units, intervals, sum_by_unit
-from transforms.heads.metrics import fit_temperature, judge, score_rows
+from transforms.evaluation import bootstrap
+from transforms.evaluation.bootstrap import draw_units, intervals, sum_by_unit
+from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 
 
 def softmax(scores):

@@ -1,12 +1,9 @@
 """Ridge: sums, both forms, the choice of the penalty; against direct solves in float64."""
 
-import pickle
 from dataclasses import replace
 
-import apache_beam as beam
 import numpy as np
 import pytest
-from apache_beam.testing.util import assert_that
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,9 +12,7 @@ from transforms import heads
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings, ridge
 from transforms.heads.cells import Rows
-from transforms.heads.ridge_beam import SumsFn
 from transforms.heads.ridge_forms import KernelProblem, RowsInMemory, SumsProblem, feature_scale
-from transforms.heads.ridge_sums import CellSums, Sums
 
 TRAIN, VALIDATION = (0, 1), (2,)
 
@@ -215,71 +210,8 @@ def test_what_fits_no_memory_is_refused_with_the_cure(monkeypatch):
     assert ridge.use_sums(replace(rows, cells=np.zeros(60, np.int32)))
 
 
-def test_sums_about_different_offsets_are_refused():
-    with pytest.raises(ValueError, match="offsets"):
-        CellSums(np.zeros(3), 2).merge(CellSums(np.ones(3), 2))
-
-
 def test_what_rounding_leaves_of_a_constant_is_no_variance():
     x = np.random.default_rng(0).normal(size=50) + np.zeros((1000, 1))
     np.testing.assert_array_equal(feature_scale(np.sum(x**2, axis=0), x.mean(axis=0), 1000), 1)
     x = x + np.random.default_rng(1).normal(size=(1000, 50)) * 1e-4
     np.testing.assert_allclose(feature_scale(np.sum(x**2, axis=0), x.mean(axis=0), 1000), x.std(axis=0), rtol=1e-4)
-
-
-def test_accumulators_merge_as_if_there_were_one():
-    rows = draw_rows(rows=300, dims=12, classes=3)
-    sums_fn = SumsFn(np.zeros(12), 3)
-    whole, parts = sums_fn.create_accumulator(), []
-    for part in np.array_split(np.arange(300), 5):
-        batch = rows.cells[part], rows.vectors.matrix[part], rows.codes[part]
-        whole = sums_fn.add_input(whole, batch)
-        # As a worker hands it on.
-        parts.append(pickle.loads(pickle.dumps(sums_fn.add_input(sums_fn.create_accumulator(), batch))))
-    merged = sums_fn.extract_output(sums_fn.merge_accumulators(parts))
-    assert sorted(merged.of_cell) == [0, 1, 2, 3]
-    for cell, sums in whole.of_cell.items():
-        x = rows.vectors.matrix[rows.cells == cell].astype(np.float64)
-        np.testing.assert_allclose(merged.of_cell[cell].gram, np.triu(x.T @ x), atol=1e-10)
-        np.testing.assert_allclose(merged.of_cell[cell].by_class, sums.by_class, atol=1e-12)
-        np.testing.assert_array_equal(merged.of_cell[cell].counts, rows.counts((cell,)))
-
-
-def test_sums_that_lie_row_by_row_are_added_to():
-    sums = replace(Sums.zeros(4, 2), gram=np.zeros((4, 4)))
-    sums.add_rows(np.ones((3, 4)), np.array([0, 1, 1]))
-    np.testing.assert_array_equal(sums.gram, np.triu(np.full((4, 4), 3.0)))
-
-
-def test_beam_over_many_units_equals_one_process():
-    rows = draw_rows(rows=900, dims=24, classes=5)
-    rows.vectors.matrix[:] += 20
-    rows.cells[::17] = -1
-    rows.codes[::17] = -1
-    here = ridge.collect(rows)
-    units = [np.arange(start, min(start + 70, 900)) for start in range(0, 900, 70)]
-
-    def batches(unit):
-        for part in np.array_split(unit, 3):
-            yield rows.cells[part], rows.vectors.matrix[part], rows.codes[part]
-
-    offset = rows.vectors.matrix[:50].mean(axis=0, dtype=np.float64)
-    options = FitSettings()
-    expected = ridge.Ridge(lambda train: SumsProblem(here, train, standardize=False), options).fit(TRAIN, VALIDATION)
-
-    def check(results):
-        [sums] = results
-        model = ridge.Ridge(lambda train: SumsProblem(sums, train, standardize=False), options).fit(TRAIN, VALIDATION)
-        assert model.settings == expected.settings
-        for name, array in expected.arrays.items():
-            np.testing.assert_allclose(model.arrays[name], array, rtol=0, atol=1e-9 * np.abs(array).max())
-
-    with beam.Pipeline(runner="FnApiRunner") as pipeline:
-        sums = (
-            pipeline
-            | beam.Create(units)
-            | beam.Reshuffle()
-            | beam.FlatMap(batches)
-            | beam.CombineGlobally(SumsFn(offset, len(rows.classes)))
-        )
-        assert_that(sums, check)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.factories import shared_data
 from tests.heads_data import ArrayVectors
 from transforms.errors import FeaturemillError, UsageError
-from transforms.heads.split import Split, split
+from transforms.evaluation.split import Split, split
 from transforms.rows.table import Table, open_table
 
 

@@ -15,9 +15,9 @@ from tests import memory_store  # noqa: F401  Registers mem:// with Beam.
 from tests.test_heads_table import draw_matrix, write_plain
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.heads.folder import check_place
 from transforms.heads.model import Model
-from transforms.heads.store import Head, check_features, load_head, save_head, softmax
+from transforms.predictors.folder import check_place
+from transforms.predictors.head import Head, check_features, load_head, save_head, softmax
 from transforms.rows.table import open_table
 from transforms.spec import Feature, FeatureSpec
 

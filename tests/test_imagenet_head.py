@@ -18,10 +18,10 @@ from pipeline.predict_summary import summary_text
 from tests.fakes import FakeEngine
 from tests.test_weights import random_weights, write_published
 from transforms.errors import FeaturemillError, UsageError
-from transforms.heads import imagenet_head
-from transforms.network import published as imagenet
+from transforms.network import published
 from transforms.network.weights import Weights
-from transforms.predictions import true_codes
+from transforms.predictors import imagenet
+from transforms.predictors.predictions import true_codes
 from transforms.spec import FeatureSpec
 
 TOP_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
@@ -51,10 +51,10 @@ def index(cache, monkeypatch) -> Path:
 
 
 def plant(cache: Path, monkeypatch, content: bytes) -> Path:
-    path = cache / imagenet.CLASS_INDEX.name
+    path = cache / published.CLASS_INDEX.name
     path.write_bytes(content)
-    expected = replace(imagenet.CLASS_INDEX, md5=hashlib.md5(content).hexdigest())
-    monkeypatch.setattr(imagenet, "CLASS_INDEX", expected)
+    expected = replace(published.CLASS_INDEX, md5=hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(published, "CLASS_INDEX", expected)
     return path
 
 
@@ -69,7 +69,7 @@ def photo(tmp_path) -> Path:
     return tmp_path / "in/n00000517/0.png"
 
 
-SPEC = FeatureSpec("vgg16", "0" * 64, (imagenet_head.FEATURE,))
+SPEC = FeatureSpec("vgg16", "0" * 64, (imagenet.FEATURE,))
 # No arrays: the fake engine has none.
 FAKE = Weights({}, "0" * 64, "fake", is_random=False)
 
@@ -100,7 +100,7 @@ def test_equals_keras_predict_and_decode_predictions(photo, index, cache, tmp_pa
     # As drawn, the scores lie so far apart that all but one class have the probability 0.
     arrays["predictions"] = kernel / 50, bias
     write_published(cache / TOP_FILE, arrays)
-    monkeypatch.setitem(imagenet._MD5S, ("vgg16", True), imagenet._md5(str(cache / TOP_FILE)))
+    monkeypatch.setitem(published._MD5S, ("vgg16", True), published._md5(str(cache / TOP_FILE)))
     predict(options(photo.parent.parent, tmp_path / "PRED", backbone="vgg16", probabilities=True, engine="ncnn"))
     found = pq.read_table(tmp_path / "PRED/predictions").to_pylist()
 
@@ -146,7 +146,7 @@ def test_evaluate_by_wordnet_ids(photo, index, tmp_path):
 def test_names_of_two_classes_are_no_true_labels(index):
     import pyarrow as pa
 
-    found = imagenet_head.predictor(SPEC, imagenet_head.load_classes())
+    found = imagenet.predictor(SPEC, imagenet.load_classes())
     labels = pa.array(["crane", "n00000134", "n00000517", "thing_7", None, "cat"])
     assert true_codes(labels, found).tolist() == [-1, 134, 517, 7, -1, -1]
     assert len(set(found.unique_labels)) == 1000
@@ -155,23 +155,23 @@ def test_names_of_two_classes_are_no_true_labels(index):
 def test_without_the_index_or_the_weights_the_offline_way_is_named(photo, cache, monkeypatch):
     with pytest.raises(FeaturemillError) as caught:
         predict(options(photo))
-    for part in ("imagenet_class_index.json", imagenet.CLASS_INDEX.md5, imagenet.CLASS_INDEX.url, str(cache)):
+    for part in ("imagenet_class_index.json", published.CLASS_INDEX.md5, published.CLASS_INDEX.url, str(cache)):
         assert part in str(caught.value)
     assert "--weights" not in str(caught.value)
-    (cache / imagenet.CLASS_INDEX.name).write_text("{}")
+    (cache / published.CLASS_INDEX.name).write_text("{}")
     with pytest.raises(FeaturemillError, match=r"is not the published file: 2 bytes .* to have it fetched again$"):
         predict(options(photo))
     plant(cache, monkeypatch, json.dumps(INDEX).encode())
     with pytest.raises(FeaturemillError, match=rf"cannot fetch vgg19_weights.* put it into {cache}, or pass --weights"):
         predict(options(photo))
-    assert list(cache.iterdir()) == [cache / imagenet.CLASS_INDEX.name]
+    assert list(cache.iterdir()) == [cache / published.CLASS_INDEX.name]
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"0": "cat"}', b"\xff", b'{"0": ["a"]}', b"{}"])
 def test_an_index_that_isnt_one(photo, cache, monkeypatch, content):
     plant(cache, monkeypatch, content)
     with pytest.raises(FeaturemillError, match="doesn't list 1,000 classes"):
-        imagenet_head.load_classes()
+        imagenet.load_classes()
 
 
 def test_random_weights_are_called_so(photo, index):
@@ -192,5 +192,5 @@ def test_name_address_and_hash_are_keras_own():
 
     source = (Path(keras.__file__).parent / "src/applications/imagenet_utils.py").read_text()
     source = "".join(source.split()).replace('""', "")
-    for part in (imagenet.CLASS_INDEX.name, imagenet.CLASS_INDEX.url, imagenet.CLASS_INDEX.md5):
+    for part in (published.CLASS_INDEX.name, published.CLASS_INDEX.url, published.CLASS_INDEX.md5):
         assert f'"{part}"' in source

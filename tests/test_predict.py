@@ -26,12 +26,12 @@ from pipeline.report import metrics_text
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.test_weights import random_weights, write_published
-from transforms import predictions
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.model import Model, dense_arrays
-from transforms.heads.network import weights_source
-from transforms.heads.store import Head, save_head
-from transforms.predictions import rank
+from transforms.predictors import predictions
+from transforms.predictors.head import Head, save_head
+from transforms.predictors.predictions import rank
+from transforms.predictors.weights import weights_source
 from transforms.store.features import open_features
 
 SIZE = 32

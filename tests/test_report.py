@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.report import Run, metrics_text, ranking, report_html, verdict
 from pipeline.report_plots import confused_classes
-from transforms.heads.metrics import judge, score_rows
+from transforms.evaluation.metrics import judge, score_rows
 
 HOSTILE = (
     "<script>alert(1)</script>",

@@ -18,9 +18,9 @@ from pipeline.train_options import TrainOptions
 from tests.factories import shared_data
 from tests.heads_data import draw_rows
 from transforms.errors import FeaturemillError, UsageError
+from transforms.evaluation.split import Split
 from transforms.heads import FitSettings
-from transforms.heads.split import Split
-from transforms.heads.store import load_head
+from transforms.predictors.head import load_head
 from transforms.rows.table import open_table
 
 

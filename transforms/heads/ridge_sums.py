@@ -48,10 +48,7 @@ class Sums:
         """
         from scipy.linalg.blas import dsyrk
 
-        result = dsyrk(1.0, vectors.T, beta=1.0, c=self.gram, overwrite_c=True)
-        if not np.may_share_memory(result, self.gram):
-            # What a runner hands on may lie row by row; BLAS then works on a copy.
-            self.gram[...] = result
+        dsyrk(1.0, vectors.T, beta=1.0, c=self.gram, overwrite_c=True)
         order = np.argsort(codes, kind="stable")
         present, starts = np.unique(codes[order], return_index=True)
         self.by_class[present] += np.add.reduceat(vectors[order], starts, axis=0)
@@ -85,18 +82,6 @@ class CellSums:
             chosen = cells == cell
             sums = self.of_cell.setdefault(cell, Sums.zeros(len(self.offset), self.classes))
             sums.add_rows(np.subtract(vectors[chosen], self.offset, dtype=np.float64), codes[chosen])
-
-    def merge(self, other: "CellSums") -> None:
-        """Adds another one's sums in place.
-
-        Raises:
-            ValueError: They were made with different offsets.
-        """
-        if not np.array_equal(self.offset, other.offset):
-            raise ValueError("sums about different offsets don't add up")
-        for cell, sums in other.of_cell.items():
-            mine = self.of_cell.setdefault(cell, Sums.zeros(len(self.offset), self.classes))
-            mine += sums
 
     def union(self, cells: Collection[int]) -> Sums:
         """Returns the sums over the rows of several cells.

@@ -10,8 +10,7 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.network import published
-from transforms.network import weight_files
+from transforms.network import published, weight_files
 from transforms.network.vgg import TOP_IMAGE_SIZES, Layer, LayerInfo, describe
 from transforms.text import did_you_mean
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from transforms.end_to_end.resizing import resize
 from transforms.engines.keras import pool_output
 from transforms.heads.model import dense_layers
-from transforms.heads.store import Head
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import CHANNELS, build, cut, layers, preprocess
-from transforms.resizing import resize
+from transforms.predictors.head import Head
 
 if TYPE_CHECKING:
     import keras

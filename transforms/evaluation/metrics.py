@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from transforms.errors import FeaturemillError
-from transforms.heads.bootstrap import draw_units, intervals, sum_by_unit
+from transforms.evaluation.bootstrap import draw_units, intervals, sum_by_unit
 
 if TYPE_CHECKING:
     import pyarrow as pa

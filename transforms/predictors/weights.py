@@ -2,8 +2,8 @@
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.heads.store import Head
 from transforms.network.weights import Weights, source_of
+from transforms.predictors.head import Head
 
 
 def weights_source(head: Head, folder: str, given: str | None) -> str:

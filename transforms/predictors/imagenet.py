@@ -6,7 +6,7 @@ import numpy as np
 
 from transforms.errors import FeaturemillError
 from transforms.network import published
-from transforms.predictions import Predictor
+from transforms.predictors.predictions import Predictor
 from transforms.spec import Feature, FeatureSpec
 
 # What HEAD is called on the command line.

@@ -11,8 +11,8 @@ import numpy as np
 
 from transforms import heads, storage
 from transforms.errors import FeaturemillError
-from transforms.heads.folder import check_place, open_arrays, sha256_of, write_folder
 from transforms.heads.model import Model
+from transforms.predictors.folder import check_place, open_arrays, sha256_of, write_folder
 from transforms.rows.table import Table
 from transforms.spec import FeatureSpec
 from transforms.text import one_line

@@ -1,0 +1,1 @@
+"""Network and head as one Keras model: fine-tuned, or exported."""

@@ -1,0 +1,1 @@
+"""Judging a head: splits, metrics, intervals."""
