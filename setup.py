@@ -27,6 +27,9 @@ setup(
     # sweep up whatever else lies beside them.
     packages=[
         "pipeline",
+        "pipeline.rendering",
+        "pipeline.runners",
+        "pipeline.training",
         "transforms",
         "transforms.embedding",
         "transforms.end_to_end",
@@ -41,7 +44,7 @@ setup(
         "transforms.similarity",
         "transforms.store",
     ],
-    package_data={"pipeline": ["templates/*"]},
+    package_data={"pipeline.rendering": ["templates/*"]},
     install_requires=[
         "apache-beam>=2.77,<3",
         "bracex>=2.4",

@@ -38,7 +38,7 @@ def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) ->
     """
     from pipeline import query as module
     from pipeline.query_page import write_query_page
-    from pipeline.targets import check_targets
+    from pipeline.rendering.targets import check_targets
 
     read = [given["output"], *given["images"], *given["vectors"], given["weights"]]
     # A dash is standard input.
@@ -63,7 +63,7 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
     The query sees these views and nothing else: no files, no network, nothing to change. OUT is on this machine.
     """
     from pipeline import sql as module
-    from pipeline.targets import check_targets
+    from pipeline.rendering.targets import check_targets
 
     if as_json + as_csv + (parquet is not None) > 1:
         raise click.UsageError("give one of --json, --csv and --output")
@@ -94,7 +94,7 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
     Every pair is compared. Rows of a group are connected by pairs, so the ends of a chain may be less alike.
     """
     from pipeline import duplicates as module
-    from pipeline.targets import check_targets
+    from pipeline.rendering.targets import check_targets
     from transforms.similarity.copies import find_duplicates
 
     check_targets([output], parquet=parquet, page=page)
@@ -117,7 +117,7 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
     By class takes two passes; by neighbours compares every pair of rows.
     """
     from pipeline import outliers as module
-    from pipeline.targets import check_targets
+    from pipeline.rendering.targets import check_targets
     from transforms.similarity.outlying import find_outliers
 
     check_targets([output], parquet=parquet, page=page)

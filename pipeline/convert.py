@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from pipeline.query_tables import write_parquet
+from pipeline.rendering.tables import write_parquet
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.spec import ROW_COLUMNS

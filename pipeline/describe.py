@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from pipeline.targets import check_targets
+from pipeline.rendering.targets import check_targets
 from transforms.errors import FeaturemillError
 from transforms.network.vgg import TOP_IMAGE_SIZES, LayerInfo, describe, layers
 from transforms.text import one_line

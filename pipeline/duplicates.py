@@ -4,8 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from pipeline.contact_sheet import Section, row_tile, write_sheet
-from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
+from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
 from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.table import Table
 from transforms.rows.thumbnails import thumbnails

@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from pipeline.dataflow import is_template
 from pipeline.options import ExtractOptions
 from pipeline.output import check_output, clear, close_output, failed_ids, is_complete, locked, open_output
 from pipeline.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.progress import Committed, Progress
+from pipeline.runners.dataflow import is_template
 from pipeline.summary import Summary, describe_plan, summarise
 from transforms import shards, storage
 from transforms.embedding.unit import Job
@@ -82,11 +82,9 @@ def run(
     if options.beam_args or options.runner != "FnApiRunner":
         import apache_beam as beam
 
-        from pipeline.beam_options import beam_options, beam_runner
-
         # A wrong runner or option is said now, not after the work of planning.
         try:
-            beam.Pipeline(runner=beam_runner(options), options=beam_options(options))
+            beam.Pipeline(**beam_settings(options))
         except ValueError as error:
             raise UsageError(f"Beam's options: {one_line(error)}") from error
     found = shards.find(options.inputs, options.fields, output=options.output)
@@ -166,18 +164,32 @@ def _settle(plan: Plan, options: ExtractOptions, spec: FeatureSpec) -> Plan:
     return plan
 
 
+def beam_settings(options: ExtractOptions) -> dict[str, Any]:
+    """Returns the runner and its options, as `beam.Pipeline` takes them.
+
+    Raises:
+        UsageError: Beam has no such runner or option.
+    """
+    from pipeline.runners.options import beam_options, beam_runner
+
+    places = (*options.inputs, options.output)
+    return {
+        "runner": beam_runner(options.runner, options.workers),
+        "options": beam_options(options.beam_args, runner=options.runner, workers=options.workers, places=places),
+    }
+
+
 def _run_pipeline(
     options: ExtractOptions, plan: Plan, job: Job, *, load: Callable[[Job], Engine] | None, quiet: bool
 ) -> None:
     import apache_beam as beam
 
-    from pipeline.beam_options import beam_options, beam_runner
-    from pipeline.remote import job_server
-    from pipeline.watch import run_watched
+    from pipeline.runners.job_server import job_server
+    from pipeline.runners.watch import run_watched
 
-    runner, theirs = beam_runner(options), beam_options(options)
-    with job_server(runner, theirs):
-        pipeline = beam.Pipeline(runner=runner, options=theirs)
+    theirs = beam_settings(options)
+    with job_server(theirs["runner"], theirs["options"]):
+        pipeline = beam.Pipeline(**theirs)
         chunks = _write_todo(options.output, plan)
         build(pipeline, chunks, job, load=load, redo=options.retry_failed)
         if options.runner != "FnApiRunner":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pipeline.train_options import check_beside
+from pipeline.rendering.targets import check_beside
 from transforms import storage
 from transforms.errors import UsageError
 from transforms.text import did_you_mean

@@ -9,9 +9,9 @@ import numpy as np
 from pipeline.map_page import map_html
 from pipeline.map_rows import MapRows, add_predictions, read_map_rows
 from pipeline.map_thumbnails import MapThumbnails, map_thumbnails
-from pipeline.pages import write_page
-from pipeline.query_tables import write_parquet
-from pipeline.targets import check_targets
+from pipeline.rendering.html import write_page
+from pipeline.rendering.tables import write_parquet
+from pipeline.rendering.targets import check_targets
 from transforms.errors import UsageError
 from transforms.similarity.all_pairs import all_nearest
 from transforms.similarity.projection import METHODS, flatten

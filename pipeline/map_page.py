@@ -4,14 +4,13 @@ import base64
 import gzip
 import json
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.map_rows import MapRows
 from pipeline.map_thumbnails import MapThumbnails
-from pipeline.pages import render
+from pipeline.rendering.html import TEMPLATES, render
 from transforms.text import tame
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ def map_html(
         about={name: tame(value) for name, value in about.items()},
         data=_script_json(data),
         plotly=_plotly_js(),
-        app=(Path(__file__).parent / "templates" / "map.js").read_text(),
+        app=(TEMPLATES / "map.js").read_text(),
         thumbnail_share=len(order) / len(keys),
     )
 

@@ -3,7 +3,8 @@
 import re
 from dataclasses import dataclass, field, fields
 
-from pipeline.dataflow import has_gpu
+from pipeline.runners.dataflow import has_gpu
+from pipeline.runners.options import runner_name
 from transforms import storage
 from transforms.embedding.unit import Job
 from transforms.engines import ENGINES, check_engine, choose, default_batch_size
@@ -28,22 +29,6 @@ CHOICES = {
     "precision": ("float32", "bfloat16"),
     "engine": ENGINES,
 }
-# As Beam writes them.
-RUNNERS = (
-    "BundleBasedDirectRunner",
-    "DataflowRunner",
-    "DirectRunner",
-    "FlinkRunner",
-    "FnApiRunner",
-    "InteractiveRunner",
-    "KafkaStreamsRunner",
-    "PortableRunner",
-    "PrismRunner",
-    "SparkRunner",
-    "SwitchingDirectRunner",
-    "TestDataflowRunner",
-    "TestDirectRunner",
-)
 _BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -57,16 +42,6 @@ def parse_bytes(text: str) -> int:
     if not match or match.group(2) not in _BYTE_UNITS:
         raise UsageError(f"{text!r} is not a size; write 256MiB, 64MB or a number of bytes")
     return int(float(match.group(1)) * _BYTE_UNITS[match.group(2)])
-
-
-def runner_name(given: str) -> str:
-    """Returns a runner's name as in `RUNNERS`: Beam also takes it in any case, without `Runner`, or with its module.
-
-    What isn't Beam's comes back as it is: other people's runners go by their modules.
-    """
-    short = given.rpartition(".")[2] if given.startswith("apache_beam.runners.") else given
-    known = {name.lower(): name for name in RUNNERS}
-    return known.get(short.lower()) or known.get(f"{short.lower()}runner", given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from pipeline.contact_sheet import Section, row_tile, write_sheet
-from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
+from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
 from transforms.rows.thumbnails import thumbnails
 from transforms.similarity.outlying import Outlier, Outliers
 from transforms.storage import readable

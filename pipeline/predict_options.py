@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from pipeline.train_options import check_beside
+from pipeline.rendering.targets import check_beside
 from transforms import storage
 from transforms.engines import ENGINES
 from transforms.errors import UsageError

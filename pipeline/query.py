@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.query_inputs import Query, read_queries
-from pipeline.query_tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
 from transforms.engines import check_engine
 from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError

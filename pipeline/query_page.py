@@ -1,8 +1,8 @@
 """The contact sheet of a query: each query beside its neighbours."""
 
-from pipeline.contact_sheet import Section, Tile, row_tile, write_sheet
 from pipeline.query import Found
 from pipeline.query_inputs import Query
+from pipeline.rendering.contact_sheet import Section, Tile, row_tile, write_sheet
 from transforms.rows.lookup import read_rows
 from transforms.rows.thumbnails import Thumbnail, thumbnail, thumbnails
 from transforms.storage import readable

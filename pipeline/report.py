@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
-from pipeline.pages import render
-from pipeline.query_tables import text_table
-from pipeline.report_plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
+from pipeline.rendering.html import render
+from pipeline.rendering.tables import text_table
+from pipeline.training.plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
 
 _METRICS = {
     "accuracy": "accuracy",

@@ -11,8 +11,8 @@ import numpy as np
 from pipeline import run_report_plots
 from pipeline.inspect import Inspection, inspect
 from pipeline.output import failed_ids
-from pipeline.pages import render, write_page
-from pipeline.targets import check_targets
+from pipeline.rendering.html import render, write_page
+from pipeline.rendering.targets import check_targets
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from pipeline.report_plots import COLOURS, add_legend, new_figure, own_style, svg_text
+from pipeline.rendering.plots import COLOURS, add_legend, new_figure, own_style, svg_text
 from transforms.records import UnitReport
 from transforms.text import tame
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TextIO
 
-from pipeline.query_tables import as_json, text_table, write_csv, write_parquet
+from pipeline.rendering.tables import as_json, text_table, write_csv, write_parquet
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport

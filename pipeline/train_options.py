@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from pipeline.rendering.targets import check_beside
 from transforms import storage
 from transforms.errors import UsageError
 from transforms.heads import KINDS, FitSettings
@@ -94,12 +95,6 @@ class TrainOptions:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(settings, name)}")
         if not (settings.learning_rate > 0 and _is_finite(settings.learning_rate)):
             raise UsageError(f"--learning-rate is a number above 0, not {settings.learning_rate}")
-
-
-def check_beside(output: str, given: str) -> None:
-    """Raises UsageError for an output inside of what is read; both are absolute."""
-    if f"{output}/".startswith(f"{given}/"):
-        raise UsageError(f"the output {output} lies inside the input {given}; choose a folder beside it")
 
 
 def _is_finite(value: float) -> bool:

@@ -91,7 +91,7 @@ def test_a_copy_is_replaced_when_asked_and_else_kept(tmp_path, matrix, name, cap
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.query_tables.os.replace", full)
+        patch.setattr("pipeline.rendering.tables.os.replace", full)
         patch.setattr("pipeline.convert.storage.rename", full)
         assert converted(second, "-o", copy, "--overwrite") == 1
     assert "No space left" in capsys.readouterr().err

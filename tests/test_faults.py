@@ -114,7 +114,9 @@ def test_a_killed_worker_ends_the_command_and_the_next_run_resumes(inputs, clean
     output = tmp_path / "out"
     command = start(*inputs, "-o", output, "--workers", "2", pause=0.2)
     wait_for_parts(output, 1)
-    workers = [p for p in psutil.Process(command.pid).children(recursive=True) if "pipeline.worker" in p.cmdline()]
+    workers = [
+        p for p in psutil.Process(command.pid).children(recursive=True) if "pipeline.runners.worker" in p.cmdline()
+    ]
     workers[-1].kill()
     killed = time.monotonic()
     code, _, err = finish(command)

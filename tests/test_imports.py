@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = sorted([*ROOT.glob("pipeline/*.py"), *ROOT.glob("transforms/**/*.py")])
+MODULES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("transforms/**/*.py")])
 # Who may name a heavy library at all, lazily or not.
 OWNERS = {
     "click": {
@@ -36,17 +36,17 @@ OWNERS = {
         "transforms/embedding/extract_units.py",
         "transforms/storage.py",
         "transforms/object_stores.py",
-        "pipeline/beam_options.py",
+        "pipeline/runners/options.py",
         "pipeline/extract.py",
-        "pipeline/remote.py",
-        "pipeline/watch.py",
-        "pipeline/worker.py",
-        "pipeline/worker_pool.py",
+        "pipeline/runners/job_server.py",
+        "pipeline/runners/watch.py",
+        "pipeline/runners/worker.py",
+        "pipeline/runners/worker_pool.py",
     },
-    "jinja2": {"pipeline/pages.py"},
+    "jinja2": {"pipeline/rendering/html.py"},
     "plotly": {"pipeline/map_page.py"},
     "umap": {"transforms/similarity/projection.py"},
-    "matplotlib": {"pipeline/describe.py", "pipeline/report_plots.py"},
+    "matplotlib": {"pipeline/describe.py", "pipeline/rendering/plots.py", "pipeline/training/plots.py"},
     "duckdb": {"transforms/store/reports.py", "transforms/rows/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},
     "h5py": {"transforms/network/weight_files.py"},

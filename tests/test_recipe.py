@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.watch import explain
+from pipeline.runners.watch import explain
 from tests import test_extract as te
 from tests.fakes import FakeEngine
 from transforms.embedding import batches as embedding

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.beam_options import beam_options, beam_runner
+from pipeline.extract import beam_settings
 from tests import memory_store
 from tests import test_extract as te
 from tests.factories import draw_items, write_tar
@@ -90,10 +90,10 @@ def test_every_runner_of_beams_is_known_in_any_case():
 
 def test_dataflow_by_another_name_is_told_the_same():
     with pytest.raises(UsageError, match=r"Dataflow's workers can't reach /data/x\.tar"):
-        beam_options(te.options("/data/x.tar", "gs://bucket/out", runner="dataflow"))
+        beam_settings(te.options("/data/x.tar", "gs://bucket/out", runner="dataflow"))
     given = te.options("x.tar", "out", runner="fnapi", workers=2)
     assert given.engine_name != "auto"
-    assert type(beam_runner(given)).__name__ == "FnApiRunner"
+    assert type(beam_settings(given)["runner"]).__name__ == "FnApiRunner"
 
 
 @pytest.mark.parametrize("args", [("--s3_secret_key=TOPSECRET",), ("--s3_secret_key", "TOPSECRET")])
@@ -101,7 +101,7 @@ def test_a_misspelt_option_does_not_tell_its_value(args):
     with pytest.raises(
         UsageError, match=r"no option '--s3_secret_key'; did you mean .*--s3_secret_access_key"
     ) as raised:
-        beam_options(te.options("x.tar", "out", beam_args=args))
+        beam_settings(te.options("x.tar", "out", beam_args=args))
     assert "TOPSECRET" not in str(raised.value)
 
 

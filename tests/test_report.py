@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.report import Run, metrics_text, ranking, report_html, verdict
-from pipeline.report_plots import confused_classes
+from pipeline.training.plots import confused_classes
 from transforms.evaluation.metrics import judge, score_rows
 
 HOSTILE = (

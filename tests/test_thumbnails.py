@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline.compact import compact
-from pipeline.contact_sheet import Section, Tile, write_sheet
 from pipeline.extract import run
 from pipeline.options import ExtractOptions
+from pipeline.rendering.contact_sheet import Section, Tile, write_sheet
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from tests.fakes import WEIGHTS, load_fake
 from tests.test_report import Page

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.remote import failures
-from pipeline.watch import explain
+from pipeline.runners.job_server import failures
+from pipeline.runners.watch import explain
 
 LAST = "Pipeline BeamApp-root-1_a failed in state FAILED: java.lang.InterruptedException"
 FIRST = "RuntimeError: ...\nModuleNotFoundError: No module named 'transforms' [while running 'IsThere']\n"

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cli
-from pipeline.dataflow import check_places, dataflow_args, has_gpu, is_template
 from pipeline.options import ExtractOptions
+from pipeline.runners.dataflow import check_places, dataflow_args, has_gpu, is_template
 from tests.distributed import test_stores as ts
 from tests.distributed.stores import Gcs
 from tests.fakes import WEIGHTS, load_fake

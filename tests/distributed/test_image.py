@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
-from pipeline.beam_options import beam_options
 from tests.distributed.clusters import ROOT
 
 # What the Dockerfile copies before it builds wheels, and what Beam packs for `--setup_file`.
@@ -45,7 +44,9 @@ def launch(monkeypatch, given: dict[str, str]) -> tuple[int, list]:
     from pipeline import extract
 
     seen = []
-    monkeypatch.setattr(extract, "run", lambda options, **_: seen.append((options, beam_options(options))))
+    monkeypatch.setattr(
+        extract, "run", lambda options, **_: seen.append((options, extract.beam_settings(options)["options"]))
+    )
     arguments = [f"--{name}={value}" for name, value in (NEEDED | given).items()]
     command = runpy.run_path(str(ROOT / "flex_template/launch.py"))["command"]
     return cli.run_cli(command([*arguments, *LAUNCHERS])), seen
@@ -117,7 +118,7 @@ def files(folder: Path) -> set[str]:
 
 def test_nothing_is_missing_in_the_package(installed):
     assert files(installed) == files(ROOT)
-    assert "pipeline/templates/base.html" in files(installed)
+    assert "pipeline/rendering/templates/base.html" in files(installed)
 
 
 def test_the_package_works_away_from_the_checkout(installed, tmp_path):

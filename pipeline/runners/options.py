@@ -4,10 +4,10 @@ import argparse
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from pipeline.dataflow import RUNNER, check_places, dataflow_args, is_template
-from pipeline.options import ExtractOptions
+from pipeline.runners.dataflow import RUNNER, check_places, dataflow_args, is_template
 from transforms.errors import UsageError
 from transforms.text import did_you_mean, one_line
 
@@ -15,32 +15,54 @@ if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.runners.runner import PipelineRunner
 
+# As Beam writes them.
+RUNNERS = (
+    "BundleBasedDirectRunner",
+    "DataflowRunner",
+    "DirectRunner",
+    "FlinkRunner",
+    "FnApiRunner",
+    "InteractiveRunner",
+    "KafkaStreamsRunner",
+    "PortableRunner",
+    "PrismRunner",
+    "SparkRunner",
+    "SwitchingDirectRunner",
+    "TestDataflowRunner",
+    "TestDirectRunner",
+)
 
-def beam_options(options: ExtractOptions) -> "PipelineOptions":
+
+def beam_options(args: Sequence[str], *, runner: str, workers: int, places: Sequence[str]) -> "PipelineOptions":
     """Returns Beam's options for a run.
+
+    Args:
+        args: Beam's own options, as on its command line.
+        runner: One of `RUNNERS`, or another's module.
+        workers: Processes on this machine.
+        places: What is read and written; a cluster has to reach it.
 
     Raises:
         UsageError: An option after `--` that Beam doesn't have, with the nearest ones, or that isn't for this runner.
     """
     from apache_beam.options.pipeline_options import PipelineOptions
 
-    _check(list(options.beam_args))
+    _check(list(args))
     for ours, theirs in (("--workers", "--direct_num_workers"), ("--workers", "--direct_running_mode"), _RUNNER):
-        if any(arg.split("=")[0] == theirs for arg in options.beam_args):
+        if any(arg.split("=")[0] == theirs for arg in args):
             raise UsageError(f"{theirs} after -- would be ignored; pass {ours} before it")
-    if any(arg.startswith(_SECRETS) for arg in options.beam_args):
+    if any(arg.startswith(_SECRETS) for arg in args):
         raise UsageError("a runner shows what follows --; put keys into the environment (AWS_ACCESS_KEY_ID, …)")
-    args = options.beam_args
-    if options.runner == RUNNER:
-        check_places((*options.inputs, options.output))
+    if runner == RUNNER:
+        check_places(places)
         args = dataflow_args(args)
     elif is_template(args):
-        raise UsageError(f"--template_location is {RUNNER}'s, and {options.runner} runs the job at once; leave it out")
-    return PipelineOptions(list(args), direct_num_workers=options.workers)
+        raise UsageError(f"--template_location is {RUNNER}'s, and {runner} runs the job at once; leave it out")
+    return PipelineOptions(list(args), direct_num_workers=workers)
 
 
-def beam_runner(options: ExtractOptions) -> "PipelineRunner":
-    """Returns the runner; for several workers on this machine, one that starts `pipeline.worker` processes.
+def beam_runner(runner: str, workers: int) -> "PipelineRunner":
+    """Returns the runner; for several workers on this machine, one that starts `pipeline.runners.worker` processes.
 
     Not `direct_running_mode=multi_processing`: it does the same, but with Beam's own worker, whose log can't be kept
     from standard error.
@@ -52,13 +74,13 @@ def beam_runner(options: ExtractOptions) -> "PipelineRunner":
     from apache_beam.runners.runner import create_runner
     from apache_beam.transforms.environments import SubprocessSDKEnvironment
 
-    if options.workers == 1:
+    if workers == 1:
         try:
-            return create_runner(options.runner)
+            return create_runner(runner)
         except (ValueError, ImportError, AttributeError) as error:
-            raise UsageError(f"runner {options.runner!r} can't be used: {one_line(error)}") from error
+            raise UsageError(f"runner {runner!r} can't be used: {one_line(error)}") from error
     debug = logging.getLogger().isEnabledFor(logging.INFO)
-    module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.worker"
+    module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.runners.worker"
     command = shlex.join([sys.executable, "-m", module])
     return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
@@ -88,3 +110,13 @@ def _check(args: list[str]) -> None:
         # What follows may be a secret, given to a misspelt option.
         name = unknown[0].split("=")[0]
         raise UsageError(f"Beam has no option {name!r}{did_you_mean(name, valid) if name.startswith('--') else ''}")
+
+
+def runner_name(given: str) -> str:
+    """Returns a runner's name as in `RUNNERS`: Beam also takes it in any case, without `Runner`, or with its module.
+
+    What isn't Beam's comes back as it is: other people's runners go by their modules.
+    """
+    short = given.rpartition(".")[2] if given.startswith("apache_beam.runners.") else given
+    known = {name.lower(): name for name in RUNNERS}
+    return known.get(short.lower()) or known.get(f"{short.lower()}runner", given)

@@ -1,4 +1,4 @@
-"""`python -m pipeline.worker_pool --port 50000`: starts this machine's workers for Flink and Spark, without Docker.
+"""`python -m pipeline.runners.worker_pool --port 50000`: starts workers for Flink and Spark here, without Docker.
 
 Beam's own pool (`apache_beam.runners.worker.worker_pool_main`) serves one TaskManager: it knows workers by an id that
 each TaskManager counts for itself, so when a second one on the same machine has finished, it ends the first one's
@@ -27,7 +27,7 @@ def serve(port: int) -> None:
             self._workers: list[subprocess.Popen] = []
 
         def StartWorker(self, request, context):
-            command = [sys.executable, "-m", "pipeline.worker_pool"]
+            command = [sys.executable, "-m", "pipeline.runners.worker_pool"]
             command += ["--control", request.control_endpoint.url, "--worker", request.worker_id]
             try:
                 self._workers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
@@ -80,7 +80,7 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.worker_pool", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m pipeline.runners.worker_pool", description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=50000, help="where runners ask for workers")
     parser.add_argument("--control", help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.pages import render, write_page
+from pipeline.rendering.html import render, write_page
 from transforms.rows.lookup import StoredRow
 from transforms.rows.thumbnails import Thumbnail
 

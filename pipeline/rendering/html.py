@@ -9,16 +9,18 @@ from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.text import one_line, tame
 
+TEMPLATES = Path(__file__).parent / "templates"
+
 
 def render(template: str, **values: Any) -> str:
-    """Returns a page: `pipeline/templates/TEMPLATE` filled in, all values escaped.
+    """Returns a page: `templates/TEMPLATE` filled in, all values escaped.
 
     The template gets one thing beside the values: the filter `tame`, for text that others wrote.
     """
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -78,3 +78,9 @@ def _is_outs_own(full: str) -> bool:
 
 def _has_manifest(folder: str) -> bool:
     return storage.stat(storage.join(folder, "manifest.json")) is not None
+
+
+def check_beside(output: str, given: str) -> None:
+    """Raises UsageError for an output inside of what is read; both are absolute."""
+    if f"{output}/".startswith(f"{given}/"):
+        raise UsageError(f"the output {output} lies inside the input {given}; choose a folder beside it")

@@ -1,0 +1,1 @@
+"""Rows and figures as text, Parquet, SVG and HTML."""
