@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	$(BIN)/python -m pipeline.demo demo
+	$(BIN)/python -m pipeline.demo.__main__ demo
 
 # Two files at a time: half of the minutes are work of one core.
 test: $(INSTALLED)

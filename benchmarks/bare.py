@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.options import ExtractOptions
+from pipeline.extraction.options import ExtractOptions
 from transforms.engines import load_engine
 from transforms.images.decode import decode_image
 from transforms.machine import available_cores

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from pipeline.samples import Item, write_tar
+from pipeline.demo.samples import Item, write_tar
 from tests.distributed import fetch
 from tests.distributed.clusters import ROOT, FlinkCluster, WorkerPool
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from benchmarks.photos import SMALL, fill, source
 from benchmarks.process import say
-from pipeline.extract import run
-from pipeline.finetune import FinetuneSummary, finetune
-from pipeline.finetune_options import FinetuneOptions
-from pipeline.options import ExtractOptions
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
+from pipeline.end_to_end.finetune import FinetuneSummary, finetune
+from pipeline.end_to_end.options import FinetuneOptions
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
+from pipeline.training.options import TrainOptions
+from pipeline.training.run import train
 
 FEATURES = ("embedding=block5_pool:avg", "tap=block4_pool:flatten")
 

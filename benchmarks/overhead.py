@@ -15,9 +15,9 @@ import threading
 import time
 from pathlib import Path
 
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
-from pipeline.samples import Item, draw_items, write_tar, write_tfrecord
+from pipeline.demo.samples import Item, draw_items, write_tar, write_tfrecord
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
 from tests.fakes import WEIGHTS, load_fake
 from transforms.images.decode import decode_image
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.samples import draw_items
+from pipeline.demo.samples import draw_items
 
 SMALL, LARGE, BIG = 210, 2000, 96
 # Of the photos that the small set stands for, and of a camera's.

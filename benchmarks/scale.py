@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.process import run, say
-from pipeline.compact import compact
-from pipeline.options import ExtractOptions
-from pipeline.output import open_output
-from pipeline.plan import Plan, make_plan
-from pipeline.progress import Committed
-from pipeline.samples import draw_items, write_tar
+from pipeline.demo.samples import draw_items, write_tar
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.output import open_output
+from pipeline.extraction.plan import Plan, make_plan
+from pipeline.extraction.progress import Committed
+from pipeline.maintenance.compact import compact
 from tests.fakes import WEIGHTS, FakeEngine
 from transforms.embedding import unit as recipe
 from transforms.records import EncodedImage, FileInfo, Shard, Unit, UnitReport

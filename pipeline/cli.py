@@ -70,10 +70,10 @@ def extract(ctx: click.Context, **given: Any) -> int:
 
     Exit codes: 0 complete, 1 error, 2 usage, 3 too many failures, 130 interrupted.
     """
-    from pipeline.extract import run
-    from pipeline.options import ExtractOptions
-    from pipeline.output import holds_features
-    from pipeline.summary import summary_json, summary_text
+    from pipeline.extraction.options import ExtractOptions
+    from pipeline.extraction.output import holds_features
+    from pipeline.extraction.run import run
+    from pipeline.extraction.summary import summary_json, summary_text
 
     quiet, as_json, yes = given.pop("quiet"), given.pop("as_json"), given.pop("yes")
     options = ExtractOptions(**_settings(given), beam_args=ctx.meta.get("beam_args", ()))
@@ -109,7 +109,7 @@ def _confirm_removal(output: str) -> None:
 @debug_option
 def inspect(output: str, as_json: bool) -> int:
     """Show what OUT holds and check that parts, footers and manifest agree (exit code 1 if not)."""
-    from pipeline import inspect as module
+    from pipeline.maintenance import inspect as module
 
     inspection = module.inspect(output)
     if as_json:
@@ -126,7 +126,7 @@ def inspect(output: str, as_json: bool) -> int:
 @debug_option
 def compact(output: str, target_bytes: int, as_json: bool) -> int:
     """Merge OUT's small parts into larger ones, sorted by key. Rows, books and resume stay what they are."""
-    from pipeline import compact as module
+    from pipeline.maintenance import compact as module
 
     summary = module.compact(output, target_bytes=target_bytes, say=lambda line: click.echo(line, err=True))
     click.echo(json.dumps(module.compact_json(summary), indent=2) if as_json else module.compact_text(summary))
@@ -150,8 +150,8 @@ def estimate(as_json: bool, **given: Any) -> int:
     Nothing is stored. Shards are sampled from their start; how many images a TFRecord or tar holds is estimated from
     its bytes.
     """
-    from pipeline import estimate as module
-    from pipeline.options import ExtractOptions
+    from pipeline.extraction import estimate as module
+    from pipeline.extraction.options import ExtractOptions
 
     asked = {name: given.pop(name) for name in ("images", "seconds")}
     workers = module.workers_asked(*(given.pop(name) for name in ("workers", "worker_rate", "worker_price")))
@@ -180,7 +180,7 @@ def verify(output: str, as_json: bool, **given: Any) -> int:
 
     Exit code 1 if one drifts by more than the tolerance, or its source is gone or changed.
     """
-    from pipeline import verify as module
+    from pipeline.maintenance import verify as module
 
     verification = module.verify(output, **given)
     if as_json:

@@ -64,8 +64,8 @@ def train(kind: str | None, compare: str | None, as_json: bool, quiet: bool, **g
     FEATURES is what `extract` wrote, or any Parquet with a column of vectors. ridge is a closed form, logistic a
     multinomial regression, linear, dense128 and dense256 are trained by Adam, knn compares by cosine.
     """
-    from pipeline import train as module
-    from pipeline.train_options import TrainOptions
+    from pipeline.training import run as module
+    from pipeline.training.options import TrainOptions
     from transforms.heads import FitSettings
 
     names = ("seed", "standardize", "class_weights", "penalties", "neighbours")
@@ -121,9 +121,9 @@ def predict(names: tuple[str, ...], head: str | None, as_json: bool, quiet: bool
 
     Exit codes: 0 complete, 1 error, 2 usage, 3 too many failures, 130 interrupted.
     """
-    from pipeline import predict as module
-    from pipeline.predict_options import PredictOptions
-    from pipeline.predict_summary import summary_json, summary_text
+    from pipeline.prediction import run as module
+    from pipeline.prediction.options import PredictOptions
+    from pipeline.prediction.summary import summary_json, summary_text
 
     if head is None:
         head, *names = names
@@ -153,7 +153,7 @@ def export(head: str, **given: Any) -> int:
 
     A SavedModel also has a signature that takes the bytes of JPEG and PNG files.
     """
-    from pipeline import export as module
+    from pipeline.end_to_end import export as module
 
     click.echo(module.export_text(module.export(head, **given, say=lambda line: click.echo(line, err=True))))
     return 0
@@ -189,8 +189,8 @@ def finetune(as_json: bool, quiet: bool, **given: Any) -> int:
     Where FEATURES hold the tap below the first unfrozen layer, flattened (for block5: block4_pool:flatten), the frozen
     layers are never computed again; else the images are read again from their sources.
     """
-    from pipeline import finetune as module
-    from pipeline.finetune_options import FinetuneOptions
+    from pipeline.end_to_end import finetune as module
+    from pipeline.end_to_end.options import FinetuneOptions
 
     summary = module.finetune(FinetuneOptions(**given), say=_say(quiet))
     click.echo(json.dumps(module.finetuned_json(summary), indent=2) if as_json else module.finetuned_text(summary))

@@ -36,8 +36,8 @@ def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) ->
     Several queries in one call share the pass. A condition sees a row's key, label, source, position, sha256, width and
     height, and nothing else.
     """
-    from pipeline import query as module
-    from pipeline.query_page import write_query_page
+    from pipeline.exploration import query as module
+    from pipeline.exploration.query import write_query_page
     from pipeline.rendering.targets import check_targets
 
     read = [given["output"], *given["images"], *given["vectors"], given["weights"]]
@@ -62,7 +62,7 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
 
     The query sees these views and nothing else: no files, no network, nothing to change. OUT is on this machine.
     """
-    from pipeline import sql as module
+    from pipeline.exploration import sql as module
     from pipeline.rendering.targets import check_targets
 
     if as_json + as_csv + (parquet is not None) > 1:
@@ -93,7 +93,7 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
 
     Every pair is compared. Rows of a group are connected by pairs, so the ends of a chain may be less alike.
     """
-    from pipeline import duplicates as module
+    from pipeline.exploration import duplicates as module
     from pipeline.rendering.targets import check_targets
     from transforms.similarity.copies import find_duplicates
 
@@ -116,7 +116,7 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
 
     By class takes two passes; by neighbours compares every pair of rows.
     """
-    from pipeline import outliers as module
+    from pipeline.exploration import outliers as module
     from pipeline.rendering.targets import check_targets
     from transforms.similarity.outlying import find_outliers
 
@@ -139,7 +139,7 @@ def convert(output: str, copy: str, **given: Any) -> int:
     Parquet: all columns in one file, vectors as plain lists, in another width if asked. A folder: vectors.tsv and
     metadata.tsv for TensorBoard's projector. Books, failures and fingerprint stay with OUT.
     """
-    from pipeline import convert as module
+    from pipeline.maintenance import convert as module
 
     click.echo(module.converted_text(module.convert(output, copy, **given)))
     return 0

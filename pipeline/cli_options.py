@@ -41,7 +41,7 @@ class Bytes(click.ParamType):
     name = "size"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from pipeline.options import parse_bytes
+        from pipeline.extraction.options import parse_bytes
         from transforms.errors import UsageError
 
         try:

@@ -26,7 +26,7 @@ def map_(quiet: bool, **given: Any) -> int:
     Rows that look alike to the network lie together. A click shows the ten nearest; a lasso selects rows, whose keys
     can be saved as CSV.
     """
-    from pipeline import map as module
+    from pipeline.maps import run as module
 
     say = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
     click.echo(module.map_text(module.make_map(module.MapOptions(**given), say=say)))
@@ -43,7 +43,7 @@ def report(output: str, **given: Any) -> int:
 
     Nothing but OUT is read, finished or not.
     """
-    from pipeline import run_report as module
+    from pipeline.maintenance import report as module
 
     click.echo(module.run_report(output, **given))
     return 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.samples import Item, draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from pipeline.demo.samples import Item, draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from transforms import storage
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import Fields, find, read

@@ -44,7 +44,8 @@ def load_fake(job: Job) -> FakeEngine:
 
 
 def main() -> None:
-    from pipeline import cli, extract
+    from pipeline import cli
+    from pipeline.extraction import run as extract
 
     real = extract.run
 

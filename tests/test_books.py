@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import extract, output
-from pipeline.inspect import inspect, inspection_text
+from pipeline.extraction import output
+from pipeline.extraction import run as extract
+from pipeline.maintenance.inspect import inspect, inspection_text
 from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_tar
 from tests.pages_data import clusters, write_out

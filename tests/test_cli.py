@@ -10,9 +10,9 @@ from unittest import mock
 import click
 import pytest
 
-from pipeline import extract as extract_module
 from pipeline.cli import run_cli
-from pipeline.samples import draw_items, write_tar
+from pipeline.demo.samples import draw_items, write_tar
+from pipeline.extraction import run as extract_module
 from tests.fakes import WEIGHTS, load_fake
 from tests.pages_data import clusters, write_out
 from transforms.engines import choose

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import compact as compacting
-from pipeline.compact import compact, compact_json, compact_text
-from pipeline.inspect import inspect
-from pipeline.verify import verify
+from pipeline.maintenance import compact as compacting
+from pipeline.maintenance.compact import compact, compact_json, compact_text
+from pipeline.maintenance.inspect import inspect
+from pipeline.maintenance.verify import verify
 from tests import memory_store
 from tests import test_extract as te
 from tests.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
@@ -323,7 +323,10 @@ def test_taking_apart_that_is_cut_off(own, monkeypatch, call):
 
 def test_killed_at_many_moments(made, tmp_path):
     rows = te.rows(made / "out")
-    code = "import sys; from pipeline.compact import compact; compact(sys.argv[1], target_bytes=12_000, say=print)"
+    code = (
+        "import sys; from pipeline.maintenance.compact import compact; "
+        "compact(sys.argv[1], target_bytes=12_000, say=print)"
+    )
     seen = set()
     for number in range(6):
         output = tmp_path / f"out{number}"
@@ -417,7 +420,7 @@ def test_extract_keeps_compactions_away(made, copy, monkeypatch):
             te.extract(made / "in", copy, overwrite=True)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.extract.make_plan", meanwhile)
+    monkeypatch.setattr("pipeline.extraction.run.make_plan", meanwhile)
     with pytest.raises(KeyboardInterrupt):
         te.extract(made / "in", copy)
     assert compact(str(copy)).merged

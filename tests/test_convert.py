@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import convert as module
 from pipeline.cli import run_cli
+from pipeline.maintenance import convert as module
 from tests.pages_data import HOSTILE, clusters, write_out
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import BATCH_BYTES, open_features
@@ -92,7 +92,7 @@ def test_a_copy_is_replaced_when_asked_and_else_kept(tmp_path, matrix, name, cap
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.rendering.tables.os.replace", full)
-        patch.setattr("pipeline.convert.storage.rename", full)
+        patch.setattr("pipeline.maintenance.convert.storage.rename", full)
         assert converted(second, "-o", copy, "--overwrite") == 1
     assert "No space left" in capsys.readouterr().err
     assert file.read_bytes() == before

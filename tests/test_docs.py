@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.cli import cli
-from pipeline.extract import run
-from pipeline.samples import draw_items, write_folder
+from pipeline.demo.samples import draw_items, write_folder
+from pipeline.extraction.run import run
 from tests.test_extract import options
 
 ROOT = Path(__file__).parent.parent

@@ -16,8 +16,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from pipeline.cli import run_cli
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
 from tests.fakes import WEIGHTS, load_fake
 from tests.heads_data import ArrayVectors
 from tests.test_query import write_rows

@@ -9,9 +9,9 @@ from apache_beam.testing import test_pipeline, test_stream
 from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, GlobalWindows, TimestampedValue
 
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
-from pipeline.samples import draw_items, draw_samples
+from pipeline.demo.samples import draw_items, draw_samples
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
 from tests.fakes import FakeEngine
 from transforms.embedding.embed_images import EmbeddedImage, EmbedImages
 from transforms.records import Failure

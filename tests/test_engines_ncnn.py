@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.samples import draw_items, write_tar
+from pipeline.demo.samples import draw_items, write_tar
 from tests.test_engines import check_shared_between_threads, make_pixels, make_spec, relative_difference
 from transforms import engines
 from transforms.engines import checks, choose, device, load_engine, ncnn_model
@@ -363,8 +363,8 @@ def test_a_whole_run_with_an_h5_file_never_imports_tensorflow(tmp_path):
     write_tar(tmp_path / "photos.tar", draw_items(per_class=2, size=40, seed=0))
     code = f"""
 import sys
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
+from pipeline.extraction.run import run
+from pipeline.extraction.options import ExtractOptions
 inputs, output = ({str(tmp_path / "photos.tar")!r},), {str(tmp_path / "out")!r}
 summary = run(ExtractOptions(inputs=inputs, output=output, weights={str(tmp_path / "weights.h5")!r}, image_size=32,
                              engine="ncnn"))

@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import estimate as estimating
-from pipeline import sliver, stages
 from pipeline.cli import cli, run_cli
-from pipeline.estimate import NO_OUTPUT, Estimate, Workers, estimate_json, estimate_text
-from pipeline.options import ExtractOptions
-from pipeline.samples import Item, draw_items, encode, write_folder, write_parquet, write_tar, write_tfrecord
-from pipeline.stages import Cost, together_seconds
+from pipeline.demo.samples import Item, draw_items, encode, write_folder, write_parquet, write_tar, write_tfrecord
+from pipeline.extraction import estimate as estimating
+from pipeline.extraction import sample
+from pipeline.extraction import timing
+from pipeline.extraction.estimate import NO_OUTPUT, Estimate, Workers, estimate_json, estimate_text
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.timing import Cost, together_seconds
 from tests import test_extract
 from tests.factories import shared_data
 from tests.fakes import WEIGHTS, FakeEngine, load_fake

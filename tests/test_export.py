@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.export import NOTES, export, export_text
+from pipeline.end_to_end.export import NOTES, export, export_text
 from tests.factories import shared_data
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import inspect as inspecting
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
-from pipeline.samples import Item, draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from pipeline.demo.samples import Item, draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
+from pipeline.maintenance import inspect as inspecting
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from transforms.embedding.unit import Job
 from transforms.engines.engine import OutOfMemory
@@ -234,7 +234,7 @@ def test_output_and_inputs_must_lie_apart(photos, tmp_path):
 
 def test_an_unfinished_sample_is_made_anew(photos, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("pipeline.extract.close_output", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr("pipeline.extraction.run.close_output", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             extract(photos["tar"], tmp_path / "out", limit=7)
     assert extract(photos["tar"], tmp_path / "out", limit=7).totals.rows_read == 7

@@ -20,8 +20,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.inspect import inspect
-from pipeline.samples import draw_items, write_folder, write_tar, write_tfrecord
+from pipeline.demo.samples import draw_items, write_folder, write_tar, write_tfrecord
+from pipeline.maintenance.inspect import inspect
 from tests.test_extract import extract, rows
 from transforms.store.features import open_features
 

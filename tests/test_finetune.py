@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.extract import run
-from pipeline.finetune import finetune, finetuned_json, finetuned_text
-from pipeline.finetune_options import FinetuneOptions
-from pipeline.options import ExtractOptions
-from pipeline.predict import predict
-from pipeline.predict_options import PredictOptions
-from pipeline.predict_summary import summary_text
-from pipeline.samples import draw_items, write_folder, write_tar
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
+from pipeline.demo.samples import draw_items, write_folder, write_tar
+from pipeline.end_to_end.finetune import finetune, finetuned_json, finetuned_text
+from pipeline.end_to_end.options import FinetuneOptions
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
+from pipeline.prediction.options import PredictOptions
+from pipeline.prediction.run import predict
+from pipeline.prediction.summary import summary_text
+from pipeline.training.options import TrainOptions
+from pipeline.training.run import train
 from transforms.end_to_end import inputs as tuning_rows
 from transforms.end_to_end.inputs import TuningRows
 from transforms.end_to_end.plan import first_unfrozen, plan_tuning

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.samples import draw_items, write_folder
+from pipeline.demo.samples import draw_items, write_folder
 from tests.factories import shared_data
 from tests.test_extract import extract
 from transforms.errors import FeaturemillError, UsageError

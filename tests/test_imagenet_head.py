@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.predict import predict
-from pipeline.predict_options import PredictOptions
-from pipeline.predict_summary import summary_text
+from pipeline.prediction.options import PredictOptions
+from pipeline.prediction.run import predict
+from pipeline.prediction.summary import summary_text
 from tests.fakes import FakeEngine
 from tests.test_weights import random_weights, write_published
 from transforms.errors import FeaturemillError, UsageError

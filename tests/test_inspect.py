@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline import predict_output
 from pipeline.cli import run_cli
+from pipeline.prediction import output as predict_output
 from tests.pages_data import clusters, write_out
 
 

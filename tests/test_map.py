@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import map as module
-from pipeline.map import MapOptions, make_map, map_text
-from pipeline.map_rows import add_predictions, read_map_rows
+from pipeline.maps import run as module
+from pipeline.maps.rows import add_predictions, read_map_rows
+from pipeline.maps.run import MapOptions, make_map, map_text
 from tests.pages_data import HOSTILE, clusters, write_out
 from transforms.errors import FeaturemillError, UsageError
 from transforms.store.features import open_features
@@ -175,8 +175,8 @@ def test_predictions_of_other_rows(out, tmp_path):
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     """Returns an OUT by the real run and its fake engine: a tar and a folder of one-coloured images."""
-    from pipeline.extract import run
-    from pipeline.options import ExtractOptions
+    from pipeline.extraction.options import ExtractOptions
+    from pipeline.extraction.run import run
     from tests.fakes import WEIGHTS, load_fake
 
     folder = tmp_path_factory.mktemp("photos")
@@ -271,7 +271,7 @@ def test_bad_rows(tmp_path):
 
 
 def test_vectors_that_do_not_fit(out, monkeypatch):
-    monkeypatch.setattr("pipeline.map_rows.MOST_BYTES", 4 * 16 * 50)
+    monkeypatch.setattr("pipeline.maps.rows.MOST_BYTES", 4 * 16 * 50)
     with pytest.raises(FeaturemillError, match="pass --limit 50"):
         read_map_rows(open_features(out), "embedding", limit=120)
     assert len(read_map_rows(open_features(out), "embedding", limit=50).numbers) == 50

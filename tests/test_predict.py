@@ -14,16 +14,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import extract
 from pipeline.cli import run_cli
-from pipeline.options import ExtractOptions
-from pipeline.output import locked
-from pipeline.predict import predict
-from pipeline.predict_inputs import are_features
-from pipeline.predict_options import PredictOptions
-from pipeline.predict_summary import summary_json, summary_text
-from pipeline.report import metrics_text
-from pipeline.samples import draw_items, write_folder, write_parquet, write_tar
+from pipeline.demo.samples import draw_items, write_folder, write_parquet, write_tar
+from pipeline.extraction import run as extract
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.output import locked
+from pipeline.prediction.inputs import are_features
+from pipeline.prediction.options import PredictOptions
+from pipeline.prediction.run import predict
+from pipeline.prediction.summary import summary_json, summary_text
+from pipeline.training.report import metrics_text
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.test_weights import random_weights, write_published
 from transforms.errors import FeaturemillError, UsageError
@@ -243,7 +243,7 @@ def test_parts_are_bounded(inputs, run, tmp_path, monkeypatch):
     run(inputs["features"])
     whole = rows(tmp_path / "PRED")
     monkeypatch.setattr(predictions, "PART_ROWS", 3)
-    monkeypatch.setattr("pipeline.predict_tables._BATCH_NUMBERS", 6)
+    monkeypatch.setattr("pipeline.prediction.labelling._BATCH_NUMBERS", 6)
     run(inputs["features"], overwrite=True)
     assert len(list((tmp_path / "PRED/predictions").iterdir())) == 5
     assert rows(tmp_path / "PRED") == whole
@@ -325,7 +325,7 @@ def test_interrupted(tmp_path, monkeypatch, capsys, output):
     def interrupt(*args, **more):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pipeline.predict.predict", interrupt)
+    monkeypatch.setattr("pipeline.prediction.run.predict", interrupt)
     place = ["--output", str(tmp_path / output)] if output else []
     assert run_cli(["predict", "HEAD", "photos", "-q", *place]) == 130
     said = capsys.readouterr().err.strip()
@@ -478,7 +478,7 @@ def test_wrong_options(wrong, says):
 
 
 def test_without_an_output_the_first_are_shown(inputs, run, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.predict.SHOWN_ROWS", 3)
+    monkeypatch.setattr("pipeline.prediction.run.SHOWN_ROWS", 3)
     for kind in ("features", "tar"):
         summary = run(inputs[kind], output=None)
         assert len(summary.shown) == 3

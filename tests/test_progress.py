@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pipeline.progress import Committed, Count, Progress, _duration
+from pipeline.extraction.progress import Committed, Count, Progress, _duration
 from tests import test_extract as te
 from tests.factories import draw_items, write_tar
 from transforms.store.units import read_plan

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import run_cli
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
-from pipeline.query import QueryOptions, query
-from pipeline.samples import draw_items, write_folder
+from pipeline.demo.samples import draw_items, write_folder
+from pipeline.exploration.query import QueryOptions, query
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
 from tests.factories import shared_data
 from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.sandbox import matching_rows

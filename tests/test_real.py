@@ -14,8 +14,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
 from tests.factories import Item, shared_data, write_folder, write_parquet, write_tar, write_tfrecord
 from transforms.store.features import open_features
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.extract import beam_settings
+from pipeline.extraction.run import beam_settings
 from tests import memory_store
 from tests import test_extract as te
 from tests.factories import draw_items, write_tar

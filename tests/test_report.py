@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 import pytest
 
-from pipeline.report import Run, metrics_text, ranking, report_html, verdict
 from pipeline.training.plots import confused_classes
+from pipeline.training.report import Run, metrics_text, ranking, report_html, verdict
 from transforms.evaluation.metrics import judge, score_rows
 
 HOSTILE = (

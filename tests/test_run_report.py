@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.run_report import gather_rows, run_report
-from pipeline.run_report_plots import map_plot, norm_plot, rate_plot, size_plot
+from pipeline.maintenance.plots import map_plot, norm_plot, rate_plot, size_plot
+from pipeline.maintenance.report import gather_rows, run_report
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_report import Page
 from transforms.errors import FeaturemillError
@@ -133,7 +133,7 @@ def test_errors_are_one_line(tmp_path):
 
 
 def test_sample_is_drawn_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr("pipeline.run_report.MAP_ROWS", 10)
+    monkeypatch.setattr("pipeline.maintenance.report.MAP_ROWS", 10)
     vectors = np.arange(100, dtype=np.float32)[:, None] * np.ones(3, np.float32)
     out = write_out(tmp_path / "out", vectors, units=1)
     sample = gather_rows(open_features(out), "embedding").sample[:, 0]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pipeline.samples import draw_samples
+from pipeline.demo.samples import draw_samples
 from tests.factories import shared_data, write_parquet, write_tar, write_tfrecord
 from transforms import shards
 
@@ -53,7 +53,7 @@ def test_the_same_seed_draws_the_same_bytes(tmp_path):
 
 
 def test_as_a_command(tmp_path):
-    command = [sys.executable, "-m", "pipeline.samples"]
+    command = [sys.executable, "-m", "pipeline.demo.samples"]
     done = subprocess.run([*command, str(tmp_path / "set")], capture_output=True, text=True, check=True)
     assert "photos.tar" in done.stdout
     assert len(contents(tmp_path / "set/photos")) == 60

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import run_cli
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
-from pipeline.samples import draw_items, write_folder
-from pipeline.sql import Answer, sql, write_answer_csv, write_answer_json
+from pipeline.demo.samples import draw_items, write_folder
+from pipeline.exploration.sql import Answer, sql, write_answer_csv, write_answer_json
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
 from tests.fakes import WEIGHTS, load_fake
 from tests.pages_data import clusters, write_out
 from transforms.store.features import open_features
@@ -90,7 +90,7 @@ def test_ctrl_c_ends_a_query(made, text):
     script = (
         "import os, signal, sys, threading\n"
         "from pipeline.cli import run_cli\n"
-        "import pipeline.sql, duckdb, pyarrow.dataset\n"
+        "import pipeline.exploration.sql, duckdb, pyarrow.dataset\n"
         "threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
         "sys.exit(run_cli(sys.argv[1:]))"
     )
@@ -107,7 +107,7 @@ def test_no_rows_have_columns_all_the_same(made, capsys):
 
 
 def test_json_is_one_list_whatever_comes_in_pieces(made, monkeypatch, capsys):
-    monkeypatch.setattr("pipeline.sql._PYTHON_ROWS", 2)
+    monkeypatch.setattr("pipeline.exploration.sql._PYTHON_ROWS", 2)
     text = "SELECT range AS n, [range, 7] AS list, 'a\n\u2028b' AS odd, 1.50 AS d FROM range({})"
     for count in (0, 1, 5):
         expected = [{"n": n, "list": [n, 7], "odd": "a\n\u2028b", "d": "1.50"} for n in range(count)]

@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.compact import compact
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
+from pipeline.demo.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
+from pipeline.maintenance.compact import compact
 from pipeline.rendering.contact_sheet import Section, Tile, write_sheet
-from pipeline.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from tests.fakes import WEIGHTS, load_fake
 from tests.test_report import Page
 from transforms import shards

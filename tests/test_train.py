@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cli import run_cli
-from pipeline.fit_plan import plan_fits
-from pipeline.train import train
-from pipeline.train_options import TrainOptions
+from pipeline.training.fits import plan_fits
+from pipeline.training.options import TrainOptions
+from pipeline.training.run import train
 from tests.factories import shared_data
 from tests.heads_data import draw_rows
 from transforms.errors import FeaturemillError, UsageError

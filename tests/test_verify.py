@@ -10,11 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import verify as verifying
 from pipeline.cli import run_cli
-from pipeline.extract import run
-from pipeline.options import ExtractOptions
-from pipeline.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from pipeline.demo.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
+from pipeline.maintenance import verify as verifying
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import source_of
 from transforms.store.features import open_features

@@ -3,16 +3,15 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pipeline.duplicates import write_duplicates_page
-from pipeline.extract import run
-from pipeline.map import MapOptions, make_map
-from pipeline.options import ExtractOptions
-from pipeline.outliers import write_outliers_page
-from pipeline.query import QueryOptions, query
-from pipeline.query_page import write_query_page
-from pipeline.report import report_html
-from pipeline.run_report import run_report
-from pipeline.samples import draw_items, write_folder, write_parquet
+from pipeline.demo.samples import draw_items, write_folder, write_parquet
+from pipeline.exploration.duplicates import write_duplicates_page
+from pipeline.exploration.outliers import write_outliers_page
+from pipeline.exploration.query import QueryOptions, query, write_query_page
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.run import run
+from pipeline.maintenance.report import run_report
+from pipeline.maps.run import MapOptions, make_map
+from pipeline.training.report import report_html
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_report import make_run

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.map import MapOptions, make_map
+from pipeline.maps.run import MapOptions, make_map
 from tests.browser.conftest import WIDTHS
 from tests.pages_data import HOSTILE, clusters, write_out
 from tests.test_map import photos, write_predictions  # noqa: F401

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.inspect import inspect
+from pipeline.maintenance.inspect import inspect
 from tests.distributed.clusters import ROOT
 from tests.test_extract import rows
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline import cli
-from pipeline.options import ExtractOptions
+from pipeline.extraction.options import ExtractOptions
 from pipeline.runners.dataflow import check_places, dataflow_args, has_gpu, is_template
 from tests.distributed import test_stores as ts
 from tests.distributed.stores import Gcs
@@ -51,7 +51,7 @@ def store(server, monkeypatch):
 
 def job(store, monkeypatch, *beam_args: str, found: Found | None = None, graph: list | None = None) -> dict:
     """Runs the real command line up to where the job's description is written down, and returns that."""
-    from pipeline import extract
+    from pipeline.extraction import run as extract
 
     real, build = extract.run, extract.build
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.samples import draw_items, write_tar
+from pipeline.demo.samples import draw_items, write_tar
 from tests.distributed.clusters import wait_until
 from tests.distributed.commands import assert_one_line, assert_whole, finish, start
 from tests.test_extract import rows

@@ -41,7 +41,7 @@ PARAMETERS = {
 
 def launch(monkeypatch, given: dict[str, str]) -> tuple[int, list]:
     """Runs what the launcher starts, up to the run itself; returns the exit code and the options that came there."""
-    from pipeline import extract
+    from pipeline.extraction import run as extract
 
     seen = []
     monkeypatch.setattr(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.samples import Item, write_tar
+from pipeline.demo.samples import Item, write_tar
 from tests.distributed import fetch
 from tests.distributed.clusters import Process, free_port, listens, wait_until
 from tests.distributed.commands import assert_one_line, assert_whole, finish, start

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.extract import run
-from pipeline.samples import draw_items, write_folder
+from pipeline.demo.samples import draw_items, write_folder
+from pipeline.extraction.run import run
 from tests.test_extract import options
 
 # Before datasets is imported: nothing may be asked of a hub.

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.output import locked, remove_leftovers
+from pipeline.extraction.output import locked, remove_leftovers
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.storage import readable

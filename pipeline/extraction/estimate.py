@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 from time import perf_counter
 from typing import Any
 
-from pipeline.options import ExtractOptions
-from pipeline.sliver import draw
-from pipeline.stages import Cost, Measured, measure, together_seconds
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.sample import draw
+from pipeline.extraction.timing import Cost, Measured, measure, together_seconds
 from transforms import shards
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine

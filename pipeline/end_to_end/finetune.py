@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.finetune_data import TuningData, check_head, check_spec, make_plan, open_data, open_weights
-from pipeline.finetune_options import FinetuneOptions
-from pipeline.report import Run, metrics_text, report_html, verdict
+from pipeline.end_to_end.data import TuningData, check_head, check_spec, make_plan, open_data, open_weights
+from pipeline.end_to_end.options import FinetuneOptions
+from pipeline.training.report import Run, metrics_text, report_html, verdict
 from transforms.end_to_end.plan import TuningPlan
 from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
 from transforms.errors import FeaturemillError

@@ -9,15 +9,15 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from pipeline import extract
-from pipeline import predict_inputs as given
-from pipeline import predict_output as place
-from pipeline.options import ExtractOptions
-from pipeline.output import locked
-from pipeline.predict_options import PredictOptions
-from pipeline.predict_summary import PredictSummary
-from pipeline.predict_tables import Tally, check_true_labels, predict_tables
-from pipeline.summary import Summary
+from pipeline.extraction import run as extract
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.output import locked
+from pipeline.extraction.summary import Summary
+from pipeline.prediction import inputs as given
+from pipeline.prediction import output as place
+from pipeline.prediction.labelling import Tally, check_true_labels, predict_tables
+from pipeline.prediction.options import PredictOptions
+from pipeline.prediction.summary import PredictSummary
 from transforms import storage
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine

@@ -1,6 +1,6 @@
 """The demo's sample set: four classes of shapes and textures, a few images broken on purpose, in every format.
 
-python -m pipeline.samples FOLDER
+python -m pipeline.demo.samples FOLDER
 """
 
 import gzip as gzip_module
@@ -213,6 +213,6 @@ def write_parquet(path: str | Path, items: Sequence[Item], *, row_group_size: in
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m pipeline.samples FOLDER")
+        sys.exit("usage: python -m pipeline.demo.samples FOLDER")
     for kind, written in draw_samples(sys.argv[1]).items():
         print(f"{kind:9} {written}")

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.finetune_options import FinetuneOptions
-from pipeline.fit_plan import Fit, plan_fits
-from pipeline.train import split_table
-from pipeline.train_facts import describe_data, never_trained_text
-from pipeline.train_options import TrainOptions
+from pipeline.end_to_end.options import FinetuneOptions
+from pipeline.training.facts import describe_data, never_trained_text
+from pipeline.training.fits import Fit, plan_fits
+from pipeline.training.options import TrainOptions
+from pipeline.training.run import split_table
 from transforms.end_to_end.inputs import GroupReader, TapRows, TuningRows
 from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import computed_layers

@@ -8,12 +8,12 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from pipeline.options import ExtractOptions
-from pipeline.output import check_output, clear, close_output, failed_ids, is_complete, locked, open_output
-from pipeline.plan import Plan, input_bytes, make_plan, take_sample
-from pipeline.progress import Committed, Progress
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.output import check_output, clear, close_output, failed_ids, is_complete, locked, open_output
+from pipeline.extraction.plan import Plan, input_bytes, make_plan, take_sample
+from pipeline.extraction.progress import Committed, Progress
+from pipeline.extraction.summary import Summary, describe_plan, summarise
 from pipeline.runners.dataflow import is_template
-from pipeline.summary import Summary, describe_plan, summarise
 from transforms import shards, storage
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine

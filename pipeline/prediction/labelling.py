@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.predict_options import PredictOptions
+from pipeline.prediction.options import PredictOptions
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.predictors.predictions import (

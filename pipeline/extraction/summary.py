@@ -4,8 +4,8 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.options import ExtractOptions
-from pipeline.plan import Plan, input_bytes
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
 from transforms.engines import device
 from transforms.network.weights import Weights

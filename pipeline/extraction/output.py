@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from pipeline.options import ExtractOptions
-from pipeline.plan import Plan
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.plan import Plan
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.network.weights import Weights

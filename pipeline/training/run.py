@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.fit_plan import CHUNKS, FitPlan, plan_fits
-from pipeline.report import Run, metrics_text, ranking, report_html, verdict
-from pipeline.train_facts import describe_data
-from pipeline.train_options import TrainOptions
+from pipeline.training.facts import describe_data
+from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
+from pipeline.training.options import TrainOptions
+from pipeline.training.report import Run, metrics_text, ranking, report_html, verdict
 from transforms import heads
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 from transforms.evaluation.split import Split, split

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import predict_output
-from pipeline.output import failed_ids
-from pipeline.plan import torn_shards
+from pipeline.extraction.output import failed_ids
+from pipeline.extraction.plan import torn_shards
+from pipeline.prediction import output as predict_output
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.map_rows import MapRows
-from pipeline.map_thumbnails import MapThumbnails
+from pipeline.maps.rows import MapRows
+from pipeline.maps.thumbnails import MapThumbnails
 from pipeline.rendering.html import TEMPLATES, render
 from transforms.text import tame
 

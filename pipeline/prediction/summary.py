@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report import metric_table
-from pipeline.train_facts import never_trained_text
+from pipeline.training.facts import never_trained_text
+from pipeline.training.report import metric_table
 from transforms.storage import readable
 from transforms.text import clean, counted, short
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
 
-from pipeline.stages import Cost, Watch
+from pipeline.extraction.timing import Cost, Watch
 from transforms import shards, storage
 from transforms.records import EncodedImage, Failure, Shard, Unit
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from pipeline.train_facts import never_trained_text
+from pipeline.training.facts import never_trained_text
 from transforms import storage
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from pipeline.options import ExtractOptions
-from pipeline.predict_options import PredictOptions
+from pipeline.extraction.options import ExtractOptions
+from pipeline.prediction.options import PredictOptions
 from transforms import shards, storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.vgg import cut, layers

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipeline.map_page import map_html
-from pipeline.map_rows import MapRows, add_predictions, read_map_rows
-from pipeline.map_thumbnails import MapThumbnails, map_thumbnails
+from pipeline.maps.page import map_html
+from pipeline.maps.rows import MapRows, add_predictions, read_map_rows
+from pipeline.maps.thumbnails import MapThumbnails, map_thumbnails
 from pipeline.rendering.html import write_page
 from pipeline.rendering.tables import write_parquet
 from pipeline.rendering.targets import check_targets

@@ -1,0 +1,1 @@
+"""The demo: samples, extracted and looked at."""

@@ -1,0 +1,1 @@
+"""Network and head together: fine-tuned, or exported."""

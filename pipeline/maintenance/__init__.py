@@ -1,0 +1,1 @@
+"""Commands on an OUT that is there."""
