@@ -27,6 +27,14 @@ setup(
     # sweep up whatever else lies beside them.
     packages=[
         "pipeline",
+        "pipeline.cli",
+        "pipeline.demo",
+        "pipeline.end_to_end",
+        "pipeline.exploration",
+        "pipeline.extraction",
+        "pipeline.maintenance",
+        "pipeline.maps",
+        "pipeline.prediction",
         "pipeline.rendering",
         "pipeline.runners",
         "pipeline.training",

@@ -10,7 +10,7 @@ from unittest import mock
 import click
 import pytest
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.demo.samples import draw_items, write_tar
 from pipeline.extraction import run as extract_module
 from tests.fakes import WEIGHTS, load_fake
@@ -197,7 +197,7 @@ def test_tracebacks_only_with_debug(tmp_path):
 
 
 def test_every_command_and_option_has_help(capsys):
-    from pipeline.cli import cli
+    from pipeline.cli.app import cli
 
     for name, command in cli.commands.items():
         assert command.help, name

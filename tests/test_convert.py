@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.maintenance import convert as module
 from tests.pages_data import HOSTILE, clusters, write_out
 from transforms.spec import ROW_COLUMNS

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.cli import cli
+from pipeline.cli.app import cli
 from pipeline.demo.samples import draw_items, write_folder
 from pipeline.extraction.run import run
 from tests.test_extract import options

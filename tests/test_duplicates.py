@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
 from tests.fakes import WEIGHTS, load_fake
@@ -234,7 +234,7 @@ def test_a_full_temporary_folder_is_an_error_with_a_cure(tmp_path, command):
     path = write_rows(tmp_path / "x.parquet", np.random.default_rng(0).normal(size=(500, 64)))
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)); "
-        "from pipeline.cli import run_cli; sys.exit(run_cli(sys.argv[1:]))"
+        "from pipeline.cli.app import run_cli; sys.exit(run_cli(sys.argv[1:]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, command.split()[0], path, *command.split()[1:]],

@@ -12,11 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli import cli, run_cli
+from pipeline.cli.app import cli, run_cli
 from pipeline.demo.samples import Item, draw_items, encode, write_folder, write_parquet, write_tar, write_tfrecord
 from pipeline.extraction import estimate as estimating
-from pipeline.extraction import sample
-from pipeline.extraction import timing
 from pipeline.extraction.estimate import NO_OUTPUT, Estimate, Workers, estimate_json, estimate_text
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.timing import Cost, together_seconds
@@ -53,9 +51,9 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(stages, "perf_counter", lambda: made.wall)
-    monkeypatch.setattr(stages, "process_time", lambda: made.cpu)
-    monkeypatch.setattr(sliver, "perf_counter", lambda: made.wall)
+    monkeypatch.setattr(timing, "perf_counter", lambda: made.wall)
+    monkeypatch.setattr(timing, "process_time", lambda: made.cpu)
+    monkeypatch.setattr(sample, "perf_counter", lambda: made.wall)
     return made
 
 
@@ -156,8 +154,8 @@ def test_each_stage_can_be_the_bottleneck(tmp_path, clock, monkeypatch, slow):
         return call
 
     monkeypatch.setattr(shards, "read", read_slowly)
-    monkeypatch.setattr(stages, "decode_record", slowly(stages.decode_record, "decode"))
-    monkeypatch.setattr(stages.PartWriter, "add", slowly(stages.PartWriter.add, "write"))
+    monkeypatch.setattr(timing, "decode_record", slowly(timing.decode_record, "decode"))
+    monkeypatch.setattr(timing.PartWriter, "add", slowly(timing.PartWriter.add, "write"))
     found = estimate(tmp_path / "x.tar", batch_size=1, load=ticking(clock, wall=wall["embed"], cpu=0))
     assert {stage: cost.seconds for stage, cost in found.costs.items()} == wall
     assert found.bottleneck == slow
@@ -169,8 +167,8 @@ def test_each_stage_can_be_the_bottleneck(tmp_path, clock, monkeypatch, slow):
 def test_cores_that_all_stages_need_hold_up_a_run(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(estimating, "available_cores", lambda: 2)
     write_tar(tmp_path / "x.tar", good_items(12))
-    decode = stages.decode_record
-    monkeypatch.setattr(stages, "decode_record", lambda *a, **k: clock.pass_by(0.5, 1.0) or decode(*a, **k))
+    decode = timing.decode_record
+    monkeypatch.setattr(timing, "decode_record", lambda *a, **k: clock.pass_by(0.5, 1.0) or decode(*a, **k))
     found = estimate(tmp_path / "x.tar", load=ticking(clock, wall=0.75, cpu=1.5))
     assert 1 / found.images_per_second == 1.25
     assert found.bottleneck == "embed"
@@ -213,7 +211,7 @@ def noisy(count: int, size: int, seed: int) -> list[Item]:
 
 def drawn(folder, **more):
     more = {"images": 200, "seconds": 1e6, **more}
-    return sliver.draw(shards.find([str(folder)]), **more)
+    return sample.draw(shards.find([str(folder)]), **more)
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "tar", "tfrecord.gz", "tar.gz"])
@@ -320,7 +318,7 @@ def test_a_quarter_of_the_time_is_for_reading(tmp_path, clock, monkeypatch):
 
 def test_slivers_of_huge_images_and_features_are_smaller(tmp_path, monkeypatch):
     write_tfrecord(tmp_path / "a.tfrecord", noisy(100, 10_000, 0))
-    monkeypatch.setattr(sliver, "SLIVER_BYTES", 100_000)
+    monkeypatch.setattr(sample, "SLIVER_BYTES", 100_000)
     assert 8 <= len(drawn(tmp_path).records) <= 24
     write_folder(tmp_path / "x", good_items(12))
     monkeypatch.setattr(estimating, "_FEATURE_BYTES", 5 * 64 * 4)

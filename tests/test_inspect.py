@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.prediction import output as predict_output
 from tests.pages_data import clusters, write_out
 

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from tests.test_query import write_rows
 from transforms.errors import FeaturemillError, UsageError
 from transforms.similarity import outlying as module

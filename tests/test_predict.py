@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.demo.samples import draw_items, write_folder, write_parquet, write_tar
 from pipeline.extraction import run as extract
 from pipeline.extraction.options import ExtractOptions

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.demo.samples import draw_items, write_folder
 from pipeline.exploration.query import QueryOptions, query
 from pipeline.extraction.options import ExtractOptions

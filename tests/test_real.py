@@ -143,7 +143,7 @@ def test_nasty_files(tmp_path, engine):
     (tmp_path / "list.txt").write_text("\n".join(str(nasty / name) for name in expected))
     # Not getrusage: its peak begins with that of the process which started this one.
     code = (
-        "import re, sys; from pipeline.cli import run_cli; code = run_cli(sys.argv[1:]);"
+        "import re, sys; from pipeline.cli.app import run_cli; code = run_cli(sys.argv[1:]);"
         "print([code, int(re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1])])"
     )
     args = [

@@ -6,7 +6,7 @@ import shlex
 
 import pyarrow.parquet as pq
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from tests.factories import shared_data
 from tests.test_docs import README
 

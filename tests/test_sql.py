@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.demo.samples import draw_items, write_folder
 from pipeline.exploration.sql import Answer, sql, write_answer_csv, write_answer_json
 from pipeline.extraction.options import ExtractOptions
@@ -89,7 +89,7 @@ def test_a_type_that_parquet_lacks_is_said(made, tmp_path, capsys):
 def test_ctrl_c_ends_a_query(made, text):
     script = (
         "import os, signal, sys, threading\n"
-        "from pipeline.cli import run_cli\n"
+        "from pipeline.cli.app import run_cli\n"
         "import pipeline.exploration.sql, duckdb, pyarrow.dataset\n"
         "threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()\n"
         "sys.exit(run_cli(sys.argv[1:]))"

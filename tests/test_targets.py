@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.rendering.targets import check_targets
 from tests.pages_data import clusters, write_out
 from transforms.errors import UsageError

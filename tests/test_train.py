@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train

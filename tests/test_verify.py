@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from pipeline.demo.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from pipeline.extraction.output import failed_ids
-from pipeline.maintenance import plots
 from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets

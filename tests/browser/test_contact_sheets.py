@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.cli import run_cli
+from pipeline.cli.app import run_cli
 from tests.browser import shown
 from tests.factories import shared_data
 from transforms.text import tame

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline import cli
+from pipeline.cli import app
 from pipeline.extraction.options import ExtractOptions
 from pipeline.runners.dataflow import check_places, dataflow_args, has_gpu, is_template
 from tests.distributed import test_stores as ts
@@ -65,7 +65,7 @@ def job(store, monkeypatch, *beam_args: str, found: Found | None = None, graph: 
     if found:
         monkeypatch.setattr(extract.shards, "find", lambda *_, **__: found)
     args = ["extract", *ts.from_to(store), "--runner", "DataflowRunner", "--", *COMMON, *beam_args]
-    assert cli.run_cli([*args, "--no_auth", f"--template_location={TEMPLATE}"]) == 0
+    assert app.run_cli([*args, "--no_auth", f"--template_location={TEMPLATE}"]) == 0
     return json.loads(store.objects()[TEMPLATE.removeprefix("gs://bucket/")])
 
 
@@ -159,7 +159,7 @@ def test_what_is_missing_is_said_at_once(args, what, capsys):
         "--",
         *args,
     ]
-    assert cli.run_cli(given) == 2
+    assert app.run_cli(given) == 2
     *_, line = capsys.readouterr().err.splitlines()
     assert what in line
     assert "after --" in line
@@ -167,13 +167,13 @@ def test_what_is_missing_is_said_at_once(args, what, capsys):
 
 @pytest.mark.parametrize("option", ["--s3_secret_access_key=x", "--s3_access_key_id=x", "--s3_session_token=x"])
 def test_keys_are_refused_where_a_runner_would_show_them(option, capsys):
-    assert cli.run_cli(["extract", "s3://bucket/in", "--output", "s3://bucket/out", "--", option]) == 2
+    assert app.run_cli(["extract", "s3://bucket/in", "--output", "s3://bucket/out", "--", option]) == 2
     assert "environment" in capsys.readouterr().err
 
 
 def test_local_files_are_refused_at_once(capsys):
     given = ["extract", "photos", "--output", "gs://bucket/out", "--runner", "DataflowRunner", "--", *COMMON]
-    assert cli.run_cli(given) == 2
+    assert app.run_cli(given) == 2
     assert "can't reach photos" in capsys.readouterr().err
 
 
@@ -276,7 +276,7 @@ def test_the_flex_template_passes_on_what_its_metadata_names(monkeypatch):
 
 
 def test_the_flex_templates_options_are_the_commands():
-    names = {option for parameter in cli.extract.params for option in parameter.opts}
+    names = {option for parameter in app.cli.commands["extract"].params for option in parameter.opts}
     metadata = json.loads((ROOT / "flex_template/metadata.json").read_text())
     for parameter in metadata["parameters"]:
         if parameter["name"] not in ("inputs", "sdk_container_image"):

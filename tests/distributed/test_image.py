@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cli
+from pipeline.cli import app
 from tests.distributed.clusters import ROOT
 
 # What the Dockerfile copies before it builds wheels, and what Beam packs for `--setup_file`.
@@ -49,7 +49,7 @@ def launch(monkeypatch, given: dict[str, str]) -> tuple[int, list]:
     )
     arguments = [f"--{name}={value}" for name, value in (NEEDED | given).items()]
     command = runpy.run_path(str(ROOT / "flex_template/launch.py"))["command"]
-    return cli.run_cli(command([*arguments, *LAUNCHERS])), seen
+    return app.run_cli(command([*arguments, *LAUNCHERS])), seen
 
 
 def metadata() -> dict[str, dict]:

@@ -1,4 +1,4 @@
-"""The commands that look into stored features, or hand them on: query, sql, duplicates, outliers, convert."""
+"""The commands that put questions to stored features: query, sql, duplicates, outliers, map."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli_options import debug_option, together
+from pipeline.cli.options import debug_option, together
 from transforms.text import counted
 
 _feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
@@ -128,20 +128,27 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
 
 @click.command()
 @click.argument("output", metavar="OUT")
-@click.option("--output", "-o", "copy", required=True, metavar="COPY", help="FILE.parquet, or a folder for TSV.")
-@click.option("--feature", metavar="NAME", help="The only column of vectors.  [default: all; for TSV embedding]")
-@click.option("--dtype", help="float16, float32 or float64, for Parquet.  [default: as stored]")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier COPY.")
+@click.option("--html", "page", required=True, metavar="PAGE", help="The page, one file.")
+@click.option("--feature", metavar="NAME", help="What is placed and compared.  [default: embedding]")
+@click.option("--method", default="umap", show_default=True, help="umap, tsne (both from 50 components), or pca.")
+@click.option("--seed", default=0, show_default=True, help="Of umap and tsne.")
+@click.option("--color", metavar="COLUMN", help="What the points are coloured by at first.  [default: label]")
+@click.option("--predictions", metavar="PRED", help="What predict wrote on OUT: colours by prediction and agreement.")
+@click.option("--output", "-o", "coordinates", metavar="FILE", help="The places as Parquet, too: key, x, y, label ….")
+@click.option("--limit", default=100_000, show_default=True, help="At most so many rows, evenly drawn.")
+@click.option("--thumbnails", default=8000, show_default=True, help="At most so many, evenly drawn; 0 for none.")
+@click.option("--quiet", "-q", is_flag=True, help="Only the result.")
 @debug_option
-def convert(output: str, copy: str, **given: Any) -> int:
-    """Copy OUT for readers that can't take it as it is; most can, see docs/query.md.
+def map_(quiet: bool, **given: Any) -> int:
+    """Draw the rows of OUT on a plane, in one page to zoom, select and search in; it needs no server.
 
-    Parquet: all columns in one file, vectors as plain lists, in another width if asked. A folder: vectors.tsv and
-    metadata.tsv for TensorBoard's projector. Books, failures and fingerprint stay with OUT.
+    Rows that look alike to the network lie together. A click shows the ten nearest; a lasso selects rows, whose keys
+    can be saved as CSV.
     """
-    from pipeline.maintenance import convert as module
+    from pipeline.maps import run as module
 
-    click.echo(module.converted_text(module.convert(output, copy, **given)))
+    say = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+    click.echo(module.map_text(module.make_map(module.MapOptions(**given), say=say)))
     return 0
 
 
@@ -153,4 +160,5 @@ def _hand_out(found: Any, writers: Any, as_json: bool, to_json: Any, to_text: An
     return 0
 
 
-COMMANDS = (query, sql, duplicates, outliers, convert)
+map_.name = "map"
+COMMANDS = (query, sql, duplicates, outliers, map_)

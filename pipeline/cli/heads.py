@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli_options import (
+from pipeline.cli.options import (
     Bytes,
     Numbers,
     debug_option,

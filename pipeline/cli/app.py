@@ -1,0 +1,83 @@
+"""The group of commands; every error becomes one line and an exit code.
+
+Only click is imported at the top, so that `--help` is instant.
+"""
+
+import errno
+import os
+import re
+import sys
+import traceback
+
+import click
+
+from pipeline.cli import exploration, extraction, heads, maintenance
+
+EXIT_INTERRUPTED = 130
+# Commands that commit as they go; the others write at their end.
+_RESUMED = (["extract"], ["predict"], ["compact"])
+# Of what the system itself says where no module has said it better.
+_CURES = {
+    errno.EACCES: "mend the permissions",
+    errno.EPERM: "mend the permissions",
+    errno.EROFS: "choose a place that can be written",
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="featuremill")
+def cli() -> None:
+    """Batch feature extraction with frozen VGG networks: image shards in, Parquet out, every image accounted for."""
+
+
+for _command in (*extraction.COMMANDS, *heads.COMMANDS, *exploration.COMMANDS, *maintenance.COMMANDS):
+    cli.add_command(_command)
+
+
+def run_cli(args: list[str]) -> int:
+    """Runs the command line and returns its exit code; every error becomes one line on standard error."""
+    try:
+        return cli.main(args, prog_name="featuremill", standalone_mode=False) or 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except SystemExit as error:
+        # click ends so when nobody reads its output any more.
+        return error.code if isinstance(error.code, int) else 1
+    except BaseException as error:
+        if "--debug" in args:
+            traceback.print_exc()
+        code, message = _explain(error, args)
+        # A file's name may hold line breaks.
+        click.echo("featuremill: " + re.sub(r"[\x00-\x1f\x7f]", lambda c: repr(c[0])[1:-1], message), err=True)
+        return code
+
+
+def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
+    from transforms.errors import FeaturemillError, UsageError
+
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        kept = "what was committed is kept: run the same command again to go on"
+        return EXIT_INTERRUPTED, f"interrupted; {kept if args[:1] in _RESUMED else 'what was written is whole'}"
+    if isinstance(error, FeaturemillError):
+        return (2 if isinstance(error, UsageError) else 1), str(error)
+    cure = _CURES.get(error.errno) if isinstance(error, OSError) else None
+    if cure:
+        return 1, f"{' '.join(str(error).split())}; {cure}"
+    return 1, f"{type(error).__name__}: {' '.join(str(error).split())}; run with --debug for the traceback"
+
+
+def main() -> None:
+    """The console script."""
+    # A copy of the descriptor for our own lines: while TensorFlow is imported its chatter is held back there, and what
+    # is said then, such as what Ctrl-C left behind, would be held back with it.
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
+    code = run_cli(sys.argv[1:])
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        # Not sys.exit: after Ctrl-C or a killed worker, Beam's threads would keep the process alive for good.
+        os._exit(code)

@@ -1,0 +1,124 @@
+"""The commands from images to features: extract, estimate, describe."""
+
+import json
+from typing import Any
+
+import click
+
+from pipeline.cli.options import (
+    BeamCommand,
+    Bytes,
+    debug_option,
+    failures_exit_code,
+    field_options,
+    gather_fields,
+    network_options,
+)
+
+
+@click.command(cls=BeamCommand)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--output", "-o", required=True, metavar="OUT", help="Folder for the features; created, or continued.")
+@network_options
+@click.option("--workers", default=1, show_default=True, help="Worker processes on this machine.")
+@click.option("--runner", default="FnApiRunner", show_default=True, help="Beam's runner; its options follow --.")
+@click.option("--unit-bytes", type=Bytes(), default="256MiB", show_default=True, help="Split larger shards.")
+@field_options
+@click.option("--prune", is_flag=True, help="Remove parts whose input changed or vanished.")
+@click.option("--retry-failed", is_flag=True, help="Do units with failures again.")
+@click.option("--overwrite", is_flag=True, help="Remove what OUT holds first (asks).")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--max-failure-rate", default=1.0, show_default=True, help="A larger share of failures is exit code 3.")
+@click.option("--limit", type=int, metavar="N", help="Only the first N images; OUT is then a sample.")
+@click.option("--quiet", "-q", is_flag=True, help="Neither plan nor progress.")
+@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
+@debug_option
+@click.pass_context
+def extract(ctx: click.Context, **given: Any) -> int:
+    """Embed every image of the INPUTs, once, and store the features in OUT as Parquet.
+
+    INPUT is a TFRecord, WebDataset tar or Parquet shard, an image, a folder (a sub-folder is a class), a glob (also
+    quoted, also with {000..099}), or @list.txt with a path per line, in any mix. Run the same command again to resume,
+    to add inputs, or to do nothing.
+
+    Exit codes: 0 complete, 1 error, 2 usage, 3 too many failures, 130 interrupted.
+    """
+    from pipeline.extraction.options import ExtractOptions
+    from pipeline.extraction.output import holds_features
+    from pipeline.extraction.run import run
+    from pipeline.extraction.summary import summary_json, summary_text
+
+    quiet, as_json, yes = given.pop("quiet"), given.pop("as_json"), given.pop("yes")
+    options = ExtractOptions(**_settings(given), beam_args=ctx.meta.get("beam_args", ()))
+    if options.overwrite and not yes and holds_features(options.output):
+        _confirm_removal(options.output)
+    summary = run(options, say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)), quiet=quiet)
+    if summary is None:
+        click.echo("job written; when it is done, run the same command without --template_location", err=True)
+        return 0
+    click.echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
+    return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
+
+
+@click.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@network_options
+@field_options
+@click.option("--images", default=200, show_default=True, metavar="N", help="At most so many are measured.")
+@click.option("--seconds", default=20.0, show_default=True, help="Measuring takes about as long, loading comes on top.")
+@click.option("--dataflow-workers", "workers", type=int, metavar="N", help="Say what N workers elsewhere would take.")
+@click.option("--worker-rate", type=float, metavar="IMAGES_PER_S", help="Of one worker.  [default: this machine's]")
+@click.option("--worker-price", type=float, metavar="DOLLARS_PER_HOUR", help="Of one worker.  [default: not said]")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@debug_option
+def estimate(as_json: bool, **given: Any) -> int:
+    """Embed a sliver of the INPUTs; say what all of them would take, in hours and bytes, and what the bottleneck is.
+
+    Nothing is stored. Shards are sampled from their start; how many images a TFRecord or tar holds is estimated from
+    its bytes.
+    """
+    from pipeline.extraction import estimate as module
+    from pipeline.extraction.options import ExtractOptions
+
+    asked = {name: given.pop(name) for name in ("images", "seconds")}
+    workers = module.workers_asked(*(given.pop(name) for name in ("workers", "worker_rate", "worker_price")))
+    options = ExtractOptions(**_settings(given), output=module.NO_OUTPUT)
+    found = module.estimate(options, **asked, workers=workers)
+    click.echo(json.dumps(module.estimate_json(found), indent=2) if as_json else module.estimate_text(found))
+    return 0
+
+
+@click.command()
+@click.argument("backbone")
+@click.option("--include-top", is_flag=True, help="With the dense layers.")
+@click.option("--image-size", default=224, show_default=True, help="Pixels on a side.")
+@click.option("--plot", metavar="FILE", help="Draw the stack to a .png or .svg.")
+@debug_option
+def describe(backbone: str, include_top: bool, image_size: int, plot: str | None) -> int:
+    """Show BACKBONE's layers: names to tap, shapes, parameters, multiply-adds, bytes of a tap."""
+    from pipeline import describe as module
+
+    text = module.describe_text(backbone, include_top=include_top, image_size=image_size)
+    if plot:
+        module.plot(backbone, plot, include_top=include_top, image_size=image_size)
+    click.echo(text)
+    return 0
+
+
+def _settings(given: dict[str, Any]) -> dict[str, Any]:
+    """Returns the shared options as `ExtractOptions` takes them."""
+    return {name: value for name, value in gather_fields(given).items() if name != "features" or value}
+
+
+def _confirm_removal(output: str) -> None:
+    from transforms.errors import FeaturemillError
+
+    try:
+        agreed = click.confirm(f"Remove the features in {output}?", err=True)
+    except click.Abort:
+        agreed = False
+    if not agreed:
+        raise FeaturemillError("nothing was removed; choose another --output, or pass --yes")
+
+
+COMMANDS = (extract, estimate, describe)

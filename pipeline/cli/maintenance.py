@@ -1,0 +1,105 @@
+"""The commands on an OUT that is there: inspect, verify, compact, convert, report."""
+
+import json
+from typing import Any
+
+import click
+
+from pipeline.cli.options import Bytes, debug_option
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@debug_option
+def inspect(output: str, as_json: bool) -> int:
+    """Show what OUT holds and check that parts, footers and manifest agree (exit code 1 if not)."""
+    from pipeline.maintenance import inspect as module
+
+    inspection = module.inspect(output)
+    if as_json:
+        click.echo(json.dumps(module.inspection_json(inspection), indent=2))
+    else:
+        click.echo(module.inspection_text(inspection))
+    return 1 if inspection.problems else 0
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--sample", default=32, show_default=True, metavar="N", help="How many rows; all if there are fewer.")
+@click.option("--engine", default="auto", show_default=True, help="What embeds them: auto, keras or ncnn.")
+@click.option("--weights", help="Where the weights are now.  [default: where they were]")
+@click.option(
+    "--tolerance",
+    type=float,
+    help="Largest drift, as a share of a vector's largest value.  "
+    "[default: 1e-4; 1e-3 if stored as float16; 2e-2 at bfloat16]",
+)
+@click.option("--seed", default=0, show_default=True, help="Another one draws other rows.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@debug_option
+def verify(output: str, as_json: bool, **given: Any) -> int:
+    """Embed a random sample of OUT's rows again, from their sources, and compare.
+
+    Exit code 1 if one drifts by more than the tolerance, or its source is gone or changed.
+    """
+    from pipeline.maintenance import verify as module
+
+    verification = module.verify(output, **given)
+    if as_json:
+        click.echo(json.dumps(module.verification_json(verification), indent=2))
+    else:
+        click.echo(module.verification_text(verification))
+    return 0 if verification.ok else 1
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--target-bytes", type=Bytes(), default="256MB", show_default=True, help="Size of a merged part.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@debug_option
+def compact(output: str, target_bytes: int, as_json: bool) -> int:
+    """Merge OUT's small parts into larger ones, sorted by key. Rows, books and resume stay what they are."""
+    from pipeline.maintenance import compact as module
+
+    summary = module.compact(output, target_bytes=target_bytes, say=lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(module.compact_json(summary), indent=2) if as_json else module.compact_text(summary))
+    return 0
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--output", "-o", "copy", required=True, metavar="COPY", help="FILE.parquet, or a folder for TSV.")
+@click.option("--feature", metavar="NAME", help="The only column of vectors.  [default: all; for TSV embedding]")
+@click.option("--dtype", help="float16, float32 or float64, for Parquet.  [default: as stored]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier COPY.")
+@debug_option
+def convert(output: str, copy: str, **given: Any) -> int:
+    """Copy OUT for readers that can't take it as it is; most can, see docs/query.md.
+
+    Parquet: all columns in one file, vectors as plain lists, in another width if asked. A folder: vectors.tsv and
+    metadata.tsv for TensorBoard's projector. Books, failures and fingerprint stay with OUT.
+    """
+    from pipeline.maintenance import convert as module
+
+    click.echo(module.converted_text(module.convert(output, copy, **given)))
+    return 0
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.option("--html", "page", required=True, metavar="PAGE", help="The page, one file.")
+@click.option("--feature", metavar="NAME", help="What the small map shows.  [default: embedding]")
+@debug_option
+def report(output: str, **given: Any) -> int:
+    """Tell of a run in one page: the books, failures, time, labels, sizes, vectors, duplicates, the spec.
+
+    Nothing but OUT is read, finished or not.
+    """
+    from pipeline.maintenance import report as module
+
+    click.echo(module.run_report(output, **given))
+    return 0
+
+
+COMMANDS = (inspect, verify, compact, convert, report)
