@@ -35,7 +35,7 @@ ARG BACKBONE=vgg19
 ENV KERAS_HOME=/opt/keras
 RUN case "${WEIGHTS}" in \
       none) ;; \
-      imagenet) python -c "from pipeline.options import ExtractOptions as O; \
+      imagenet) python -c "from pipeline.extraction.options import ExtractOptions as O; \
 O(inputs=('x',), output='/tmp/x', backbone='${BACKBONE}').load_weights()" && chmod -R a+rX /opt/keras ;; \
       *) echo "WEIGHTS is imagenet or none, not ${WEIGHTS}" >&2; exit 1 ;; \
     esac

@@ -10,9 +10,10 @@ import argparse
 import apache_beam as beam
 from apache_beam.io import fileio
 
-from transforms.embed_images import EmbedImages
-from transforms.features import open_features, read_manifest
-from transforms.weights import source_of
+from transforms.embedding.embed_images import EmbedImages
+from transforms.network.weights import source_of
+from transforms.store.features import open_features
+from transforms.store.manifest import read_manifest
 
 
 def main(pattern: str, features: str) -> None:
