@@ -10,8 +10,8 @@ from pipeline.cli.app import run_cli
 from tests.factories import shared_data
 from tests.test_docs import README
 
-# The three commands that README shows first of all for heads.
-COMMANDS = re.search(r"^## Heads\n.+?```console\n(.+?)```", README, re.S | re.M)[1].splitlines()
+# The three commands that README shows first of all.
+COMMANDS = re.search(r"^## Three commands\n.+?```console\n(.+?)```", README, re.S | re.M)[1].splitlines()
 
 
 def test_three_commands_on_photos(tmp_path, monkeypatch, capsys):
