@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.cli.app import cli, run_cli
 from pipeline.demo.samples import Item, draw_items, encode, write_folder, write_parquet, write_tar, write_tfrecord
 from pipeline.extraction import estimate as estimating
+from pipeline.extraction import sample, timing
 from pipeline.extraction.estimate import NO_OUTPUT, Estimate, Workers, estimate_json, estimate_text
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.timing import Cost, together_seconds
