@@ -170,7 +170,7 @@ def test_what_may_not_be_read_gets_its_cure(tmp_path, name):
     assert done.returncode == 1
     [line] = done.stderr.splitlines()
     assert "Permission denied" in line
-    assert line.endswith("; mend the permissions")
+    assert line.endswith("; fix the permissions")
 
 
 def test_a_full_standard_output_gets_its_cure():
@@ -178,7 +178,7 @@ def test_a_full_standard_output_gets_its_cure():
         command = [sys.executable, "-m", "pipeline.cli", "describe", "vgg16"]
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("; make room")
+    assert done.stderr.splitlines()[-1].endswith("; free some space")
 
 
 def test_describe(capsys):

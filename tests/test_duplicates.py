@@ -245,7 +245,7 @@ def test_a_full_temporary_folder_is_an_error_with_a_cure(tmp_path, command):
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert f"128,000 bytes of vectors can't be put into {tmp_path} ([Errno 27] File too large)" in done.stderr
-    assert "make room there, or set TMPDIR" in done.stderr
+    assert "free some space there, or set TMPDIR" in done.stderr
     assert os.listdir(tmp_path) == ["x.parquet"]
 
 

@@ -261,7 +261,7 @@ def test_no_room_anywhere_says_what_to_do(cache, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(ncnn_model.storage, "sync", full)
-    with pytest.raises(FeaturemillError, match="No space left on device; make room, or set FEATUREMILL_CACHE"):
+    with pytest.raises(FeaturemillError, match="No space left on device; free some space, or set FEATUREMILL_CACHE"):
         make_engine(["a=block1_pool:avg"])
     assert list(cache.iterdir()) == []
 

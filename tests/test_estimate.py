@@ -258,7 +258,7 @@ def test_shards_without_a_record_and_damaged_ones(tmp_path):
     assert drawn(tmp_path, images=20).images == pytest.approx(150, rel=0.15)
 
 
-def test_the_sliver_is_spread_and_the_same_again(tmp_path):
+def test_the_sample_is_spread_and_the_same_again(tmp_path):
     for i in range(30):
         write_tfrecord(tmp_path / f"{i:02}.tfrecord", noisy(50, 100, i))
     write_folder(tmp_path / "photos", noisy(1000, 270, 99))
@@ -317,9 +317,9 @@ def test_a_quarter_of_the_time_is_for_reading(tmp_path, clock, monkeypatch):
     assert estimate(tmp_path / "x.tfrecord", seconds=40.0).sampled == 16
 
 
-def test_slivers_of_huge_images_and_features_are_smaller(tmp_path, monkeypatch):
+def test_samples_of_huge_images_and_features_are_smaller(tmp_path, monkeypatch):
     write_tfrecord(tmp_path / "a.tfrecord", noisy(100, 10_000, 0))
-    monkeypatch.setattr(sample, "SLIVER_BYTES", 100_000)
+    monkeypatch.setattr(sample, "SAMPLE_BYTES", 100_000)
     assert 8 <= len(drawn(tmp_path).records) <= 24
     write_folder(tmp_path / "x", good_items(12))
     monkeypatch.setattr(estimating, "_FEATURE_BYTES", 5 * 64 * 4)
@@ -533,7 +533,7 @@ def test_no_such_numbers_for_the_function(tmp_path):
 
 
 def test_real_photos_and_a_real_engine(tmp_path):
-    """The figures that don't depend on the machine, from a sliver, against a run."""
+    """The figures that don't depend on the machine, from a sample, against a run."""
     photos = shared_data() / "hymenoptera"
     inputs = [photos / "train", photos / "val"]
     settings = {"image_size": 32, "batch_size": 8, "weights": "random:0", "features": ("embedding=block3_pool:avg",)}

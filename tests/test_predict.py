@@ -279,7 +279,7 @@ def test_evaluate(inputs, run, tmp_path, items):
 
 def test_a_strange_label_is_only_wrong_when_judged(inputs, run, tmp_path, items, classes):
     strange = sorted({item.label for item in items})[3]
-    with pytest.raises(FeaturemillError, match=rf"no class of .*HEAD, the first is '{strange}' of .*; mend"):
+    with pytest.raises(FeaturemillError, match=rf"no class of .*HEAD, the first is '{strange}' of .*; fix"):
         run(inputs["features"], evaluate=True)
     assert not (tmp_path / "PRED").exists()
     summary = run(inputs["features"])

@@ -18,11 +18,11 @@ EXIT_INTERRUPTED = 130
 _RESUMED = (["extract"], ["predict"], ["compact"])
 # Of what the system itself says where no module has said it better.
 _CURES = {
-    errno.EACCES: "mend the permissions",
-    errno.EPERM: "mend the permissions",
+    errno.EACCES: "fix the permissions",
+    errno.EPERM: "fix the permissions",
     errno.EROFS: "choose a place that can be written",
-    errno.ENOSPC: "make room",
-    errno.EDQUOT: "make room",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
 }
 
 

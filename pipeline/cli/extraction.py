@@ -72,7 +72,7 @@ def extract(ctx: click.Context, **given: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @debug_option
 def estimate(as_json: bool, **given: Any) -> int:
-    """Embed a sliver of the INPUTs; say what all of them would take, in hours and bytes, and what the bottleneck is.
+    """Embed a sample of the INPUTs; say what all of them would take, in hours and bytes, and what the bottleneck is.
 
     Nothing is stored. Shards are sampled from their start; how many images a TFRecord or tar holds is estimated from
     its bytes.

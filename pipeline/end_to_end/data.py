@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.training.facts import describe_data, never_trained_text
@@ -180,8 +182,6 @@ def _split_columns(head: Head, features: Features, near: float | None) -> tuple[
 
 def _codes(table: Table, cells: np.ndarray, head: Head) -> np.ndarray:
     """Returns N int32, each row's class among the head's, -1 for rows that aren't used."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     codes = pc.fill_null(pc.index_in(table.labels, pa.array(head.classes, pa.string())), -1)
     codes = np.asarray(codes, np.int32)

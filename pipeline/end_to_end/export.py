@@ -140,7 +140,7 @@ def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file:
                 storage.replace_folder(new, output)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write the model to {output} ({one_line(error)}); make room or mend the permissions"
+            f"cannot write the model to {output} ({one_line(error)}); free some space or fix the permissions"
         ) from error
 
 

@@ -4,6 +4,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
 from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
 from transforms.rows.lookup import StoredRow, read_rows
@@ -95,7 +97,6 @@ def write_duplicates(found: Duplicates, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-    import pyarrow as pa
 
     kinds = [
         ("group", pa.int64()),

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
 from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
 from transforms.rows.thumbnails import thumbnails
@@ -45,7 +47,6 @@ def write_outliers(found: Outliers, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-    import pyarrow as pa
 
     own = [("rank", pa.int64()), ("distance", pa.float64()), ("nearest_class", pa.string())]
     schema = pa.schema([*own, *row_fields()])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.exploration.questions import Query, read_queries
 from pipeline.rendering.contact_sheet import Section, Tile, row_tile, write_sheet
@@ -195,7 +196,6 @@ def write_found(found: Found, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-    import pyarrow as pa
 
     schema = pa.schema(
         [("query", pa.string()), ("kind", pa.string()), ("rank", pa.int32()), ("score", pa.float64()), *row_fields()]

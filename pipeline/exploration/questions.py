@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from zipfile import BadZipFile
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from transforms import storage
 from transforms.engines import load_stored_engine
@@ -20,7 +22,7 @@ from transforms.rows.lookup import read_vectors
 from transforms.rows.sandbox import nearest_texts
 from transforms.rows.table import Table
 from transforms.spec import FeatureSpec
-from transforms.text import clean, one_line, tame
+from transforms.text import clean, one_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,8 +107,6 @@ def find_keys(table: Table, keys: Sequence[str]) -> list[int]:
     Raises:
         FeaturemillError: A key that isn't there, with those like it.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     asked = [clean(key) for key in keys]
     there = np.flatnonzero(pc.is_in(table.keys, value_set=pa.array(asked, pa.string())).to_numpy())
@@ -114,15 +114,15 @@ def find_keys(table: Table, keys: Sequence[str]) -> list[int]:
     rows = dict(zip(table.keys.take(there[::-1]).to_pylist(), there[::-1].tolist(), strict=True))
     for key in asked:
         if key not in rows:
-            near = " or ".join(map(tame, nearest_texts(table.keys, key)))
+            near = " or ".join(map(printable, nearest_texts(table.keys, key)))
             cure = f"did you mean {near}?" if near else _key_cure(table)
-            raise FeaturemillError(f"{table.location} has no key {tame(key)}; {cure}")
+            raise FeaturemillError(f"{table.location} has no key {printable(key)}; {cure}")
     return [rows[key] for key in asked]
 
 
 def _key_cure(table: Table) -> str:
     if table.spec is None:
-        return f"its keys are like {tame(table.keys[0].as_py())}"
+        return f"its keys are like {printable(table.keys[0].as_py())}"
     return f'featuremill sql {shlex.quote(table.location)} "SELECT key FROM features" lists them'
 
 

@@ -5,7 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.dataset as ds
 
 from pipeline.rendering.tables import as_json, text_table, write_csv, write_parquet
 from transforms import storage
@@ -18,10 +21,6 @@ from transforms.store.listing import read_footers
 from transforms.store.reports import read_units
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.dataset as ds
 
 # More rows than that are for --csv, --json or --output.
 SHOWN_ROWS = 200
@@ -40,8 +39,8 @@ class Answer:
         complete: Whether OUT's run is finished.
     """
 
-    schema: "pa.Schema"
-    batches: "Iterator[pa.RecordBatch]"
+    schema: pa.Schema
+    batches: Iterator[pa.RecordBatch]
     complete: bool
 
     @property
@@ -80,7 +79,7 @@ def sql(output: str, text: str) -> Iterator[Answer]:
         yield Answer(reader.schema, _explained_batches(database, reader), features.complete)
 
 
-def _values(name: str, column: "pa.Array") -> list:
+def _values(name: str, column: pa.Array) -> list:
     try:
         return column.to_pylist()
     except (ValueError, OverflowError) as error:
@@ -90,9 +89,7 @@ def _values(name: str, column: "pa.Array") -> list:
         ) from error
 
 
-def _explained_batches(database: Any, reader: "pa.RecordBatchReader") -> "Iterator[pa.RecordBatch]":
-    import pyarrow as pa
-
+def _explained_batches(database: Any, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
     try:
         while (batch := interruptibly(database, lambda: next(reader, None))) is not None:
             yield batch
@@ -102,8 +99,6 @@ def _explained_batches(database: Any, reader: "pa.RecordBatchReader") -> "Iterat
 
 
 def _views(features: Features) -> dict[str, Any]:
-    import pyarrow.dataset as ds
-
     reports = read_units(features.output) if features.complete else []
     reports = reports or [report for footer in read_footers(features.parts) for report in footer.reports]
     failed = [failures_uri(features.output, report.unit_id) for report in reports if report.rows_failed]
@@ -117,10 +112,8 @@ def _views(features: Features) -> dict[str, Any]:
     }
 
 
-def _rows(features: Features) -> "pa.Table | ds.Dataset":
+def _rows(features: Features) -> pa.Table | ds.Dataset:
     """Returns the rows with vectors as float32, because DuckDB takes no float16 from Arrow."""
-    import pyarrow as pa
-    import pyarrow.dataset as ds
 
     if not features.parts:
         return part_schema(replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)).empty_table()
@@ -130,9 +123,7 @@ def _rows(features: Features) -> "pa.Table | ds.Dataset":
     return ds.dataset(list(features.parts), schema, format="parquet")
 
 
-def _units(reports: Sequence[UnitReport]) -> "pa.Table":
-    import pyarrow as pa
-
+def _units(reports: Sequence[UnitReport]) -> pa.Table:
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     return pa.table(
         {
@@ -192,7 +183,7 @@ def write_answer(answer: Answer, path: str) -> int:
     _check_names(answer.names)
     count = 0
 
-    def counted() -> "Iterator[pa.RecordBatch]":
+    def counted() -> Iterator[pa.RecordBatch]:
         nonlocal count
         for batch in answer.batches:
             count += len(batch)

@@ -1,4 +1,4 @@
-"""Estimate: takes a sliver of the input through each stage by itself, and says what all of it would take."""
+"""Estimate: takes a sample of the input through each stage by itself, and says what all of it would take."""
 
 import math
 from collections.abc import Callable
@@ -23,7 +23,7 @@ NO_OUTPUT = "none://estimate"
 IMAGES, SECONDS = 200, 20.0
 # Of the seconds, so many may go on reading; the engine needs the rest.
 _READ_SHARE = 0.25
-# Of a sliver with large features, less is taken.
+# Of a sample with large features, less is taken.
 _FEATURE_BYTES = 256 * 2**20
 
 
@@ -147,7 +147,7 @@ def estimate(
     load: Callable[[Job], Engine] | None = None,
     weights: Weights | None = None,
 ) -> Estimate:
-    """Measures a sliver of the inputs and extrapolates. Writes to a temporary folder only, and removes it.
+    """Measures a sample of the inputs and extrapolates. Writes to a temporary folder only, and removes it.
 
     Args:
         options: What the run would be asked for; its output may be `NO_OUTPUT`.
@@ -166,8 +166,8 @@ def estimate(
     if not 0 < seconds < math.inf:
         raise UsageError(f"--seconds must be above 0, not {seconds}")
     found = shards.find(options.inputs, options.fields)
-    sliver = draw(found, images=_fitting(options, images), seconds=seconds * _READ_SHARE)
-    if not sliver.records:
+    sample = draw(found, images=_fitting(options, images), seconds=seconds * _READ_SHARE)
+    if not sample.records:
         raise FeaturemillError("the inputs hold no image at all: there is nothing to estimate; check the paths")
     with TemporaryDirectory(prefix="featuremill-estimate-") as folder:
         started = perf_counter()
@@ -177,22 +177,22 @@ def estimate(
         job = replace(options.job(weights or options.load_weights()), output=folder)
         engine = (load or load_job_engine)(job)
         start_seconds = perf_counter() - started
-        measured = measure(sliver.records, job, engine, seconds=seconds * (1 - _READ_SHARE))
+        measured = measure(sample.records, job, engine, seconds=seconds * (1 - _READ_SHARE))
     _check_any(measured)
     return Estimate(
         shards=len(found.shards),
         files=len(found.files),
         input_bytes=sum(item.file.size for item in (*found.shards, *found.files)),
-        images=sliver.images,
-        images_are_counted=sliver.is_counted,
+        images=sample.images,
+        images_are_counted=sample.is_counted,
         sampled=measured.images,
         sampled_failures=measured.failures,
         engine=engine.description,
         batch_size=engine.batch_size,
         cores=available_cores(),
-        costs={"read": sliver.read, "decode": measured.decode, "embed": measured.embed, "write": measured.write},
+        costs={"read": sample.read, "decode": measured.decode, "embed": measured.embed, "write": measured.write},
         start_seconds=start_seconds,
-        output_bytes=round(measured.written_bytes * sliver.images / measured.images),
+        output_bytes=round(measured.written_bytes * sample.images / measured.images),
         workers=workers,
     )
 

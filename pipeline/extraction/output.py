@@ -134,7 +134,7 @@ def check_output(options: ExtractOptions, spec: FeatureSpec, weights: Weights) -
             "Choose another --output, the old settings, or --overwrite"
         )
     if manifest["status"] != "complete" and manifest["sample_limit"] and manifest["sample_limit"] == options.limit:
-        # An unfinished sample is a sliver: it is made anew.
+        # An unfinished sample is a sample: it is made anew.
         clear(output)
         return new
     if manifest["sample_limit"] or options.limit:
@@ -174,7 +174,7 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
             storage.make_folder(storage.join(output, folder))
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write to {output}: {one_line(error)}; choose another --output or mend the permissions"
+            f"cannot write to {output}: {one_line(error)}; choose another --output or fix the permissions"
         ) from error
     try:
         # What units.parquet says of units that are done again must not outlive them.
@@ -193,7 +193,7 @@ def open_output(output: str, manifest: dict[str, Any], plan: Plan) -> None:
         write_plan(output, plan.units)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write to {output}: {one_line(error)}; make room or mend the permissions and run again"
+            f"cannot write to {output}: {one_line(error)}; free some space or fix the permissions and run again"
         ) from error
 
 

@@ -73,10 +73,10 @@ def make_plan(
     files = {listed.file.uri: listed for listed in found.files}
     known = read_plan(output)
     elsewhere = _look_up(known, given, files)
-    torn = torn_shards(planned.unit for planned in known)
+    incomplete = incomplete_shards(planned.unit for planned in known)
     # Planned anew as a whole: parts of units that are cut the same way again count.
-    again = [planned.unit for planned in known if planned.unit.shard.file.uri in torn]
-    known = [planned for planned in known if planned.unit.shard.file.uri not in torn]
+    again = [planned.unit for planned in known if planned.unit.shard.file.uri in incomplete]
+    known = [planned for planned in known if planned.unit.shard.file.uri not in incomplete]
     todo, done, stale, dropped = [], [], [], []
     for planned in known:
         reason = _why_stale(planned.unit, given, files, elsewhere=elsewhere)
@@ -106,7 +106,7 @@ def _is_named(unit: Unit, given: dict[str, Shard], files: dict[str, ListedFile])
     return unit.shard.file.uri in given or any(listed.file.uri in files for listed in unit.files)
 
 
-def torn_shards(units: Iterable[Unit]) -> set[str]:
+def incomplete_shards(units: Iterable[Unit]) -> set[str]:
     """Returns the URIs of shards of which the units are only a part: there is a gap, or an end is missing.
 
     Two runs at once may leave such a plan; complete, it would be an OUT with rows that nobody misses.
@@ -115,13 +115,13 @@ def torn_shards(units: Iterable[Unit]) -> set[str]:
     for unit in units:
         if unit.shard.format != "files":
             ranges[unit.shard.file.uri].append((unit.start, unit.stop))
-    torn = set()
+    incomplete = set()
     for uri, some in ranges.items():
         some.sort()
         starts, stops = [start for start, _ in some], [stop for _, stop in some]
         if starts[0] != 0 or stops[-1] != -1 or starts[1:] != stops[:-1]:
-            torn.add(uri)
-    return torn
+            incomplete.add(uri)
+    return incomplete
 
 
 def _with_survivors(found: shards.Found, units: Sequence[Unit], elsewhere: dict[str, FileInfo]) -> shards.Found:
@@ -210,7 +210,7 @@ def _look_up(
 def take_sample(units: Iterable[Unit], limit: int) -> list[Unit]:
     """Returns units that hold the first `limit` records and no more.
 
-    Records are counted by reading them, which for a sliver costs less than any index would.
+    Records are counted by reading them, which for a sample costs less than any index would.
     """
     taken: list[Unit] = []
     for unit in units:

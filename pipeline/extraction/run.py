@@ -213,5 +213,5 @@ def _write_todo(output: str, plan: Plan) -> list[Chunk]:
         return write_todo(output, plan.todo)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write to {output}: {one_line(error)}; make room or mend the permissions and run again"
+            f"cannot write to {output}: {one_line(error)}; free some space or fix the permissions and run again"
         ) from error

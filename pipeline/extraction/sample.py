@@ -1,4 +1,4 @@
-"""A sliver of the input: records drawn all over it, and how many there are in all."""
+"""A sample of the input: records drawn all over it, and how many there are in all."""
 
 import random
 from collections import deque
@@ -8,24 +8,27 @@ from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from pipeline.extraction.timing import Cost, Watch
 from transforms import shards, storage
 from transforms.records import EncodedImage, Failure, Shard, Unit
 
-# Encoded bytes of a sliver, which is held in memory; one of huge images has fewer of them.
-SLIVER_BYTES = 256 * 2**20
-# Shards that are read in turns, so many records a turn: a sliver that is cut short still comes from several.
+# Encoded bytes of a sample, which is held in memory; one of huge images has fewer of them.
+SAMPLE_BYTES = 256 * 2**20
+# Shards that are read in turns, so many records a turn: a sample that is cut short still comes from several.
 _OPEN_SHARDS = 8
 _TURN = 8
 _THREADS = 16
 
 
 @dataclass(frozen=True)
-class Sliver:
+class Sample:
     """What was drawn.
 
     Attributes:
-        records: In random order, so that the first ones are a sliver too.
+        records: In random order, so that the first ones are a sample too.
         images: How many records the whole input has.
         is_counted: False if that is an estimate, by the bytes that the records drawn take up in their shards.
         read: What reading a record costs.
@@ -72,12 +75,12 @@ def _size(record: EncodedImage | Failure) -> int:
     return len(record.data) if isinstance(record, EncodedImage) else 0
 
 
-def draw(found: shards.Found, *, images: int, seconds: float) -> Sliver:
+def draw(found: shards.Found, *, images: int, seconds: float) -> Sample:
     """Draws records from all over the input.
 
     Shards are drawn at random, large ones more likely, and each is read from its start: a random place in a TFRecord or
     tar is found only by passing over all before it. Files are drawn at random. Shards and files have their share of
-    the sliver by their bytes. The draw is always the same.
+    the sample by their bytes. The draw is always the same.
 
     Args:
         found: The input.
@@ -106,7 +109,7 @@ def draw(found: shards.Found, *, images: int, seconds: float) -> Sliver:
         _take_turns(listings, records, count=images, deadline=deadline)
     dice.shuffle(records)
     counted = rows | {source.shard.file.uri: source.count for source in sources if source.is_read}
-    return Sliver(
+    return Sample(
         tuple(records),
         images=_count(sources, counted) + len(found.files),
         is_counted=len(counted) == len(sources),
@@ -120,7 +123,7 @@ def _take_turns(
     """Adds records until there are `count`; a source that is read to its end makes room for the next one."""
     turns = deque(islice(sources, _OPEN_SHARDS))
     held_bytes = sum(map(_size, records))
-    while turns and len(records) < count and held_bytes < SLIVER_BYTES and (perf_counter() < deadline or not records):
+    while turns and len(records) < count and held_bytes < SAMPLE_BYTES and (perf_counter() < deadline or not records):
         source = turns.popleft()
         taken = source.take(min(_TURN, count - len(records)))
         records += taken
@@ -138,9 +141,6 @@ def _parquet_rows(found: Iterable[Shard]) -> dict[str, int]:
 
 
 def _footer_rows(uri: str) -> int | None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with storage.open_read(uri) as file:
             return pq.read_metadata(file).num_rows

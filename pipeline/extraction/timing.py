@@ -1,6 +1,6 @@
 """What each stage of a run takes by itself, and so what all of them take together.
 
-Why not run the recipe on the sliver and look at the clock: where its stages overlap, each is slowed by the others, and
+Why not run the recipe on the sample and look at the clock: where its stages overlap, each is slowed by the others, and
 which of them holds up the rest can't be seen. Measured one by one they say what each can do, and what they do together
 follows (`together_seconds`).
 """
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of the records of a sliver that there was time for.
+    """What came of the records of a sample that there was time for.
 
     Attributes:
         images: How many there was time for.
@@ -106,7 +106,7 @@ def measure(records: Sequence[EncodedImage | Failure], job: Job, engine: Engine,
         storage.make_folder(storage.join(job.output, name))
     with PartWriter(job.output, "warm-up", spec=job.spec, sizes=job.sizes) as writer:
         _Bench(job, engine, writer).run(records[: engine.batch_size], seconds=seconds)
-    with PartWriter(job.output, "sliver", spec=job.spec, sizes=job.sizes) as writer:
+    with PartWriter(job.output, "sample", spec=job.spec, sizes=job.sizes) as writer:
         bench = _Bench(job, engine, writer)
         bench.run(records, seconds=seconds)
         report = bench.report()
@@ -140,7 +140,7 @@ class _Bench:
                 if perf_counter() >= deadline:
                     break
         if self._waiting:
-            # It takes longer per image than a full batch, and would count for much in a sliver: its time is left out,
+            # It takes longer per image than a full batch, and would count for much in a sample: its time is left out,
             # unless there is no other.
             self._embed(self._waiting, Watch() if self.timed else self.embed)
             self.timed = self.timed or len(self._waiting)

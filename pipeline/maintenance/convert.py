@@ -5,9 +5,11 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import csv
 
 from pipeline.rendering.tables import write_parquet
 from transforms import storage
@@ -17,9 +19,6 @@ from transforms.storage import readable
 from transforms.store.features import Features, choose_feature, open_features
 from transforms.store.schema import part_schema
 from transforms.text import counted, did_you_mean, one_line, size_text
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 DTYPES = ("float16", "float32", "float64")
 VECTORS, METADATA, CONFIG = "vectors.tsv", "metadata.tsv", "projector_config.pbtxt"
@@ -132,20 +131,14 @@ def _chosen(features: Features, feature: str | None, *, one: bool) -> tuple[str,
     return (choose_feature(features, feature or "embedding"),)
 
 
-def _plain_schema(features: Features, names: Sequence[str], dtype: str) -> "pa.Schema":
-    import pyarrow as pa
-
+def _plain_schema(features: Features, names: Sequence[str], dtype: str) -> pa.Schema:
     number = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}[dtype]
     stored = part_schema(features.spec, dict.fromkeys(features.names, 1))
     rows = [stored.field(name) for name in ROW_COLUMNS]
     return pa.schema([*rows, *(pa.field(name, pa.list_(number), nullable=False) for name in names)])
 
 
-def _plain_batches(
-    features: Features, schema: "pa.Schema", names: Sequence[str], dtype: str
-) -> "Iterator[pa.RecordBatch]":
-    import pyarrow as pa
-
+def _plain_batches(features: Features, schema: pa.Schema, names: Sequence[str], dtype: str) -> Iterator[pa.RecordBatch]:
     for batch in features.batches(schema.names):
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for name in names:
@@ -156,12 +149,12 @@ def _plain_batches(
         yield pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
-def _matrix(column: "pa.Array") -> np.ndarray:
+def _matrix(column: pa.Array) -> np.ndarray:
     """Returns a column of vectors as n×D, in its own dtype."""
     return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
-def _as_width(matrix: np.ndarray, dtype: str, batch: "pa.RecordBatch", name: str, source: str) -> np.ndarray:
+def _as_width(matrix: np.ndarray, dtype: str, batch: pa.RecordBatch, name: str, source: str) -> np.ndarray:
     """Returns the numbers in another width; one that it can't hold is an error, not an infinity."""
     with np.errstate(over="ignore"):
         converted = matrix.astype(dtype, copy=False)
@@ -192,9 +185,6 @@ def _write_projector(features: Features, name: str, output: str) -> None:
 
 
 def _write_tables(features: Features, name: str, folder: str) -> None:
-    import pyarrow as pa
-    from pyarrow import csv
-
     options = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
     writer = None
     with open(storage.join(folder, VECTORS), "wb") as vectors, open(storage.join(folder, METADATA), "wb") as metadata:
@@ -210,7 +200,7 @@ def _write_tables(features: Features, name: str, folder: str) -> None:
             writer.close()
 
 
-def _write_facts(batch: "pa.RecordBatch", metadata: BinaryIO) -> None:
+def _write_facts(batch: pa.RecordBatch, metadata: BinaryIO) -> None:
     columns = (batch.column(name).to_pylist() for name in _SHOWN)
     for row in zip(*columns, strict=True):
         metadata.write(("\t".join("" if value is None else _cell(value) for value in row) + "\n").encode())

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.extraction.output import failed_ids
-from pipeline.extraction.plan import torn_shards
+from pipeline.extraction.plan import incomplete_shards
 from pipeline.prediction import output as predict_output
 from transforms import storage
 from transforms.errors import FeaturemillError
@@ -214,8 +214,10 @@ def _check_totals(output: str, reports: list[UnitReport], manifest: dict[str, An
     problems += [f"{unit_id} is planned, but has no part" for unit_id in sorted(planned - there)[:5]]
     problems += [f"{unit_id} has a part, but isn't planned" for unit_id in sorted(there - planned)[:5]]
     if not manifest["sample_limit"]:
-        torn = sorted(torn_shards(unit.unit for unit in units))
-        problems += [f"{clean(uri)} is in the plan only in part; run featuremill extract with it again" for uri in torn]
+        incomplete = sorted(incomplete_shards(unit.unit for unit in units))
+        problems += [
+            f"{clean(uri)} is in the plan only in part; run featuremill extract with it again" for uri in incomplete
+        ]
     if {report.unit_id for report in read_units(output)} != there:
         problems.append("units.parquet and the parts don't name the same units")
     return problems

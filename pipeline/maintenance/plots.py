@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.rendering.plots import COLOURS, add_legend, new_figure, own_style, svg_text
 from transforms.records import UnitReport
-from transforms.text import tame
+from transforms.text import printable
 
 # More units are drawn as means of neighbours.
 _MOST_STEPS = 200
@@ -78,7 +78,7 @@ def map_plot(places: np.ndarray, labels: Sequence[str | None], name: str) -> str
     found = np.array([common.index(label) if label in common else -1 for label in labels])
     size = 14 if len(places) < 500 else 7
     shown = [(-1, "muted", "o", "others" if common else "no label")]
-    shown += [(i, f"c{i + 1}", _MARKERS[i], tame(label, _LABEL_LETTERS)) for i, label in enumerate(common)]
+    shown += [(i, f"c{i + 1}", _MARKERS[i], printable(label, _LABEL_LETTERS)) for i, label in enumerate(common)]
     for number, colour, marker, words in shown:
         here = places[found == number]
         if len(here):

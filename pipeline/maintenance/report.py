@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.extraction.output import failed_ids
 from pipeline.maintenance.inspect import Inspection, inspect
@@ -20,7 +22,7 @@ from transforms.storage import readable
 from transforms.store.features import Features, choose_feature
 from transforms.store.layout import failures_uri
 from transforms.store.reports import Totals
-from transforms.text import counted, one_line, size_text, tame
+from transforms.text import counted, one_line, printable, size_text
 
 STAGES = ("read", "decode", "embed", "write")
 # Rows of the small map: as many as are told apart in a picture of that size.
@@ -129,7 +131,7 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
     named = [f"{part['name']}={part['tap']}:{part['pool']}" for part in spec.pop("features")]
     return render(
         "run_report.html",
-        title=f"Run {tame(readable(inspection.output))}",
+        title=f"Run {printable(readable(inspection.output))}",
         headline=f"Read {totals.rows_read:,} = embedded {totals.rows_embedded:,} + failed {totals.rows_failed:,}",
         facts=_facts(inspection, totals),
         disagreements=inspection.disagreements,
@@ -154,13 +156,13 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
 def _facts(inspection: Inspection, totals: Totals) -> dict[str, str]:
     manifest = inspection.manifest
     facts = {
-        "folder": tame(readable(inspection.output)),
+        "folder": printable(readable(inspection.output)),
         "status": manifest["status"] if manifest["status"] == "complete" else f"{manifest['status']}: not finished",
         "written": manifest.get("updated", "unknown"),
         "input": f"{size_text(totals.input_bytes)} in {counted(totals.units, 'unit')}",
         "stored": size_text(inspection.stored_bytes) if inspection.stored_bytes else "not counted",
         "engine": ", ".join(sorted({report.engine for report in inspection.reports if report.engine})) or "none",
-        "weights": tame(manifest.get("weights", "")),
+        "weights": printable(manifest.get("weights", "")),
     }
     if manifest.get("weights_are_random"):
         facts["caution"] = "the weights were never trained: these features mean nothing"
@@ -171,8 +173,6 @@ def _facts(inspection: Inspection, totals: Totals) -> dict[str, str]:
 
 def _failures(inspection: Inspection) -> list[dict[str, Any]]:
     """Returns the reasons, the commonest first, each with some of the rows that failed for it."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
     missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}

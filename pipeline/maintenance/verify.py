@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.engines import load_stored_engine
@@ -190,8 +191,6 @@ _Wanted = dict[tuple[str, int], _Stored]
 
 
 def _read_rows(part: str, rows: Sequence[int], names: Sequence[str]) -> _Wanted:
-    import pyarrow.parquet as pq
-
     found: _Wanted = {}
     first = 0
     with storage.open_read(part) as file:

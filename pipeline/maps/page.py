@@ -4,17 +4,15 @@ import base64
 import gzip
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.maps.rows import MapRows
 from pipeline.maps.thumbnails import MapThumbnails
 from pipeline.rendering.html import TEMPLATES, render
-from transforms.text import tame
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from transforms.text import printable
 
 # Categories with a colour and a shape of their own; the rest are drawn as one.
 MOST_CATEGORIES = 24
@@ -65,8 +63,8 @@ def map_html(
     }
     return render(
         "map.html",
-        title=f"Map of {tame(about['output'])}",
-        about={name: tame(value) for name, value in about.items()},
+        title=f"Map of {printable(about['output'])}",
+        about={name: printable(value) for name, value in about.items()},
         data=_script_json(data),
         plotly=_plotly_js(),
         app=(TEMPLATES / "map.js").read_text(),
@@ -88,9 +86,7 @@ def _script_json(data: dict[str, Any]) -> str:
     return json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _column(name: str, values: "pa.Array") -> dict[str, Any]:
-    import pyarrow as pa
-
+def _column(name: str, values: pa.Array) -> dict[str, Any]:
     if pa.types.is_floating(values.type):
         numbers = values.to_numpy(zero_copy_only=False).astype("<f4")
         return {"name": name, "kind": "number", "values": _packed(numbers)}
@@ -102,7 +98,7 @@ def _column(name: str, values: "pa.Array") -> dict[str, Any]:
         "name": name,
         "kind": "category",
         "codes": _packed(np.array([codes[value] for value in values.to_pylist()], "<u4")),
-        "names": _packed_json(["(none)" if value is None else tame(value, _NAME_LETTERS) for value in order]),
+        "names": _packed_json(["(none)" if value is None else printable(value, _NAME_LETTERS) for value in order]),
         "shown": min(len(order), MOST_CATEGORIES),
     }
 

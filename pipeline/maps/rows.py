@@ -3,18 +3,18 @@
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # The vectors of all rows are held in memory, about three times.
 MOST_BYTES = 2**31
@@ -33,9 +33,9 @@ class MapRows:
     """
 
     numbers: np.ndarray
-    facts: "pa.Table"
+    facts: pa.Table
     vectors: np.ndarray
-    columns: "dict[str, pa.Array]" = field(default_factory=dict)
+    columns: dict[str, pa.Array] = field(default_factory=dict)
 
 
 def read_map_rows(features: Features, name: str, *, limit: int) -> MapRows:
@@ -44,7 +44,6 @@ def read_map_rows(features: Features, name: str, *, limit: int) -> MapRows:
     Raises:
         FeaturemillError: There is no row, a vector isn't finite, or the vectors don't fit in memory.
     """
-    import pyarrow as pa
 
     if not features.rows:
         why = "see its failures" if features.complete else "the run is not finished: run the same extract command again"
@@ -89,9 +88,7 @@ def _check_finite(features: Features, batch: Any, vectors: np.ndarray) -> None:
         )
 
 
-def _own_columns(rows: MapRows) -> "dict[str, pa.Array]":
-    import pyarrow as pa
-
+def _own_columns(rows: MapRows) -> dict[str, pa.Array]:
     facts = rows.facts
     norms = np.concatenate([np.linalg.norm(part, axis=1) for part in _parts(rows.vectors)])
     return {
@@ -108,13 +105,11 @@ def _parts(vectors: np.ndarray) -> Iterator[np.ndarray]:
         yield vectors[start : start + 65_536]
 
 
-def _one(column: Any) -> "pa.Array":
-    import pyarrow as pa
-
+def _one(column: Any) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _folders(facts: "pa.Table") -> list[str]:
+def _folders(facts: pa.Table) -> list[str]:
     """Returns the shard of each row, or the folder of a plain file: there, no two rows have the same source."""
     pairs = zip(facts["key"].to_pylist(), facts["source"].to_pylist(), strict=True)
     return [posixpath.dirname(source) or source if key == source else source for key, source in pairs]
@@ -136,8 +131,6 @@ def add_predictions(rows: MapRows, output: str) -> int:
     Raises:
         FeaturemillError: PRED holds no predictions, or none of these rows.
     """
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     keys, positions = _one(rows.facts["key"]), _one(rows.facts["position"])
     predictions = _read_predictions(output)
@@ -162,16 +155,12 @@ def add_predictions(rows: MapRows, output: str) -> int:
 
 def _places(keys: Any, positions: Any) -> Any:
     """Returns keys with their positions, as strings; of an unknown position only what sets it off is there."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     return pc.binary_join_element_wise(keys, positions.cast(pa.string()), "@", null_handling="replace")
 
 
-def _unambiguous(predictions: "pa.Table") -> "pa.Table":
+def _unambiguous(predictions: pa.Table) -> pa.Table:
     """Returns the columns `place`, `label` and `score`, each place once; null for one with several labels."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     places = predictions.append_column("place", _places(predictions["key"], predictions["position"]))
     columns = [("label", "first"), ("score", "first"), ("label", "count_distinct")]
@@ -182,10 +171,8 @@ def _unambiguous(predictions: "pa.Table") -> "pa.Table":
     return pa.table({"place": found["place"], **known}).combine_chunks()
 
 
-def _read_predictions(output: str) -> "pa.Table":
+def _read_predictions(output: str) -> pa.Table:
     """Returns keys, positions, labels and scores of PRED."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     folder = storage.join(storage.absolute(output), "predictions")
     names = sorted(name for name in storage.list_folder(folder) if name.endswith(".parquet"))

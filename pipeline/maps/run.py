@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.maps.page import map_html
 from pipeline.maps.rows import MapRows, add_predictions, read_map_rows
@@ -181,7 +182,6 @@ def write_coordinates(path: str, rows: MapRows, places: np.ndarray) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-    import pyarrow as pa
 
     columns = {name.replace(" ", "_"): column for name, column in rows.columns.items() if name != "source"}
     table = {"key": rows.facts["key"], "x": pa.array(places[:, 0]), "y": pa.array(places[:, 1]), **columns}

@@ -5,7 +5,10 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as types
 
 from pipeline.extraction.options import ExtractOptions
 from pipeline.prediction.options import PredictOptions
@@ -13,15 +16,14 @@ from transforms import shards, storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.vgg import cut, layers
 from transforms.predictors import imagenet
+from transforms.predictors.head import Head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import weights_source
 from transforms.records import FileInfo
+from transforms.rows.labels import join_labels, read_labels
+from transforms.rows.table import Table, open_table
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec
-
-if TYPE_CHECKING:
-    from transforms.predictors.head import Head
-    from transforms.rows.table import Table
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -67,9 +69,6 @@ def _is_output(location: str) -> bool:
 
 def _has_vectors(uri: str) -> bool:
     """False too for what can't be read: whoever reads it then says why."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    import pyarrow.types as types
 
     try:
         with storage.open_read(uri) as file:
@@ -199,8 +198,6 @@ def open_tables(
     Raises:
         FeaturemillError: As `open_table` and `join_labels` do.
     """
-    from transforms.rows.labels import join_labels, read_labels
-    from transforms.rows.table import open_table
 
     names = {"key_column": options.key_column, "label_column": options.label_column}
     own = {} if ours or options.labels else names

@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.prediction.options import PredictOptions
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.evaluation.metrics import RowScores, judge, score_rows
 from transforms.predictors.predictions import (
     PredictionWriter,
     Predictor,
@@ -16,13 +19,8 @@ from transforms.predictors.predictions import (
     predictions_schema,
     true_codes,
 )
+from transforms.rows.table import Table
 from transforms.text import clean, counted, did_you_mean, short
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from transforms.evaluation.metrics import RowScores
-    from transforms.rows.table import Table
 
 # N×C numbers of a batch, of which there are some copies as float64 while it is ranked.
 _BATCH_NUMBERS = 2_000_000
@@ -48,11 +46,8 @@ class Tally:
     no_class: int = 0
     judged: "list[tuple[RowScores, np.ndarray, pa.Array]]" = field(default_factory=list)
 
-    def add(self, probabilities: np.ndarray, rows: "pa.RecordBatch", codes: np.ndarray, *, keep: bool) -> None:
+    def add(self, probabilities: np.ndarray, rows: pa.RecordBatch, codes: np.ndarray, *, keep: bool) -> None:
         """Counts a batch; keeps what judging it takes on request."""
-        import pyarrow as pa
-
-        from transforms.evaluation.metrics import score_rows
 
         known = codes >= 0
         self.counts += np.bincount(probabilities.argmax(axis=1), minlength=len(self.counts))
@@ -76,9 +71,6 @@ class Tally:
 
     def judge(self, predictor: Predictor) -> dict[str, Any]:
         """Returns the metrics of the kept rows, as `transforms.evaluation.metrics.judge` does."""
-        import pyarrow as pa
-
-        from transforms.evaluation.metrics import RowScores, judge
 
         scores, codes, keys = zip(*self.judged, strict=True)
         return judge(
@@ -127,16 +119,12 @@ def predict_tables(
     return tally
 
 
-def _array(column: "pa.ChunkedArray") -> "pa.Array":
-    import pyarrow as pa
-
+def _array(column: pa.ChunkedArray) -> pa.Array:
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
-def _facts(table: "Table") -> "dict[str, pa.ChunkedArray]":
+def _facts(table: "Table") -> dict[str, pa.ChunkedArray]:
     """Returns the columns of PRED that are known before predicting, N each; places only for OUTs of extract."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     rows = table.vectors.rows
     facts = {"key": table.keys, "true_label": table.labels}
@@ -169,7 +157,7 @@ def check_true_labels(tables: "Sequence[Table]", predictor: Predictor) -> None:
             raise FeaturemillError(
                 f"{counted(len(strange), 'row')} with a true label that is no class of {predictor.name}, the first is "
                 f"{short(label)!r} of {clean(key)}{did_you_mean(label, predictor.labels[:20])}; "
-                "mend them with --labels, or leave out --evaluate"
+                "fix them with --labels, or leave out --evaluate"
             )
     if not known:
         raise FeaturemillError("no row has a true label to evaluate by; pass --labels, or leave out --evaluate")

@@ -66,7 +66,7 @@ def clear(output: str, manifest: dict[str, Any]) -> None:
         storage.delete(storage.join(output, name) for name in PREDICTION_FILES if name in there)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot clear {output}: {one_line(error)}; choose another --output or mend the permissions"
+            f"cannot clear {output}: {one_line(error)}; choose another --output or fix the permissions"
         ) from error
 
 
@@ -86,7 +86,7 @@ def begin(output: str, manifest: dict[str, Any]) -> None:
             storage.delete([storage.join(output, "metrics.json")])
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write to {output}: {one_line(error)}; choose another --output or mend the permissions"
+            f"cannot write to {output}: {one_line(error)}; choose another --output or fix the permissions"
         ) from error
 
 

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from pipeline.extraction import run as extract
 from pipeline.extraction.options import ExtractOptions
@@ -23,14 +25,12 @@ from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
 from transforms.network.weights import Weights
 from transforms.predictors import imagenet
+from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import check_weights
+from transforms.rows.table import Table
 from transforms.store.layout import features_folder
 from transforms.store.manifest import library_versions
-
-if TYPE_CHECKING:
-    from transforms.predictors.head import Head
-    from transforms.rows.table import Table
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
@@ -86,8 +86,6 @@ def predict(
 
 
 def _rows(output: str) -> Iterator[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
     for info in storage.list_infos(storage.join(output, "predictions")):
         yield from pq.read_table(info.uri).to_pylist()
 
@@ -172,7 +170,6 @@ def _open_source(options: PredictOptions, output: str, weights: Weights | None) 
         weights = replace(weights or images.load_weights(), arrays={})
         predictor = imagenet.predictor(images.spec(weights), classes)
         return _Source(predictor, None, _limited(options, images), weights)
-    from transforms.predictors.head import load_head
 
     head = load_head(options.head)
     predictor = given.head_predictor(head, options.head)
@@ -250,8 +247,6 @@ def _open_features(options: PredictOptions, source: _Source, locations: Sequence
     tables = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
     notes: dict[str, None] = {}
     if source.head is not None:
-        from transforms.predictors.head import check_features
-
         notes = dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
     if options.evaluate:
         check_true_labels(tables, source.predictor)

@@ -5,9 +5,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import jinja2
+
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.text import one_line, tame
+from transforms.text import one_line, printable
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -15,9 +17,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 def render(template: str, **values: Any) -> str:
     """Returns a page: `templates/TEMPLATE` filled in, all values escaped.
 
-    The template gets one thing beside the values: the filter `tame`, for text that others wrote.
+    The template gets one thing beside the values: the filter `printable`, for text that others wrote.
     """
-    import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
@@ -26,7 +27,7 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["tame"] = tame
+    environment.filters["printable"] = printable
     environment.filters["count"] = "{:,}".format
     return environment.get_template(template).render(values)
 
@@ -46,5 +47,5 @@ def write_page(path: str, text: str) -> None:
         if storage.is_local(path) and os.path.exists(temporary):
             os.remove(temporary)
         raise FeaturemillError(
-            f"cannot write {path}: {one_line(error)}; make the folder, or mend its permissions"
+            f"cannot write {path}: {one_line(error)}; make the folder, or fix its permissions"
         ) from error

@@ -8,22 +8,21 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.rows.lookup import StoredRow
-from transforms.text import one_line, tame
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from transforms.text import one_line, printable
 
 _MOST_LETTERS = 100
 
 
-def row_fields() -> "list[pa.Field]":
+def row_fields() -> list[pa.Field]:
     """Returns the Arrow fields of `row_values`."""
-    import pyarrow as pa
 
     texts = [pa.field(name, pa.string()) for name in ("key", "label", "source")]
     sizes = [pa.field(name, pa.int32()) for name in ("width", "height")]
@@ -61,7 +60,7 @@ def as_json(value: Any) -> Any:
 
 
 def text_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """Returns a table for the terminal; text of others' is tamed, and long text cut in its middle."""
+    """Returns a table for the terminal; text of others' is made printable, and long text cut in its middle."""
     table = [tuple(names), *(tuple(map(_cell, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
@@ -70,7 +69,7 @@ def text_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 def _cell(value: Any) -> str:
     value = as_json(value)
-    return "–" if value is None else tame(f"{value:.6g}" if isinstance(value, float) else value, _MOST_LETTERS)
+    return "–" if value is None else printable(f"{value:.6g}" if isinstance(value, float) else value, _MOST_LETTERS)
 
 
 def write_csv(stream: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
@@ -80,14 +79,12 @@ def write_csv(stream: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]
     writer.writerows([as_json(value) for value in row] for row in rows)
 
 
-def write_parquet(path: str, tables: "Iterable[pa.Table | pa.RecordBatch]", schema: "pa.Schema") -> None:
+def write_parquet(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema) -> None:
     """Writes tables to one Parquet file, whole or not at all.
 
     Raises:
         FeaturemillError: It can't be written there, or Parquet has no such type.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     path = os.path.abspath(os.path.expanduser(path))
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"

@@ -24,27 +24,27 @@ def dataflow_args(args: Sequence[str]) -> tuple[str, ...]:
         UsageError: Something is missing that Dataflow can't do without: it would only say so after minutes. Without a
             container image or a setup file, workers would have neither this package nor an engine.
     """
-    said = _said(args)
+    parsed = _parsed(args)
     needed = {
-        "--project=PROJECT": said.project,
-        "--region=REGION": said.region or os.environ.get("CLOUDSDK_COMPUTE_REGION"),
-        "--temp_location=gs://BUCKET/tmp": said.temp_location or said.staging_location,
+        "--project=PROJECT": parsed.project,
+        "--region=REGION": parsed.region or os.environ.get("CLOUDSDK_COMPUTE_REGION"),
+        "--temp_location=gs://BUCKET/tmp": parsed.temp_location or parsed.staging_location,
     }
     missing = [option for option, value in needed.items() if not value]
     if missing:
         raise UsageError(f"Dataflow needs {', '.join(missing)}; pass what is missing after --")
-    if not said.sdk_container_image and not said.setup_file:
+    if not parsed.sdk_container_image and not parsed.setup_file:
         raise UsageError(
             "Dataflow's workers need the package in a container image; build one from the Dockerfile and pass "
             "--sdk_container_image=REGISTRY/featuremill:TAG after --"
         )
     more = []
-    if said.number_of_worker_harness_threads is None:
+    if parsed.number_of_worker_harness_threads is None:
         more.append("--number_of_worker_harness_threads=1")
     if not any(arg.endswith("save_main_session") for arg in args):
         # On by default there, but all our code is in packages: what the launcher's __main__ holds is no worker's.
         more.append("--no_save_main_session")
-    if has_gpu(args) and not any("use_multiple_sdk_containers" in name for name in said.experiments):
+    if has_gpu(args) and not any("use_multiple_sdk_containers" in name for name in parsed.experiments):
         more.append("--experiments=no_use_multiple_sdk_containers")
     return (*args, *more)
 
@@ -62,17 +62,17 @@ def check_places(places: Iterable[str]) -> None:
 
 def has_gpu(args: Sequence[str]) -> bool:
     """Whether the options ask for workers with an accelerator."""
-    said = _said(args)
-    asked = [*said.dataflow_service_options, *said.resource_hints]
+    parsed = _parsed(args)
+    asked = [*parsed.dataflow_service_options, *parsed.resource_hints]
     return any("worker_accelerator" in option or option.startswith("accelerator=") for option in asked)
 
 
 def is_template(args: Sequence[str]) -> bool:
     """Whether the job is only written down for somebody else to start, as a Flex Template's launcher does."""
-    return bool(_said(args).template_location)
+    return bool(_parsed(args).template_location)
 
 
-def _said(args: Sequence[str]) -> argparse.Namespace:
+def _parsed(args: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("project", "region", "temp_location", "staging_location", "template_location", "setup_file"):
         parser.add_argument(f"--{name}")

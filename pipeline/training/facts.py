@@ -1,15 +1,12 @@
 """What is to be known of the rows before any figure on a head, in words."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from transforms.evaluation.split import Split
 from transforms.heads.cells import Rows
+from transforms.rows.labels import Joined
 from transforms.rows.table import Table
 from transforms.text import counted
-
-if TYPE_CHECKING:
-    from transforms.rows.labels import Joined
 
 # Layers named of those that are still random.
 _NAMED = 3

@@ -4,9 +4,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.training.facts import describe_data
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
@@ -19,12 +21,10 @@ from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, save_head, softmax
+from transforms.rows.labels import Joined, join_labels, read_labels
 from transforms.rows.table import DEFAULT_LABEL, Table, open_table
 from transforms.store.manifest import library_versions
 from transforms.text import printable, short
-
-if TYPE_CHECKING:
-    from transforms.rows.labels import Joined
 
 # Judged vectors are given to a model by this many bytes.
 _GATHERED_BYTES = 2**23
@@ -97,7 +97,6 @@ def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
     names = {name: getattr(options, name) for name in ("label_column", "group_column", "split_column")}
     if not options.labels:
         return features(**names), None
-    from transforms.rows.labels import join_labels, read_labels
 
     labels = read_labels(options.labels, key_column=options.key_column, **names)
     # What the file has the features needn't have.
@@ -119,8 +118,6 @@ def _learning_fits(table: Table, options: TrainOptions) -> bool:
 
 def make_rows(table: Table, cells: np.ndarray) -> Rows:
     """Returns the labelled rows in their cells; the classes are the labels of the rows that are used."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     used = pc.filter(table.labels, pa.array(cells >= 0))
     classes = tuple(sorted(pc.unique(used).drop_null().to_pylist()))

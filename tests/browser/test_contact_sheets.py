@@ -9,7 +9,7 @@ import pytest
 from pipeline.cli.app import run_cli
 from tests.browser import shown
 from tests.factories import shared_data
-from transforms.text import tame
+from transforms.text import printable
 
 # Of the same image, made small in two ways; another image is three times as far.
 MOST_DISTANCE = 16
@@ -32,7 +32,7 @@ def contents(made):
     images = [row["image"]["bytes"] for rows in shards for row in rows]
     images += [path.read_bytes() for path in made.folder.glob("shards/plain/*/*")]
     rows, known = stored_rows(made.out), by_hash(images)
-    found = {tame(row["key"]): known.get(row["sha256"]) for row in rows}
+    found = {printable(row["key"]): known.get(row["sha256"]) for row in rows}
     assert len(found) == len(rows)
     query = next(made.folder.glob("*.jpg"))
     return {**found, f"image {query}": query.read_bytes()}

@@ -196,7 +196,7 @@ def test_trouble_halfway(store, tmp_path, fault):
     fill(store, tmp_path)
     setattr(store.proxy, fault, after(12, "out"))
     line = fails(store, *from_to(store))
-    assert "run the same command again" in line or "mend the permissions" in line
+    assert "run the same command again" in line or "fix the permissions" in line
     store.proxy.heal()
     done = extract(store, *from_to(store))
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,8 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from transforms.engines.engine import Engine, OutOfMemory
 from transforms.errors import FeaturemillError
@@ -12,9 +13,6 @@ from transforms.machine import available_cores
 from transforms.records import EncodedImage, Failure
 from transforms.spec import FeatureSpec
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import numpy as np
 
 # Two threads hide decoding behind any engine that computes on the same cores: more would only take these from it, and
 # hold more large images in memory. Beside a GPU all cores are free to decode, and all are needed.
@@ -72,7 +70,6 @@ def embed_batch(
     Returns:
         The rows that are good, and {feature name: M×D} for them, M ≤ N, in the stored dtype.
     """
-    import numpy as np
 
     good: list[tuple] = []
     vectors: dict[str, list[np.ndarray]] = {}
@@ -98,7 +95,6 @@ def _embed_or_split(
     Raises:
         FeaturemillError: It isn't the image: the engine can't even embed a black one, or has no memory for one.
     """
-    import numpy as np
 
     if not batch:
         return
@@ -127,8 +123,6 @@ def _embed_or_split(
 
 
 def _check_alive(engine: Engine, shape: tuple[int, ...], cause: Exception) -> None:
-    import numpy as np
-
     try:
         engine.embed(np.zeros((1, *shape), np.uint8))
     except Exception as error:

@@ -8,9 +8,10 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import apache_beam as beam
+import numpy as np
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
@@ -19,9 +20,6 @@ from transforms.engines import choose, default_batch_size, load_engine
 from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure
 from transforms.spec import FeatureSpec
-
-if TYPE_CHECKING:
-    import numpy as np
 
 ROWS, FAILURES = "rows", "failures"
 
@@ -41,7 +39,7 @@ class EmbeddedImage:
     sha256: bytes
     width: int
     height: int
-    features: "dict[str, np.ndarray]"
+    features: dict[str, np.ndarray]
 
 
 @dataclass
@@ -99,7 +97,7 @@ class _Pending:
     """An image that is being decoded, and where in the stream it belongs."""
 
     number: int
-    decoded: "Future[Decoded | Failure]"
+    decoded: Future[Decoded | Failure]
     timestamp: Any
     window: Any
 

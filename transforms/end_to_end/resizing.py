@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from transforms.images.decode import PAD_COLOUR, short_side
+from transforms.network.keras_import import import_keras
 from transforms.spec import FeatureSpec
+
+ops = import_keras().ops
 
 # Radius of each filter in pixels of the source, before it is stretched for downscaling.
 _SUPPORT = {"bilinear": 1.0, "bicubic": 2.0, "lanczos": 3.0}
@@ -41,8 +44,6 @@ def resize(pixels: Any, spec: FeatureSpec) -> Any:
     Returns:
         N×S×S×3 float32 of whole numbers in 0 … 255.
     """
-    from keras import ops
-
     rows, columns = (_positions(line) for line in (pixels[0, :, 0, 0], pixels[0, 0, :, 0]))
     height, width = rows[-1] + 1.0, columns[-1] + 1.0
     longest, shortest = ops.maximum(height, width), ops.minimum(height, width)
@@ -61,21 +62,15 @@ def resize(pixels: Any, spec: FeatureSpec) -> Any:
 
 def _positions(line: Any) -> Any:
     """Returns 0, 1, 2 … in float64, as many as the line has pixels: the one way to an unknown length."""
-    from keras import ops
-
     return ops.cumsum(ops.ones_like(line, dtype="float64")) - 1.0
 
 
 def _to_bytes(values: Any) -> Any:
-    from keras import ops
-
     return ops.clip(ops.floor(values + 0.5), 0.0, 255.0)
 
 
 def _axis(positions: Any, length: Any, longest: Any, shortest: Any, spec: FeatureSpec) -> tuple[Any, Any]:
     """Returns an axis's weights, S×H float64, and which of the S show the image, 1 or 0 in float32."""
-    from keras import ops
-
     window = _window(length, longest, shortest, spec)
     numbers = ops.subtract(np.arange(spec.image_size, dtype=np.float64), window.offset)
     shows = ops.cast(ops.logical_and(numbers >= 0.0, numbers < window.count), "float32")
@@ -88,8 +83,6 @@ def _axis(positions: Any, length: Any, longest: Any, shortest: Any, spec: Featur
 
 def _window(length: Any, longest: Any, shortest: Any, spec: FeatureSpec) -> _Window:
     """Returns what `images._squash`, `_crop` and `_pad` do along one axis."""
-    from keras import ops
-
     side = float(spec.image_size)
     zero = length * 0.0
     if spec.resize == "squash":
@@ -107,8 +100,6 @@ def _window(length: Any, longest: Any, shortest: Any, spec: FeatureSpec) -> _Win
 
 def _nearest_weights(positions: Any, length: Any, numbers: Any, window: _Window) -> Any:
     """Returns S×H ones and zeros. Pillow adds the scale up instead of multiplying, which decides at exact halves."""
-    from keras import ops
-
     steps = ops.where(numbers > 0.0, window.scale, 0.0)
     first = window.start + window.scale * 0.5
     # With `where`, the first pixel shown stands at `first` exactly, and the sums behind it start from there.
@@ -119,8 +110,6 @@ def _nearest_weights(positions: Any, length: Any, numbers: Any, window: _Window)
 
 def _filter_weights(positions: Any, numbers: Any, window: _Window, interpolation: str) -> Any:
     """Returns S×H float64, each row summing to 1 but for the rounding."""
-    from keras import ops
-
     stretch = ops.maximum(window.scale, 1.0)
     centres = window.start + (numbers + 0.5) * window.scale
     distances = ops.abs(ops.expand_dims(positions + 0.5, 0) - ops.expand_dims(centres, 1)) * (1.0 / stretch)
@@ -132,23 +121,17 @@ def _filter_weights(positions: Any, numbers: Any, window: _Window, interpolation
 
 
 def _triangle(x: Any) -> Any:
-    from keras import ops
-
     return ops.maximum(1.0 - x, 0.0)
 
 
 def _cubic(x: Any) -> Any:
     """Keys's cubic with a = -1/2."""
-    from keras import ops
-
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
     return ops.where(x < 1.0, near, ops.where(x < _SUPPORT["bicubic"], far, 0.0))
 
 
 def _lanczos(x: Any) -> Any:
-    from keras import ops
-
     support = _SUPPORT["lanczos"]
     centre = ops.equal(x, 0.0)
     angle = ops.where(centre, 1.0, x * math.pi)

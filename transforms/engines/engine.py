@@ -1,9 +1,8 @@
 """The face of an engine."""
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 
 class OutOfMemory(Exception):
@@ -23,7 +22,7 @@ class Engine(Protocol):
     batch_size: int
     on_cpu: bool
 
-    def embed(self, pixels: "np.ndarray") -> "dict[str, np.ndarray]":
+    def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Computes the features of one batch; an image's numbers don't depend on its neighbours.
 
         Args:

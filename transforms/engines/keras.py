@@ -14,7 +14,7 @@ from transforms.machine import available_cores
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import CHANNELS, Layer, build, preprocess
 from transforms.spec import FeatureSpec
-from transforms.text import threads_text
+from transforms.text import counted
 
 if TYPE_CHECKING:
     import keras
@@ -149,7 +149,7 @@ def _threads() -> str:
         import tensorflow as tf
 
         count = tf.config.threading.get_intra_op_parallelism_threads()
-    return threads_text(count or available_cores())
+    return counted(count or available_cores(), "thread")
 
 
 def _warn_if_slow(precision: str) -> None:

@@ -17,7 +17,7 @@ from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
 from transforms.network.vgg import CHANNELS, KERNEL, MIN_IMAGE_SIZE, Layer, preprocess
 from transforms.spec import FeatureSpec
-from transforms.text import one_line, threads_text
+from transforms.text import counted, one_line
 
 # Far above float rounding (about 1e-6), far below any reduced precision (1e-3).
 SELF_CHECK_TOLERANCE = 1e-4
@@ -51,7 +51,7 @@ class NcnnEngine:
             _self_check(self._net, table, path)
         threads = threads or available_cores()
         self._pool = ThreadPoolExecutor(threads, "ncnn")
-        self.description = f"ncnn ({ncnn.__version__}, CPU, {threads_text(threads)})"
+        self.description = f"ncnn ({ncnn.__version__}, CPU, {counted(threads, 'thread')})"
         self.batch_size = batch_size
 
     def resize(self, batch_size: int) -> None:

@@ -107,7 +107,7 @@ def weight_file(sha256: str, load: Callable[[], Weights]) -> Iterator[str]:
             _write(path, weights.arrays)
         except OSError as error:
             raise FeaturemillError(
-                f"cannot write {path}: {one_line(error)}; make room, or set FEATUREMILL_CACHE to another disk"
+                f"cannot write {path}: {one_line(error)}; free some space, or set FEATUREMILL_CACHE to another disk"
             ) from error
         yield str(path)
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -50,7 +51,6 @@ def sum_by_unit(units: np.ndarray, width: int, entries: list[tuple[np.ndarray, n
         width: How many sums.
         entries: Pairs of N columns (which sum a row adds to) and N values (what it adds).
     """
-    from scipy.sparse import csr_matrix
 
     shape = (int(units.max()) + 1, width)
     total = csr_matrix(shape)

@@ -3,17 +3,18 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.table import Table
 from transforms.similarity.near_copies import near_copies
 from transforms.text import did_you_mean, short
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 SIDES = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
@@ -117,9 +118,8 @@ def _check_options(validation: float, test: float, folds: int | None, near: floa
         raise UsageError(f"--near-duplicates {near:g} is no cosine of copies; choose one above 0 and up to 1")
 
 
-def _codes(column: "pa.ChunkedArray") -> tuple[np.ndarray, "pa.Array"]:
+def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, "pa.Array"]:
     """Returns (N int64 indices into the distinct values, -1 for null; the distinct values)."""
-    import pyarrow as pa
 
     # All chunks get the same dictionary.
     chunks = column.dictionary_encode().chunks
@@ -145,7 +145,6 @@ def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
 
 def _components(table: Table, copies: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (N int64 component numbers, C×3 draws): copies and rows of one group (or key, without one) together."""
-    import pyarrow.compute as pc
 
     names, texts = _codes(table.keys if table.groups is None else pc.coalesce(table.groups, table.keys))
     components = _connect(len(names), [names, copies])
@@ -154,8 +153,6 @@ def _components(table: Table, copies: np.ndarray, seed: int) -> tuple[np.ndarray
 
 def _connect(rows: int, codes: Sequence[np.ndarray], pairs: np.ndarray | None = None) -> np.ndarray:
     """Returns N int64 set numbers: rows of an equal code (not -1) are in one set, pairs are, and what these connect."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
 
     edges = [np.empty((0, 2), np.int64)] if pairs is None else [pairs]
     for code in codes:
@@ -168,9 +165,8 @@ def _connect(rows: int, codes: Sequence[np.ndarray], pairs: np.ndarray | None = 
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
-def _component_names(components: np.ndarray, names: np.ndarray, texts: "pa.Array") -> "pa.Array":
+def _component_names(components: np.ndarray, names: np.ndarray, texts: pa.Array) -> pa.Array:
     """Returns the smallest name of each component."""
-    import pyarrow.compute as pc
 
     # All rows of one name are in one component.
     owners = np.empty(len(texts), np.int64)
@@ -181,7 +177,7 @@ def _component_names(components: np.ndarray, names: np.ndarray, texts: "pa.Array
     return texts.take(smallest)
 
 
-def _draw(names: "pa.Array", seed: int) -> np.ndarray:
+def _draw(names: pa.Array, seed: int) -> np.ndarray:
     """Returns C×3 float64 in [0, 1), each row a function of the seed and the name alone."""
     draws = np.empty((len(names), 3))
     for at in range(0, len(names), _NAMES_AT_ONCE):
@@ -286,7 +282,7 @@ def _rows(
     return {name: dict(zip(classes, counts, strict=True)) for name, counts in counted.items()}
 
 
-def _conflicts(copies: np.ndarray, labels: np.ndarray, keys: "pa.ChunkedArray") -> dict[str, Any]:
+def _conflicts(copies: np.ndarray, labels: np.ndarray, keys: pa.ChunkedArray) -> dict[str, Any]:
     """Returns how many sets of copies have several labels, and the keys of the first."""
     known = np.flatnonzero(labels >= 0)
     sets, count = np.unique(np.unique(np.column_stack([copies, labels])[known], axis=0)[:, 0], return_counts=True)

@@ -2,10 +2,13 @@
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from transforms.rows.vectors import Vectors
+if TYPE_CHECKING:
+    # It would bring Arrow, which a head in use doesn't need.
+    from transforms.rows.vectors import Vectors
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Rows:
         classes: The C labels, sorted.
     """
 
-    vectors: Vectors
+    vectors: "Vectors"
     codes: np.ndarray
     cells: np.ndarray
     classes: tuple[str, ...]

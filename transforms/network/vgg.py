@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from transforms.errors import UsageError
+from transforms.network.keras_import import import_keras
 from transforms.spec import POOLS, Feature
 from transforms.text import did_you_mean
 
@@ -290,7 +291,6 @@ def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32") ->
         image_size: Pixels on a side.
         dtype: Keras's dtype policy of every layer.
     """
-    from transforms.network.keras_import import import_keras
 
     keras = import_keras()
     # Said again for each layer, because a user's keras.json may say otherwise.

@@ -10,6 +10,7 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.network.keras_import import import_keras
 from transforms.network.vgg import BACKBONES, LayerInfo, layers
 from transforms.text import one_line
 
@@ -130,8 +131,6 @@ def _names(kind: str, count: int, backbone: str) -> list[str]:
 
 
 def _read_keras(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
-    from transforms.network.keras_import import import_keras
-
     keras = import_keras()
     # A copy, because Keras opens local paths only, and goes by their ending.
     with tempfile.NamedTemporaryFile(suffix=".keras") as copy:

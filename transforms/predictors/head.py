@@ -101,7 +101,7 @@ def save_head(head: Head, folder: str, *, files: Mapping[str, bytes] | None = No
         write_folder(folder, files, head.model.arrays, lambda sha256: _description(head, names, sha256))
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write the head to {folder} ({one_line(error)}); make room or mend the permissions"
+            f"cannot write the head to {folder} ({one_line(error)}); free some space or fix the permissions"
         ) from error
 
 

@@ -4,17 +4,16 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.spec import FeatureSpec
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # A part ends with the batch that passes one of these.
 PART_ROWS = 1_000_000
@@ -69,23 +68,20 @@ def rank(probabilities: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
     return order, np.take_along_axis(probabilities, order, axis=1).astype(np.float32)
 
 
-def true_codes(labels: "pa.Array", predictor: Predictor) -> np.ndarray:
+def true_codes(labels: pa.Array, predictor: Predictor) -> np.ndarray:
     """Returns N int64: the class of each true label, -1 for none and for one that the head doesn't know."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     known = pc.index_in(labels.cast(pa.string()), pa.array(list(predictor.codes), pa.string()))
     classes = np.array([*predictor.codes.values(), -1])
     return classes[pc.fill_null(known, len(classes) - 1).to_numpy(zero_copy_only=False)]
 
 
-def predictions_schema(predictor: Predictor, *, probabilities: bool) -> "pa.Schema":
+def predictions_schema(predictor: Predictor, *, probabilities: bool) -> pa.Schema:
     """Returns the Arrow schema of a part.
 
     `label` and `score` are the first of `top_labels` and `top_scores`; `source` and `position` say where an image lies,
     null for features that don't say it; `agrees` is null where the true label is unknown or no class of the head.
     """
-    import pyarrow as pa
 
     text, texts = pa.string(), pa.list_(pa.string())
     fields = {
@@ -108,11 +104,11 @@ def predictions_schema(predictor: Predictor, *, probabilities: bool) -> "pa.Sche
 def prediction_rows(
     predictor: Predictor,
     probabilities: np.ndarray,
-    facts: "dict[str, pa.Array]",
+    facts: dict[str, pa.Array],
     *,
     top: int,
     keep_probabilities: bool,
-) -> "pa.RecordBatch":
+) -> pa.RecordBatch:
     """Returns a batch of N rows.
 
     Args:
@@ -122,7 +118,6 @@ def prediction_rows(
         top: Classes to a row, at most C.
         keep_probabilities: Whether all C go into the row.
     """
-    import pyarrow as pa
 
     order, scores = rank(probabilities, top)
     columns = dict(facts)
@@ -142,22 +137,20 @@ def prediction_rows(
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
-def _lists(values: "pa.Array", size: int) -> "pa.ListArray":
-    import pyarrow as pa
-
+def _lists(values: pa.Array, size: int) -> pa.ListArray:
     return pa.ListArray.from_arrays(pa.array(np.arange(0, len(values) + 1, size), pa.int32()), values)
 
 
 class PredictionWriter:
     """Writes batches into parts of bounded size, each of them there whole or not at all."""
 
-    def __init__(self, output: str, schema: "pa.Schema"):
+    def __init__(self, output: str, schema: pa.Schema):
         """Args: the folder PRED, in which `_tmp` and `predictions` are, and the schema."""
         self.output, self.schema = output, schema
         self.rows = self.parts = 0
         self._batches: list[pa.RecordBatch] = []
 
-    def add(self, batch: "pa.RecordBatch") -> None:
+    def add(self, batch: pa.RecordBatch) -> None:
         """Adds a batch of rows.
 
         Raises:
@@ -175,9 +168,6 @@ class PredictionWriter:
             self._write()
 
     def _write(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         name = f"part-{self.parts:05}.parquet"
         temporary = storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}")
         try:
@@ -187,7 +177,7 @@ class PredictionWriter:
             storage.rename(temporary, storage.join(self.output, "predictions", name))
         except OSError as error:
             raise FeaturemillError(
-                f"cannot write {name} to {self.output}: {one_line(error)}; make room or mend the permissions "
+                f"cannot write {name} to {self.output}: {one_line(error)}; free some space or fix the permissions "
                 "and run the same command again"
             ) from error
         self._batches = []

@@ -2,15 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pyarrow import csv
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.rows.table import Table, as_text, known
 from transforms.text import did_you_mean, one_line, short
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # Keys shown of those that don't fit.
 NAMED_KEYS = 5
@@ -42,7 +43,7 @@ def read_labels(
     label_column: str = "label",
     group_column: str | None = None,
     split_column: str | None = None,
-) -> "pa.Table":
+) -> pa.Table:
     """Reads keys and labels, and groups and sides where the file has their columns.
 
     Args:
@@ -58,7 +59,6 @@ def read_labels(
         FeaturemillError: Not readable, no rows, a column missing, an empty key, or a key with two labels, groups or
             sides.
     """
-    import pyarrow as pa
 
     path = storage.absolute(path)
     names = {"key": key_column, "label": label_column, "group": group_column, "split": split_column}
@@ -81,9 +81,7 @@ def read_labels(
     return _once(pa.table(columns), names, path)
 
 
-def _read(path: str, columns: Sequence[str]) -> "pa.Table":
-    import pyarrow as pa
-
+def _read(path: str, columns: Sequence[str]) -> pa.Table:
     try:
         with storage.open_read(path) as file:
             is_parquet = file.read(4) == b"PAR1"
@@ -97,16 +95,11 @@ def _read(path: str, columns: Sequence[str]) -> "pa.Table":
         ) from error
 
 
-def _read_parquet(file: object) -> "pa.Table":
-    import pyarrow.parquet as pq
-
+def _read_parquet(file: object) -> pa.Table:
     return pq.ParquetFile(file).read()
 
 
-def _read_csv(file: object, columns: Sequence[str]) -> "pa.Table":
-    import pyarrow as pa
-    from pyarrow import csv
-
+def _read_csv(file: object, columns: Sequence[str]) -> pa.Table:
     # As text: 007 is a label, not 7. Only an empty field is none; the default also takes "NA" and "null" for that.
     convert = csv.ConvertOptions(
         column_types={name: pa.string() for name in columns}, null_values=[""], strings_can_be_null=True
@@ -114,7 +107,7 @@ def _read_csv(file: object, columns: Sequence[str]) -> "pa.Table":
     return csv.read_csv(file, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=convert)
 
 
-def _once(labels: "pa.Table", names: Mapping[str, str], path: str) -> "pa.Table":
+def _once(labels: pa.Table, names: Mapping[str, str], path: str) -> pa.Table:
     """Returns each key once; raises FeaturemillError where one has two labels, groups or sides.
 
     Args:
@@ -122,7 +115,6 @@ def _once(labels: "pa.Table", names: Mapping[str, str], path: str) -> "pa.Table"
         names: {role: name of the column in the file}.
         path: Of the file.
     """
-    import pyarrow.compute as pc
 
     if pc.count_distinct(labels["key"]).as_py() == len(labels):
         return labels
@@ -142,7 +134,7 @@ def _once(labels: "pa.Table", names: Mapping[str, str], path: str) -> "pa.Table"
     return labels.group_by(labels.column_names, use_threads=False).aggregate([])
 
 
-def join_labels(table: Table, labels: "pa.Table", path: str) -> tuple[Table, Joined]:
+def join_labels(table: Table, labels: pa.Table, path: str) -> tuple[Table, Joined]:
     """Gives the rows of a table the labels of a file, and its groups and sides if it has them; those it had are gone.
 
     Args:
@@ -153,7 +145,6 @@ def join_labels(table: Table, labels: "pa.Table", path: str) -> tuple[Table, Joi
     Raises:
         FeaturemillError: No key matches.
     """
-    import pyarrow.compute as pc
 
     found = pc.index_in(table.keys, value_set=labels["key"])
     matched = len(found) - found.null_count

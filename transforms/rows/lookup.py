@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyarrow.types as types
 
 from transforms import storage
 from transforms.errors import FeaturemillError
@@ -12,9 +14,6 @@ from transforms.rows.table import Table
 from transforms.rows.vectors import StoredPart
 from transforms.spec import ROW_COLUMNS
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -73,9 +72,6 @@ def _groups(parts: Sequence[StoredPart]) -> Iterator[tuple[StoredPart, int, int,
 
 
 def _read_group(part: StoredPart, group: int, rows: list[int]) -> dict[str, list]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with storage.open_read(part.uri) as file:
             parquet = pq.ParquetFile(file)
@@ -98,12 +94,11 @@ def read_vectors(table: Table, rows: Sequence[int]) -> np.ndarray:
     return matrix[np.searchsorted(unique, rows)]
 
 
-def _facts(schema: "pa.Schema") -> list[str]:
+def _facts(schema: pa.Schema) -> list[str]:
     """Returns the columns of a part that a file has, without key and label.
 
     Those of other people's Parquet that only have the name, such as a position in words, don't count.
     """
-    import pyarrow.types as types
 
     texts = types.is_string, types.is_large_string, types.is_string_view
     bytes_ = types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view
@@ -113,10 +108,8 @@ def _facts(schema: "pa.Schema") -> list[str]:
     return [name for name in valid if name in kinds and any(is_a(kinds[name]) for is_a in valid[name])]
 
 
-def facts_schema(table: Table) -> "pa.Schema":
+def facts_schema(table: Table) -> pa.Schema:
     """Returns the columns that conditions can ask for: key, label, and those of a part that all files have."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     kinds = {"position": pa.int64(), "sha256": pa.binary(), "width": pa.int32(), "height": pa.int32()}
     names = list(ROW_COLUMNS)
@@ -127,10 +120,8 @@ def facts_schema(table: Table) -> "pa.Schema":
     return pa.schema([pa.field(name, kinds.get(name, pa.string())) for name in names])
 
 
-def fact_batches(table: Table, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+def fact_batches(table: Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yields the columns of `facts_schema` for all N rows, in order."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     first = 0
     names = [name for name in schema.names if name not in ("key", "label")]

@@ -14,13 +14,13 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import available_cores
 
 if TYPE_CHECKING:
     import duckdb
-    import pyarrow as pa
 
 _T = TypeVar("_T")
 # What a sort or a join holds before it goes to a temporary folder.
@@ -149,7 +149,7 @@ def _has_query(node: Any) -> bool:
     return isinstance(node, list) and any(map(_has_query, node))
 
 
-def matching_rows(batches: "Iterator[pa.RecordBatch]", schema: "pa.Schema", condition: str, rows: int) -> np.ndarray:
+def matching_rows(batches: Iterator[pa.RecordBatch], schema: pa.Schema, condition: str, rows: int) -> np.ndarray:
     """Returns N booleans: for which rows the condition is true.
 
     Args:
@@ -163,13 +163,12 @@ def matching_rows(batches: "Iterator[pa.RecordBatch]", schema: "pa.Schema", cond
         FeaturemillError: The condition fails on a row. What `batches` raises passes, too.
     """
     import duckdb
-    import pyarrow as pa
 
     check_condition(condition)
     numbered = schema.append(pa.field(_ROW, pa.int64()))
     broken: list[BaseException] = []
 
-    def with_numbers() -> "Iterator[pa.RecordBatch]":
+    def with_numbers() -> Iterator[pa.RecordBatch]:
         first = 0
         try:
             for batch in batches:
@@ -209,9 +208,8 @@ def _misnamed(message: str, columns: list[str]) -> str:
     )
 
 
-def nearest_texts(texts: "pa.ChunkedArray", text: str, *, count: int = 3) -> list[str]:
+def nearest_texts(texts: pa.ChunkedArray, text: str, *, count: int = 3) -> list[str]:
     """Returns the texts that are like another: those that contain it first, then those with a third changed at most."""
-    import pyarrow as pa
 
     # A key of some kilobytes would take long, and nobody would see the difference.
     away = "levenshtein(left(text, 300), left($text, 300))"

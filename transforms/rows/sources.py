@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Protocol, TypeVar
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from transforms import shards, storage
 from transforms.errors import FeaturemillError
@@ -166,7 +167,6 @@ class ImageRows:
 
     def _wanted(self, part: StoredPart, group: int, wanted: np.ndarray) -> dict[int, dict[tuple[str, int], _Wanted]]:
         """Returns the wanted rows of a row group, by the number of their unit."""
-        import pyarrow.parquet as pq
 
         with storage.open_read(part.uri) as file:
             table = pq.ParquetFile(file).read_row_group(group, ["key", "position", "sha256"])

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as types
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
@@ -12,10 +16,6 @@ from transforms.spec import FeatureSpec
 from transforms.store.features import open_features
 from transforms.store.manifest import read_manifest
 from transforms.text import did_you_mean, one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
 DEFAULT_COLUMN = "embedding"
 DEFAULT_KEY, DEFAULT_LABEL = "key", "label"
@@ -49,11 +49,11 @@ class Table:
     fingerprint: str | None
     weights: str
     weights_are_random: bool
-    keys: "pa.ChunkedArray"
-    labels: "pa.ChunkedArray"
-    groups: "pa.ChunkedArray | None"
-    sides: "pa.ChunkedArray | None"
-    sha256: "pa.ChunkedArray | None"
+    keys: pa.ChunkedArray
+    labels: pa.ChunkedArray
+    groups: pa.ChunkedArray | None
+    sides: pa.ChunkedArray | None
+    sha256: pa.ChunkedArray | None
     vectors: StoredVectors
     sides_from: str = ""
 
@@ -163,8 +163,8 @@ class _FileInfo:
     """What a Parquet file's footer says."""
 
     uri: str
-    schema: "pa.Schema"
-    metadata: "pq.FileMetaData"
+    schema: pa.Schema
+    metadata: pq.FileMetaData
 
     @property
     def group_rows(self) -> tuple[int, ...]:
@@ -181,9 +181,6 @@ def _read_infos(parts: Sequence[str]) -> list[_FileInfo]:
 
 
 def _read_info(uri: str) -> _FileInfo:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with storage.open_read(uri) as file:
             parquet = pq.ParquetFile(file)
@@ -198,14 +195,12 @@ def _read_info(uri: str) -> _FileInfo:
         ) from error
 
 
-def _is_vector(kind: "pa.DataType") -> bool:
-    import pyarrow.types as types
-
+def _is_vector(kind: pa.DataType) -> bool:
     is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
     return is_list and types.is_floating(kind.value_type)
 
 
-def _choose(location: str, schema: "pa.Schema", columns: Sequence[str]) -> tuple[str, ...]:
+def _choose(location: str, schema: pa.Schema, columns: Sequence[str]) -> tuple[str, ...]:
     """Returns the vector columns: those asked for, or `embedding`, or the only one."""
     valid = [field.name for field in schema if _is_vector(field.type)]
     if not valid:
@@ -252,7 +247,7 @@ def _width(infos: Sequence[_FileInfo], name: str) -> int:
     return width
 
 
-def _leaves(kind: "pa.DataType") -> int:
+def _leaves(kind: pa.DataType) -> int:
     """Returns how many of Parquet's columns a column takes; one of vectors takes one."""
     kind = getattr(kind, "storage_type", kind)
     return sum(_leaves(kind.field(i).type) for i in range(kind.num_fields)) if kind.num_fields else 1
@@ -260,7 +255,6 @@ def _leaves(kind: "pa.DataType") -> int:
 
 def _read_columns(infos: Sequence[_FileInfo], texts: dict[str, str]) -> dict[str, "pa.ChunkedArray"]:
     """Returns {role: N values}: the text columns named, `key` and `label` in any case, `sha256` where files have it."""
-    import pyarrow as pa
 
     has_hash = any("sha256" in info.schema.names and _is_hash(info.schema.field("sha256").type) for info in infos)
     chunks: dict[str, list[pa.Array]] = {}
@@ -283,10 +277,7 @@ def _read_columns(infos: Sequence[_FileInfo], texts: dict[str, str]) -> dict[str
     return found
 
 
-def _read_file(info: _FileInfo, names: Sequence[str]) -> "pa.Table":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _read_file(info: _FileInfo, names: Sequence[str]) -> pa.Table:
     for name in names:
         if name not in info.schema.names:
             raise FeaturemillError(f"{info.uri} has no column {name!r}{did_you_mean(name, info.schema.names)}")
@@ -297,37 +288,28 @@ def _read_file(info: _FileInfo, names: Sequence[str]) -> "pa.Table":
         raise FeaturemillError(f"{info.uri} can't be read ({one_line(error)}); write it again") from error
 
 
-def _is_hash(kind: "pa.DataType") -> bool:
-    import pyarrow.types as types
-
+def _is_hash(kind: pa.DataType) -> bool:
     is_binary = types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind)
     return is_binary or types.is_string(kind) or types.is_large_string(kind)
 
 
-def _row_names(info: _FileInfo) -> "pa.Array":
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
+def _row_names(info: _FileInfo) -> pa.Array:
     numbers = pa.array(range(info.metadata.num_rows), pa.int64()).cast(pa.string())
     return pc.binary_join_element_wise(pa.scalar(info.uri), numbers, "#")
 
 
-def known(labels: "pa.ChunkedArray") -> "pa.ChunkedArray":
+def known(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     """Returns labels with null for empty ones: a class needs a name."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     return pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
 
 
-def as_text(column: "pa.ChunkedArray", name: str, uri: str) -> "pa.ChunkedArray":
+def as_text(column: pa.ChunkedArray, name: str, uri: str) -> pa.ChunkedArray:
     """Returns a column of text, categories or whole numbers as strings.
 
     Raises:
         FeaturemillError: It holds something else.
     """
-    import pyarrow as pa
-    import pyarrow.types as types
 
     try:
         if types.is_dictionary(column.type):

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from PIL import Image
 
 from transforms import shards, storage
@@ -150,9 +152,6 @@ def _narrowed(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, Seq
 
 
 def _row_groups(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, Sequence[StoredRow]]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         with storage.open_read(unit.shard.file.uri) as file:
             metadata = pq.read_metadata(file)

@@ -3,18 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
 
 # A batch's vectors. Decoding takes ten times as much on top: 32 MiB made a peak 370 MB higher, and were slower by half.
 BATCH_BYTES = 8 * 2**20
@@ -96,8 +94,6 @@ class StoredVectors:
     def _part_batches(
         self, part: StoredPart, groups: Sequence[int], starts: np.ndarray, wanted: np.ndarray | None, size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        import pyarrow as pa
-
         try:
             with storage.open_read(part.uri) as file:
                 parquet = _open(file, part)
@@ -115,9 +111,8 @@ class StoredVectors:
         except (OSError, pa.ArrowException) as error:
             raise FeaturemillError(f"{part.uri} can't be read ({one_line(error)}); write it again") from error
 
-    def _matrix(self, batch: "pa.RecordBatch", part: StoredPart) -> np.ndarray:
+    def _matrix(self, batch: pa.RecordBatch, part: StoredPart) -> np.ndarray:
         """Returns the n×D float32 of a batch."""
-        import pyarrow.compute as pc
 
         matrix, at = np.empty((len(batch), self.dims), np.float32), 0
         for name, width in zip(self.columns, self.widths, strict=True):
@@ -150,8 +145,6 @@ class StoredVectors:
                 )
 
     def _key(self, part: StoredPart, row: int) -> str:
-        import pyarrow.parquet as pq
-
         if self.key_column is None:
             return f"{part.uri}#{row}"
         with storage.open_read(part.uri) as file:
@@ -162,9 +155,8 @@ def _order(count: int, random: np.random.Generator | None) -> list[int]:
     return list(range(count)) if random is None else random.permutation(count).tolist()
 
 
-def _open(file: object, part: StoredPart) -> "pq.ParquetFile":
+def _open(file: object, part: StoredPart) -> pq.ParquetFile:
     """Opens a part for streaming; raises FeaturemillError if it isn't what it was."""
-    import pyarrow.parquet as pq
 
     parquet = pq.ParquetFile(file, buffer_size=READ_BYTES)
     metadata = parquet.metadata

@@ -91,7 +91,7 @@ def _data(uri: str) -> bytes:
         return file.read(MAX_ENCODED_BYTES + 1)
 
 
-def _row(shard: Shard, listed: ListedFile, future: "Future[bytes]") -> EncodedImage | Failure:
+def _row(shard: Shard, listed: ListedFile, future: Future[bytes]) -> EncodedImage | Failure:
     uri = listed.file.uri
     key = clean(uri)
     try:

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
+import bracex
+
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.records import FileInfo, ListedFile, Shard
@@ -169,8 +171,6 @@ def _expand(entries: Sequence[str], base: str) -> list[_Candidate]:
 
 
 def _braces(entry: str, base: str) -> list[str]:
-    import bracex
-
     if "{" not in entry or _exists(_literal(entry, base)):
         return [entry]
     try:

@@ -34,7 +34,7 @@ _SHARD_NAMES = (
     ("tar", re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE)),
     ("parquet", re.compile(r"\.(parquet|parq|pq)$", re.IGNORECASE)),
     # `train-00000-of-01024`, as ImageNet's own scripts name TFRecords. Only worth a look inside.
-    ("unsaid", re.compile(r"[^.]-\d{2,}-of-\d{2,}$")),
+    ("unknown", re.compile(r"[^.]-\d{2,}-of-\d{2,}$")),
 )
 
 
@@ -49,7 +49,7 @@ def is_image(name: str) -> bool:
 
 
 def named_format(uri: str) -> str:
-    """Returns `tfrecord`, `tar`, `parquet`, `unsaid` (a numbered shard of some kind) or empty (no shard's name)."""
+    """Returns `tfrecord`, `tar`, `parquet`, `unknown` (a numbered shard of some kind) or empty (no shard's name)."""
     name = base_name(uri)
     return next((kind for kind, pattern in _SHARD_NAMES if pattern.search(name)), "")
 

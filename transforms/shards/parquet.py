@@ -4,7 +4,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
@@ -12,10 +16,6 @@ from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, WrongFieldError, as_text, missing
 from transforms.shards.stream import MAX_ENCODED_BYTES, failure
 from transforms.text import clean, one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
 IMAGE_COLUMNS = ("image", "image/encoded", "bytes", "img", "jpg", "png", "content")
 LABEL_COLUMNS = ("label", "labels", "class", "category")
@@ -74,7 +74,6 @@ class _DamagedError(Exception):
 @contextmanager
 def _damage(watched: _Watched) -> Iterator[None]:
     """Turns Arrow's errors about the data into _DamagedError; an error of the file itself rises as it is."""
-    import pyarrow as pa
 
     try:
         yield
@@ -84,9 +83,7 @@ def _damage(watched: _Watched) -> Iterator[None]:
         raise _DamagedError(one_line(error)) from error
 
 
-def _open(watched: _Watched) -> "pq.ParquetFile":
-    import pyarrow.parquet as pq
-
+def _open(watched: _Watched) -> pq.ParquetFile:
     with _damage(watched):
         return pq.ParquetFile(
             watched, buffer_size=_BUFFER_BYTES, pre_buffer=False, memory_map=False, page_checksum_verification=True
@@ -117,9 +114,8 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
     )
 
 
-def _leaves(schema: "pa.Schema") -> "dict[str, pa.DataType]":
+def _leaves(schema: pa.Schema) -> dict[str, pa.DataType]:
     """Returns the columns and the fields of structs, by dotted path."""
-    import pyarrow as pa
 
     leaves = {}
     todo = [(field.name, field.type) for field in reversed(schema)]
@@ -132,13 +128,11 @@ def _leaves(schema: "pa.Schema") -> "dict[str, pa.DataType]":
     return leaves
 
 
-def _is_bytes(kind: "pa.DataType") -> bool:
-    import pyarrow as pa
-
+def _is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
 
-def _image_column(shard: Shard, leaves: "dict[str, pa.DataType]", asked: str | None) -> str:
+def _image_column(shard: Shard, leaves: dict[str, pa.DataType], asked: str | None) -> str:
     """Returns the path of the column with the image's bytes."""
     found = {path: path for path, kind in leaves.items() if _is_bytes(kind)}
     # A struct goes by its own name: `image` stands for `image.bytes`.
@@ -169,9 +163,8 @@ def _optional(shard: Shard, leaves, role: str, *, asked: str | None, usual: tupl
     return next((name for name in usual if name in leaves and _is_text(leaves[name])), "") if asked is None else asked
 
 
-def _is_text(kind: "pa.DataType") -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     """True for what `as_text` can write: text, bytes and numbers, plain or in a dictionary."""
-    import pyarrow as pa
 
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return not pa.types.is_nested(kind) and not pa.types.is_temporal(kind)
@@ -225,7 +218,7 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
 
 
 def _row_group(
-    shard: Shard, parquet: "pq.ParquetFile", watched: _Watched, *, group: int, first_row: int
+    shard: Shard, parquet: pq.ParquetFile, watched: _Watched, *, group: int, first_row: int
 ) -> Iterator[EncodedImage | Failure]:
     class_names = _class_names(parquet, shard.label_field)
     paths = (shard.image_field, shard.label_field, shard.name_field)
@@ -252,15 +245,14 @@ def _row_group(
         yield failure(shard, key=f"@{row}", position=row, error="bad row group", message=message)
 
 
-def _batch_rows(parquet: "pq.ParquetFile", group: int) -> int:
+def _batch_rows(parquet: pq.ParquetFile, group: int) -> int:
     info = parquet.metadata.row_group(group)
     row_bytes = max(1, info.total_byte_size // max(1, info.num_rows))
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
 
 
-def _column(batch: "pa.RecordBatch", path: str) -> "pa.Array | None":
+def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
     """Returns the values at a dotted path (null where a struct around them is null), None for an empty path."""
-    import pyarrow.compute as pc
 
     if not path:
         return None
@@ -272,7 +264,7 @@ def _column(batch: "pa.RecordBatch", path: str) -> "pa.Array | None":
     raise KeyError(f"no column {path}")
 
 
-def _class_names(parquet: "pq.ParquetFile", label_field: str) -> tuple[str, ...] | None:
+def _class_names(parquet: pq.ParquetFile, label_field: str) -> tuple[str, ...] | None:
     """Returns the class names that Hugging Face's `datasets` keeps in the schema for an integer label."""
     metadata = parquet.schema_arrow.metadata or {}
     try:
@@ -286,9 +278,9 @@ def _row(
     shard: Shard,
     row: int,
     *,
-    data: "pa.Scalar",
-    label: "pa.Scalar | None",
-    name: "pa.Scalar | None",
+    data: pa.Scalar,
+    label: pa.Scalar | None,
+    name: pa.Scalar | None,
     class_names: tuple[str, ...] | None,
 ) -> EncodedImage | Failure:
     place = f"row {row} of {shard.file.uri}"

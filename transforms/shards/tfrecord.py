@@ -8,6 +8,8 @@ reader tells no offsets and stops at the first bad record, so the framing is rea
 import struct
 from collections.abc import Iterator, Mapping
 
+import google_crc32c
+
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import example
 from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
@@ -25,7 +27,6 @@ _CRC_BYTES = 4
 
 def masked_crc(data: bytes) -> int:
     """Returns the masked CRC32C: rotated right by 15 bits, plus 0xa282ead8, modulo 2**32 (see the module's source)."""
-    import google_crc32c
 
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF

@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from transforms.errors import UsageError
 from transforms.rows.table import Table, open_table
@@ -83,8 +87,6 @@ def _contents(table: Table) -> tuple[np.ndarray, np.ndarray]:
     numbers = np.arange(table.vectors.rows)
     if table.sha256 is None:
         return numbers, np.ones(len(numbers), bool)
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     hashes = table.sha256.combine_chunks()
     codes = pc.dictionary_encode(hashes, null_encoding="mask").indices
@@ -96,9 +98,6 @@ def _contents(table: Table) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _groups(table: Table, contents: np.ndarray, pairs: np.ndarray) -> list[Group]:
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
     count = len(contents)
     copies = np.flatnonzero(contents != np.arange(count))
     left = np.concatenate([pairs[:, 0], copies])
@@ -123,7 +122,6 @@ def _first_keys(table: Table, groups: Sequence[Group]) -> tuple[list[int], list[
 
 def _label_codes(table: Table) -> np.ndarray:
     """Returns N numbers that are equal where labels are; -1 where unknown."""
-    import pyarrow.compute as pc
 
     codes = pc.dictionary_encode(table.labels.combine_chunks()).indices
     return pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)

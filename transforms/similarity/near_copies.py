@@ -17,6 +17,9 @@ from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
+from threadpoolctl import threadpool_limits
 
 from transforms.machine import available_cores
 from transforms.rows.vectors import Vectors
@@ -60,7 +63,6 @@ def near_copies(vectors: Vectors, threshold: float, *, wanted: np.ndarray | None
     Raises:
         FeaturemillError: There is no room for the temporary file.
     """
-    from threadpoolctl import threadpool_limits
 
     with stored_units(vectors, wanted) as (rows, stored):
         if len(rows) < 2:
@@ -215,9 +217,6 @@ class Forest:
         return self._pairs
 
     def _thin_out(self) -> None:
-        from scipy.sparse import coo_array
-        from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
-
         pairs = np.concatenate([self._pairs, *self._pending])
         graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (self._rows, self._rows))
         tree = minimum_spanning_tree(graph.tocsr()).tocoo()

@@ -12,6 +12,7 @@ from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from transforms.machine import available_cores
 from transforms.rows.vectors import StoredPart, StoredVectors
@@ -71,7 +72,6 @@ def nearest_rows(
     Raises:
         FeaturemillError: Stored vectors that can't be read, or hold NaN or infinity.
     """
-    from threadpoolctl import threadpool_limits
 
     found = _Search(keys, queries, top, metric, without)
     vectors = replace(vectors, zeros_pass=True)

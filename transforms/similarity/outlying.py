@@ -4,6 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pyarrow.compute as pc
+from threadpoolctl import threadpool_limits
 
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import available_cores
@@ -91,7 +93,6 @@ def find_outliers(
 
 def _farthest(table: Table, distances: np.ndarray, compared: np.ndarray, top: int) -> np.ndarray:
     """Returns at most `top` of the compared rows; of those that are equally far, the first by key."""
-    import pyarrow.compute as pc
 
     if len(compared) <= top:
         return compared
@@ -131,7 +132,6 @@ def _classes(table: Table) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         FeaturemillError: There are no labels.
     """
-    import pyarrow.compute as pc
 
     encoded = pc.dictionary_encode(table.labels.combine_chunks())
     names = np.array(encoded.dictionary.to_pylist(), object)
@@ -174,7 +174,6 @@ def _nearest_classes(
 
 def _from_neighbours(table: Table, neighbours: int) -> np.ndarray:
     """Returns N mean distances to the k nearest other rows, NaN for rows of zeros."""
-    from threadpoolctl import threadpool_limits
 
     distances = np.full(table.vectors.rows, np.nan)
     with stored_units(replace(table.vectors, zeros_pass=True)) as (rows, stored):

@@ -55,7 +55,7 @@ def stored_units(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator
         except OSError as error:
             raise FeaturemillError(
                 f"{rows * vectors.dims * 4:,} bytes of vectors can't be put into {folder} "
-                f"({one_line(error)}); make room there, or set TMPDIR to a folder that has it"
+                f"({one_line(error)}); free some space there, or set TMPDIR to a folder that has it"
             ) from error
         shape = (len(numbers), vectors.dims)
         yield numbers, np.memmap(file, np.float32, "r", shape=shape) if len(numbers) else np.empty(shape, np.float32)

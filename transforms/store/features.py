@@ -3,7 +3,10 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
@@ -12,10 +15,6 @@ from transforms.store.listing import list_parts, read_footers
 from transforms.store.manifest import read_manifest
 from transforms.store.schema import vector_bytes
 from transforms.text import did_you_mean, one_line
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
 
 # What a batch of rows may hold of features, unless the caller says how many rows.
 BATCH_BYTES = 32 * 2**20
@@ -59,7 +58,7 @@ class Features:
     def _column(self, name: str) -> list:
         return [value for batch in self.batches([name]) for value in batch.column(name).to_pylist()]
 
-    def batches(self, columns: Sequence[str] | None = None, *, rows: int | None = None) -> "Iterator[pa.RecordBatch]":
+    def batches(self, columns: Sequence[str] | None = None, *, rows: int | None = None) -> Iterator[pa.RecordBatch]:
         """Yields record batches in order, holding one in memory at a time.
 
         Args:
@@ -69,8 +68,6 @@ class Features:
         Raises:
             FeaturemillError: A column that isn't there.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
 
         valid = [*ROW_COLUMNS, *self.names]
         for name in columns or ():
@@ -87,9 +84,8 @@ class Features:
                     f"{part} can't be read ({one_line(error)}); delete it and run extract again"
                 ) from error
 
-    def to_numpy(self, feature: str = "embedding") -> "np.ndarray":
+    def to_numpy(self, feature: str = "embedding") -> np.ndarray:
         """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""
-        import numpy as np
 
         if feature not in self.names:
             raise FeaturemillError(f"{self.output} has no feature {feature!r}{did_you_mean(feature, self.names)}")

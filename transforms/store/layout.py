@@ -32,7 +32,7 @@ def write_file(output: str, name: str, data: bytes) -> None:
         storage.write_atomic(storage.join(output, name), data, temporary)
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write {name} to {output}: {one_line(error)}; make room or mend the permissions "
+            f"cannot write {name} to {output}: {one_line(error)}; free some space or fix the permissions "
             "and run the same command again"
         ) from error
 

@@ -8,16 +8,15 @@ import zlib
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow.parquet as pq
 
 # No unit's id has this form: it ends in nine digits, a hyphen and sixteen hexadecimal ones.
 MERGED_STEM = re.compile(r"compact-[0-9a-f]{32}")
@@ -45,16 +44,15 @@ class Footer:
         """N, as the reports have it."""
         return sum(report.rows_embedded for report in self.reports)
 
-    def unit_numbers(self) -> "np.ndarray":
+    def unit_numbers(self) -> np.ndarray:
         """Returns for each of the N rows the index of its unit's report."""
-        import numpy as np
 
         if not self.row_units:
             return np.zeros(self.rows, "<u2")
         return np.frombuffer(zlib.decompress(base64.b64decode(self.row_units)), "<u2")
 
 
-def pack_row_units(numbers: "np.ndarray") -> bytes:
+def pack_row_units(numbers: np.ndarray) -> bytes:
     """Returns N numbers below 65,536 as text, which is all that every reader of Parquet takes in a footer."""
     return base64.b64encode(zlib.compress(numbers.astype("<u2").tobytes()))
 
@@ -65,8 +63,6 @@ def read_footer(part: str) -> Footer:
     Raises:
         FeaturemillError: Not a part, or not readable.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         with storage.open_read(part) as file:
@@ -77,7 +73,7 @@ def read_footer(part: str) -> Footer:
         ) from error
 
 
-def footer_of(metadata: "pq.FileMetaData") -> Footer:
+def footer_of(metadata: pq.FileMetaData) -> Footer:
     """Returns what a file's metadata says, if it is a part's.
 
     Raises:

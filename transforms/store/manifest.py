@@ -63,7 +63,7 @@ def read_manifest(output: str) -> dict[str, Any]:
         manifest = json.loads(storage.read_bytes(uri))
     except OSError as error:
         if isinstance(error, PermissionError):
-            raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); mend the permissions") from error
+            raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); fix the permissions") from error
         raise FeaturemillError(
             f"{output} holds no features: can't read manifest.json ({one_line(error)}); "
             "pass the folder that featuremill extract wrote to"

@@ -8,9 +8,11 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
@@ -18,10 +20,6 @@ from transforms.store.listing import Footer, footer_of, merged_name, pack_row_un
 from transforms.store.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
 from transforms.store.schema import vector_bytes
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
 # Units of one merged part; each has half a kilobyte in the footer, which whoever lists OUT reads.
 MOST_UNITS = 4096
@@ -99,12 +97,12 @@ def merge_parts(output: str, names: Sequence[str], *, before_commit: Callable[[]
 @dataclass(frozen=True)
 class _Part:
     footer: Footer
-    schema: "pa.Schema"
+    schema: pa.Schema
     # What the footer says of the spec.
     settings: dict[str, bytes]
 
 
-def _part(parquet: "pq.ParquetFile") -> _Part:
+def _part(parquet: pq.ParquetFile) -> _Part:
     values = parquet.metadata.metadata
     settings = {name: values[name.encode()] for name in ("featuremill.fingerprint", "featuremill.spec")}
     return _Part(footer_of(parquet.metadata), parquet.schema_arrow.remove_metadata(), settings)
@@ -112,8 +110,6 @@ def _part(parquet: "pq.ParquetFile") -> _Part:
 
 def _sort(uris: Sequence[str]) -> tuple[list[_Part], np.ndarray]:
     """Returns what the footers say, and the order of all rows by key, int64 N."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     parts, keys = [], []
     for uri in uris:
@@ -162,11 +158,11 @@ def _unit_numbers(uri: str, footer: Footer) -> np.ndarray:
 class _Rows:
     """Tables one after the other, handed out by numbers of rows."""
 
-    def __init__(self, tables: "Iterator[pa.Table]"):
+    def __init__(self, tables: Iterator[pa.Table]):
         self._tables = tables
         self._rest: pa.Table | None = None
 
-    def take(self, count: int) -> "Iterator[pa.Table]":
+    def take(self, count: int) -> Iterator[pa.Table]:
         """Yields the next `count` rows."""
         while count:
             table = self._rest if self._rest is not None else next(self._tables)
@@ -176,10 +172,9 @@ class _Rows:
 
 
 def _rows_in_order(
-    uris: Sequence[str], rows: Sequence[int], order: np.ndarray, schema: "pa.Schema"
-) -> "Iterator[pa.Table]":
+    uris: Sequence[str], rows: Sequence[int], order: np.ndarray, schema: pa.Schema
+) -> Iterator[pa.Table]:
     """Yields the rows of several parts, numbered through from 0, in the given order, a row group at a time."""
-    import pyarrow as pa
 
     size = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // max(1, vector_bytes(schema, schema.names))))
     firsts = np.cumsum([0, *rows])
@@ -195,9 +190,8 @@ def _rows_in_order(
         yield pa.concat_tables(tables).take(np.searchsorted(ascending, window))
 
 
-def _take(uri: str, rows: np.ndarray) -> "pa.Table":
+def _take(uri: str, rows: np.ndarray) -> pa.Table:
     """Reads rows of a part, whose numbers ascend; only row groups and batches that hold some are kept."""
-    import pyarrow as pa
 
     found = []
     with _open(uri) as parquet:
@@ -217,10 +211,7 @@ def _take(uri: str, rows: np.ndarray) -> "pa.Table":
 
 
 @contextmanager
-def _open(uri: str) -> "Iterator[pq.ParquetFile]":
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+def _open(uri: str) -> Iterator[pq.ParquetFile]:
     try:
         with storage.open_read(uri) as file:
             # Column chunks in pieces: a whole one is as large as its row group.
@@ -231,8 +222,8 @@ def _open(uri: str) -> "Iterator[pq.ParquetFile]":
 
 @contextmanager
 def _committed(
-    output: str, name: str, schema: "pa.Schema", before_commit: Callable[[], None]
-) -> "Iterator[pq.ParquetWriter]":
+    output: str, name: str, schema: pa.Schema, before_commit: Callable[[], None]
+) -> Iterator[pq.ParquetWriter]:
     """Yields the writer of a part that appears under its name, whole, once the block ends without an error."""
     temporary = storage.join(output, "_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
     try:
@@ -251,5 +242,5 @@ def _committed(
     except OSError as error:
         raise FeaturemillError(
             f"cannot write part {name} to {output}: {one_line(error)}; "
-            "make room or mend the permissions and run the same command again: it goes on where it stopped"
+            "free some space or fix the permissions and run the same command again: it goes on where it stopped"
         ) from error

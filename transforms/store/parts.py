@@ -6,7 +6,11 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
@@ -16,20 +20,14 @@ from transforms.store.layout import failures_uri, part_uri
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
 # A row group is written whenever this many bytes of features have gathered, so that a unit's memory is bounded.
 ROW_GROUP_BYTES = 64 * 2**20
 # ... or this many rows, whose keys and hashes add up as well; the same for failures.
 ROW_GROUP_ROWS = 65_536
 
 
-def parquet_writer(file: BinaryIO, schema: "pa.Schema") -> "pq.ParquetWriter":
+def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     """Returns what writes a part: compressed, with statistics, and without dictionaries for vectors."""
-    import pyarrow.parquet as pq
 
     return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["label", "source"], write_statistics=True)
 
@@ -90,9 +88,6 @@ class PartWriter:
             self._flush_failures()
 
     def _flush_failures(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         if not self._failures:
             return
         table = pa.Table.from_pylist([asdict(failure) for failure in self._failures], failures_schema())
@@ -105,8 +100,6 @@ class PartWriter:
 
     def flush(self) -> None:
         """Writes the rows that have gathered as a row group."""
-        import numpy as np
-        import pyarrow as pa
 
         if not self._rows:
             return
@@ -149,7 +142,7 @@ class PartWriter:
             self._finish(self._parquet, self._file)
             self._publish(f"{self._stem}.parquet", part_uri(self.output, self.unit_id))
 
-    def _finish(self, parquet: "pq.ParquetWriter", file: BinaryIO) -> None:
+    def _finish(self, parquet: pq.ParquetWriter, file: BinaryIO) -> None:
         parquet.close()
         storage.sync(file)
         file.close()
@@ -175,11 +168,11 @@ class PartWriter:
                 storage.delete(leftovers)
 
     @contextmanager
-    def _explained(self) -> "Iterator[None]":
+    def _explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             raise FeaturemillError(
                 f"cannot write part {self.unit_id} to {self.output}: {one_line(error)}; "
-                "make room or mend the permissions and run the same command again: it goes on where it stopped"
+                "free some space or fix the permissions and run the same command again: it goes on where it stopped"
             ) from error

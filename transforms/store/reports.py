@@ -3,10 +3,14 @@
 import io
 import logging
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
@@ -70,8 +74,6 @@ def _units_uri(output: str) -> str:
 
 def read_units(output: str) -> list[UnitReport]:
     """Returns what units.parquet holds; nothing if it isn't there yet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     uri = _units_uri(output)
     if storage.stat(uri) is None:
@@ -90,8 +92,6 @@ def read_units(output: str) -> list[UnitReport]:
 
 def write_units(output: str, reports: Sequence[UnitReport]) -> None:
     """Writes units.parquet, one row per unit."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     arrow = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     schema = pa.schema([(f.name, arrow[f.type]) for f in fields(UnitReport)])
@@ -106,8 +106,6 @@ def write_units(output: str, reports: Sequence[UnitReport]) -> None:
 
 def failures_by_reason(output: str, reports: Iterable[UnitReport]) -> Counter[str]:
     """Returns {`stage: error`: count}, the commonest first."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     def count(unit_id: str) -> Counter[str]:
         uri = failures_uri(output, unit_id)
@@ -163,10 +161,7 @@ def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
 
 
 def _find_repeats(features: Features, named: int) -> Repeats:
-    import tempfile
-
     import duckdb
-    import pyarrow as pa
 
     schema = pa.schema([("key", pa.string()), ("sha256", pa.binary(32))])
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as database:
@@ -202,8 +197,6 @@ def stored_bytes(output: str, unit_ids: Iterable[str]) -> int:
 
 def parquet_rows(uri: str) -> int:
     """Returns the rows of a Parquet file by its footer, 0 if it can't be read."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         with storage.open_read(uri) as file:

@@ -1,22 +1,19 @@
 """The Arrow schemas of parts and of failures."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
 
 from transforms.spec import FeatureSpec
 
-if TYPE_CHECKING:
-    import pyarrow as pa
 
-
-def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> "pa.Schema":
+def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> pa.Schema:
     """Returns the Arrow schema of a part: the row's own columns, then one fixed-size list per feature.
 
     Args:
         spec: Names the features and their dtype.
         sizes: {feature name: D}.
     """
-    import pyarrow as pa
 
     number = {"float32": pa.float32(), "float16": pa.float16()}[spec.dtype]
     return pa.schema(
@@ -33,17 +30,15 @@ def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> "pa.Schema":
     )
 
 
-def vector_bytes(schema: "pa.Schema", columns: Sequence[str]) -> int:
+def vector_bytes(schema: pa.Schema, columns: Sequence[str]) -> int:
     """Returns the bytes of a row's vectors, as far as they are in these columns."""
-    import pyarrow as pa
 
     kinds = [schema.field(name).type for name in columns]
     return sum(k.list_size * k.value_type.bit_width // 8 for k in kinds if pa.types.is_fixed_size_list(k))
 
 
-def failures_schema() -> "pa.Schema":
+def failures_schema() -> pa.Schema:
     """Returns the Arrow schema of a failures file, the fields of `Failure`."""
-    import pyarrow as pa
 
     return pa.schema(
         [

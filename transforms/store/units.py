@@ -8,16 +8,15 @@ import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, ListedFile, Shard, Unit
 from transforms.store.layout import TODO_PREFIX, plan_uri
 from transforms.text import one_line
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # Units per element of a graph's first step: a hundred thousand units are a hundred elements.
 CHUNK_UNITS = 1000
@@ -59,9 +58,7 @@ def unit_id(unit: Unit, fingerprint: str) -> str:
     return f"{name}-{unit.first_index:09d}-{digest.hexdigest()[:16]}"
 
 
-def _schema() -> "pa.Schema":
-    import pyarrow as pa
-
+def _schema() -> pa.Schema:
     # Bytes, because a local file's name need not be text.
     file = [("uri", pa.binary()), ("size", pa.int64()), ("version", pa.string())]
     shard = [("format", pa.string()), ("compression", pa.string())]
@@ -119,8 +116,6 @@ def _planned(row: dict) -> PlannedUnit:
 
 def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
     """Writes OUT's plan, whole and at once."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     schema = _schema()
     buffer = io.BytesIO()
@@ -133,14 +128,12 @@ def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
     storage.write_atomic(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
 
 
-def write_todo(output: str, planned: Sequence[PlannedUnit]) -> "list[Chunk]":
+def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
     """Writes what a run is to do to a file of its own, for its workers to read.
 
     Returns:
         The chunks of the file, in order: what a graph has as elements, so that its size doesn't grow with the units'.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     uri = storage.join(output, "_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet")
     schema = _schema()
@@ -159,8 +152,6 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
     Raises:
         FeaturemillError: The file is gone or can't be read.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
         with storage.open_read(chunk.uri) as file:
@@ -174,8 +165,6 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
 
 def read_plan(output: str) -> list[PlannedUnit]:
     """Returns the units that OUT knows, with the files of its listings; none if it has no plan yet."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     uri = plan_uri(output)
     if storage.stat(uri) is None:
@@ -197,7 +186,6 @@ def load_files(output: str, planned: PlannedUnit) -> Unit:
     Raises:
         FeaturemillError: The plan doesn't know the unit: it was replaced while this run was under way.
     """
-    import pyarrow.parquet as pq
 
     if planned.unit.shard.format != "files":
         return planned.unit
