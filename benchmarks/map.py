@@ -24,7 +24,7 @@ from benchmarks import photos
 from benchmarks.process import run, say
 from benchmarks.table import machine
 from tests.browser.chromium import open_chromium
-from tests.pages_data import clusters
+from tests.support.pages_data import clusters
 from transforms import shards, storage
 from transforms.records import Shard, Unit, UnitReport
 from transforms.spec import Feature, FeatureSpec

@@ -18,7 +18,7 @@ from pathlib import Path
 from pipeline.demo.samples import Item, draw_items, write_tar, write_tfrecord
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
-from tests.fakes import WEIGHTS, load_fake
+from tests.support.fakes import WEIGHTS, load_fake
 from transforms.images.decode import decode_image
 
 
@@ -93,7 +93,7 @@ def rerun(units: int) -> dict[str, float]:
         for _ in range(2):
             started = time.perf_counter()
             done = subprocess.run(
-                [sys.executable, "-m", "tests.fakes", *args], capture_output=True, text=True, check=True
+                [sys.executable, "-m", "tests.support.fakes", *args], capture_output=True, text=True, check=True
             )
             clocks.append(time.perf_counter() - started)
             embedded.append(json.loads(done.stdout)["this_run"]["rows_read"])

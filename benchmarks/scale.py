@@ -25,7 +25,7 @@ from pipeline.extraction.output import open_output
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.progress import Committed
 from pipeline.maintenance.compact import compact
-from tests.fakes import WEIGHTS, FakeEngine
+from tests.support.fakes import WEIGHTS, FakeEngine
 from transforms.embedding import unit as recipe
 from transforms.records import EncodedImage, FileInfo, Shard, Unit, UnitReport
 from transforms.shards import Found

@@ -4,16 +4,15 @@ import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipeline.cli.app import cli
 from pipeline.demo.samples import draw_items, write_folder
 from pipeline.extraction.run import run
-from tests.test_extract import options
+from tests import ROOT
+from tests.pipeline.extraction.test_run import options
 
-ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 # In the blocks with a prompt, and in the table of recipes.
 COMMANDS = re.findall(r"^\$ featuremill (.+)$", README, re.M) + re.findall(

@@ -24,7 +24,8 @@ import numpy as np
 import pyarrow.dataset as ds
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests import ROOT
+
 # Where it was made: keys are absolute paths, and ids of units hash them.
 FOLDER = Path("/tmp/featuremill-earlier")
 INPUTS = [FOLDER / "in" / name for name in ("photos", "photos.tar", "photos.tfrecord", "photos.parquet")]

@@ -16,10 +16,10 @@ import pytest
 
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
-from tests.factories import Item, shared_data, write_folder, write_parquet, write_tar, write_tfrecord
+from tests import ROOT
+from tests.support.factories import Item, shared_data, write_folder, write_parquet, write_tar, write_tfrecord
 from transforms.store.features import open_features
 
-ROOT = Path(__file__).parent.parent
 BOTH_ENGINES = pytest.mark.parametrize("engine", ["keras", "ncnn"])
 
 

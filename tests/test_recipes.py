@@ -7,7 +7,7 @@ import shlex
 import pyarrow.parquet as pq
 
 from pipeline.cli.app import run_cli
-from tests.factories import shared_data
+from tests.support.factories import shared_data
 from tests.test_docs import README
 
 # The three commands that README shows first of all.

@@ -12,9 +12,9 @@ from pipeline.extraction.run import run
 from pipeline.maintenance.report import run_report
 from pipeline.maps.run import MapOptions, make_map
 from pipeline.training.report import report_html
-from tests.fakes import WEIGHTS, FakeEngine, load_fake
-from tests.pages_data import HOSTILE, clusters, write_out
-from tests.test_report import make_run
+from tests.pipeline.training.test_report import make_run
+from tests.support.fakes import WEIGHTS, FakeEngine, load_fake
+from tests.support.pages_data import HOSTILE, clusters, write_out
 from transforms.records import Failure
 from transforms.similarity.copies import find_duplicates
 from transforms.similarity.outlying import find_outliers

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.cli.app import run_cli
 from tests.browser import shown
-from tests.factories import shared_data
+from tests.support.factories import shared_data
 from transforms.text import printable
 
 # Of the same image, made small in two ways; another image is three times as far.

@@ -4,7 +4,7 @@ import pytest
 
 from tests.browser.audit import contrast_problems, structure_problems
 from tests.browser.conftest import WIDTHS
-from tests.pages_data import HOSTILE
+from tests.support.pages_data import HOSTILE
 
 # How each page's heading begins, and how many plots it has.
 PAGES = {

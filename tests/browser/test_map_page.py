@@ -9,8 +9,8 @@ from PIL import Image
 
 from pipeline.maps.run import MapOptions, make_map
 from tests.browser.conftest import WIDTHS
-from tests.pages_data import HOSTILE, clusters, write_out
-from tests.test_map import photos, write_predictions  # noqa: F401
+from tests.pipeline.maps.test_run import photos, write_predictions  # noqa: F401
+from tests.support.pages_data import HOSTILE, clusters, write_out
 from transforms.similarity.all_pairs import all_nearest
 from transforms.similarity.projection import flatten
 from transforms.store.features import open_features

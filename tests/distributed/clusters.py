@@ -18,7 +18,8 @@ from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from tests import ROOT
+
 # What Flink's own start scripts open to it on Java 17.
 _OPENED = "lang net io nio lang.reflect text time util util.concurrent util.concurrent.atomic util.concurrent.locks"
 JAVA_FLAGS = [

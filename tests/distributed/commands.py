@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.maintenance.inspect import inspect
 from tests.distributed.clusters import ROOT
-from tests.test_extract import rows
+from tests.pipeline.extraction.test_run import rows
 
 SECONDS = 240.0
 
@@ -23,7 +23,7 @@ def start(
     fake=False,
 ) -> subprocess.Popen:
     """Starts `featuremill extract` in a session of its own."""
-    module = ["-m", "tests.fakes"] if fake else ["-m", "pipeline.cli", "extract"]
+    module = ["-m", "tests.support.fakes"] if fake else ["-m", "pipeline.cli", "extract"]
     command = [sys.executable, *module, str(inputs), "-o", str(output), "--quiet", "--runner", runner, *settings]
     return subprocess.Popen(
         ["nice", "-n", "10", *command, *(["--", *beam] if beam else [])],

@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,14 +12,14 @@ import pytest
 from pipeline.cli import app
 from pipeline.extraction.options import ExtractOptions
 from pipeline.runners.dataflow import check_places, dataflow_args, has_gpu, is_template
+from tests import ROOT
 from tests.distributed import test_stores as ts
 from tests.distributed.stores import Gcs
-from tests.fakes import WEIGHTS, load_fake
+from tests.support.fakes import WEIGHTS, load_fake
 from transforms.errors import UsageError
 from transforms.records import FileInfo, Shard
 from transforms.shards import Found
 
-ROOT = Path(__file__).parents[2]
 IMAGE = "europe-docker.pkg.dev/my-project/ml/featuremill:1"
 NEEDED = ("--project=my-project", "--region=europe-west4", "--temp_location=gs://bucket/tmp")
 COMMON = (*NEEDED, f"--sdk_container_image={IMAGE}")

@@ -13,7 +13,7 @@ import pytest
 from pipeline.demo.samples import draw_items, write_tar
 from tests.distributed.clusters import wait_until
 from tests.distributed.commands import assert_one_line, assert_whole, finish, start
-from tests.test_extract import rows
+from tests.pipeline.extraction.test_run import rows
 
 pytestmark = [
     pytest.mark.timeout(1500),

@@ -16,8 +16,8 @@ from tests.distributed import fetch
 from tests.distributed.clusters import Process, free_port, listens, wait_until
 from tests.distributed.commands import assert_one_line, assert_whole, finish, start
 from tests.distributed.conftest import fetched
-from tests.factories import shared_data
-from tests.test_extract import rows
+from tests.pipeline.extraction.test_run import rows
+from tests.support.factories import shared_data
 
 # What is fetched the first time takes minutes.
 pytestmark = pytest.mark.timeout(1500)

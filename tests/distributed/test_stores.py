@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import test_extract as te
+from tests import ROOT
 from tests.distributed.stores import S3, S3_SECRET, Gcs
-from tests.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from tests.pipeline.extraction import test_run as te
+from tests.support.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 
-ROOT = Path(__file__).parents[2]
 SHARDS = 6
 # Of the store in trouble until the command has given up.
 PATIENCE_SECONDS = 60.0
@@ -54,7 +54,7 @@ def fill(store, folder: Path, *, shards: int = SHARDS, per_class: int = 2) -> Pa
 def extract(store, *args: str, env: dict | None = None, timeout: float = 170) -> subprocess.CompletedProcess:
     """Runs the real command, with the fake engine, and nothing but the store's own environment for credentials."""
     mine = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "GOOGLE_", "STORAGE_"))}
-    command = [sys.executable, "-m", "tests.fakes", "--image-size", str(te.SIZE), "--batch-size", "4", *args]
+    command = [sys.executable, "-m", "tests.support.fakes", "--image-size", str(te.SIZE), "--batch-size", "4", *args]
     env = {**mine, **store.env, "FAKE_PAUSE_SECONDS": "0", **(env or {})}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=timeout)
 

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.demo.samples import draw_items, write_folder
 from pipeline.extraction.run import run
-from tests.test_extract import options
+from tests.pipeline.extraction.test_run import options
 
 # Before datasets is imported: nothing may be asked of a hub.
 os.environ["HF_HUB_OFFLINE"] = "1"

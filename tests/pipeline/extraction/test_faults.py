@@ -1,0 +1,277 @@
+"""Faults injected for real: kills, Ctrl-C, full and read-only disks, inputs that vanish. After each, the books balance.
+
+The command runs in a process of its own, with the fake engine of `tests.support.fakes` slowed down.
+"""
+
+import contextlib
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.demo.samples import draw_items, write_folder, write_tar, write_tfrecord
+from pipeline.maintenance.inspect import inspect
+from tests import ROOT
+from tests.pipeline.extraction.test_run import extract, rows
+from transforms.store.features import open_features
+
+SETTINGS = ["--image-size", "32", "--batch-size", "4", "--unit-bytes", "8000", "--quiet"]
+
+
+def start(*args, pause: float = 0.0, **more) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.support.fakes", *map(str, args), *SETTINGS],
+        cwd=ROOT,
+        env={**os.environ, "FAKE_PAUSE_SECONDS": str(pause)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        **more,
+    )
+
+
+def finish(command: subprocess.Popen) -> tuple[int, str, str]:
+    out, err = command.communicate(timeout=60)
+    return command.returncode, out, err
+
+
+def wait_for_parts(output: Path, count: int, seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if (output / "features").is_dir() and len(os.listdir(output / "features")) >= count:
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"no {count} parts in {seconds} s")
+
+
+def all_readable(output: Path) -> bool:
+    return all(pq.read_table(part).num_columns == 8 for part in (output / "features").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("in")
+    items = draw_items(per_class=25, size=48, seed=2)
+    write_folder(folder / "photos", items)
+    write_tar(folder / "photos.tar", items)
+    write_tfrecord(folder / "photos.tfrecord", items)
+    return [folder / "photos", folder / "photos.tar", folder / "photos.tfrecord"]
+
+
+@pytest.fixture(scope="module")
+def clean(inputs, tmp_path_factory) -> dict[str, tuple]:
+    """The rows of an undisturbed run."""
+    output = tmp_path_factory.mktemp("clean") / "out"
+    code, _, err = finish(start(*inputs, "-o", output))
+    assert code == 0, err
+    return rows(output)
+
+
+def assert_resumes(inputs, output: Path, clean: dict[str, tuple]) -> None:
+    assert all_readable(output)
+    code, out, err = finish(start(*inputs, "-o", output, "--json"))
+    assert code == 0, err
+    totals = json.loads(out)["totals"]
+    assert totals["rows_read"] == totals["rows_embedded"] + totals["rows_failed"] == 300
+    assert rows(output) == clean
+    assert inspect(str(output)).problems == ()
+    assert os.listdir(output / "_tmp") == []
+
+
+def test_twenty_kills_then_one_run(inputs, clean, tmp_path):
+    output = tmp_path / "out"
+    moments = random.Random(0)
+    # Start-up is about a second and a half, in which there is nothing to break: most kills come later.
+    for number in range(20):
+        command = start(*inputs, "-o", output, pause=0.1)
+        if number % 4 == 0:
+            time.sleep(moments.uniform(0, 1.5))
+        else:
+            with contextlib.suppress(AssertionError):
+                wait_for_parts(output, len(os.listdir(output / "features")) + 1 if output.exists() else 1, 8)
+            time.sleep(moments.uniform(0, 0.2))
+        os.killpg(command.pid, signal.SIGKILL)
+        command.communicate()
+        if (output / "features").exists():
+            assert all_readable(output)
+    assert len(os.listdir(output / "features")) > 0
+    assert_resumes(inputs, output, clean)
+
+
+def test_a_killed_worker_ends_the_command_and_the_next_run_resumes(inputs, clean, tmp_path):
+    output = tmp_path / "out"
+    command = start(*inputs, "-o", output, "--workers", "2", pause=0.2)
+    wait_for_parts(output, 1)
+    workers = [
+        p for p in psutil.Process(command.pid).children(recursive=True) if "pipeline.runners.worker" in p.cmdline()
+    ]
+    workers[-1].kill()
+    killed = time.monotonic()
+    code, _, err = finish(command)
+    # Not a speed test: without the death watch the command hangs for good.
+    assert time.monotonic() - killed < 10
+    assert code == 1
+    assert "worker process died" in err
+    assert "Traceback" not in err
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE] == []
+    assert_resumes(inputs, output, clean)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_stops_and_tells_how_to_resume(inputs, clean, tmp_path, workers):
+    output = tmp_path / "out"
+    command = start(*inputs, "-o", output, "--workers", workers, pause=0.5)
+    wait_for_parts(output, 1)
+    command.send_signal(signal.SIGINT)
+    interrupted = time.monotonic()
+    code, _, err = finish(command)
+    assert time.monotonic() - interrupted < 5
+    assert code == 130
+    assert err.strip().splitlines()[-1].endswith("run the same command again to go on")
+    assert "Traceback" not in err
+    assert_resumes(inputs, output, clean)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 200 kB; needs the right to mount."""
+    mount = tmp_path / "disk"
+    mount.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(mount)], capture_output=True)
+    if made.returncode:
+        pytest.skip("cannot mount a small disk here; needs root")
+    yield mount
+    subprocess.run(["umount", "-l", str(mount)], check=True)
+
+
+def test_full_disk(inputs, clean, small_disk):
+    output = small_disk / "out"
+    code, _, err = finish(start(*inputs, "-o", output))
+    assert code == 1
+    assert "No space left on device" in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert all_readable(output)
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    assert_resumes(inputs, output, clean)
+
+
+def test_read_only_output(inputs, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    code, _, err = finish(start(*inputs, "-o", small_disk / "out"))
+    assert code == 1
+    assert "Read-only file system" in err
+    assert len(err.strip().splitlines()) == 1, err
+
+
+def test_output_that_vanishes(inputs, clean, tmp_path):
+    output = tmp_path / "out"
+    command = start(*inputs, "-o", output, pause=0.2)
+    wait_for_parts(output, 1)
+    output.rename(tmp_path / "away")
+    (tmp_path / "out").write_text("in the way")
+    code, _, err = finish(command)
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1, err
+    (tmp_path / "out").unlink()
+    (tmp_path / "away").rename(output)
+    assert_resumes(inputs, output, clean)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_input_that_vanishes(inputs, clean, tmp_path, victim):
+    output = tmp_path / "out"
+    command = start(inputs[victim], "-o", output, pause=0.2)
+    wait_for_parts(output, 1)
+    away = inputs[victim].with_name("away")
+    inputs[victim].rename(away)
+    try:
+        code, _, err = finish(command)
+    finally:
+        away.rename(inputs[victim])
+    assert code == 1
+    assert "cannot read" in err
+    assert len(err.strip().splitlines()) == 1, err
+    assert_resumes(inputs, output, clean)
+
+
+@pytest.mark.parametrize("name", ["features", "failures", "_tmp"])
+def test_overwrite_where_a_folder_is_gone(inputs, tmp_path, name):
+    output = tmp_path / "out"
+    extract(inputs[1], output)
+    shutil.rmtree(output / name)
+    assert extract(inputs[1], output, overwrite=True).totals.rows_read == 100
+    assert inspect(str(output)).problems == ()
+
+
+def test_overwrite_leaves_what_a_link_leads_to(inputs, tmp_path):
+    output = tmp_path / "out"
+    extract(inputs[1], output)
+    (output / "features").rename(tmp_path / "disk")
+    (output / "features").symlink_to(tmp_path / "disk")
+    before = os.listdir(tmp_path / "disk")
+    assert extract(inputs[1], output, overwrite=True).totals.rows_read == 100
+    assert os.listdir(tmp_path / "disk") == before != []
+    assert not (output / "features").is_symlink()
+
+
+def test_no_room_for_temporary_files(inputs, tmp_path, monkeypatch):
+    output = tmp_path / "out"
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    assert extract(inputs[1], output).repeats is None
+    assert open_features(str(output)).complete
+
+
+def test_two_runs_on_one_output_at_once(inputs, clean, tmp_path):
+    output = tmp_path / "out"
+    commands = [start(*inputs, "-o", output, pause=0.05) for _ in range(2)]
+    ended = [finish(command) for command in commands]
+    assert [code for code, _, _ in ended] == [0, 0], ended
+    assert_resumes(inputs, output, clean)
+
+
+def test_hostile_names_in_a_tar_are_only_keys(tmp_path):
+    import io
+    import tarfile
+
+    good = next(item for item in draw_items(per_class=2, size=48, seed=0))
+    with tarfile.open(tmp_path / "evil.tar", "w") as tar:
+        for name in ("../../escaped.jpg", "/etc/escaped.jpg", "a/../../escaped2.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(good.data)
+            tar.addfile(info, io.BytesIO(good.data))
+    before = set(tmp_path.parent.rglob("*escaped*"))
+    code, _, err = finish(start(tmp_path / "evil.tar", "-o", tmp_path / "out"))
+    assert code == 0, err
+    keys = rows(tmp_path / "out")
+    assert set(keys) == {
+        f"{tmp_path}/evil.tar#{n}" for n in ("../../escaped.jpg", "/etc/escaped.jpg", "a/../../escaped2.jpg")
+    }
+    assert set(tmp_path.parent.rglob("*escaped*")) == before
+    assert not os.path.exists("/etc/escaped.jpg")
+
+
+def test_failures_over_the_rate_are_exit_code_3(inputs, tmp_path):
+    code, out, err = finish(start(inputs[1], "-o", tmp_path / "out", "--max-failure-rate", "0.01"))
+    assert code == 3
+    assert "over --max-failure-rate 1.00%" in err
+    assert "read 100 = embedded 96 + failed 4" in out
+    shutil.rmtree(tmp_path / "out")
+    code, _, _ = finish(start(inputs[1], "-o", tmp_path / "out", "--max-failure-rate", "0.05"))
+    assert code == 0

@@ -1,0 +1,384 @@
+"""Training as a whole: nothing leaks, every row is judged once, what can't be is said in a line."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.cli.app import run_cli
+from pipeline.training.fits import plan_fits
+from pipeline.training.options import TrainOptions
+from pipeline.training.run import train
+from tests.support.factories import shared_data
+from tests.support.heads_data import draw_rows
+from transforms.errors import FeaturemillError, UsageError
+from transforms.evaluation.split import Split
+from transforms.heads import FitSettings
+from transforms.predictors.head import load_head
+from transforms.rows.table import open_table
+
+
+def write_features(path: Path, matrix: np.ndarray, labels, **columns) -> Path:
+    """Writes vectors as a plain Parquet file with key, label and any other columns."""
+    flat = pa.array(np.ascontiguousarray(matrix, np.float32).ravel())
+    vectors = pa.FixedSizeListArray.from_arrays(flat, matrix.shape[1])
+    keys = [f"photo{i:04}" for i in range(len(matrix))]
+    table = pa.table({"key": keys, "label": pa.array(labels, pa.string()), "embedding": vectors, **columns})
+    pq.write_table(table, path, row_group_size=100)
+    return path
+
+
+def write_clouds(path: Path, *, rows: int = 300, classes: int = 3, **columns) -> Path:
+    drawn = draw_rows(rows=rows, dims=8, classes=classes, distance=6.0)
+    return write_features(path, drawn.vectors.matrix, [drawn.classes[c] for c in drawn.codes], **columns)
+
+
+def options(features, output, **more) -> TrainOptions:
+    return TrainOptions(features=str(features), output=str(output), **more)
+
+
+@st.composite
+def splits(draw) -> Split:
+    rows = draw(st.integers(8, 60))
+    random = np.random.default_rng(draw(st.integers(0, 2**31)))
+    folds = draw(st.sampled_from([None, 3, 5]))
+    unused = random.random(rows) < 0.1
+    if folds:
+        block = np.concatenate([np.arange(folds), random.integers(0, folds, rows - folds)])
+        unused[:folds] = False
+        sides, of_fold = np.zeros(rows), np.where(unused, -1, block)
+    else:
+        sides, of_fold = random.integers(0, draw(st.integers(2, 3)), rows), None
+    return Split(
+        sides=np.where(unused, -1, sides).astype(np.int8),
+        folds=None if of_fold is None else of_fold.astype(np.int8),
+        components=np.arange(rows),
+        chunks=random.integers(0, 4, rows).astype(np.int8),
+        report={},
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(splits(), st.booleans())
+def test_no_row_is_judged_by_what_it_trained(parts, learning):
+    plan = plan_fits(parts, learning=learning)
+
+    def rows(cells):
+        return set(np.flatnonzero(np.isin(plan.cells, list(cells))))
+
+    used = set(np.flatnonzero(parts.sides >= 0))
+    judged = []
+    for fit in plan.fits:
+        train, validation, test = rows(fit.train), rows(fit.validation), rows(fit.test)
+        assert not train & validation
+        assert not train & test
+        assert not validation & test
+        assert train | validation | test <= used
+        judged += sorted(rows(fit.judged))
+    assert len(judged) == len(set(judged))
+    if parts.folds is not None:
+        assert set(judged) == used
+        assert rows(plan.final.train) | rows(plan.final.validation) == used
+    else:
+        assert set(judged) == set(np.flatnonzero(parts.sides == (2 if (parts.sides == 2).any() else 1)))
+    if learning:
+        sizes = [rows(cells) for cells in plan.learning]
+        assert all(small <= large for small, large in pairwise(sizes))
+        assert sizes[-1] == rows(plan.fits[0].train)
+        assert all(sizes[:-1]), "nothing can be fitted on no rows"
+
+
+@pytest.mark.parametrize("judge", [{}, {"test": 0.3}, {"folds": 3}])
+def test_easy_classes_are_told_apart(tmp_path, judge):
+    trained = train(options(write_clouds(tmp_path / "f.parquet"), tmp_path / "head", **judge))
+    head = load_head(str(tmp_path / "head"))
+    assert head.metrics["metrics"]["accuracy"]["value"] > 0.9
+    assert head.metrics["judged_on"] == ("folds" if "folds" in judge else "test" if judge else "validation")
+    assert head.classes == ("class0", "class1", "class2")
+    assert [point["rows"] for point in trained.runs[0]["learning"]] == sorted(
+        {point["rows"] for point in trained.runs[0]["learning"]}
+    )
+    assert json.loads((tmp_path / "head/metrics.json").read_text())["rows"] == head.metrics["rows"]
+    assert (tmp_path / "head/report.html").read_text().startswith("<!doctype html>")
+    matrix = open_table(str(tmp_path / "f.parquet")).vectors
+    said = np.concatenate([head.probabilities(batch) for _, batch in matrix.batches()])
+    assert said.shape == (300, 3)
+    np.testing.assert_allclose(said.sum(axis=1), 1)
+
+
+@pytest.mark.parametrize("judge", [{"test": 0.3}, {"folds": 4}, {"validation": 0.4}])
+def test_copies_of_a_row_teach_nothing_about_it(tmp_path, judge):
+    """Every vector is there twice, with the same random label: whoever sees one copy in training knows the other."""
+    random = np.random.default_rng(0)
+    half = random.normal(size=(200, 16))
+    labels = random.choice(["a", "b"], 200)
+    sha256 = pa.array([bytes([i % 256]) * 31 + bytes([i // 256]) for i in [*range(200), *range(200)]], pa.binary(32))
+    path = write_features(tmp_path / "f.parquet", np.concatenate([half, half]), [*labels, *labels], sha256=sha256)
+    one = FitSettings(neighbours=1)
+    train(options(path, tmp_path / "head", kinds=("knn",), settings=one, **judge))
+    assert load_head(str(tmp_path / "head")).metrics["metrics"]["accuracy"]["value"] < 0.7
+
+
+def test_near_copies_teach_nothing_either(tmp_path):
+    random = np.random.default_rng(0)
+    half = random.normal(size=(200, 16))
+    labels = random.choice(["a", "b"], 200)
+    near = half + random.normal(size=half.shape) * 1e-4
+    path = write_features(tmp_path / "f.parquet", np.concatenate([half, near]), [*labels, *labels])
+    found = {}
+    for name, cosine in (("guarded", 0.999), ("not", None)):
+        one = FitSettings(neighbours=1)
+        train(options(path, tmp_path / name, kinds=("knn",), settings=one, near_duplicates=cosine))
+        found[name] = load_head(str(tmp_path / name)).metrics["metrics"]["accuracy"]["value"]
+    assert found["guarded"] < 0.7
+    assert found["not"] > 0.75
+
+
+@pytest.mark.parametrize("kind", ["ridge", "logistic", "knn"])
+def test_same_seed_same_head(tmp_path, kind):
+    path = write_clouds(tmp_path / "f.parquet")
+    for name in ("one", "two"):
+        train(options(path, tmp_path / name, kinds=(kind, "knn" if kind == "ridge" else "ridge")))
+    for file in ("head.npz", "head.json", "metrics.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
+def test_the_best_of_several_is_kept(tmp_path):
+    random = np.random.default_rng(0)
+    # Two rings: no plane parts them, neighbours do.
+    angle, radius = random.uniform(0, 2 * np.pi, 400), np.repeat([1.0, 3.0], 200)
+    matrix = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.full(400, 2.0)], axis=1)
+    path = write_features(tmp_path / "f.parquet", matrix, ["inner"] * 200 + ["outer"] * 200)
+    trained = train(options(path, tmp_path / "head", kinds=("ridge", "knn"), folds=3))
+    assert trained.head.model.kind == "knn"
+    assert [row["kind"] for row in trained.head.metrics["compared"]] == ["ridge", "knn"]
+    assert "ridge" in (tmp_path / "head/report.html").read_text()
+
+
+def test_labels_from_a_file(tmp_path):
+    drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, [None] * 100)
+    lines = [f"photo{i:04},{drawn.classes[drawn.codes[i]]}" for i in range(90)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *lines, "nobody,class0"]))
+    said = []
+    train(options(path, tmp_path / "head", labels=str(tmp_path / "labels.csv"), validation=0.3), say=said.append)
+    text = "\n".join(said)
+    assert "90" in text
+    assert "nobody" in text
+    assert load_head(str(tmp_path / "head")).metrics["metrics"]["accuracy"]["value"] > 0.9
+
+
+def test_a_file_of_labels_has_names_of_its_own(tmp_path, capsys):
+    drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, [None] * 100)
+    lines = [f"photo{i:04},{drawn.classes[code]}" for i, code in enumerate(drawn.codes)]
+    (tmp_path / "labels.csv").write_text("\n".join(["id,species", *lines]))
+    more = {"labels": str(tmp_path / "labels.csv"), "label_column": "species"}
+    assert train(options(path, tmp_path / "head", key_column="id", **more)).head.classes == ("class0", "class1")
+    # Features that have such a column, too, are joined by it.
+    other = write_features(tmp_path / "g.parquet", drawn.vectors.matrix, [None] * 100, id=[line[:9] for line in lines])
+    pq.write_table(pq.read_table(other).drop_columns(["key"]), other)
+    assert train(options(other, tmp_path / "other", key_column="id", **more)).head.classes == ("class0", "class1")
+    with pytest.raises(FeaturemillError, match=r"labels\.csv has no column 'idd'"):
+        train(options(path, tmp_path / "none", key_column="idd", **more))
+
+
+def write_sides(path: Path, lines: list[str], *, header: str = "key,label,side,flat") -> Path:
+    path.write_text("\n".join([header, *lines]))
+    return path
+
+
+def test_sides_and_groups_from_a_file_of_labels(tmp_path):
+    """What extract wrote has no such columns. The last 20 rows aren't in the file: they have no label and no side."""
+    drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
+    # Were they taken from the features, all would be on one side and in one group.
+    own = {"label": [None] * 100, "flat": ["0"] * 100}
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, own["label"], flat=own["flat"])
+    sides = ["train", "val", "Test"]
+    lines = [f"photo{i:04},{drawn.classes[drawn.codes[i]]},{sides[i % 3]},{i // 2}" for i in range(80)]
+    labels = str(write_sides(tmp_path / "labels.csv", lines))
+    train(options(path, tmp_path / "head", labels=labels, split_column="side"))
+    split = load_head(str(tmp_path / "head")).split
+    assert split["by_column"]
+    assert [sum(rows.values()) for rows in split["rows"].values()] == [27, 27, 26]
+    train(options(path, tmp_path / "folds", labels=labels, group_column="flat", folds=4))
+    split = load_head(str(tmp_path / "folds")).split
+    # 40 flats of two, and each of the others by its key.
+    assert (split["by_group"], split["components"]) == (True, 60)
+
+
+def test_what_the_file_of_labels_lacks_is_the_features(tmp_path):
+    sides = ["train", "validation", "test"] * 30
+    path = write_clouds(tmp_path / "f.parquet", rows=90, side=sides)
+    table = open_table(str(path))
+    lines = [f"{key},{label}" for key, label in zip(table.keys.to_pylist(), table.labels.to_pylist(), strict=True)]
+    labels = str(write_sides(tmp_path / "labels.csv", lines, header="key,label"))
+    train(options(path, tmp_path / "head", labels=labels, split_column="side"))
+    assert load_head(str(tmp_path / "head")).metrics["rows"] == 30
+
+
+@pytest.mark.parametrize("more", [{"split_column": "sied"}, {"group_column": "sied", "folds": 3}])
+def test_a_column_that_nobody_has_is_told_of_features_and_file(tmp_path, more):
+    (tmp_path / "f").mkdir()
+    path = write_clouds(tmp_path / "f" / "part.parquet").parent
+    with pytest.raises(FeaturemillError) as caught:
+        train(options(path, tmp_path / "head", **more))
+    assert str(caught.value).startswith(f"{path} has no column 'sied'; name one of key, label, embedding, or give it")
+    labels = write_sides(tmp_path / "labels.csv", ["photo0000,a,test,1"])
+    with pytest.raises(FeaturemillError, match=f"^neither {labels} nor {path} has a column 'sied'; check its name"):
+        train(options(path, tmp_path / "head", labels=str(labels), **more))
+
+
+@pytest.mark.parametrize(
+    ("side", "says"), [("", "empty in 1 row with a label"), ("tset", "says 'tset'; did you mean test")]
+)
+def test_wrong_sides_are_told_of_the_file_they_are_in(tmp_path, side, says):
+    path = write_clouds(tmp_path / "f.parquet", rows=90)
+    lines = [f"photo{i:04},{'ab'[i % 2]},{side if i == 5 else 'train'},1" for i in range(60)]
+    labels = write_sides(tmp_path / "labels.csv", lines)
+    with pytest.raises(FeaturemillError, match=rf"^{labels}: the split column (is )?{says}"):
+        train(options(path, tmp_path / "head", labels=str(labels), split_column="side"))
+
+
+def test_no_head_is_written_into_its_features(tmp_path):
+    (tmp_path / "f").mkdir()
+    write_clouds(tmp_path / "f" / "part.parquet")
+    for output in ("f", "f/head"):
+        with pytest.raises(UsageError, match=r"lies inside the input .*; choose a folder beside it"):
+            options(tmp_path / "f", tmp_path / output)
+    assert options(tmp_path / "f", tmp_path / "f-head").output.endswith("f-head")
+
+
+def test_counts_of_one_are_said_as_one(tmp_path):
+    drawn = draw_rows(rows=60, dims=8, classes=2, distance=6.0)
+    labels = [drawn.classes[code] for code in drawn.codes]
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, labels)
+    lines = [f"photo{i:04},{label}" for i, label in enumerate(labels[:59])]
+    labels = write_sides(tmp_path / "labels.csv", [*lines, "nobody,class0"], header="key,label")
+    said = []
+    train(options(path, tmp_path / "head", labels=str(labels), validation=0.4), say=said.append)
+    told = "\n".join(said)
+    assert "1 row without a label left out" in told
+    assert "59 rows found in the file; 1 row without a label, such as photo0059; 1 label without a row, such as" in told
+
+
+def test_an_empty_label_is_no_class(tmp_path):
+    drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
+    labels = ["" if i % 10 == 0 else drawn.classes[code] for i, code in enumerate(drawn.codes)]
+    said = []
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, labels)
+    assert train(options(path, tmp_path / "head"), say=said.append).head.classes == ("class0", "class1")
+    assert "10 rows without a label left out" in "\n".join(said)
+
+
+def test_strange_labels_are_told_in_one_short_line(tmp_path, capsys):
+    matrix = np.random.default_rng(0).normal(size=(200, 4))
+    path = write_features(tmp_path / "f.parquet", matrix, ["two\nlines\x1b[31m", "x" * 4096] * 100)
+    assert run_cli(["train", str(path), "--output", str(tmp_path / "head")]) == 0
+    told = capsys.readouterr()
+    confused = [line for line in told.out.splitlines() if "taken for" in line]
+    assert confused
+    assert all("two\N{REPLACEMENT CHARACTER}lines" in line and "xxx…" in line for line in confused)
+    assert max(map(len, [*told.out.splitlines(), *told.err.splitlines()])) < 300
+    assert "\x1b" not in told.out + told.err
+    assert "x" * 100 not in (tmp_path / "head/report.html").read_text()
+    # Whole, where programs read it.
+    assert load_head(str(tmp_path / "head")).classes == ("two\nlines\x1b[31m", "x" * 4096)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "logistic"])
+def test_real_features_by_flat(tmp_path, kind):
+    path = shared_data() / "vgg19_block5_pool_real.parquet"
+    head = train(options(path, tmp_path / "head", kinds=(kind,), group_column="group", folds=5)).head
+    assert head.metrics["metrics"]["accuracy"]["value"] >= 0.885
+    assert head.metrics["majority"]["accuracy"]["value"] == pytest.approx(526 / 705)
+    assert head.metrics["rows"] == 705
+
+
+def bad_matrix(change) -> np.ndarray:
+    matrix = np.random.default_rng(0).normal(size=(60, 4))
+    change(matrix)
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("matrix", "labels", "more", "words"),
+    [
+        (bad_matrix(lambda m: None), ["a"] * 60, [], ["class", "'a'"]),
+        (bad_matrix(lambda m: None), [None] * 60, [], ["label"]),
+        (bad_matrix(lambda m: None), ["a"] * 59 + ["rare"], [], ["rare"]),
+        (bad_matrix(lambda m: m.__setitem__((7, 2), np.nan)), ["a", "b"] * 30, [], ["NaN", "photo0007"]),
+        (bad_matrix(lambda m: m.__setitem__(9, 0)), ["a", "b"] * 30, [], ["zero", "photo0009"]),
+        (bad_matrix(lambda m: None), ["a", "b"] * 30, ["--feature", "embeding"], ["embeding", "embedding"]),
+        (bad_matrix(lambda m: None), ["a", "b"] * 30, ["--labels", "nowhere.csv"], ["nowhere.csv"]),
+        (bad_matrix(lambda m: None), ["a", "b"] * 30, ["--group-column", "flat"], ["flat"]),
+    ],
+    ids=["one class", "no labels", "class without validation", "nan", "zero", "feature", "labels file", "group"],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, matrix, labels, more, words):
+    path = write_features(tmp_path / "f.parquet", matrix, labels)
+    assert run_cli(["train", str(path), "--output", str(tmp_path / "head"), "--quiet", *more]) == 1
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1, said
+    assert all(word in said for word in words), said
+    assert [file.name for file in tmp_path.iterdir()] == ["f.parquet"]
+
+
+def test_labels_without_a_match(tmp_path, capsys):
+    path = write_clouds(tmp_path / "f.parquet")
+    (tmp_path / "labels.csv").write_text("key,label\nother,a\n")
+    more = ["--labels", str(tmp_path / "labels.csv"), "--quiet"]
+    assert run_cli(["train", str(path), "--output", str(tmp_path / "head"), *more]) == 1
+    said = capsys.readouterr().err.strip()
+    assert len(said.splitlines()) == 1
+    assert "photo0000" in said
+    assert "other" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "word"),
+    [
+        (["--head", "rigde"], "ridge"),
+        (["--compare", "ridge,ridge"], "once"),
+        (["--compare", "ridge,knn", "--head", "knn"], "--compare"),
+        (["--val-fraction", "0"], "--val-fraction"),
+        (["--val-fraction", "0.6", "--test-fraction", "0.5"], "nothing to train on"),
+        (["--folds", "2"], "3 to 20"),
+        (["--folds", "5", "--test-fraction", "0.1"], "--test-fraction"),
+        (["--folds", "5", "--split-column", "side"], "--split-column"),
+        (["--penalties", "1,x"], "numbers"),
+        (["--penalties", "-1"], "penalties"),
+        (["--near-duplicates", "1.5"], "cosine"),
+        (["--class-weights"], "class weights"),
+        (["--neighbours", "0"], "--neighbours"),
+        (["--learning-rate", "0"], "--learning-rate"),
+    ],
+)
+def test_wrong_options(tmp_path, capsys, more, word):
+    path = write_clouds(tmp_path / "f.parquet", rows=60)
+    assert run_cli(["train", str(path), "--output", str(tmp_path / "head"), *more]) == 2
+    assert word in capsys.readouterr().err
+
+
+def test_a_head_that_is_there_stays(tmp_path):
+    path = write_clouds(tmp_path / "f.parquet")
+    train(options(path, tmp_path / "head"))
+    before = (tmp_path / "head/head.json").read_bytes()
+    with pytest.raises(FeaturemillError, match="--overwrite"):
+        train(options(path, tmp_path / "head"))
+    assert (tmp_path / "head/head.json").read_bytes() == before
+    train(options(path, tmp_path / "head", kinds=("knn",), overwrite=True))
+    assert load_head(str(tmp_path / "head")).model.kind == "knn"
+
+
+def test_ridge_has_no_class_weights(tmp_path):
+    path = write_clouds(tmp_path / "f.parquet")
+    with pytest.raises(UsageError, match="class weights"):
+        train(options(path, tmp_path / "head", settings=FitSettings(class_weights=True)))
+    assert not (tmp_path / "head").exists()

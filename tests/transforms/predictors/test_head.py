@@ -1,0 +1,299 @@
+"""Heads on disk: what is written comes back, damage is seen, nothing else is overwritten; what a head fits."""
+
+import io
+import json
+import os
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support import memory_store  # noqa: F401  Registers mem:// with Beam.
+from tests.transforms.rows.test_table import draw_matrix, write_plain
+from transforms import storage
+from transforms.errors import FeaturemillError
+from transforms.heads.model import Model
+from transforms.predictors.folder import check_place
+from transforms.predictors.head import Head, check_features, load_head, save_head, softmax
+from transforms.rows.table import open_table
+from transforms.spec import Feature, FeatureSpec
+
+SPEC = FeatureSpec(
+    "vgg19", "ab" * 32, (Feature("embedding", "block5_pool", "avg"), Feature("peak", "block5_pool", "max"))
+)
+
+
+@pytest.fixture
+def head() -> Head:
+    random = np.random.default_rng(0)
+    arrays = {"kernel1": random.normal(size=(3, 2)), "bias1": random.normal(size=2).astype(np.float32)}
+    model = Model("ridge", arrays, {"penalty": np.float64(0.1)}, ({"penalty": 0.1, "loss": float("nan")},))
+    return Head(
+        model=model,
+        classes=("ant", "bée"),
+        temperature=1.5,
+        columns=("embedding",),
+        dims=(3,),
+        spec=SPEC,
+        weights="imagenet",
+        source="/features",
+        split={"seed": 1, "rows": {"train": {"ant": np.int64(4)}}},
+        metrics={"accuracy": np.float32(0.5), "top5": None},
+        versions={"numpy": "2"},
+    )
+
+
+@pytest.fixture
+def table(tmp_path):
+    table = open_table(str(write_plain(tmp_path / "a.parquet", draw_matrix(5))))
+    return replace(table, spec=SPEC, fingerprint=SPEC.fingerprint)
+
+
+def files(folder) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_round_trip(head, tmp_path):
+    folder = tmp_path / "deep" / "head"
+    save_head(head, str(folder), files={"report.html": b"<p>"})
+    assert set(files(folder)) == {"head.json", "head.npz", "metrics.json", "report.html"}
+    assert os.listdir(folder.parent) == ["head"]
+    loaded = load_head(str(folder))
+    for name in (
+        "classes",
+        "temperature",
+        "columns",
+        "dims",
+        "spec",
+        "weights",
+        "weights_are_random",
+        "source",
+        "versions",
+    ):
+        assert getattr(loaded, name) == getattr(head, name)
+    assert loaded.split == {"seed": 1, "rows": {"train": {"ant": 4}}}
+    assert loaded.metrics == json.loads((folder / "metrics.json").read_text()) == {"accuracy": 0.5, "top5": None}
+    assert loaded.model.settings == {"penalty": 0.1}
+    assert loaded.model.curve == ({"penalty": 0.1, "loss": None},)
+    assert loaded.fingerprint == head.fingerprint == SPEC.fingerprint
+    for name, array in head.model.arrays.items():
+        np.testing.assert_array_equal(loaded.model.arrays[name], array)
+        assert loaded.model.arrays[name].dtype == array.dtype
+
+
+def test_same_head_same_bytes(head, tmp_path):
+    for name in ("a", "b"):
+        save_head(head, str(tmp_path / name))
+    assert files(tmp_path / "a") == files(tmp_path / "b")
+
+
+@pytest.mark.parametrize("place", ["local", "mem://heads/large"])
+def test_arrays_are_never_in_memory_twice(head, tmp_path, place):
+    """knn's are as large as its rows: a head that could be trained has to be written, too."""
+    arrays = {"vectors": np.arange(2**23, dtype=np.float32).reshape(-1, 512), "codes": np.arange(2**14)}
+    folder, large = str(tmp_path / "large") if place == "local" else place, 32 * 2**20
+    expected = io.BytesIO()
+    np.savez(expected, **arrays)
+    written, loaded = peak_of(lambda: save_head(replace(head, model=Model("knn", arrays)), folder)), []
+    read = peak_of(lambda: loaded.append(load_head(folder)))
+    assert storage.read_bytes(f"{folder}/head.npz") == expected.getvalue()
+    np.testing.assert_array_equal(loaded[0].model.arrays["vectors"], arrays["vectors"])
+    if place == "local":
+        assert written < 0.75 * large
+        assert read < 1.5 * large
+
+
+def peak_of(call) -> int:
+    """Returns how many bytes a call took at its peak, by Python and NumPy."""
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_probabilities(head):
+    matrix = draw_matrix(7)
+    scores = (matrix @ head.model.arrays["kernel1"] + head.model.arrays["bias1"]) / 1.5
+    expected = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(head.probabilities(matrix), expected, rtol=1e-6)
+
+
+@given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=1, max_size=5), st.floats(0.01, 100))
+def test_softmax(logits, temperature):
+    found = softmax(np.array(logits, np.float32), temperature)
+    assert found.dtype == np.float64
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+    np.testing.assert_allclose(found, softmax(np.array(logits, np.float32).astype(float) + 7, temperature), atol=1e-6)
+
+
+def test_heads_are_replaced_only_when_asked(head, tmp_path):
+    save_head(head, str(tmp_path / "head"), files={"base.weights.h5": b"weights"})
+    before = files(tmp_path / "head")
+    with pytest.raises(FeaturemillError, match="holds a head already; choose another --output, or pass --overwrite"):
+        save_head(head, str(tmp_path / "head"))
+    assert files(tmp_path / "head") == before
+    save_head(replace(head, temperature=2.0), str(tmp_path / "head"), overwrite=True)
+    assert load_head(str(tmp_path / "head")).temperature == 2.0
+    assert "base.weights.h5" not in files(tmp_path / "head")
+    assert os.listdir(tmp_path) == ["head"]
+
+
+def test_what_is_not_a_head_is_never_replaced(head, tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FeaturemillError, match="is a file, and a head is a folder"):
+        check_place(str(tmp_path / "file"), overwrite=True)
+    with pytest.raises(FeaturemillError, match="file is no folder one may write to"):
+        check_place(str(tmp_path / "file" / "deep" / "head"), overwrite=True)
+    (tmp_path / "photos").mkdir()
+    check_place(str(tmp_path / "photos"), overwrite=False)
+    (tmp_path / "photos" / "cat.jpg").write_text("x")
+    with pytest.raises(FeaturemillError, match=r"holds what is no head's \(cat.jpg\)"):
+        check_place(str(tmp_path / "photos"), overwrite=True)
+    # Somebody put a file, and a folder, beside a head.
+    save_head(head, str(tmp_path / "head"))
+    check_place(str(tmp_path / "head"), overwrite=True)
+    (tmp_path / "head" / "saved_model").mkdir()
+    with pytest.raises(FeaturemillError, match="saved_model"):
+        save_head(head, str(tmp_path / "head"), overwrite=True)
+    (tmp_path / "empty").mkdir()
+    save_head(head, str(tmp_path / "empty"))
+    assert load_head(str(tmp_path / "empty")).classes == head.classes
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("broken", ["open_write", "rename"])
+def test_nothing_half_written(head, tmp_path, monkeypatch, overwrite, broken):
+    if overwrite:
+        save_head(head, str(tmp_path / "head"))
+    before = files(tmp_path / "head") if overwrite else None
+    calls, real = [], getattr(storage, broken)
+
+    def full(*args):
+        calls.append(args)
+        if broken == "rename" or len(calls) == 2:
+            raise OSError(28, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(storage, broken, full)
+    with pytest.raises(FeaturemillError, match=r"cannot write the head to .*No space left"):
+        save_head(replace(head, temperature=9.0), str(tmp_path / "head"), overwrite=overwrite)
+    assert os.listdir(tmp_path) == (["head"] if overwrite else [])
+    assert not overwrite or files(tmp_path / "head") == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(["head.json", "head.npz"]), where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255)
+)
+def test_a_changed_byte_is_seen(tmp_path_factory, name, where, flip):
+    folder = tmp_path_factory.mktemp("head") / "head"
+    model = Model("ridge", {"kernel1": np.eye(3), "bias1": np.zeros(3)})
+    head = Head(model, ("a", "b", "c"), 1.0, ("embedding",), (3,), None)
+    save_head(head, str(folder))
+    data = bytearray((folder / name).read_bytes())
+    data[int(where * len(data))] ^= flip
+    (folder / name).write_bytes(data)
+    try:
+        loaded = load_head(str(folder))
+    except FeaturemillError as error:
+        message = str(error)
+    else:
+        # White space between the values of the JSON means nothing, so changing it changes nothing.
+        assert name == "head.json"
+        assert replace(loaded, model=model) == head
+        return
+    assert "\n" not in message
+    assert str(folder) in message
+
+
+def edit(folder, **changes) -> None:
+    values = json.loads((folder / "head.json").read_text())
+    (folder / "head.json").write_text(json.dumps({**values, **changes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"classes": ["bée", "ant"]}, {"temperature": 1}, {"fingerprint": "0" * 64}, {"sha256": None}, {"new": 1}],
+)
+def test_edited_json_is_refused(head, tmp_path, changes):
+    save_head(head, str(tmp_path / "head"))
+    edit(tmp_path / "head")
+    load_head(str(tmp_path / "head"))
+    edit(tmp_path / "head", **changes)
+    with pytest.raises(FeaturemillError, match=r"head.json was changed or damaged"):
+        load_head(str(tmp_path / "head"))
+
+
+def test_what_is_no_head(head, tmp_path):
+    with pytest.raises(FeaturemillError, match=r"is no head: can't read head.json"):
+        load_head(str(tmp_path))
+    for text in ("[1]", "{}", "\xff", "{"):
+        (tmp_path / "head.json").write_text(text, encoding="latin-1")
+        with pytest.raises(FeaturemillError, match=r"head.json was changed or damaged"):
+            load_head(str(tmp_path))
+    save_head(head, str(tmp_path / "head"))
+    edit(tmp_path / "head", schema_version=99)
+    with pytest.raises(FeaturemillError, match="schema version 99, this featuremill reads 1"):
+        load_head(str(tmp_path / "head"))
+
+
+def test_swapped_and_pickled_arrays_are_refused(head, tmp_path):
+    save_head(head, str(tmp_path / "head"))
+    save_head(replace(head, model=Model("ridge", {"kernel1": np.zeros((3, 2))})), str(tmp_path / "other"))
+    for data in ((tmp_path / "other" / "head.npz").read_bytes(), b""):
+        (tmp_path / "head" / "head.npz").write_bytes(data)
+        with pytest.raises(FeaturemillError, match=r"head.npz was changed or damaged"):
+            load_head(str(tmp_path / "head"))
+    # Even with hashes that fit.
+    save_head(replace(head, model=Model("ridge", {"kernel1": np.array([{}], object)})), str(tmp_path / "pickled"))
+    with pytest.raises(FeaturemillError, match=r"head.npz was changed or damaged \(.*allow_pickle"):
+        load_head(str(tmp_path / "pickled"))
+
+
+def test_object_stores(head):
+    save_head(head, "mem://heads/one", files={"report.html": b"<p>"})
+    assert load_head("mem://heads/one").classes == head.classes
+    with pytest.raises(FeaturemillError, match="holds a head already"):
+        save_head(head, "mem://heads/one")
+    save_head(replace(head, temperature=3.0), "mem://heads/one/", overwrite=True)
+    assert load_head("mem://heads/one").temperature == 3.0
+    assert storage.list_folder("mem://heads/one") == {"head.json", "head.npz", "metrics.json"}
+
+
+def test_features_of_the_same_fingerprint(head, table):
+    assert check_features(head, table) is None
+
+
+def test_features_of_other_columns(head, table):
+    assert check_features(head, replace(table, spec=replace(SPEC, features=SPEC.features[:1]))) is None
+    renamed = replace(SPEC, features=(Feature("mean", "block5_pool", "avg"),))
+    assert check_features(head, replace(table, spec=renamed, columns=("mean",))) is None
+    with pytest.raises(FeaturemillError, match=r"features block5_pool:avg \| block5_pool:max"):
+        check_features(head, replace(table, columns=("peak",)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 96}, r"image_size 224 \| 96"),
+        ({"weights": "cd" * 32, "resize": "pad"}, r"weights abababababab \| cdcdcdcdcdcd; resize squash \| pad"),
+        ({"weights": "ab" * 31 + "cd"}, "weights"),
+        ({"dtype": "float16"}, r"dtype float32 \| float16"),
+    ],
+)
+def test_features_of_other_settings_are_refused(head, table, changes, message):
+    with pytest.raises(FeaturemillError, match=message) as caught:
+        check_features(head, replace(table, spec=replace(SPEC, **changes)))
+    assert "head | features" in str(caught.value)
+
+
+def test_plain_parquet_is_said_and_its_dims_checked(head, table):
+    assert "fingerprint" in check_features(head, replace(table, spec=None))
+    assert "the head was trained on plain Parquet" in check_features(replace(head, spec=None), table)
+    with pytest.raises(FeaturemillError, match=r"the head takes 4 numbers .* has 3"):
+        check_features(replace(head, dims=(4,), spec=None), table)
