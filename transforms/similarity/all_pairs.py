@@ -5,11 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from transforms.machine import available_cores
+from transforms.similarity.unit_vectors import unit_length
 
 # Stored vectors that meet a block of queries in one matrix product.
 _STORED = 4096
-# Rows that are made to have length 1 at a time.
-_BLOCK_ROWS = 4096
 # Rows that are compared with all at a time: their products with a block stay in the cache.
 _TILE_ROWS = 512
 
@@ -87,7 +86,7 @@ def all_nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
     Returns:
         Row numbers, int32 N×count, the nearest first and equal ones by number; their cosines, float32 N×count.
     """
-    normed = _normed(vectors)
+    normed = unit_length(vectors)
     rows = len(normed)
     count = max(0, min(count, rows - 1))
     found = np.zeros((rows, count), np.int32)
@@ -103,15 +102,3 @@ def all_nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
     with ThreadPoolExecutor(available_cores()) as pool:
         list(pool.map(fill, range(0, rows, _TILE_ROWS)))
     return found, cosines
-
-
-def _normed(vectors: np.ndarray) -> np.ndarray:
-    normed = np.empty(vectors.shape, np.float32)
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS].astype(np.float64)
-        # By the largest number first, so that squares neither overflow nor underflow.
-        largest = np.abs(block).max(axis=1, initial=0, keepdims=True)
-        block /= np.where(largest > 0, largest, 1)
-        lengths = np.linalg.norm(block, axis=1, keepdims=True)
-        normed[start : start + _BLOCK_ROWS] = block / np.where(lengths > 0, lengths, 1)
-    return normed

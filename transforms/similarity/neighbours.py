@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from transforms.machine import available_cores
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.similarity.all_pairs import best, places
+from transforms.similarity.unit_vectors import unit_length
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -128,10 +129,9 @@ class _Search:
         queries = np.asarray(queries, np.float64)
         # By their largest number first: the squares of very small ones would all be 0.
         largest = np.abs(queries).max(axis=1, keepdims=True)
-        self._units = queries / np.where(largest > 0, largest, 1)
-        lengths = np.linalg.norm(self._units, axis=1, keepdims=True)
-        self._units /= np.where(lengths > 0, lengths, 1)
-        self._lengths = (lengths * largest)[:, 0]
+        scaled = queries / np.where(largest > 0, largest, 1)
+        self._units = unit_length(scaled, np.float64)
+        self._lengths = np.linalg.norm(scaled, axis=1) * largest[:, 0]
         self._queries = self._units if metric == "cosine" else queries
         self._error = (queries.shape[1] + 16) * 2.0**-23
         # What a row must reach to be among the nearest: it only rises, so an older state lets more rows through.
