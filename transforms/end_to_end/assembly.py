@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from transforms.end_to_end.resizing import resize
-from transforms.engines.keras import pool_output
 from transforms.heads.model import dense_layers
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import CHANNELS, build, cut, layers, preprocess
+from transforms.pools import pool_output
 from transforms.predictors.head import Head
 
 if TYPE_CHECKING:
@@ -50,20 +50,12 @@ def _classifier(head: Head, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]])
         if layer.name in arrays:
             layer.set_weights(arrays[layer.name])
         current = outputs[layer.name] = layer(current)
-    vectors = [_vectors(outputs[feature.tap], feature.pool, spec.dtype) for feature in features]
+    # Rounded as stored features are.
+    pooled = [keras.ops.cast(pool_output(outputs[f.tap], f.pool), spec.dtype) for f in features]
+    vectors = [keras.ops.cast(vector, "float32") for vector in pooled]
     joined = keras.ops.concatenate(vectors, axis=1) if len(vectors) > 1 else vectors[0]
     scores = _neighbour_scores(head, joined) if head.model.kind == "knn" else _dense_scores(head, joined)
     return keras.Model(pixels, keras.ops.softmax(scores / head.temperature, axis=-1), name="classify")
-
-
-def _vectors(output: Any, pool: str, dtype: str) -> Any:
-    """Pools a tap's output to N×D float32, rounded as stored features are."""
-    keras = import_keras()
-    if pool == "flatten":
-        output = keras.layers.Flatten(data_format="channels_last", dtype=output.dtype)(output)
-    else:
-        output = pool_output(output, pool)
-    return keras.ops.cast(keras.ops.cast(output, dtype), "float32")
 
 
 def _dense_scores(head: Head, vectors: Any) -> Any:
