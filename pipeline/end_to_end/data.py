@@ -66,8 +66,8 @@ class TuningData:
 def check_head(head: Head, options: FinetuneOptions) -> None:
     if not kind_of(head.model.kind).is_dense:
         raise FeaturemillError(
-            f"{options.head} is a {head.model.kind} head, which has no layers to train; train one of another kind, such "
-            "as ridge"
+            f"{options.head} is a {head.model.kind} head, which has no layers to train; train one of another kind, "
+            "such as ridge"
         )
     if head.spec is None:
         raise FeaturemillError(
