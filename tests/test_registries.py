@@ -121,6 +121,6 @@ def test_a_kind_of_head(tmp_path, monkeypatch):
         quiet=True,
     )
     assert summary.manifest["totals"]["predicted"] == 300
-    assert summary.metrics["accuracy"]["value"] > 0.95
+    assert summary.metrics["metrics"]["accuracy"]["value"] > 0.95
     with pytest.raises(FeaturemillError, match="is a centres head, which has no layers to train"):
         check_head(head, FinetuneOptions(head=str(tmp_path / "one"), features="x", output="y"))
