@@ -5,7 +5,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -16,11 +15,10 @@ from pipeline.extract import run
 from pipeline.options import ExtractOptions
 from pipeline.samples import draw_items, write_folder
 from pipeline.sql import Answer, sql, write_answer_csv, write_answer_json
+from tests.commands import finish, start
 from tests.fakes import WEIGHTS, load_fake
 from tests.pages_data import clusters, write_out
 from transforms.features import open_features
-
-ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +93,10 @@ def test_ctrl_c_ends_a_query(made, text):
         "sys.exit(run_cli(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "sql", str(made / "out"), text, "--csv"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert done.returncode == 130
-    assert "interrupted" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, err = finish(start(command, stdout=subprocess.DEVNULL))
+    assert code == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
 
 
 def test_no_rows_have_columns_all_the_same(made, capsys):

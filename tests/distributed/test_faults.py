@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from pipeline.samples import draw_items, write_tar
+from tests.commands import finish
 from tests.distributed.clusters import wait_until
-from tests.distributed.commands import assert_one_line, assert_whole, finish, start
+from tests.distributed.commands import assert_one_line, assert_whole, start
 from tests.test_extract import rows
 
 pytestmark = [

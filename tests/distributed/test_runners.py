@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from pipeline.samples import Item, write_tar
+from tests.commands import finish
 from tests.distributed import fetch
 from tests.distributed.clusters import Process, free_port, listens, wait_until
-from tests.distributed.commands import assert_one_line, assert_whole, finish, start
+from tests.distributed.commands import assert_one_line, assert_whole, start
 from tests.distributed.conftest import fetched
 from tests.factories import shared_data
 from tests.test_extract import rows
