@@ -23,6 +23,8 @@ from transforms.weights import Weights
 
 # What a run writes at the top of OUT; --overwrite removes these and nothing else.
 OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet")
+# What their temporary names in _tmp begin with; each lies there for a moment.
+_SMALL = ("manifest.json.", "plan.", "units.parquet.")
 OUTPUT_FOLDERS = ("features", "failures", "_tmp")
 # A temporary file of ours lives for seconds. One this old was left behind by a killed run.
 LEFTOVER_SECONDS = 3600
@@ -259,7 +261,7 @@ def _tidy(output: str, unit_ids: set[str], *, began: float) -> None:
         unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", name)
         # The version of a local file is its time in nanoseconds; a store's is in seconds, by the store's own clock.
         seconds = int(info.version) / 1e9 if storage.is_local(output) else float(info.version)
-        is_ours = name.startswith(TODO_PREFIX) or MERGED_STEM.fullmatch(unit_id)
+        is_ours = name.startswith((TODO_PREFIX, *_SMALL)) or MERGED_STEM.fullmatch(unit_id)
         is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_ours and seconds < began)
         if unit_id in unit_ids or is_old:
             storage.delete([info.uri])
