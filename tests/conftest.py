@@ -5,9 +5,14 @@ import tempfile
 
 import pytest
 
+from tests import properties  # noqa: F401  The profile has to be there before any test is.
+
 # Some tests import Keras by itself, as an oracle; it should run on the same kernels as in `transforms.quiet`.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# The tests' own servers are asked directly, whatever proxy this machine needs for others.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost")))
 
 
 @pytest.fixture(scope="session", autouse=True)

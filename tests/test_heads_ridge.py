@@ -7,10 +7,11 @@ import apache_beam as beam
 import numpy as np
 import pytest
 from apache_beam.testing.util import assert_that
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tests.heads_data import ArrayVectors, draw_rows
+from tests.properties import examples
 from transforms import heads
 from transforms.heads import FitSettings, ridge
 from transforms.heads.ridge_beam import SumsFn
@@ -84,7 +85,7 @@ def assert_close(model, kernel, bias, tolerance=1e-6, rounding=0.0):
 # All training rows are of one class.
 @example(count=17, dims=5, classes=2, penalty=0.03, standardize=True, shift=300.0, seed=796)
 @example(count=12, dims=14, classes=2, penalty=1e-3, standardize=True, shift=0.0, seed=649)
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_equals_a_direct_solve(form, count, dims, classes, penalty, standardize, shift, seed):
     rows = draw_rows(rows=count, dims=dims, classes=classes, cells=3, seed=seed)
     rows.vectors.matrix[:] += shift

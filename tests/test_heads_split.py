@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.factories import shared_data
 from tests.heads_data import ArrayVectors
+from tests.properties import examples
 from transforms.heads.split import Split, split
 from transforms.heads.table import Table, open_table
 from transforms.records import FeaturemillError, UsageError
@@ -71,7 +72,7 @@ tables = st.builds(
     st.lists(st.integers(0, ROWS - 1), min_size=ROWS, max_size=ROWS),
     st.booleans(),
 )
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+few = examples(60, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def try_split(table: Table, **options) -> Split | None:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline import extract
@@ -25,6 +25,7 @@ from pipeline.predict_summary import summary_json, summary_text
 from pipeline.report import metrics_text
 from pipeline.samples import draw_items, write_folder, write_parquet, write_tar
 from tests.fakes import WEIGHTS, FakeEngine, load_fake
+from tests.properties import examples
 from tests.test_weights import random_weights, write_published
 from transforms import predictions
 from transforms.features import open_features
@@ -537,7 +538,7 @@ def test_random_weights_are_called_so(inputs, run, tmp_path):
     assert "CAUTION  weights fake were never trained" in summary_text(summary)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.data(), st.integers(1, 6), st.integers(1, 8))
 def test_rank(data, count, classes):
     top = data.draw(st.integers(1, classes))

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli import run_cli
@@ -17,6 +17,7 @@ from pipeline.options import ExtractOptions
 from pipeline.query import QueryOptions, query
 from pipeline.samples import draw_items, write_folder
 from tests.factories import shared_data
+from tests.properties import examples
 from transforms.features import open_features
 from transforms.heads.table import open_table
 from transforms.neighbours import METRICS, nearest_rows
@@ -60,7 +61,7 @@ def brute_force(matrix, keys, queries, metric, wanted=None, without=None):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(data=st.data())
 def test_equals_brute_force(metric, data, tmp_path_factory):
     """Small whole numbers: products are exact, and ties many."""
