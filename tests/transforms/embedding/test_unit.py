@@ -201,7 +201,7 @@ def test_rows_are_in_the_order_of_the_records(job, tmp_path):
     [
         (FeaturemillError("disk full [while running 'ExtractUnits/Extract']"), r"^disk full$"),
         (
-            RuntimeError("Trace\ntransforms.records.FeaturemillError: disk full [while running 'x']\n"),
+            RuntimeError("Trace\ntransforms.errors.FeaturemillError: disk full [while running 'x']\n"),
             "^disk full$",
         ),
         (RuntimeError("Traceback …\n  File x\nValueError: odd\n"), r"the pipeline failed: ValueError: odd;"),
