@@ -13,10 +13,8 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips. Before them what
-# `make test` skips on a new machine: how Beam's own clients of stores are changed.
+# Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips.
 test-distributed: .venv/.distributed
-	$(BIN)/python -m pytest tests/test_object_stores.py tests/test_storage.py -rs
 	$(BIN)/python -m pytest tests/distributed -rs
 
 .venv/.distributed: $(INSTALLED)

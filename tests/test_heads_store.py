@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import memory_store  # noqa: F401  Registers mem:// with Beam.
+from tests import memory_store  # noqa: F401  Registers mem://.
 from tests.test_heads_table import draw_matrix, write_plain
 from transforms import storage
 from transforms.features import Feature, FeatureSpec

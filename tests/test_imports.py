@@ -34,8 +34,6 @@ OWNERS = {
     "apache_beam": {
         "transforms/embed_images.py",
         "transforms/extract_units.py",
-        "transforms/storage.py",
-        "transforms/object_stores.py",
         "pipeline/beam_options.py",
         "pipeline/extract.py",
         "pipeline/remote.py",
