@@ -1,4 +1,4 @@
-"""Files of stores: read like any file, in few and large pieces; errors of one line in time; what the environment says."""
+"""Files of stores: read like any file, in few and large pieces; errors of one line, in time; the environment's say."""
 
 import errno
 import io
@@ -97,6 +97,10 @@ def test_errors_become_os_errors_of_one_line():
     assert str(error) == "When listing: AWS Error ACCESS_DENIED: Access Denied"
     assert str(asked(pa.ArrowInvalid("no such\nname"))) == "no such name"
     assert str(asked(ValueError())) == "ValueError"
+    google = (
+        "google::cloud::Status(PERMISSION_DENIED: Permanent error, with a last message of No access error_info={a=b})"
+    )
+    assert str(asked(OSError(google))) == "PERMISSION_DENIED: No access"
 
 
 def test_what_is_not_there_is_said_to_be():
@@ -129,7 +133,7 @@ def test_an_answer_about_one_object_is_told_from_trouble(text, expected):
 def short(monkeypatch):
     """Patience of half a second, and haste of a twentieth."""
     monkeypatch.setattr(object_stores, "_SECONDS", 0.5)
-    monkeypatch.setattr(object_stores, "_HASTY_SECONDS", -0.95)
+    monkeypatch.setattr(object_stores, "_HASTY_WAIT", 0.05)
 
 
 def seconds(call) -> float:

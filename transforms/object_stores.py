@@ -39,7 +39,7 @@ _CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 9, 3
 # Google's client counts seconds instead.
 _GCS_SECONDS = 20
 # A store that has used up a caller's patience gets no more of it from those who only tidy up after the error.
-_HASTY_SECONDS = 2
+_HASTY_SECONDS, _HASTY_WAIT = 2, 3.0
 # What is written stays in memory up to so much, and on the local disk from there on, until it is uploaded.
 _SPOOL_BYTES = 64 << 20
 # What stores say of one object or of who asks, as pyarrow words it. 408 and 429 say "later": trouble, and no answer.
@@ -47,6 +47,8 @@ _ANSWERS = re.compile(
     "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID|NO_SUCH_|RESOURCE_NOT_FOUND"
     "|PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND|HTTP status (?!408|429)4[0-9][0-9]"
 )
+# Google's client wraps what the store said.
+_GOOGLES = re.compile(r"google::cloud::Status\((\w+): .*?last message of (.*?)( error_info=.*)?\)$", re.DOTALL)
 # Of no use to who reads an error.
 _NOISE = re.compile(r" \(Request ID: [^)]*\)|^\[Errno \d+\] |\. Detail: \[.*$|; Details: .*$", re.DOTALL)
 
@@ -116,14 +118,14 @@ def ask(call: Callable[[], T], *, more: float = 0) -> T:
         OSError: The store's error in one line, a FileNotFoundError where something isn't there; or it was silent.
     """
     try:
-        result = _within(_HASTY_SECONDS + 1 if _PATIENCE.is_hasty else _SECONDS * _tries() / _TRIES + more, call)
+        result = _within(_HASTY_WAIT if _PATIENCE.is_hasty else _SECONDS * _tries() / _TRIES + more, call)
     except MemoryError:
         raise
     except Exception as error:
         is_missing = isinstance(error, FileNotFoundError)
         is_told = is_missing or _ANSWERS.search(str(error)) is not None
         _PATIENCE.note(is_told)
-        text = " ".join(_NOISE.sub("", str(error)).split()) or type(error).__name__
+        text = " ".join(_NOISE.sub("", _GOOGLES.sub(r"\1: \2", str(error))).split()) or type(error).__name__
         raise (FileNotFoundError(errno.ENOENT, text) if is_missing else StoreError(text, is_told)) from error
     _PATIENCE.note(True)
     return result

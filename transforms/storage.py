@@ -225,6 +225,12 @@ def stat(uri: str) -> FileInfo | None:
             return None
         return FileInfo(uri, info.st_size, str(info.st_mtime_ns)) if S_ISREG(info.st_mode) else None
     there = place(uri)
+    if _scheme(uri) in ("s3", "gs"):
+        # pyarrow would list what may lie below the name of a file that isn't there.
+        try:
+            _reached(uri, lambda: ask(lambda: there.files.open_input_file(there.path)))
+        except FileNotFoundError:
+            return None
     info = _reached(uri, partial(_info, there))
     return _file(there, info) if info.is_file else None
 
@@ -236,6 +242,8 @@ def _info(there: Place) -> "fs.FileInfo":
 def _reached(uri: str, call: Callable[[], T]) -> T:
     try:
         return call()
+    except FileNotFoundError:
+        raise
     except OSError as error:
         raise FeaturemillError(f"cannot reach {uri}: {one_line(error)}; check the path and credentials") from error
 
@@ -309,7 +317,7 @@ def _check_bucket(there: Place) -> list:
         if not is_there:
             raise
     if not is_there:
-        raise FileNotFoundError(errno.ENOENT, "there is no such bucket", bucket)
+        raise StoreError(f"there is no bucket {bucket}", is_answer=True)
     return []
 
 
