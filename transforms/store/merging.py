@@ -225,7 +225,9 @@ def _committed(
     output: str, name: str, schema: pa.Schema, before_commit: Callable[[], None]
 ) -> Iterator[pq.ParquetWriter]:
     """Yields the writer of a part that appears under its name, whole, once the block ends without an error."""
+    final = storage.join(output, "features", name)
     temporary = storage.join(output, "_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
+    temporary = storage.written_as(final, temporary)
     try:
         try:
             storage.make_folder(storage.join(output, "_tmp"))
@@ -233,11 +235,13 @@ def _committed(
                 with parquet_writer(file, schema) as writer:
                     yield writer
                 storage.sync(file)
-            before_commit()
-            storage.rename(temporary, storage.join(output, "features", name))
+                # On an object store closing commits.
+                before_commit()
+            storage.rename(temporary, final)
         except BaseException:
-            with suppress(OSError):
-                storage.delete([temporary])
+            if temporary != final:
+                with suppress(OSError):
+                    storage.delete([temporary])
             raise
     except OSError as error:
         raise FeaturemillError(
