@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.extraction.output import failed_ids
+from pipeline.maintenance import plots
 from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
