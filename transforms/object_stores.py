@@ -33,9 +33,9 @@ T = TypeVar("T")
 # Read from the store at once where a reader asks for less; twice as much each time it reads on, up to the second.
 READ_BYTES, _MOST_BYTES = 1 << 20, 16 << 20
 # A request is waited for so long, its tries and pauses included; and longer by its bytes, which may come slowly.
-_SECONDS, _BYTES_PER_SECOND = 30.0, 1 << 20
+_SECONDS, _BYTES_PER_SECOND = 24.0, 1 << 20
 # S3: a server that is silent for so long is asked again, this often in all.
-_CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 9, 3
+_CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 7, 3
 # Google's client counts seconds instead.
 _GCS_SECONDS = 20
 # A store that has used up a caller's patience gets no more of it from those who only tidy up after the error.
@@ -107,12 +107,13 @@ def has_answered() -> bool:
     return time.monotonic() - _PATIENCE.answered < 2 * _SECONDS
 
 
-def ask(call: Callable[[], T], *, more: float = 0) -> T:
+def ask(call: Callable[[], T], *, more: float = 0, is_answered: bool = True) -> T:
     """Returns what a request returns.
 
     Args:
         call: The request.
         more: Seconds to wait beyond the usual, where much is to come or go.
+        is_answered: False where success says nothing of the store, as when bytes only go into a buffer.
 
     Raises:
         OSError: The store's error in one line, a FileNotFoundError where something isn't there; or it was silent.
@@ -125,9 +126,10 @@ def ask(call: Callable[[], T], *, more: float = 0) -> T:
         is_missing = isinstance(error, FileNotFoundError)
         is_told = is_missing or _ANSWERS.search(str(error)) is not None
         _PATIENCE.note(is_told)
-        text = " ".join(_NOISE.sub("", _GOOGLES.sub(r"\1: \2", str(error))).split()) or type(error).__name__
+        text = " ".join(_GOOGLES.sub(r"\1: \2", _NOISE.sub("", str(error))).split()) or type(error).__name__
         raise (FileNotFoundError(errno.ENOENT, text) if is_missing else StoreError(text, is_told)) from error
-    _PATIENCE.note(True)
+    if is_answered:
+        _PATIENCE.note(True)
     return result
 
 
@@ -358,10 +360,10 @@ _BROKEN: list["pa.NativeFile"] = []
 def _upload(file: IO[bytes], uri: str) -> None:
     there = place(uri)
     # As it is, whatever its name ends with.
-    stream = ask(lambda: there.files.open_output_stream(there.path, compression=None))
+    stream = ask(lambda: there.files.open_output_stream(there.path, compression=None), is_answered=False)
     try:
         while data := file.read(_MOST_BYTES):
-            ask(partial(stream.write, data), more=len(data) / _BYTES_PER_SECOND)
+            ask(partial(stream.write, data), more=len(data) / _BYTES_PER_SECOND, is_answered=False)
         ask(stream.close)
     except BaseException:
         _BROKEN.append(stream)

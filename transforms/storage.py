@@ -84,7 +84,7 @@ def open_read(uri: str, *, ahead: int = READ_BYTES) -> BinaryIO:
         return open(uri, "rb")
     there = place(uri)
     file = ask(lambda: there.files.open_input_file(there.path))
-    return Reader(file, ask(file.size), ahead)
+    return Reader(file, ask(file.size, is_answered=False), ahead)
 
 
 def open_write(uri: str) -> BinaryIO:

@@ -97,10 +97,9 @@ def test_errors_become_os_errors_of_one_line():
     assert str(error) == "When listing: AWS Error ACCESS_DENIED: Access Denied"
     assert str(asked(pa.ArrowInvalid("no such\nname"))) == "no such name"
     assert str(asked(ValueError())) == "ValueError"
-    google = (
-        "google::cloud::Status(PERMISSION_DENIED: Permanent error, with a last message of No access error_info={a=b})"
-    )
-    assert str(asked(OSError(google))) == "PERMISSION_DENIED: No access"
+    google = "google::cloud::Status(PERMISSION_DENIED: Permanent error, "
+    google += "with a last message of No error_info={a=b}). Detail: [errno 13]"
+    assert str(asked(OSError(google))) == "PERMISSION_DENIED: No"
 
 
 def test_what_is_not_there_is_said_to_be():
@@ -152,6 +151,12 @@ def test_a_silent_store_is_waited_for_once(short):
     assert seconds(silent) < 0.45
     assert ask(lambda: "an answer") == "an answer"
     assert seconds(silent) >= 0.5
+
+
+def test_bytes_in_a_buffer_are_no_answer(short):
+    asked(OSError("AWS Error NETWORK_CONNECTION"))
+    ask(lambda: None, is_answered=False)
+    assert object_stores._PATIENCE.is_hasty
 
 
 def test_who_can_do_without_an_answer_takes_no_patience_from_others(short):
