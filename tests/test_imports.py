@@ -49,7 +49,7 @@ OWNERS = {
     "plotly": {"pipeline/maps/page.py"},
     "umap": {"transforms/similarity/projection.py"},
     "matplotlib": {"pipeline/describe.py", "pipeline/rendering/plots.py", "pipeline/training/plots.py"},
-    "duckdb": {"transforms/store/reports.py", "transforms/rows/sandbox.py"},
+    "duckdb": {"transforms/store/repeats.py", "transforms/rows/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},
     "h5py": {"transforms/network/weight_files.py"},
 }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -33,7 +34,7 @@ from transforms.records import UnitReport
 from transforms.store import merging
 from transforms.store.features import open_features
 from transforms.store.listing import list_parts, read_footer
-from transforms.store.manifest import write_manifest
+from transforms.store.manifest import read_manifest, write_manifest
 from transforms.store.parts import PartWriter
 from transforms.store.reports import read_units
 
@@ -401,7 +402,7 @@ def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
         with pytest.raises(FeaturemillError, match="is being compacted or overwritten by another command"):
             te.extract(made / "in", copy)
         # As an extract on another machine does.
-        write_manifest(str(copy), {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+        write_manifest(str(copy), replace(read_manifest(str(copy)), status="running"))
         yield from real(*args)
 
     monkeypatch.setattr(merging, "_rows_in_order", meanwhile)
@@ -434,7 +435,7 @@ def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatc
     def merge(output, names, **more):
         name = real(output, names, **more)
         if when == "running":
-            write_manifest(output, {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+            write_manifest(output, replace(read_manifest(output), status="running"))
         if when != "unchanged":
             merging.split_part(output, name)
         return name
