@@ -76,7 +76,7 @@ def compact(
         groups = _groups(facts, target_bytes)
         for number, group in enumerate(groups, 1):
             names = [part.name for part in group]
-            merged = merge_parts(out.folder, names, before_commit=lambda: _check_unchanged(out))
+            merged = merge_parts(out, names, before_commit=lambda: _check_unchanged(out))
             # Once more: an extract that began since may have taken the merged part apart again.
             _check_unchanged(out)
             if storage.stat(out.path("features", merged)):
@@ -136,7 +136,7 @@ def _read_facts(output: Output) -> list[PartFacts]:
     with ThreadPoolExecutor(16) as pool:
         for first in range(0, len(listing.names), 1000):
             names = listing.names[first : first + 1000]
-            found += pool.map(lambda name: part_facts(output.folder, name, units.get(name, 1)), names)
+            found += pool.map(lambda name: part_facts(output, name, units.get(name, 1)), names)
     return found
 
 

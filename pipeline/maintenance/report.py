@@ -7,22 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
 from transforms import storage
-from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
 from transforms.similarity.projection import principal_components
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature
-from transforms.store.layout import failures_uri
 from transforms.store.manifest import Totals
 from transforms.store.output import Output
-from transforms.text import counted, one_line, printable, size_text
+from transforms.text import counted, printable, size_text
 
 STAGES = ("read", "decode", "embed", "write")
 # Rows of the small map: as many as are told apart in a picture of that size.
@@ -177,22 +173,15 @@ def _failures(inspection: Inspection) -> list[dict[str, Any]]:
 
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
     missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}
-    for unit_id in sorted(Output(inspection.output).failed_ids):
+    output = Output(inspection.output)
+    for unit_id in sorted(output.failed_ids):
         if not any(missing.values()):
             break
-        try:
-            with storage.open_read(failures_uri(inspection.output, unit_id)) as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=["key", "stage", "error", "message"]):
-                    for row in batch.to_pylist():
-                        reason = f"{row['stage']}: {row['error']}"
-                        if missing.get(reason):
-                            missing[reason] -= 1
-                            examples[reason].append(row)
-        except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(
-                f"the failures of {unit_id} can't be read ({one_line(error)}); delete them and their part, "
-                "and run extract again"
-            ) from error
+        for row in output.failures(unit_id, ["key", "stage", "error", "message"]):
+            reason = f"{row['stage']}: {row['error']}"
+            if missing.get(reason):
+                missing[reason] -= 1
+                examples[reason].append(row)
     return [
         {"reason": reason, "count": count, "examples": examples[reason]}
         for reason, count in inspection.failures.items()

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -205,16 +205,19 @@ class Output(Folder):
         return Counter(dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))))
 
     def _count_failures(self, unit_id: str) -> Counter[str]:
+        return Counter(f"{row['stage']}: {row['error']}" for row in self.failures(unit_id, ["stage", "error"]))
+
+    def failures(self, unit_id: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yields the failures of a unit that has some; raises FeaturemillError where they can't be read."""
         uri = failures_uri(self.folder, unit_id)
         try:
             with storage.open_read(uri) as file:
-                table = pq.ParquetFile(file).read(["stage", "error"])
+                for batch in pq.ParquetFile(file).iter_batches(columns=columns):
+                    yield from batch.to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise FeaturemillError(
                 f"{uri} can't be read ({one_line(error)}); delete it and its part, and run extract again"
             ) from error
-        rows = zip(table["stage"].to_pylist(), table["error"].to_pylist(), strict=True)
-        return Counter(f"{stage}: {error}" for stage, error in rows)
 
     def stored_bytes(self, unit_ids: Iterable[str]) -> int:
         """Returns the bytes of the units' parts; 0 where it isn't local (a listing there costs requests)."""
