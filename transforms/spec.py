@@ -38,7 +38,7 @@ class FeatureSpec:
         features: What is stored, in the order of the columns; all computed in one pass.
         image_size: Pixels on a side; the network sees image_size × image_size × 3.
         resize: `squash` (ignore the aspect ratio), `crop` or `pad`.
-        interpolation: `did_you_mean`, `bilinear`, `bicubic` or `lanczos`.
+        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
         decode: `exact`, or `fast` (large JPEGs are decoded at reduced scale).
         exif: Whether the EXIF orientation is applied.
         precision: `float32` or `bfloat16`, of the arithmetic.

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.maintenance import plots
 from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
@@ -224,21 +225,21 @@ def _sizes(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
 
 
 def _plots(rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[dict]]:
-    plots: dict[str, list[dict]] = {"units": [], "sizes": [], "norms": [], "map": []}
+    shown: dict[str, list[dict]] = {"units": [], "sizes": [], "norms": [], "map": []}
     done, order = _in_order(inspection.output, [report for report in inspection.reports if report.rows_read])
     if len(done) > 1:
         caption = f"Images per second of each unit, {order}; many units are drawn as means of some."
-        plots["units"].append({"svg": plots.rate_plot(done, "rate"), "caption": caption})
+        shown["units"].append({"svg": plots.rate_plot(done, "rate"), "caption": caption})
     if rows.sizes:
         caption = "Widths and heights; a larger disc is more images of that size."
         if len(rows.sizes) > _MOST_SIZES:
             caption += f" Only the {_MOST_SIZES:,} commonest of {len(rows.sizes):,} sizes."
         svg = plots.size_plot(dict(rows.sizes.most_common(_MOST_SIZES)), "sizes")
-        plots["sizes"].append({"svg": svg, "caption": caption})
+        shown["sizes"].append({"svg": svg, "caption": caption})
     for number, (name, norms) in enumerate(rows.norms.items()):
         if np.isfinite(norms).any():
             svg = plots.norm_plot(norms, f"norm{number}", name)
-            plots["norms"].append({"svg": svg, "caption": f"Lengths of the vectors of {name}."})
+            shown["norms"].append({"svg": svg, "caption": f"Lengths of the vectors of {name}."})
     if len(rows.sample) > 2:
         places = principal_components(rows.sample, 2)
         places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
@@ -246,8 +247,8 @@ def _plots(rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[di
             f"The two directions in which {mapped} varies most, for {len(places):,} of {inspection.rows:,} rows, "
             "evenly drawn. featuremill map draws one to walk about in."
         )
-        plots["map"].append({"svg": plots.map_plot(places, rows.sample_labels, "map"), "caption": caption})
-    return plots
+        shown["map"].append({"svg": plots.map_plot(places, rows.sample_labels, "map"), "caption": caption})
+    return shown
 
 
 def _in_order(output: str, reports: Sequence[UnitReport]) -> tuple[list[UnitReport], str]:

@@ -226,7 +226,9 @@ def _committed(
     output: Output, name: str, schema: pa.Schema, before_commit: Callable[[], None]
 ) -> Iterator[pq.ParquetWriter]:
     """Yields the writer of a part that appears under its name, whole, once the block ends without an error."""
+    final = output.path("features", name)
     temporary = output.path("_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
+    temporary = storage.written_as(final, temporary)
     try:
         try:
             storage.make_folder(output.path("_tmp"))
@@ -234,11 +236,13 @@ def _committed(
                 with parquet_writer(file, schema) as writer:
                     yield writer
                 storage.sync(file)
-            before_commit()
-            storage.rename(temporary, output.path("features", name))
+                # On an object store closing commits.
+                before_commit()
+            storage.rename(temporary, final)
         except BaseException:
-            with suppress(OSError):
-                storage.delete([temporary])
+            if temporary != final:
+                with suppress(OSError):
+                    storage.delete([temporary])
             raise
     except OSError as error:
         raise FeaturemillError(
