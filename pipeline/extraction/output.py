@@ -13,11 +13,10 @@ from transforms.store.features import Features
 from transforms.store.layout import OUTPUT_FOLDERS, failures_uri, part_uri
 from transforms.store.manifest import Manifest, new_manifest
 from transforms.store.merging import split_part
-from transforms.store.output import Output
+from transforms.store.output import ELSEWHERE, Output
 from transforms.store.repeats import REPEATS_UP_TO_ROWS, find_repeats
 from transforms.store.reports import add_up
 from transforms.store.units import write_plan
-from transforms.text import one_line
 
 
 def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, weights: Weights) -> Manifest:
@@ -70,26 +69,18 @@ def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
 
     In this order: a run that is cut off here leaves an unfinished OUT, never one that says "complete" and isn't.
     """
-    try:
+    with output.writing(ELSEWHERE):
         # The manifest is written before there is a place for parts.
         output.say_running(manifest)
         for name in OUTPUT_FOLDERS:
             storage.make_folder(output.path(name))
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write to {output}: {one_line(error)}; choose another --output or fix the permissions"
-        ) from error
-    try:
+    with output.writing():
         # What units.parquet says of units that are done again must not outlive them.
         kept = {planned.unit_id for planned in plan.done}
         if any(report.unit_id not in kept for report in output.reports):
             output.write_reports([report for report in output.reports if report.unit_id in kept])
         _remove_parts(output, plan)
         write_plan(output.folder, plan.units)
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write to {output}: {one_line(error)}; free some space or fix the permissions and run again"
-        ) from error
 
 
 def _remove_parts(output: Output, plan: Plan) -> None:

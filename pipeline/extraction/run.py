@@ -187,7 +187,8 @@ def _run_pipeline(
     theirs = beam_settings(options)
     with job_server(theirs["runner"], theirs["options"]):
         pipeline = beam.Pipeline(**theirs)
-        chunks = _write_todo(options, plan)
+        with Output(options.output).writing():
+            chunks = write_todo(options.output, plan.todo)
         build(pipeline, chunks, job, load=load, redo=options.retry_failed)
         if options.runner != "FnApiRunner":
             # Where the package isn't, a step of ours can't be loaded, and Flink waits minutes for it. This one can.
@@ -203,12 +204,3 @@ def _run_pipeline(
             if not is_template(options.beam_args):
                 with suppress(OSError):
                     storage.delete([chunks[0].uri])
-
-
-def _write_todo(options: ExtractOptions, plan: Plan) -> list[Chunk]:
-    try:
-        return write_todo(options.output, plan.todo)
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write to {options.output}: {one_line(error)}; free some space or fix the permissions and run again"
-        ) from error

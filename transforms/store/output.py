@@ -26,6 +26,9 @@ from transforms.text import one_line
 
 # What the temporary names of small files in _tmp begin with; each lies there for a moment.
 _SMALL = ("manifest.json.", "plan.", "units.parquet.")
+# What helps where nothing can be written at all, and where it no longer can.
+ELSEWHERE = "choose another --output or fix the permissions"
+SPACE = "free some space or fix the permissions and run again"
 # A temporary file of ours lives for seconds. One this old was left behind by a killed run.
 LEFTOVER_SECONDS = 3600
 
@@ -78,6 +81,14 @@ class Folder:
             yield self
         finally:
             os.close(descriptor)
+
+    @contextmanager
+    def writing(self, cure: str = SPACE, *, what: str = "write to") -> Iterator[None]:
+        """Turns an OSError of what is written to it into a FeaturemillError with this cure."""
+        try:
+            yield
+        except OSError as error:
+            raise FeaturemillError(f"cannot {what} {self}: {one_line(error)}; {cure}") from error
 
     def write_manifest(self, manifest: Manifest | PredictionsManifest) -> None:
         """Writes manifest.json, stamped with the time."""

@@ -12,8 +12,7 @@ from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.store.layout import PREDICTION_FILES, PREDICTION_FOLDERS, write_file
 from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest
-from transforms.store.output import Folder
-from transforms.text import one_line
+from transforms.store.output import ELSEWHERE, Folder
 
 
 class Predictions(Folder):
@@ -75,15 +74,11 @@ class Predictions(Folder):
         Raises:
             FeaturemillError: It can't be removed.
         """
-        try:
+        with self.writing(ELSEWHERE, what="clear"):
             # First of all it must no longer say "complete": this may be cut off halfway.
             self.say_running(self.manifest)
             self._remove(PREDICTION_FOLDERS)
             self.remove_files(PREDICTION_FILES)
-        except OSError as error:
-            raise FeaturemillError(
-                f"cannot clear {self}: {one_line(error)}; choose another --output or fix the permissions"
-            ) from error
 
     def begin(self, manifest: PredictionsManifest) -> None:
         """Says in the manifest that a run is under way, and removes what an earlier one predicted.
@@ -91,16 +86,12 @@ class Predictions(Folder):
         Raises:
             FeaturemillError: The folder can't be written.
         """
-        try:
+        with self.writing(ELSEWHERE):
             self.say_running(manifest)
             for name in ("predictions", "failures"):
                 self._remove([name])
                 storage.make_folder(self.path(name))
             self.remove_files(["metrics.json"])
-        except OSError as error:
-            raise FeaturemillError(
-                f"cannot write to {self}: {one_line(error)}; choose another --output or fix the permissions"
-            ) from error
 
     def finish(self, manifest: PredictionsManifest, *, metrics: dict[str, Any] | None) -> None:
         """Writes metrics.json if there are metrics, says "complete", and removes what isn't needed any more.

@@ -1,18 +1,21 @@
 """OUT as an object: each of its files is read once, and manifests stay as they are on disk."""
 
 import json
+import tarfile
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 from tests.pipeline.extraction import test_run as te
 from tests.support.factories import draw_items, write_tar
 from tests.support.pages_data import clusters, write_out
 from transforms import storage
+from transforms.spec import FeatureSpec
 from transforms.store import output as output_module
-from transforms.store.manifest import PredictionsManifest, read_manifest, write_manifest
+from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
 from transforms.store.output import Output
 
 
@@ -94,19 +97,18 @@ def test_a_manifest_is_written_as_it_was_read(tmp_path):
     assert read_manifest(out) != manifest
 
 
-def test_a_predictions_manifest_is_written_as_it_was_read():
-    values = {
-        **{"schema_version": 1, "kind": "predictions", "head": "h", "settings": {"top": 5}, "inputs_sha256": "0"},
-        **{"fingerprint": None, "classes": ["a"], "features_kept": False, "totals": None, "versions": {"keras": None}},
-    }
-    assert json.dumps(PredictionsManifest.from_json(values).to_json()) == json.dumps(values)
-    done = {
-        **values,
-        "totals": {"read": 1},
-        "failures": {},
-        "never_trained": [],
-        "weights_are_random": False,
-        "parts": 0,
-    }
-    done |= {"status": "complete", "updated": "now"}
-    assert json.dumps(PredictionsManifest.from_json(done).to_json()) == json.dumps(done)
+def test_manifests_of_an_earlier_version_stay_as_they_are():
+    kinds = Counter()
+    with tarfile.open(ROOT / "tests/earlier/earlier.tar.xz") as archive:
+        for name in archive.getnames():
+            if not name.endswith("manifest.json"):
+                continue
+            text = archive.extractfile(name).read().decode()
+            values = json.loads(text)
+            if "kind" in values:
+                manifest = PredictionsManifest.from_json(values)
+            else:
+                manifest = Manifest.from_json(values, FeatureSpec.from_json(json.dumps(values["spec"])))
+            kinds[type(manifest), manifest.status] += 1
+            assert json.dumps(manifest.to_json(), indent=2) + "\n" == text
+    assert len(kinds) == 4
