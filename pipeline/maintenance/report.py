@@ -7,23 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.extraction.output import failed_ids
 from pipeline.maintenance import plots
 from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
 from transforms import storage
-from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
 from transforms.similarity.projection import principal_components
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature
-from transforms.store.layout import failures_uri
-from transforms.store.reports import Totals
-from transforms.text import counted, one_line, printable, size_text
+from transforms.store.manifest import Totals
+from transforms.store.output import Output
+from transforms.text import counted, printable, size_text
 
 STAGES = ("read", "decode", "embed", "write")
 # Rows of the small map: as many as are told apart in a picture of that size.
@@ -128,8 +124,9 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
     totals = inspection.totals
     # Of a unit without rows there is no speed.
     reports = [report for report in inspection.reports if report.rows_read]
-    spec = dict(inspection.manifest["spec"])
-    named = [f"{part['name']}={part['tap']}:{part['pool']}" for part in spec.pop("features")]
+    manifest = inspection.manifest
+    spec = {name: value for name, value in manifest.to_json()["spec"].items() if name != "features"}
+    features = " ".join(map(str, manifest.spec.features))
     return render(
         "run_report.html",
         title=f"Run {printable(readable(inspection.output))}",
@@ -148,8 +145,8 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
         sizes=_sizes(rows.sizes),
         vectors={name: v for name, v in inspection.vectors.items() if v.rows},
         repeats=inspection.repeats,
-        spec={"features": " ".join(named), **spec, "fingerprint": inspection.manifest["fingerprint"]},
-        versions={name: version for name, version in inspection.manifest.get("versions", {}).items() if version},
+        spec={"features": features, **spec, "fingerprint": manifest.fingerprint},
+        versions={name: version for name, version in manifest.versions.items() if version},
         plots=_plots(rows, inspection, mapped),
     )
 
@@ -158,17 +155,17 @@ def _facts(inspection: Inspection, totals: Totals) -> dict[str, str]:
     manifest = inspection.manifest
     facts = {
         "folder": printable(readable(inspection.output)),
-        "status": manifest["status"] if manifest["status"] == "complete" else f"{manifest['status']}: not finished",
-        "written": manifest.get("updated", "unknown"),
+        "status": manifest.status if manifest.is_complete else f"{manifest.status}: not finished",
+        "written": manifest.updated or "unknown",
         "input": f"{size_text(totals.input_bytes)} in {counted(totals.units, 'unit')}",
         "stored": size_text(inspection.stored_bytes) if inspection.stored_bytes else "not counted",
         "engine": ", ".join(sorted({report.engine for report in inspection.reports if report.engine})) or "none",
-        "weights": printable(manifest.get("weights", "")),
+        "weights": printable(manifest.weights),
     }
-    if manifest.get("weights_are_random"):
+    if manifest.weights_are_random:
         facts["caution"] = "the weights were never trained: these features mean nothing"
-    if manifest.get("sample_limit"):
-        facts["sample"] = f"of {counted(manifest['sample_limit'], 'image')}"
+    if manifest.sample_limit:
+        facts["sample"] = f"of {counted(manifest.sample_limit, 'image')}"
     return facts
 
 
@@ -177,22 +174,15 @@ def _failures(inspection: Inspection) -> list[dict[str, Any]]:
 
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
     missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}
-    for unit_id in sorted(failed_ids(inspection.output)):
+    output = Output(inspection.output)
+    for unit_id in sorted(output.failed_ids):
         if not any(missing.values()):
             break
-        try:
-            with storage.open_read(failures_uri(inspection.output, unit_id)) as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=["key", "stage", "error", "message"]):
-                    for row in batch.to_pylist():
-                        reason = f"{row['stage']}: {row['error']}"
-                        if missing.get(reason):
-                            missing[reason] -= 1
-                            examples[reason].append(row)
-        except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(
-                f"the failures of {unit_id} can't be read ({one_line(error)}); delete them and their part, "
-                "and run extract again"
-            ) from error
+        for row in output.failures(unit_id, ["key", "stage", "error", "message"]):
+            reason = f"{row['stage']}: {row['error']}"
+            if missing.get(reason):
+                missing[reason] -= 1
+                examples[reason].append(row)
     return [
         {"reason": reason, "count": count, "examples": examples[reason]}
         for reason, count in inspection.failures.items()
