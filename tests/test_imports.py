@@ -43,6 +43,7 @@ OWNERS = {
         "transforms/end_to_end/assembly.py",
         "transforms/network/vgg.py",
         "transforms/engines/keras.py",
+        "transforms/pools.py",
         "transforms/end_to_end/tuning.py",
         "transforms/heads/neural.py",
         "transforms/network/keras_import.py",

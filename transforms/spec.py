@@ -6,11 +6,10 @@ import re
 from dataclasses import asdict, dataclass
 
 from transforms.errors import UsageError
+from transforms.pools import POOLS
 from transforms.text import did_you_mean
 
 DEFAULT_FEATURE = "embedding=block5_pool:avg"
-
-POOLS = ("avg", "max", "gem", "flatten")
 
 # The columns that every part has before its features.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")

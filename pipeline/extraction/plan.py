@@ -111,7 +111,7 @@ def incomplete_shards(units: Iterable[Unit]) -> set[str]:
     """
     ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for unit in units:
-        if unit.shard.format != "files":
+        if not unit.shard.is_listing:
             ranges[unit.shard.file.uri].append((unit.start, unit.stop))
     incomplete = set()
     for uri, some in ranges.items():
@@ -157,7 +157,7 @@ def _why_stale(
 ) -> str:
     """Returns why a unit's input is no longer what it was, empty if it still is."""
     shard = unit.shard
-    if shard.format == "files":
+    if shard.is_listing:
         changes = (_file_change(listed, files.get(listed.file.uri), elsewhere) for listed in unit.files)
         return next(filter(None, changes), "")
     if shard.file.uri in given:
