@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-distributed test-browser test-elsewhere lint bench clean
+.PHONY: demo test torture test-distributed test-browser test-elsewhere lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -12,6 +12,10 @@ demo: $(INSTALLED)
 # Two files at a time: half of the minutes are work of one core.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+# The property tests again, from fresh seeds, with twenty times the examples. A failure prints how to repeat it.
+torture: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=torture --timeout=0
 
 # Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips. Before them what
 # `make test` skips on a new machine: how Beam's own clients of stores are changed.

@@ -32,6 +32,8 @@ from transforms.store.reports import (
 from transforms.store.units import write_plan
 from transforms.text import one_line
 
+# What the temporary names of small files in _tmp begin with; each lies there for a moment.
+_SMALL = ("manifest.json.", "plan.", "units.parquet.")
 # A temporary file of ours lives for seconds. One this old was left behind by a killed run.
 LEFTOVER_SECONDS = 3600
 
@@ -267,7 +269,7 @@ def _tidy(output: str, unit_ids: set[str], *, began: float) -> None:
         unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", name)
         # The version of a local file is its time in nanoseconds; a store's is in seconds, by the store's own clock.
         seconds = int(info.version) / 1e9 if storage.is_local(output) else float(info.version)
-        is_ours = name.startswith(TODO_PREFIX) or MERGED_STEM.fullmatch(unit_id)
+        is_ours = name.startswith((TODO_PREFIX, *_SMALL)) or MERGED_STEM.fullmatch(unit_id)
         is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_ours and seconds < began)
         if unit_id in unit_ids or is_old:
             storage.delete([info.uri])

@@ -4,17 +4,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,11 +20,12 @@ from pipeline.maintenance import compact as compacting
 from pipeline.maintenance.compact import compact, compact_json, compact_text
 from pipeline.maintenance.inspect import inspect
 from pipeline.maintenance.verify import verify
-from tests import ROOT
 from tests.pipeline.extraction import test_run as te
 from tests.support import memory_store
+from tests.support.commands import finish, start
 from tests.support.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from tests.support.fakes import WEIGHTS
+from tests.support.properties import examples
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.records import UnitReport
@@ -322,32 +321,32 @@ def test_taking_apart_that_is_cut_off(own, monkeypatch, call):
 
 def test_killed_at_many_moments(made, tmp_path):
     rows = te.rows(made / "out")
+    # Before the so manieth rename or removal.
     code = (
-        "import sys; from pipeline.maintenance.compact import compact; "
+        "import os, signal, sys\n"
+        "from pipeline.maintenance.compact import compact\n"
+        "left = int(sys.argv[2])\n"
+        "def kill(event, args):\n"
+        "    global left\n"
+        "    if event in ('os.rename', 'os.remove'):\n"
+        "        left -= 1\n"
+        "        left or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(kill)\n"
         "compact(sys.argv[1], target_bytes=12_000, say=print)"
     )
     seen = set()
-    for number in range(6):
-        output = tmp_path / f"out{number}"
+    for moment in (1, 2, 3, 8, 17, 30):
+        output = tmp_path / f"out{moment}"
         shutil.copytree(made / "out", output)
-        command = subprocess.Popen(
-            [sys.executable, "-c", code, str(output)],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        # As soon as the first is merged, or a little later.
-        deadline = time.monotonic() + 30
-        while not merged_parts(output) and time.monotonic() < deadline and command.poll() is None:
-            time.sleep(0.0005)
-        time.sleep(0.004 * number)
-        command.send_signal(signal.SIGKILL)
-        command.communicate()
+        status, _, err = finish(start([sys.executable, "-c", code, str(output), str(moment)]))
+        assert status == -signal.SIGKILL, err
         seen.add((len(merged_parts(output)), len(list((output / "features").iterdir()))))
         assert te.rows(output) == rows
         compact(str(output), target_bytes=12_000)
         check_same(output, rows)
         assert list_parts(str(output)).leftovers == ()
         assert os.listdir(output / "_tmp") == []
-    assert len(seen) > 1
+    assert len(seen) == 6
 
 
 def test_only_a_complete_output(copy, tmp_path):
@@ -517,7 +516,7 @@ def unit_rows(output: str, name: str) -> list[dict]:
     return pq.read_table(f"{output}/features/{name}").to_pylist()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     units=st.lists(st.lists(st.text("abé#", max_size=3), max_size=9), min_size=1, max_size=6), size=st.integers(1, 9)
 )

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli.app import run_cli
@@ -26,6 +26,7 @@ from pipeline.prediction.summary import summary_json, summary_text
 from pipeline.training.report import metrics_text
 from tests import ROOT
 from tests.support.fakes import WEIGHTS, FakeEngine, load_fake
+from tests.support.properties import examples
 from tests.transforms.network.test_weights import random_weights, write_published
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.model import Model, dense_arrays
@@ -538,7 +539,7 @@ def test_random_weights_are_called_so(inputs, run, tmp_path):
     assert "CAUTION  weights fake were never trained" in summary_text(summary)
 
 
-@settings(deadline=None, max_examples=50)
+@examples(50)
 @given(st.data(), st.integers(1, 6), st.integers(1, 8))
 def test_rank(data, count, classes):
     top = data.draw(st.integers(1, classes))
