@@ -15,6 +15,7 @@ FROM beam AS wheels
 ARG EXTRAS=gcp
 WORKDIR /src
 COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
+COPY featuremill featuremill
 COPY pipeline pipeline
 COPY transforms transforms
 RUN pip wheel --no-cache-dir -c constraints.txt --wheel-dir /wheels ".[${EXTRAS}]"

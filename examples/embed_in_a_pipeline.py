@@ -10,9 +10,8 @@ import argparse
 import apache_beam as beam
 from apache_beam.io import fileio
 
-from transforms.embedding.embed_images import EmbedImages
+from featuremill import EmbedImages, open_features
 from transforms.network.weights import source_of
-from transforms.store.features import open_features
 from transforms.store.manifest import read_manifest
 
 

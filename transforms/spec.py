@@ -31,6 +31,13 @@ class Feature:
 class FeatureSpec:
     """All that decides the numbers.
 
+    Example:
+        >>> spec = featuremill.open_features("features").spec
+        >>> spec.backbone, spec.image_size, str(spec.features[0])
+        ('vgg19', 32, 'embedding=block5_pool:avg')
+        >>> featuremill.FeatureSpec.from_json(spec.to_json()).fingerprint == spec.fingerprint
+        True
+
     Attributes:
         backbone: `vgg19` or `vgg16`.
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.

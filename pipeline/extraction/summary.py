@@ -50,6 +50,9 @@ class Summary:
     engines: tuple[str, ...]
     skipped: int
 
+    def __repr__(self) -> str:
+        return summary_text(self)
+
     @property
     def failure_rate(self) -> float:
         return self.totals.rows_failed / self.totals.rows_read if self.totals.rows_read else 0.0

@@ -33,6 +33,9 @@ class PredictSummary:
     wall_seconds: float
     done_before: bool = False
 
+    def __repr__(self) -> str:
+        return summary_text(self)
+
     @property
     def failure_rate(self) -> float:
         totals = self.manifest.totals

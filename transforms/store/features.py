@@ -1,5 +1,6 @@
 """What a feature is and how it is stored: spec, fingerprint, schema, `open_features`. No Beam and no Keras here."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest
 from transforms.store.output import Output
 from transforms.store.schema import vector_bytes
-from transforms.text import did_you_mean, one_line
+from transforms.text import counted, did_you_mean, one_line
 
 # What a batch of rows may hold of features, unless the caller says how many rows.
 BATCH_BYTES = 32 * 2**20
@@ -39,6 +40,10 @@ class Features:
     complete: bool
     parts: tuple[str, ...]
     rows: int
+
+    def __repr__(self) -> str:
+        rows = f"{counted(self.rows, 'row')}{'' if self.complete else ' so far'}"
+        return f"{rows} in {self.output}: {', '.join(map(str, self.spec.features))} of {self.spec.backbone}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,8 +105,15 @@ class Features:
         return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
 
 
-def open_features(output: str | Output, *, whole: bool = True) -> Features:
+def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True) -> Features:
     """Opens the features in a folder that `featuremill extract` wrote.
+
+    Example:
+        >>> features = featuremill.open_features("features")
+        >>> features.rows, features.labels[:2]
+        (80, ['checker', 'checker'])
+        >>> features.to_numpy("embedding").shape
+        (80, 512)
 
     Args:
         output: OUT.
@@ -110,7 +122,7 @@ def open_features(output: str | Output, *, whole: bool = True) -> Features:
     Raises:
         FeaturemillError: No features there, a part whose fingerprint is not the manifest's, or a part is missing.
     """
-    output = output if isinstance(output, Output) else Output(output)
+    output = output if isinstance(output, Output) else Output(os.fspath(output))
     manifest = output.manifest
     parts = [output.path("features", name) for name in output.listing.names]
     rows = 0
