@@ -48,6 +48,9 @@ class Trained:
     facts: dict[str, str]
     output: str
 
+    def __repr__(self) -> str:
+        return trained_text(self)
+
 
 def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: None) -> Trained:
     """Trains heads on stored features, judges them on rows they haven't seen, and saves the best.

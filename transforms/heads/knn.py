@@ -11,6 +11,7 @@ from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.heads.ridge_forms import feature_scale
 from transforms.similarity.all_pairs import nearest_rows
+from transforms.similarity.unit_vectors import unit_length
 
 # Queries that are compared at a time: 4 Mi similarities with a block of stored vectors, 16 MiB.
 _QUERIES = 1024
@@ -101,8 +102,7 @@ def _directions(arrays: Mapping[str, np.ndarray], vectors: np.ndarray) -> np.nda
     """Returns the vectors, standardised where the model is, as float32 of length 1 (0 for what has no direction)."""
     if "mean" in arrays:
         vectors = (vectors - arrays["mean"]) / arrays["scale"]
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
-    return np.divide(vectors, lengths, out=np.zeros(vectors.shape, np.float32), where=lengths > 0, casting="same_kind")
+    return unit_length(vectors)
 
 
 def _keras_logits(model: Model, vectors: Any) -> Any:

@@ -112,6 +112,11 @@ def layers(
 ) -> tuple[Layer, ...]:
     """Returns the table of a network.
 
+    Example:
+        >>> table = featuremill.layers("vgg16", include_top=True, dense=(4096,), block_dropout=0.25)
+        >>> [layer.name for layer in table][-4:]
+        ['block5_dropout', 'flatten', 'fc1', 'predictions']
+
     Args:
         backbone: `vgg16` or `vgg19`.
         include_top: Whether the dense layers follow: `flatten`, `fc1`, `fc2` …, `predictions`.
@@ -286,6 +291,10 @@ def preprocess(pixels: Any) -> Any:
 
 def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32") -> "keras.Sequential":
     """Builds the network, freshly initialised; its input is what `preprocess` returns.
+
+    Example:
+        >>> featuremill.build(featuremill.layers("vgg19"), 32).output_shape
+        (None, 1, 1, 512)
 
     Args:
         table: From `layers`, perhaps `cut`.
