@@ -6,11 +6,10 @@ import re
 from dataclasses import asdict, dataclass
 
 from transforms.errors import UsageError
+from transforms.pools import POOLS
 from transforms.text import did_you_mean
 
 DEFAULT_FEATURE = "embedding=block5_pool:avg"
-
-POOLS = ("avg", "max", "gem", "flatten")
 
 # The columns that every part has before its features.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
@@ -32,13 +31,20 @@ class Feature:
 class FeatureSpec:
     """All that decides the numbers.
 
+    Example:
+        >>> spec = featuremill.open_features("features").spec
+        >>> spec.backbone, spec.image_size, str(spec.features[0])
+        ('vgg19', 32, 'embedding=block5_pool:avg')
+        >>> featuremill.FeatureSpec.from_json(spec.to_json()).fingerprint == spec.fingerprint
+        True
+
     Attributes:
         backbone: `vgg19` or `vgg16`.
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
         image_size: Pixels on a side; the network sees image_size × image_size × 3.
         resize: `squash` (ignore the aspect ratio), `crop` or `pad`.
-        interpolation: `did_you_mean`, `bilinear`, `bicubic` or `lanczos`.
+        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
         decode: `exact`, or `fast` (large JPEGs are decoded at reduced scale).
         exif: Whether the EXIF orientation is applied.
         precision: `float32` or `bfloat16`, of the arithmetic.

@@ -89,6 +89,9 @@ class Found:
     searched: int
     seconds: float
 
+    def __repr__(self) -> str:
+        return found_text(self)
+
 
 def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None = None) -> Found:
     """Finds the stored rows nearest to each query, in one pass over the stored vectors.
@@ -118,7 +121,7 @@ def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None
                 raise FeaturemillError(f"{asked.name} is nothing but zeros, which have no cosine; pass --metric l2")
     started = time.perf_counter()
     wanted = _wanted(table, options.where)
-    did_you_mean = nearest_rows(
+    nearest = nearest_rows(
         table.vectors,
         table.keys,
         matrix,
@@ -131,7 +134,7 @@ def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None
         table=table,
         metric=options.metric,
         queries=tuple(queries),
-        neighbours=_neighbours(table, did_you_mean),
+        neighbours=_neighbours(table, nearest),
         searched=table.vectors.rows if wanted is None else int(wanted.sum()),
         seconds=time.perf_counter() - started,
     )
@@ -150,10 +153,10 @@ def _wanted(table: Table, where: str | None) -> np.ndarray | None:
 
 
 def _neighbours(table: Table, nearest: Nearest) -> tuple[tuple[Neighbour, ...], ...]:
-    rows = {row.row: row for row in read_rows(table, np.unique(did_you_mean.rows[did_you_mean.rows >= 0]))}
+    rows = {row.row: row for row in read_rows(table, np.unique(nearest.rows[nearest.rows >= 0]))}
     return tuple(
         tuple(Neighbour(float(score), rows[int(row)]) for score, row in zip(*pair, strict=True) if row >= 0)
-        for pair in zip(did_you_mean.scores, did_you_mean.rows, strict=True)
+        for pair in zip(nearest.scores, nearest.rows, strict=True)
     )
 
 

@@ -11,9 +11,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from transforms.errors import FeaturemillError
-from transforms.heads import FitSettings
+from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model, dense_arrays, dense_logits, fold_standardisation, log_losses
+from transforms.heads.model import (
+    Model,
+    dense_arrays,
+    dense_keras_logits,
+    dense_logits,
+    fold_standardisation,
+    log_losses,
+)
 from transforms.heads.ridge_forms import feature_scale
 
 # What the rows may hold: all as they are read, a fit's as they are read and as float64; and while their axes are
@@ -26,10 +33,8 @@ _MAX_STEPS = 2000
 # Of the mean loss's largest slope. Ten times coarser, accuracy is the same but weak penalties look like stronger ones.
 _TOLERANCE = 1e-5
 
-logits = dense_logits
 
-
-def fitter(kind: str, rows: Rows, settings: FitSettings) -> "Logistic":
+def fitter(rows: Rows, settings: FitSettings) -> "Logistic":
     """Reads the rows into memory and returns what fits any union of their cells.
 
     Raises:
@@ -178,3 +183,6 @@ class _Problem:
         missing = np.setdiff1d(np.arange(classes), present)
         bias[missing] = np.logaddexp.reduce(bias[present]) - np.log(len(self.rows) + 1)
         return (kernel, bias), converged
+
+
+KINDS = {"logistic": Kind(fitter=fitter, logits=dense_logits, keras_logits=dense_keras_logits, is_dense=True)}

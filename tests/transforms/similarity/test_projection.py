@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import ROOT
 from tests.support.pages_data import clusters
+from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.similarity import all_pairs, projection
 from transforms.similarity.all_pairs import all_nearest
@@ -118,7 +119,7 @@ def test_umap_finds_no_tensorflow(monkeypatch):
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 12), st.integers(0, 2**32 - 1), st.sampled_from([2, 1000]))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_nearest_equal_a_brute_force(rows, dims, count, seed, levels):
     # Few levels make many equal cosines, which go by number.
     vectors = np.random.default_rng(seed).integers(-levels, levels, (rows, dims)).astype(np.float32)
