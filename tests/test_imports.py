@@ -81,7 +81,7 @@ def test_walls(path):
 @pytest.mark.parametrize(
     ("module", "unwanted"),
     [
-        ("pipeline.cli", ["numpy", "pyarrow", "apache_beam", "tensorflow", "keras", "rich"]),
+        ("pipeline.cli.app", ["numpy", "pyarrow", "apache_beam", "tensorflow", "keras", "rich"]),
         ("pipeline.extraction.run", ["apache_beam", "tensorflow", "keras", "duckdb", "matplotlib"]),
         ("pipeline.maintenance.verify", ["apache_beam", "tensorflow", "keras", "ncnn"]),
         ("transforms.store.features", ["apache_beam", "tensorflow", "keras"]),

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from transforms.declared import ABOVE_ZERO, AT_LEAST_ONE, SEED, Bound, declared, parse_numbers
 from transforms.errors import UsageError
 from transforms.heads.cells import Rows
 from transforms.heads.model import Model
@@ -43,15 +44,22 @@ class FitSettings:
         patience: Epochs without a better validation loss before training stops.
     """
 
-    seed: int = 0
-    standardize: bool = False
-    class_weights: bool = False
-    penalties: tuple[float, ...] = DEFAULT_PENALTIES
-    neighbours: int = 10
-    learning_rate: float = 1e-3
-    batch_size: int = 64
-    epochs: int = 100
-    patience: int = 5
+    seed: int = declared(0, help="Seed of split, fit and intervals", bounds=(SEED,))
+    standardize: bool = declared(False, help="Scale each number to mean 0 and variance 1 of the training rows")
+    class_weights: bool = declared(False, help="Let rare classes count as much as frequent ones")
+    penalties: tuple[float, ...] = declared(
+        DEFAULT_PENALTIES,
+        help="L2 penalties to choose from, with commas between them",
+        bounds=(Bound(lambda value: 0 <= value < float("inf"), "penalties are numbers from 0 on, not {value}"),),
+        metavar="NUMBERS",
+        parse=parse_numbers,
+        unset="20 from 1e-4 to 1e4",
+    )
+    neighbours: int = declared(10, help="Nearest rows that knn asks", bounds=(AT_LEAST_ONE,))
+    learning_rate: float = declared(1e-3, help="Learning rate of Adam", bounds=(ABOVE_ZERO,))
+    batch_size: int = declared(64, help="Rows per step of Adam", bounds=(AT_LEAST_ONE,))
+    epochs: int = declared(100, help="Most passes over the rows", bounds=(AT_LEAST_ONE,))
+    patience: int = declared(5, help="Epochs without a better validation loss before it stops", bounds=(AT_LEAST_ONE,))
 
 
 class Fitter(Protocol):
