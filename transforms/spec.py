@@ -34,17 +34,7 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOptions:
-    """The options that decide the numbers, besides the network, its weights and the features.
-
-    Attributes:
-        image_size: Pixels on a side; the network sees image_size × image_size × 3.
-        resize: `squash` (ignore the aspect ratio), `crop` or `pad`.
-        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
-        decode: `exact`, or `fast` (large JPEGs are decoded at reduced scale).
-        exif: Whether the EXIF orientation is applied.
-        precision: `float32` or `bfloat16`, of the arithmetic.
-        dtype: `float32` or `float16`, of the stored numbers.
-    """
+    """The options that decide the numbers, besides the network, its weights and the features."""
 
     image_size: int = declared(224, help="Pixels on a side of what the network sees", bounds=(_FITS_IN_MEMORY,))
     resize: str = declared("squash", help="How an image becomes square", choices=("squash", "crop", "pad"))

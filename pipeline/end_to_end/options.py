@@ -10,19 +10,11 @@ from transforms.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
-    """What a fine-tuning was asked for.
+    """What a fine-tuning was asked for; paths are made absolute.
 
     Attributes:
-        head: HEAD to start from, made absolute.
-        features: OUT of extract, made absolute; with a tap below the layers to train, or with its images still there.
-        output: The new HEAD, made absolute.
-        unfreeze: A block such as `block5`, a number of layers from the top of the base, or `all`.
-        weights: Of the network; None for those of the head.
-        labels: A CSV or Parquet file with labels by key; None for what the head was trained with.
-        source: `taps`, `images`, or `auto`: taps where a fitting one is stored.
-        learning_rate, batch_size, epochs, patience: Of Adam and early stopping.
-        seed: Of shuffling and dropout. The split is the head's.
-        overwrite: Replace a head that is there.
+        head: HEAD to start from.
+        features: OUT of extract; with a tap below the layers to train, or with its images still there.
     """
 
     head: str

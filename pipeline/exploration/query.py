@@ -27,17 +27,7 @@ from transforms.text import counted
 
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """What was asked for.
-
-    Attributes:
-        output: OUT, or other Parquet with vectors.
-        images, keys, vectors: See `query_inputs.read_queries`.
-        top: Neighbours of each query.
-        metric: One of `neighbours.METRICS`.
-        feature: Column of vectors; by default `embedding`, or the only one.
-        where: SQL condition on the row's other columns, or None.
-        engine, weights: For images.
-    """
+    """What was asked for, of OUT or other Parquet with vectors."""
 
     output: str
     images: tuple[str, ...] = declared(

@@ -23,10 +23,7 @@ class ImageOptions(EmbedOptions):
 
     Attributes:
         inputs: Shards, folders, globs, `@list.txt`.
-        workers: Local worker processes; 1 runs in this process.
-        unit_bytes: Shards larger than this are split.
         fields: Names of the fields in TFRecord and Parquet, where they aren't to be detected.
-        max_failure_rate: A larger share of failures is exit code 3.
     """
 
     inputs: tuple[str, ...]
@@ -50,20 +47,10 @@ class ImageOptions(EmbedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(ImageOptions, SpecOptions):
-    """What `extract` was asked for.
+    """What `extract` was asked for; `output` is made absolute.
 
     Attributes:
-        output: OUT, made absolute.
-        backbone: `vgg19` or `vgg16`.
-        weights: `imagenet`, a path, or `random:SEED`.
-        include_top: Whether the dense layers are there to be tapped.
-        features: `NAME=TAP:POOL` each.
-        runner: Beam's name of the runner.
         beam_args: Beam's own options, as on its command line.
-        prune: Remove parts of inputs that changed or vanished.
-        retry_failed: Do units with failures again.
-        overwrite: Remove what OUT holds first.
-        limit: Only the first so many images, for a try.
     """
 
     output: str = declared(

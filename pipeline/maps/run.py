@@ -28,20 +28,7 @@ COLUMNS = ("label", "prediction", "agreement", "score", "source", "width", "heig
 
 @dataclass(frozen=True)
 class MapOptions:
-    """What is mapped, how, and where to.
-
-    Attributes:
-        output: OUT.
-        page: The page's file; it is replaced.
-        feature: What is placed and compared; by default `embedding`, or the first one.
-        method: `umap`, `tsne` or `pca`.
-        seed: Of UMAP and t-SNE.
-        color: Column that the points are coloured by at first; by default `label`.
-        predictions: PRED of `predict`.
-        coordinates: Parquet file for the places.
-        limit: At most so many rows, evenly drawn.
-        thumbnails: At most so many, evenly drawn.
-    """
+    """What is mapped, how, and where to."""
 
     output: str
     page: str = declared(help="The page, one file", flags=("--html",), metavar="PAGE")
@@ -57,10 +44,7 @@ class MapOptions:
         None, help="What predict wrote on OUT: colours by prediction and agreement", metavar="PRED"
     )
     coordinates: str | None = declared(
-        None,
-        help="Write the places as Parquet, too: key, x, y, label …",
-        flags=("--output", "-o"),
-        metavar="FILE",
+        None, help="Write the places as Parquet, too: key, x, y, label …", flags=("--output", "-o"), metavar="FILE"
     )
     limit: int = declared(
         100_000,

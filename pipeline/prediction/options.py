@@ -19,23 +19,11 @@ class PredictOptions(LabelOptions, ImageOptions):
     Attributes:
         head: HEAD, made absolute; or `imagenet` (a folder of that name is `./imagenet`).
         output: PRED, made absolute; None to only show the first images.
-        top: Classes to a row; all if there are fewer.
-        probabilities: Whether all classes' go into the row.
-        evaluate: Judge the predictions by the true labels.
-        feature_columns: Vector columns of the features; empty for those of the head.
-        weights: Of the network; None for those of the head.
-        backbone: Of ImageNet's head; None for vgg19. A trained head has its own.
-        keep_features: Leave the images' features in PRED/features.
-        overwrite: Remove what PRED holds first.
     """
 
     head: str
     output: str | None = declared(
-        None,
-        help="Folder for the predictions",
-        flags=("--output", "-o"),
-        metavar="PRED",
-        unset="the first are shown",
+        None, help="Folder for the predictions", flags=("--output", "-o"), metavar="PRED", unset="the first are shown"
     )
     top: int = declared(5, help="Classes to a row", bounds=(AT_LEAST_ONE,))
     probabilities: bool = declared(False, help="Write the probabilities of all classes, too")

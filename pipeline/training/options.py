@@ -18,12 +18,7 @@ _FOLDS = Bound(
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    """Where true labels come from.
-
-    Attributes:
-        labels: A CSV or Parquet file with labels by key; None for the inputs' own.
-        label_column, key_column: Names of the columns, in features and in `labels`.
-    """
+    """Where true labels come from; `labels` None is the inputs' own."""
 
     labels: str | None = declared(
         None, help="CSV or Parquet with true labels by key", metavar="FILE", unset="those that came with the images"
@@ -34,21 +29,14 @@ class LabelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(LabelOptions):
-    """What `train` was asked for.
+    """What `train` was asked for; paths are made absolute.
 
     Attributes:
         features: OUT of extract, or a Parquet file, folder or glob with a column of vectors.
-        output: HEAD, made absolute.
         kinds: Of heads; with several, the best is kept.
-        columns: Vector columns, put one behind the other; empty for the usual one.
-        validation, test: Shares of the rows, by chance.
-        folds: K, for cross-validation; None for a single split.
-        split_column: Says train, validation or test for each row. From `labels` where that has it, else the features'.
-        group_column: Rows with the same value stay on one side. From `labels` where that has it, else the features'.
         near_duplicates: Rows with at least this cosine stay on one side; None for exact copies only.
         settings: Of the fits; its seed is that of the split and of the bootstrap too.
         learning_curve: Whether 1/8, 1/4 and 1/2 of the training rows are tried too.
-        overwrite: Replace a head that is there.
     """
 
     features: str

@@ -11,14 +11,7 @@ from transforms.spec import FeatureSpec
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """What a worker's speed and memory depend on, and not the numbers.
-
-    Attributes:
-        engine: What computes the base; `auto` chooses on the machine that computes.
-        batch_size: Images per engine call, None for the engine's own default.
-        threads: Engine threads of one worker process, None for all cores.
-        max_pixels: An image with more is a failure, before it is decoded.
-    """
+    """What a worker's speed and memory depend on, and not the numbers."""
 
     engine: str = declared("auto", help="What computes the network", choices=ENGINES)
     batch_size: int | None = declared(

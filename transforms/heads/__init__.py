@@ -34,14 +34,9 @@ class FitSettings:
     """What decides a fit, beside the rows.
 
     Attributes:
-        seed: Of initial weights, shuffling and dropout.
-        standardize: Give each of the D numbers mean 0 and variance 1 over the training rows.
-        class_weights: Weigh a row by N / (C × rows of its class), so that rare classes count as much as frequent ones.
-        penalties: Values of the L2 penalty to choose from (ridge, logistic), relative to the number of rows and the
-            features' mean variance, so that one grid serves any N, D and scale.
-        neighbours: k (knn).
-        learning_rate, batch_size, epochs: Of Adam (linear, dense128, dense256).
-        patience: Epochs without a better validation loss before training stops.
+        class_weights: Weigh a row by N / (C × rows of its class).
+        penalties: Of ridge and logistic, relative to the number of rows and the features' mean variance, so that one
+            grid serves any N, D and scale.
     """
 
     seed: int = declared(0, help="Seed of split, fit and intervals", bounds=(SEED,))
