@@ -12,14 +12,12 @@ from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import stored_source
 from transforms.parquet_files import open_parquet
-from transforms.records import Unit
-from transforms.rows.sources import reread
+from transforms.rows.sources import planned_unit, reread
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
 from transforms.store.features import Features, open_features
 from transforms.store.listing import Footer, read_footers
 from transforms.store.output import Output
-from transforms.store.units import PlannedUnit
 from transforms.text import counted
 
 # A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.
@@ -120,11 +118,11 @@ def verify(
     if not features.rows:
         raise FeaturemillError(f"{features.output} holds no rows: there is nothing to verify")
     loaded = load_stored_engine(engine, features.spec, stored_source(weights, out.manifest.weights))
-    plan = {planned.unit_id: planned for planned in out.plan}
+    units = {planned.unit_id: planned.unit for planned in out.plan}
     found = _Comparison()
     for place, rows in _draw(features, sample, seed):
         wanted = _read_rows(place.part, rows, features.names)
-        unit = _unit(plan, place)
+        unit = planned_unit(units, place.unit_id, place.part)
         _compare(reread(unit, wanted, features.spec, found.problems), loaded, found)
     return Verification(
         output=features.output,
@@ -200,15 +198,6 @@ def _read_rows(part: str, rows: Sequence[int], names: Sequence[str]) -> _Wanted:
                 vectors = {name: np.asarray(row[name], np.float32) for name in names}
                 found[row["key"], row["position"]] = _Stored(row["key"], row["sha256"], vectors)
     return found
-
-
-def _unit(plan: dict[str, PlannedUnit], place: _Place) -> Unit:
-    if place.unit_id not in plan:
-        raise FeaturemillError(
-            f"plan.parquet doesn't know unit {place.unit_id} of {place.part}; run featuremill extract again, with the "
-            "same inputs"
-        )
-    return plan[place.unit_id].unit
 
 
 @dataclass

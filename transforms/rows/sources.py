@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
@@ -23,6 +23,15 @@ from transforms.text import clean, one_line
 
 # Decoded images are handed on in batches of this many bytes.
 _BATCH_BYTES = 2**23
+
+
+def planned_unit(units: Mapping[str, Unit], unit_id: str, part: str) -> Unit:
+    """Returns the unit of a part's rows, by OUT's plan; raises FeaturemillError if that doesn't know it."""
+    if unit_id not in units:
+        raise FeaturemillError(
+            f"plan.parquet doesn't know unit {unit_id} of {part}; run featuremill extract again, with the same inputs"
+        )
+    return units[unit_id]
 
 
 class HasHash(Protocol):
@@ -157,13 +166,8 @@ class ImageRows:
     def _units_of(self, part: StoredPart) -> tuple[np.ndarray, list[Unit]]:
         """Returns which of its units each row of a part is of, and the units: one, or a merged part's."""
         footer = read_footer(part.uri)
-        unknown = [report.unit_id for report in footer.reports if report.unit_id not in self._units]
-        if unknown:
-            raise FeaturemillError(
-                f"plan.parquet doesn't know unit {unknown[0]} of {part.uri}; run featuremill extract again, with the "
-                "same inputs"
-            )
-        return footer.unit_numbers(), [self._units[report.unit_id] for report in footer.reports]
+        units = [planned_unit(self._units, report.unit_id, part.uri) for report in footer.reports]
+        return footer.unit_numbers(), units
 
     def _wanted(self, part: StoredPart, group: int, wanted: np.ndarray) -> dict[int, dict[tuple[str, int], _Wanted]]:
         """Returns the wanted rows of a row group, by the number of their unit."""
