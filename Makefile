@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test test-distributed test-browser test-elsewhere lint bench clean
+.PHONY: demo test torture test-distributed test-browser test-elsewhere lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -13,10 +13,12 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-# Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips. Before them what
-# `make test` skips on a new machine: how Beam's own clients of stores are changed.
+# The property tests again, from fresh seeds, with twenty times the examples. A failure prints how to repeat it.
+torture: $(INSTALLED)
+	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=torture --timeout=0
+
+# Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips.
 test-distributed: .venv/.distributed
-	$(BIN)/python -m pytest tests/transforms/test_object_stores.py tests/transforms/test_storage.py -rs
 	$(BIN)/python -m pytest tests/distributed -rs
 
 .venv/.distributed: $(INSTALLED)

@@ -26,6 +26,7 @@ setup(
     # Named one by one: `pipeline` and `transforms` are generic names, and a search for packages would
     # sweep up whatever else lies beside them.
     packages=[
+        "featuremill",
         "pipeline",
         "pipeline.cli",
         "pipeline.demo",
@@ -52,7 +53,7 @@ setup(
         "transforms.similarity",
         "transforms.store",
     ],
-    package_data={"pipeline.rendering": ["templates/*"]},
+    package_data={"featuremill": ["py.typed"], "pipeline.rendering": ["templates/*"]},
     install_requires=[
         "apache-beam>=2.77,<3",
         "bracex>=2.4",
@@ -99,9 +100,9 @@ setup(
             'uvloop>=0.22; sys_platform != "win32"',
             "websockets>=16.0",
         ],
+        # What Dataflow needs; stores need nothing more.
         "gcp": ["apache-beam[gcp]"],
-        "aws": ["apache-beam[aws]"],
         "gpu": ["tensorflow[and-cuda]>=2.21,<3; sys_platform == 'linux'"],
     },
-    entry_points={"console_scripts": ["featuremill = pipeline.cli:main"]},
+    entry_points={"console_scripts": ["featuremill = featuremill.__main__:main"]},
 )

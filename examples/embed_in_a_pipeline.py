@@ -10,15 +10,14 @@ import argparse
 import apache_beam as beam
 from apache_beam.io import fileio
 
-from transforms.embedding.embed_images import EmbedImages
+from featuremill import EmbedImages, open_features
 from transforms.network.weights import source_of
-from transforms.store.features import open_features
 from transforms.store.manifest import read_manifest
 
 
 def main(pattern: str, features: str) -> None:
     spec = open_features(features).spec
-    weights = source_of(read_manifest(features)["weights"])
+    weights = source_of(read_manifest(features).weights)
     with beam.Pipeline("FnApiRunner") as pipeline:
         images = (
             pipeline

@@ -6,8 +6,12 @@ import tempfile
 import pytest
 
 # Some tests import Keras by itself, as an oracle; it should run on the same kernels as ours (`network.keras_import`).
+
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# The tests' own servers are asked directly, whatever proxy this machine needs for others.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, (os.environ.get(_name), "127.0.0.1", "localhost")))
 
 
 @pytest.fixture(scope="session", autouse=True)

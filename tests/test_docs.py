@@ -34,7 +34,7 @@ def test_every_command_is_shown():
 @pytest.fixture(scope="module")
 def features(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
-    write_folder(folder / "photos", draw_items(per_class=3, size=40, seed=0))
+    write_folder(folder / "photos", draw_items(per_class=21, size=40, seed=0))
     # With a real engine, because a snippet embeds images itself.
     run(options(folder / "photos", folder / "features", weights="random:0"))
     return folder

@@ -1,4 +1,4 @@
-"""The walls: who may import whom, and which heavy library belongs to which module."""
+"""The walls: which folder may import which, and which heavy library belongs to which module."""
 
 import ast
 import subprocess
@@ -7,9 +7,28 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.structure import arrows, circles, read_modules
 from tests import ROOT
 
 MODULES = sorted([*ROOT.glob("pipeline/**/*.py"), *ROOT.glob("transforms/**/*.py")])
+# Each floor may import the floors below it, and nothing beside it or above. A module by itself is its own folder.
+FLOORS = (
+    {"pipeline.cli"},
+    {"pipeline.maintenance", "pipeline.prediction", "pipeline.end_to_end"},
+    {"pipeline.extraction", "pipeline.training", "pipeline.exploration", "pipeline.maps"}
+    | {"pipeline.describe", "pipeline.demo"},
+    {"pipeline.rendering", "pipeline.runners"},
+    {"transforms.end_to_end"},
+    {"transforms.predictors"},
+    {"transforms.evaluation", "transforms.heads"},
+    {"transforms.embedding", "transforms.similarity"},
+    {"transforms.rows", "transforms.engines"},
+    {"transforms.store", "transforms.images", "transforms.shards", "transforms.network"},
+    {"transforms.storage", "transforms.spec"},
+    {"transforms.object_stores"},
+    {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
+)
+MOST_MODULES = 12
 # Who may name a heavy library at all, lazily or not.
 OWNERS = {
     "click": {
@@ -24,6 +43,7 @@ OWNERS = {
         "transforms/end_to_end/assembly.py",
         "transforms/network/vgg.py",
         "transforms/engines/keras.py",
+        "transforms/pools.py",
         "transforms/end_to_end/tuning.py",
         "transforms/heads/neural.py",
         "transforms/network/keras_import.py",
@@ -36,8 +56,6 @@ OWNERS = {
     "apache_beam": {
         "transforms/embedding/embed_images.py",
         "transforms/embedding/extract_units.py",
-        "transforms/storage.py",
-        "transforms/object_stores.py",
         "pipeline/runners/options.py",
         "pipeline/extraction/run.py",
         "pipeline/runners/job_server.py",
@@ -49,7 +67,7 @@ OWNERS = {
     "plotly": {"pipeline/maps/page.py"},
     "umap": {"transforms/similarity/projection.py"},
     "matplotlib": {"pipeline/describe.py", "pipeline/rendering/plots.py", "pipeline/training/plots.py"},
-    "duckdb": {"transforms/store/reports.py", "transforms/rows/sandbox.py"},
+    "duckdb": {"transforms/store/repeats.py", "transforms/rows/sandbox.py"},
     "ncnn": {"transforms/engines/ncnn.py"},
     "h5py": {"transforms/network/weight_files.py"},
 }
@@ -65,15 +83,42 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def tree():
+    return read_modules(ROOT)
+
+
+def room(module: str) -> str:
+    """Returns what stands on a floor: the folder inside `pipeline` or `transforms`, or the module that lies there."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_folders_import_only_from_the_floors_below(tree):
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names}
+    assert {room(name) for name in tree} == {*floor, "pipeline", "transforms"}
+    graphs = [arrows(tree, typed=typed) for typed in (False, True)]
+    drawn = [(name, target) for graph in graphs for name in graph for target in graph[name]]
+    wrong = [
+        f"{name} > {target}"
+        for name, target in drawn
+        if room(name) != room(target) and not floor.get(room(name), len(FLOORS)) < floor.get(room(target), -1)
+    ]
+    assert wrong == [], "these arrows don't run down; see FLOORS"
+
+
+def test_no_circles(tree):
+    assert circles(arrows(tree, typed=False)) == []
+
+
+def test_no_folder_is_crowded(tree):
+    folders = [module.folder for name, module in tree.items() if name != module.folder]
+    assert {folder for folder in folders if folders.count(folder) > MOST_MODULES} == set()
+
+
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_walls(path):
+def test_heavy_libraries_have_owners(path):
     name = path.relative_to(ROOT).as_posix()
-    named = imports(path)
-    top = {module.split(".")[0] for module in named}
-    if name.startswith("transforms/"):
-        assert "pipeline" not in top, "transforms say how a step works and never call what runs them"
-    if not name.startswith("pipeline/cli/"):
-        assert not any(module.startswith("pipeline.cli") for module in named)
+    top = {module.split(".")[0] for module in imports(path)}
     for library, owners in OWNERS.items():
         assert library not in top or name in owners, f"{library} belongs to {sorted(owners)}"
 

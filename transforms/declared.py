@@ -4,7 +4,7 @@ The check and its errors derive from it here, the command line's option in `pipe
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Option:
     """
 
     help: str
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     bounds: tuple[Bound, ...] = ()
     flags: tuple[str, ...] = ()
     metavar: str | None = None

@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 
 from transforms.declared import Bound, declared
 from transforms.errors import UsageError
+from transforms.pools import POOLS
 from transforms.text import did_you_mean
 
 DEFAULT_FEATURE = "embedding=block5_pool:avg"
-
-POOLS = ("avg", "max", "gem", "flatten")
 
 # Block 1 of a single image of this size takes 1 GiB.
 _FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 2048: one image would take gigabytes")
@@ -53,10 +52,18 @@ class SpecOptions:
 class FeatureSpec(SpecOptions):
     """All that decides the numbers.
 
+    Example:
+        >>> spec = featuremill.open_features("features").spec
+        >>> spec.backbone, spec.image_size, str(spec.features[0])
+        ('vgg19', 32, 'embedding=block5_pool:avg')
+        >>> featuremill.FeatureSpec.from_json(spec.to_json()).fingerprint == spec.fingerprint
+        True
+
     Attributes:
         backbone: `vgg19` or `vgg16`.
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
+        image_size, resize, …: As in `SpecOptions`.
     """
 
     backbone: str

@@ -27,13 +27,13 @@ def extract(ctx: click.Context, **given: Any) -> int:
     Exit codes: 0 complete, 1 error, 2 usage, 3 too many failures, 130 interrupted.
     """
     from pipeline.extraction.options import ExtractOptions
-    from pipeline.extraction.output import holds_features
     from pipeline.extraction.run import run
     from pipeline.extraction.summary import summary_json, summary_text
+    from transforms.store.output import Output
 
     quiet, as_json, yes = given.pop("quiet"), given.pop("as_json"), given.pop("yes")
     options = gathered(ExtractOptions, given, beam_args=ctx.meta.get("beam_args", ()))
-    if options.overwrite and not yes and holds_features(options.output):
+    if options.overwrite and not yes and Output(options.output).holds_features:
         _confirm_removal(options.output)
     summary = run(options, say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)), quiet=quiet)
     if summary is None:

@@ -17,7 +17,7 @@ from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError
 from transforms.evaluation.split import Split
-from transforms.heads import NEURAL, FitSettings
+from transforms.heads import FitSettings, kind_of
 from transforms.heads.cells import Rows
 from transforms.network.weights import Weights, load_weights
 from transforms.predictors.head import Head
@@ -64,9 +64,10 @@ class TuningData:
 
 
 def check_head(head: Head, options: FinetuneOptions) -> None:
-    if head.model.kind == "knn":
+    if not kind_of(head.model.kind).is_dense:
         raise FeaturemillError(
-            f"{options.head} is a knn head, which has no layers to train; train one of another kind, such as ridge"
+            f"{options.head} is a {head.model.kind} head, which has no layers to train; train one of another kind, "
+            "such as ridge"
         )
     if head.spec is None:
         raise FeaturemillError(
@@ -145,7 +146,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
     facts.pop("warning", None)
     if never_trained:
         facts["warning"] = f"{never_trained_text(never_trained)}: these figures are only a try"
-    if fits.judged_on != "validation" and head.model.kind not in NEURAL:
+    if fits.judged_on != "validation" and kind_of(head.model.kind).refits:
         facts["caution"] = "the head had trained on the validation rows too: what it was on them before is too good"
     return TuningData(
         table=table,

@@ -88,6 +88,9 @@ class Found:
     searched: int
     seconds: float
 
+    def __repr__(self) -> str:
+        return found_text(self)
+
 
 def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None = None) -> Found:
     """Finds the stored rows nearest to each query, in one pass over the stored vectors.

@@ -81,7 +81,8 @@ def beam_runner(runner: str, workers: int) -> "PipelineRunner":
             raise UsageError(f"runner {runner!r} can't be used: {one_line(error)}") from error
     debug = logging.getLogger().isEnabledFor(logging.INFO)
     module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.runners.worker"
-    command = shlex.join([sys.executable, "-m", module])
+    # A worker's path begins with the working folder, which may hold a user's pipeline.py.
+    command = shlex.join([sys.executable, "-m", "featuremill.own", module])
     return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
 

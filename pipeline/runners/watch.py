@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import apache_beam as beam
 
 # Beam carries a worker's exception across processes and runners as the text of its traceback.
-_OUR_ERROR = re.compile(r"transforms\.records\.(?:FeaturemillError|UsageError): (.+?)(?: \[while running|$)", re.M)
+_OUR_ERROR = re.compile(r"transforms\.errors\.(?:FeaturemillError|UsageError): (.+?)(?: \[while running|$)", re.M)
 # ... and ends with the original error's own line.
 _LAST_ERROR = re.compile(r"^([A-Za-z_][\w.]*(?:Error|Exception|Interrupt)[^:\n]*: .+?)(?: \[while running|$)", re.M)
 # Where Beam can it adds the step to the message itself.

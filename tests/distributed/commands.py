@@ -1,17 +1,14 @@
 """The command on a runner, started as a user starts it, with the fake engine or the real one; and OUT, judged."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.maintenance.inspect import inspect
-from tests.distributed.clusters import ROOT
 from tests.pipeline.extraction.test_run import rows
-
-SECONDS = 240.0
+from tests.support import commands
 
 
 def start(
@@ -25,29 +22,8 @@ def start(
     """Starts `featuremill extract` in a session of its own."""
     module = ["-m", "tests.support.fakes"] if fake else ["-m", "pipeline.cli", "extract"]
     command = [sys.executable, *module, str(inputs), "-o", str(output), "--quiet", "--runner", runner, *settings]
-    return subprocess.Popen(
-        ["nice", "-n", "10", *command, *(["--", *beam] if beam else [])],
-        cwd=ROOT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        # A shell that runs the tests in the background has Ctrl-C ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def finish(command: subprocess.Popen, seconds: float = SECONDS) -> tuple[int, str, str]:
-    """Returns exit code, standard output and standard error; kills what takes longer."""
-    try:
-        out, err = command.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(command.pid, 9)
-        out, err = command.communicate()
-        raise AssertionError(f"the command did not end within {seconds:.0f} s: {err}") from None
-    return command.returncode, out, err
+    command = ["nice", "-n", "10", *command, *(["--", *beam] if beam else [])]
+    return commands.start(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
 
 
 def assert_one_line(err: str, *words: str) -> None:

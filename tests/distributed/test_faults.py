@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.demo.samples import draw_items, write_tar
 from tests.distributed.clusters import wait_until
-from tests.distributed.commands import assert_one_line, assert_whole, finish, start
+from tests.distributed.commands import assert_one_line, assert_whole, start
 from tests.pipeline.extraction.test_run import rows
+from tests.support.commands import finish
 
 pytestmark = [
     pytest.mark.timeout(1500),

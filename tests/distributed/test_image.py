@@ -15,7 +15,16 @@ from pipeline.cli import app
 from tests.distributed.clusters import ROOT
 
 # What the Dockerfile copies before it builds wheels, and what Beam packs for `--setup_file`.
-SOURCES = ("setup.py", "pyproject.toml", "constraints.txt", "README.md", "LICENSE", "pipeline", "transforms")
+SOURCES = (
+    "setup.py",
+    "pyproject.toml",
+    "constraints.txt",
+    "README.md",
+    "LICENSE",
+    "featuremill",
+    "pipeline",
+    "transforms",
+)
 IMAGE = "europe-docker.pkg.dev/my-project/ml/featuremill:1"
 NEEDED = {"inputs": "gs://bucket/in/*.tar", "output": "gs://bucket/out", "sdk_container_image": IMAGE}
 LAUNCHERS = ("--runner=DataflowRunner", "--project=p", "--region=europe-west4", "--temp_location=gs://bucket/tmp")

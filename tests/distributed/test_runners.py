@@ -14,9 +14,10 @@ import pytest
 from pipeline.demo.samples import Item, write_tar
 from tests.distributed import fetch
 from tests.distributed.clusters import Process, free_port, listens, wait_until
-from tests.distributed.commands import assert_one_line, assert_whole, finish, start
+from tests.distributed.commands import assert_one_line, assert_whole, start
 from tests.distributed.conftest import fetched
 from tests.pipeline.extraction.test_run import rows
+from tests.support.commands import finish
 from tests.support.factories import shared_data
 
 # What is fetched the first time takes minutes.

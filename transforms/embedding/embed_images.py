@@ -51,6 +51,16 @@ class EmbedImages(beam.PTransform):
     one fixed shape, so an image's numbers don't depend on its neighbours. Runners that stream in bundles of single
     images get batches of single images: put `beam.BatchElements` or a `GroupIntoBatches` and a `FlatMap` before it.
 
+    Example:
+        >>> import apache_beam as beam
+        >>> spec = featuremill.open_features("features").spec
+        >>> image = open("photos/disc/disc_000.jpg", "rb").read()
+        >>> with beam.Pipeline("FnApiRunner") as pipeline:
+        ...     images = pipeline | beam.Create([("mine", image)])
+        ...     embedded = images | featuremill.EmbedImages(spec, weights="random:0")
+        ...     _ = embedded.rows | beam.Map(lambda row: print(row.key, row.features["embedding"].shape))
+        mine (512,)
+
     Args:
         spec: What decides the numbers, such as `open_features(OUT).spec`.
         load: Makes the engine, once per worker process. Tests inject one without weights.

@@ -1,6 +1,6 @@
 """What a feature is and how it is stored: spec, fingerprint, schema, `open_features`. No Beam and no Keras here."""
 
-import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +11,11 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.spec import ROW_COLUMNS, FeatureSpec
-from transforms.store.listing import list_parts, read_footers
+from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest
+from transforms.store.output import Output
 from transforms.store.schema import vector_bytes
-from transforms.text import did_you_mean, one_line
+from transforms.text import counted, did_you_mean, one_line
 
 # What a batch of rows may hold of features, unless the caller says how many rows.
 BATCH_BYTES = 32 * 2**20
@@ -39,6 +40,10 @@ class Features:
     complete: bool
     parts: tuple[str, ...]
     rows: int
+
+    def __repr__(self) -> str:
+        rows = f"{counted(self.rows, 'row')}{'' if self.complete else ' so far'}"
+        return f"{rows} in {self.output}: {', '.join(map(str, self.spec.features))} of {self.spec.backbone}"
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,8 +105,15 @@ class Features:
         return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
 
 
-def open_features(output: str, *, whole: bool = True) -> Features:
+def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True) -> Features:
     """Opens the features in a folder that `featuremill extract` wrote.
+
+    Example:
+        >>> features = featuremill.open_features("features")
+        >>> features.rows, features.labels[:2]
+        (80, ['checker', 'checker'])
+        >>> features.to_numpy("embedding").shape
+        (80, 512)
 
     Args:
         output: OUT.
@@ -110,28 +122,27 @@ def open_features(output: str, *, whole: bool = True) -> Features:
     Raises:
         FeaturemillError: No features there, a part whose fingerprint is not the manifest's, or a part is missing.
     """
-    output = storage.absolute(output)
-    manifest = read_manifest(output)
-    spec = FeatureSpec.from_json(json.dumps(manifest["spec"]))
-    parts = [storage.join(output, "features", name) for name in list_parts(output).names]
+    output = output if isinstance(output, Output) else Output(os.fspath(output))
+    manifest = output.manifest
+    parts = [output.path("features", name) for name in output.listing.names]
     rows = 0
     for part, footer in zip(parts, read_footers(parts), strict=True):
-        if footer.fingerprint != manifest["fingerprint"]:
+        if footer.fingerprint != manifest.fingerprint:
             raise FeaturemillError(
                 f"{part} has fingerprint {footer.fingerprint[:12]}, but {output} has "
-                f"{manifest['fingerprint'][:12]}; it was written with other settings: move it elsewhere"
+                f"{manifest.fingerprint[:12]}; it was written with other settings: move it elsewhere"
             )
         rows += footer.rows_embedded
-    complete = manifest["status"] == "complete"
-    if complete and whole and rows != manifest["totals"]["rows_embedded"]:
+    complete = manifest.is_complete
+    if complete and whole and rows != manifest.totals.rows_embedded:
         # An extract that began since is no loss.
-        complete = read_manifest(output) == manifest
+        complete = read_manifest(output.folder) == manifest
         if complete:
             raise FeaturemillError(
-                f"{output} holds {rows:,} rows, but its manifest says {manifest['totals']['rows_embedded']:,}: "
+                f"{output} holds {rows:,} rows, but its manifest says {manifest.totals.rows_embedded:,}: "
                 "a part is missing; run the same extract command again, or see featuremill inspect"
             )
-    return Features(output, spec, manifest["fingerprint"], complete, tuple(parts), rows)
+    return Features(output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows)
 
 
 def choose_feature(features: Features, name: str | None) -> str:

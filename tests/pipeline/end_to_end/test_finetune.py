@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.demo.samples import draw_items, write_folder, write_tar
@@ -19,6 +19,7 @@ from pipeline.prediction.run import predict
 from pipeline.prediction.summary import summary_text
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
+from tests.support.properties import examples
 from transforms.end_to_end import inputs as tuning_rows
 from transforms.end_to_end.inputs import TuningRows
 from transforms.end_to_end.plan import first_unfrozen, plan_tuning
@@ -40,10 +41,15 @@ SPLIT = {"validation": 0.4, "test": 0.2}
 
 
 def photos():
-    """Returns 48 photos of two classes."""
+    """Returns 48 photos of two classes; every third has the other one's label.
+
+    A head that is never wrong is sure beyond all measure: its loss is 0, or 20 after the first step of fine-tuning, and
+    what rounding does to the gradients decides which.
+    """
     items = [item for item in draw_items(per_class=30, size=40, seed=2) if item.name.endswith("jpg")]
     labels = sorted({item.label for item in items})[:2]
-    return [item for label in labels for item in [item for item in items if item.label == label][:24]]
+    chosen = [item for label in labels for item in [item for item in items if item.label == label][:24]]
+    return [replace(item, label=labels[(i // 24 + (i % 3 == 0)) % 2]) for i, item in enumerate(chosen)]
 
 
 def extract(inputs, output, **more):
@@ -136,13 +142,20 @@ def test_from_head_to_better_head(made, tmp_path, head):
 
 @pytest.mark.parametrize("head", ["ridge", "dense256"])
 def test_images_and_taps_are_the_same_training(made, tmp_path, head):
-    """Same rows in the same batches in the same order, through another part of the network."""
-    taps, images = (tuned(made, tmp_path / source, head, source=source) for source in ("taps", "images"))
+    """Same rows in the same batches in the same order, through another part of the network.
+
+    Both ways differ by float32's rounding, 1e-7 of the losses. Adam's first steps are as long for a number whose
+    gradient is rounding as for any other; they are short here, so that the losses stay that close. In another order
+    the rows would make them differ by 1e-3 and more.
+    """
+    taps, images = (
+        tuned(made, tmp_path / source, head, source=source, learning_rate=1e-5) for source in ("taps", "images")
+    )
     assert (taps.plan.start, images.plan.start) == (14, 0)
     assert images.tuning.first_loss == pytest.approx(taps.tuning.first_loss, abs=1e-4)
     for a, b in zip(taps.tuning.epochs, images.tuning.epochs, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
-        assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-3)
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], abs=1e-4)
     # Here the frozen layers were in the network.
     file = str(tmp_path / "images" / images.head.weights)
     assert changed(load_weights(file, layers("vgg16"), backbone="vgg16")) == set(images.plan.trained)
@@ -287,7 +300,7 @@ class Numbered:
             yield chosen, (self.first[part.uri] + chosen)[:, None].astype(np.float32)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.data())
 def test_every_row_comes_once_and_in_the_same_order_from_any_reader(data):
     groups = data.draw(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=4))

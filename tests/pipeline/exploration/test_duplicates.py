@@ -9,7 +9,7 @@ import tracemalloc
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from scipy.sparse import coo_array
@@ -21,6 +21,7 @@ from pipeline.extraction.run import run
 from tests.pipeline.exploration.test_query import write_rows
 from tests.support.fakes import WEIGHTS, load_fake
 from tests.support.heads_data import ArrayVectors
+from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.similarity import near_copies as module
 from transforms.similarity.copies import find_duplicates
@@ -58,7 +59,7 @@ def clustered(random, rows, dims, spread):
     return (matrix * random.uniform(0.1, 10, (rows, 1))).astype(np.float32)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     seed=st.integers(0, 2**32),
     rows=st.integers(2, 300),

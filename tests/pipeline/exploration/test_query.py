@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli.app import run_cli
@@ -17,6 +17,7 @@ from pipeline.exploration.query import QueryOptions, query
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
 from tests.support.factories import shared_data
+from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.sandbox import matching_rows
 from transforms.rows.table import open_table
@@ -60,7 +61,7 @@ def brute_force(matrix, keys, queries, metric, wanted=None, without=None):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(data=st.data())
 def test_equals_brute_force(metric, data, tmp_path_factory):
     """Small whole numbers: products are exact, and ties many."""

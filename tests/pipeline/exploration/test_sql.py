@@ -15,7 +15,7 @@ from pipeline.demo.samples import draw_items, write_folder
 from pipeline.exploration.sql import Answer, sql, write_answer_csv, write_answer_json
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
-from tests import ROOT
+from tests.support.commands import finish, start
 from tests.support.fakes import WEIGHTS, load_fake
 from tests.support.pages_data import clusters, write_out
 from transforms.store.features import open_features
@@ -93,10 +93,10 @@ def test_ctrl_c_ends_a_query(made, text):
         "sys.exit(run_cli(sys.argv[1:]))"
     )
     command = [sys.executable, "-c", script, "sql", str(made / "out"), text, "--csv"]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, timeout=60)
-    assert done.returncode == 130
-    assert "interrupted" in done.stderr
-    assert "Traceback" not in done.stderr
+    code, _, err = finish(start(command, stdout=subprocess.DEVNULL))
+    assert code == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
 
 
 def test_no_rows_have_columns_all_the_same(made, capsys):

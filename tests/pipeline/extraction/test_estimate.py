@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli.app import cli, run_cli
@@ -22,6 +22,7 @@ from pipeline.extraction.timing import Cost, together_seconds
 from tests.pipeline.extraction import test_run as test_extract
 from tests.support.factories import shared_data
 from tests.support.fakes import WEIGHTS, FakeEngine, load_fake
+from tests.support.properties import examples
 from transforms import shards
 from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
@@ -98,7 +99,7 @@ def test_an_input_that_is_embedded_whole_is_estimated_as_it_is(tmp_path, clock, 
     assert found.output_bytes == pytest.approx(sum(stored), rel=0.01)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     good=st.integers(1, 30), bad=st.integers(0, 9), batch_size=st.integers(1, 12), kind=st.sampled_from(list(WRITERS))
 )
@@ -538,7 +539,7 @@ def test_real_photos_and_a_real_engine(tmp_path):
     inputs = [photos / "train", photos / "val"]
     settings = {"image_size": 32, "batch_size": 8, "weights": "random:0", "features": ("embedding=block3_pool:avg",)}
     options = ExtractOptions(inputs=tuple(map(str, inputs)), output=NO_OUTPUT, **settings)
-    found = estimating.estimate(options, images=80, seconds=60)
+    found = estimating.estimate(options, images=80, seconds=600)
     summary = test_extract.run(replace(options, output=str(tmp_path / "out")))
     assert (found.images, found.sampled, found.failed) == (210, 80, 0)
     assert found.images_are_counted

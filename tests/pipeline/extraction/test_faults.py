@@ -22,38 +22,29 @@ import pytest
 
 from pipeline.demo.samples import draw_items, write_folder, write_tar, write_tfrecord
 from pipeline.maintenance.inspect import inspect
-from tests import ROOT
 from tests.pipeline.extraction.test_run import extract, rows
+from tests.support import commands
+from tests.support.commands import finish
 from transforms.store.features import open_features
 
 SETTINGS = ["--image-size", "32", "--batch-size", "4", "--unit-bytes", "8000", "--quiet"]
 
 
-def start(*args, pause: float = 0.0, **more) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.fakes", *map(str, args), *SETTINGS],
-        cwd=ROOT,
-        env={**os.environ, "FAKE_PAUSE_SECONDS": str(pause)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        **more,
-    )
+def start(*args, pause: float = 0.0) -> subprocess.Popen:
+    command = [sys.executable, "-m", "tests.support.fakes", *map(str, args), *SETTINGS]
+    return commands.start(command, env={**os.environ, "FAKE_PAUSE_SECONDS": str(pause)})
 
 
-def finish(command: subprocess.Popen) -> tuple[int, str, str]:
-    out, err = command.communicate(timeout=60)
-    return command.returncode, out, err
+def parts(output: Path) -> int:
+    return len(os.listdir(output / "features")) if (output / "features").is_dir() else 0
 
 
-def wait_for_parts(output: Path, count: int, seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if (output / "features").is_dir() and len(os.listdir(output / "features")) >= count:
-            return
+def wait_for_parts(command: subprocess.Popen, output: Path, count: int = 1) -> None:
+    """Waits until there are so many parts, or the command has ended."""
+    deadline = time.monotonic() + commands.SECONDS
+    while parts(output) < count and command.poll() is None:
+        assert time.monotonic() < deadline, f"no {count} parts in {commands.SECONDS} s"
         time.sleep(0.02)
-    raise AssertionError(f"no {count} parts in {seconds} s")
 
 
 def all_readable(output: Path) -> bool:
@@ -99,21 +90,36 @@ def test_twenty_kills_then_one_run(inputs, clean, tmp_path):
         if number % 4 == 0:
             time.sleep(moments.uniform(0, 1.5))
         else:
-            with contextlib.suppress(AssertionError):
-                wait_for_parts(output, len(os.listdir(output / "features")) + 1 if output.exists() else 1, 8)
+            wait_for_parts(command, output, parts(output) + 1)
             time.sleep(moments.uniform(0, 0.2))
-        os.killpg(command.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(command.pid, signal.SIGKILL)
         command.communicate()
         if (output / "features").exists():
             assert all_readable(output)
-    assert len(os.listdir(output / "features")) > 0
+    assert parts(output) > 0
     assert_resumes(inputs, output, clean)
+
+
+def test_what_a_killed_write_of_a_small_file_left_is_removed(inputs, tmp_path):
+    output = tmp_path / "out"
+    extract(inputs, output)
+    for name in ("manifest.json", "plan", "units.parquet"):
+        (output / "_tmp" / f"{name}.{'0' * 32}").touch()
+    # Another run on the same OUT may be writing this one.
+    young = output / "_tmp" / f"manifest.json.{'1' * 32}"
+    young.touch()
+    os.utime(young, (time.time() + 600,) * 2)
+    # A run that finds all of it done looks no further.
+    (output / "units.parquet").unlink()
+    extract(inputs, output)
+    assert os.listdir(output / "_tmp") == [young.name]
 
 
 def test_a_killed_worker_ends_the_command_and_the_next_run_resumes(inputs, clean, tmp_path):
     output = tmp_path / "out"
     command = start(*inputs, "-o", output, "--workers", "2", pause=0.2)
-    wait_for_parts(output, 1)
+    wait_for_parts(command, output)
     workers = [
         p for p in psutil.Process(command.pid).children(recursive=True) if "pipeline.runners.worker" in p.cmdline()
     ]
@@ -134,7 +140,7 @@ def test_a_killed_worker_ends_the_command_and_the_next_run_resumes(inputs, clean
 def test_ctrl_c_stops_and_tells_how_to_resume(inputs, clean, tmp_path, workers):
     output = tmp_path / "out"
     command = start(*inputs, "-o", output, "--workers", workers, pause=0.5)
-    wait_for_parts(output, 1)
+    wait_for_parts(command, output)
     command.send_signal(signal.SIGINT)
     interrupted = time.monotonic()
     code, _, err = finish(command)
@@ -179,7 +185,7 @@ def test_read_only_output(inputs, small_disk):
 def test_output_that_vanishes(inputs, clean, tmp_path):
     output = tmp_path / "out"
     command = start(*inputs, "-o", output, pause=0.2)
-    wait_for_parts(output, 1)
+    wait_for_parts(command, output)
     output.rename(tmp_path / "away")
     (tmp_path / "out").write_text("in the way")
     code, _, err = finish(command)
@@ -194,7 +200,7 @@ def test_output_that_vanishes(inputs, clean, tmp_path):
 def test_input_that_vanishes(inputs, clean, tmp_path, victim):
     output = tmp_path / "out"
     command = start(inputs[victim], "-o", output, pause=0.2)
-    wait_for_parts(output, 1)
+    wait_for_parts(command, output)
     away = inputs[victim].with_name("away")
     inputs[victim].rename(away)
     try:

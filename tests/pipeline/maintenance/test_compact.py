@@ -4,17 +4,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
-import time
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -22,18 +21,20 @@ from pipeline.maintenance import compact as compacting
 from pipeline.maintenance.compact import compact, compact_json, compact_text
 from pipeline.maintenance.inspect import inspect
 from pipeline.maintenance.verify import verify
-from tests import ROOT
 from tests.pipeline.extraction import test_run as te
 from tests.support import memory_store
+from tests.support.commands import finish, start
 from tests.support.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from tests.support.fakes import WEIGHTS
+from tests.support.properties import examples
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.records import UnitReport
 from transforms.store import merging
 from transforms.store.features import open_features
 from transforms.store.listing import list_parts, read_footer
-from transforms.store.manifest import write_manifest
+from transforms.store.manifest import read_manifest, write_manifest
+from transforms.store.output import Output
 from transforms.store.parts import PartWriter
 from transforms.store.reports import read_units
 
@@ -322,32 +323,32 @@ def test_taking_apart_that_is_cut_off(own, monkeypatch, call):
 
 def test_killed_at_many_moments(made, tmp_path):
     rows = te.rows(made / "out")
+    # Before the so manieth rename or removal.
     code = (
-        "import sys; from pipeline.maintenance.compact import compact; "
+        "import os, signal, sys\n"
+        "from pipeline.maintenance.compact import compact\n"
+        "left = int(sys.argv[2])\n"
+        "def kill(event, args):\n"
+        "    global left\n"
+        "    if event in ('os.rename', 'os.remove'):\n"
+        "        left -= 1\n"
+        "        left or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(kill)\n"
         "compact(sys.argv[1], target_bytes=12_000, say=print)"
     )
     seen = set()
-    for number in range(6):
-        output = tmp_path / f"out{number}"
+    for moment in (1, 2, 3, 8, 17, 30):
+        output = tmp_path / f"out{moment}"
         shutil.copytree(made / "out", output)
-        command = subprocess.Popen(
-            [sys.executable, "-c", code, str(output)],
-            cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        # As soon as the first is merged, or a little later.
-        deadline = time.monotonic() + 30
-        while not merged_parts(output) and time.monotonic() < deadline and command.poll() is None:
-            time.sleep(0.0005)
-        time.sleep(0.004 * number)
-        command.send_signal(signal.SIGKILL)
-        command.communicate()
+        status, _, err = finish(start([sys.executable, "-c", code, str(output), str(moment)]))
+        assert status == -signal.SIGKILL, err
         seen.add((len(merged_parts(output)), len(list((output / "features").iterdir()))))
         assert te.rows(output) == rows
         compact(str(output), target_bytes=12_000)
         check_same(output, rows)
         assert list_parts(str(output)).leftovers == ()
         assert os.listdir(output / "_tmp") == []
-    assert len(seen) > 1
+    assert len(seen) == 6
 
 
 def test_only_a_complete_output(copy, tmp_path):
@@ -401,7 +402,7 @@ def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
         with pytest.raises(FeaturemillError, match="is being compacted or overwritten by another command"):
             te.extract(made / "in", copy)
         # As an extract on another machine does.
-        write_manifest(str(copy), {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+        write_manifest(str(copy), replace(read_manifest(str(copy)), status="running"))
         yield from real(*args)
 
     monkeypatch.setattr(merging, "_rows_in_order", meanwhile)
@@ -434,7 +435,7 @@ def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatc
     def merge(output, names, **more):
         name = real(output, names, **more)
         if when == "running":
-            write_manifest(output, {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+            write_manifest(output.folder, replace(read_manifest(output.folder), status="running"))
         if when != "unchanged":
             merging.split_part(output, name)
         return name
@@ -451,7 +452,7 @@ def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatc
 def test_two_merged_parts_with_the_same_unit_are_told(copy):
     names = list_parts(str(copy)).names
     for some in (names[:3], names[2:4]):
-        merging.merge_parts(str(copy), some, before_commit=lambda: None)
+        merging.merge_parts(Output(str(copy)), some, before_commit=lambda: None)
     with pytest.raises(FeaturemillError, match=r"both hold unit .* run extract again"):
         open_features(str(copy))
     with pytest.raises(FeaturemillError, match="both hold unit"):
@@ -517,7 +518,7 @@ def unit_rows(output: str, name: str) -> list[dict]:
     return pq.read_table(f"{output}/features/{name}").to_pylist()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     units=st.lists(st.lists(st.text("abé#", max_size=3), max_size=9), min_size=1, max_size=6), size=st.integers(1, 9)
 )
@@ -529,7 +530,7 @@ def test_merged_and_taken_apart_again(units, size):
             write_unit(folder, f"u{number}", keys, number)
         names = [f"u{number}.parquet" for number in range(len(units))]
         before = [unit_rows(folder, name) for name in names]
-        merged = merging.merge_parts(folder, names, before_commit=lambda: None)
+        merged = merging.merge_parts(Output(folder), names, before_commit=lambda: None)
         together = unit_rows(folder, merged)
         # The oracle: Python's sort, which is stable, by the bytes of the key.
         assert together == sorted((row for rows in before for row in rows), key=lambda row: row["key"].encode())
@@ -537,7 +538,7 @@ def test_merged_and_taken_apart_again(units, size):
         assert list_parts(folder).unit_ids() == {name.removesuffix(".parquet") for name in names}
         for name in names:
             os.remove(f"{folder}/features/{name}")
-        merging.split_part(folder, merged)
+        merging.split_part(Output(folder), merged)
         assert sorted(os.listdir(f"{folder}/features")) == names
         for name, rows in zip(names, before, strict=True):
             assert unit_rows(folder, name) == rows

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli.app import run_cli
@@ -17,6 +17,7 @@ from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
 from tests.support.factories import shared_data
 from tests.support.heads_data import draw_rows
+from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.evaluation.split import Split
 from transforms.heads import FitSettings
@@ -64,7 +65,7 @@ def splits(draw) -> Split:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(splits(), st.booleans())
 def test_no_row_is_judged_by_what_it_trained(parts, learning):
     plan = plan_fits(parts, learning=learning)

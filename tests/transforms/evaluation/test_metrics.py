@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.properties import examples
 from transforms.errors import FeaturemillError
 from transforms.evaluation import bootstrap
 from transforms.evaluation.bootstrap import draw_units, intervals, sum_by_unit
@@ -39,7 +40,7 @@ def values(found):
     return {name: metric and metric["value"] for name, metric in found["metrics"].items()}
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(st.integers(6, 9), st.integers(30, 120), st.integers(0, 2**16), st.booleans())
 def test_metrics_are_those_of_scikit_learn(classes, rows, seed, gap):
     from sklearn import metrics

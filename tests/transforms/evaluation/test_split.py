@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from tests.support.factories import shared_data
 from tests.support.heads_data import ArrayVectors
+from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.evaluation.split import Split, split
 from transforms.rows.table import Table, open_table
@@ -71,7 +72,7 @@ tables = st.builds(
     st.lists(st.integers(0, ROWS - 1), min_size=ROWS, max_size=ROWS),
     st.booleans(),
 )
-few = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+few = examples(60, suppress_health_check=[HealthCheck.filter_too_much])
 
 
 def try_split(table: Table, **options) -> Split | None:

@@ -4,11 +4,12 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
 from tests.support.heads_data import ArrayVectors, draw_rows
+from tests.support.properties import examples
 from transforms import heads
 from transforms.errors import UsageError
 from transforms.heads import FitSettings, knn
@@ -50,7 +51,7 @@ def direct(rows: Rows, queries: np.ndarray, count: int, *, standardize: bool = F
     standardize=st.booleans(),
     seed=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_equals_a_loop_whatever_the_blocks(count, dims, neighbours, blocks, standardize, seed):
     rows = draw_rows(rows=count, dims=dims, classes=3, cells=2, seed=seed)
     with pytest.MonkeyPatch.context() as patch:
@@ -67,7 +68,6 @@ def test_equals_a_loop_whatever_the_blocks(count, dims, neighbours, blocks, stan
 
 
 @given(values=st.lists(st.integers(0, 3), min_size=1, max_size=60), count=st.integers(1, 20), block=st.integers(1, 70))
-@settings(deadline=None)
 def test_ties_go_by_row_number(values, count, block):
     """Rows along one axis each: similarities are exactly 1 or 0, ties everywhere."""
     count = min(count, len(values))

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from tests import ROOT
+from tests.support.properties import examples
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
 from transforms.spec import FeatureSpec
 
@@ -193,19 +194,19 @@ def check(data: bytes, choices: dict) -> bool:
 
 @pytest.mark.parametrize("name", FILES)
 @given(choices=SPECS)
-@settings(max_examples=10, deadline=None)
+@examples(10)
 def test_intact_files_decode_with_any_spec(name, choices):
     assert check(FILES[name], choices)
 
 
 @given(data=st.binary(max_size=200), choices=SPECS)
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_random_bytes(data, choices):
     check(data, choices)
 
 
 @given(name=st.sampled_from(sorted(FILES)), keep=st.floats(0, 1), choices=SPECS)
-@settings(max_examples=200, deadline=None)
+@examples(200)
 def test_cut_files(name, keep, choices):
     check(FILES[name][: int(len(FILES[name]) * keep)], choices)
 
@@ -215,7 +216,7 @@ def test_cut_files(name, keep, choices):
     edits=st.lists(st.tuples(st.floats(0, 0.999) | st.floats(0, 0.1), st.binary(min_size=1, max_size=4)), max_size=8),
     choices=SPECS,
 )
-@settings(max_examples=500, deadline=None)
+@examples(500)
 def test_changed_files(name, edits, choices):
     data = bytearray(FILES[name])
     for place, new in edits:

@@ -418,7 +418,6 @@ def site(monkeypatch, tmp_path, published):
     content = published.read_bytes()
     site = Site(content)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
     monkeypatch.setattr(imagenet, "_STORE", site.url)
     monkeypatch.setitem(imagenet._MD5S, ("vgg16", False), hashlib.md5(content).hexdigest())
     yield site

@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support import memory_store  # noqa: F401  Registers mem:// with Beam.
+from tests.support.properties import examples
 from tests.transforms.rows.test_table import draw_matrix, write_plain
 from transforms import storage
 from transforms.errors import FeaturemillError
@@ -186,7 +187,7 @@ def test_nothing_half_written(head, tmp_path, monkeypatch, overwrite, broken):
     assert not overwrite or files(tmp_path / "head") == before
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     name=st.sampled_from(["head.json", "head.npz"]), where=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255)
 )

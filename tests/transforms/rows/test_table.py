@@ -7,12 +7,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.demo.samples import draw_items, write_folder
 from tests.pipeline.extraction.test_run import extract
 from tests.support.factories import shared_data
+from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.table import Table, open_table
 from transforms.store.features import open_features
@@ -226,7 +227,7 @@ def three_files(tmp_path_factory) -> tuple[Table, np.ndarray]:
     return open_table(str(folder)), matrix
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     wanted=st.none() | st.lists(st.booleans(), min_size=40, max_size=40).map(np.array),
     batch_rows=st.none() | st.integers(1, 50),

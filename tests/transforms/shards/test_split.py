@@ -6,10 +6,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.factories import Item, fake_items, found_shard, rows, tar_bytes, write_folder, write_shard
+from tests.support.properties import examples
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.records import EncodedImage, Unit
@@ -34,7 +35,7 @@ def assert_same_in_units(shard, unit_bytes):
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "tar", "parquet"])
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(items=ITEMS, unit_bytes=st.integers(1, 20_000), group=st.integers(1, 5))
 def test_any_split_loses_and_doubles_nothing(kind, items, unit_bytes, group):
     options = {"row_group_size": group} if kind == "parquet" else {}
@@ -50,7 +51,7 @@ def test_any_split_loses_and_doubles_nothing(kind, items, unit_bytes, group):
 NAMES = st.sampled_from(["a.jpg", "a.cls", "a.txt", "b.png", "d/a.jpg", "._a.jpg", "d/", "c", "x" * 150 + ".jpg"])
 
 
-@settings(max_examples=80, deadline=None)
+@examples(80)
 @given(
     members=st.lists(st.tuples(NAMES, st.binary(max_size=600)), min_size=1, max_size=12),
     unit_bytes=st.integers(1, 6000),
@@ -172,7 +173,7 @@ def test_a_unit_whose_shard_became_shorter_says_so(tmp_path):
         assert (last.error, last.position) == ("truncated", boundary)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(count=st.integers(1, 30), per_unit=st.integers(1, 12))
 def test_slices_of_a_listing_lose_and_double_nothing(count, per_unit):
     with tempfile.TemporaryDirectory() as folder:

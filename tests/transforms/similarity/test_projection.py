@@ -5,11 +5,12 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import ROOT
 from tests.support.pages_data import clusters
+from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.similarity import all_pairs, projection
 from transforms.similarity.all_pairs import all_nearest
@@ -118,7 +119,7 @@ def test_umap_finds_no_tensorflow(monkeypatch):
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(0, 12), st.integers(0, 2**32 - 1), st.sampled_from([2, 1000]))
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_nearest_equal_a_brute_force(rows, dims, count, seed, levels):
     # Few levels make many equal cosines, which go by number.
     vectors = np.random.default_rng(seed).integers(-levels, levels, (rows, dims)).astype(np.float32)
@@ -133,7 +134,7 @@ def test_nearest_equal_a_brute_force(rows, dims, count, seed, levels):
 
 def test_nearest_across_tiles(monkeypatch):
     monkeypatch.setattr(all_pairs, "_TILE_ROWS", 7)
-    monkeypatch.setattr(all_pairs, "_TILE_COLUMNS", 50)
+    monkeypatch.setattr(all_pairs, "_STORED", 50)
     vectors, _ = clusters(211, 12)
     found, cosines = all_nearest(vectors, 10)
     expected, values = brute_force(vectors, 10)
@@ -142,7 +143,7 @@ def test_nearest_across_tiles(monkeypatch):
 
 
 def test_equal_cosines_go_by_number(monkeypatch):
-    monkeypatch.setattr(all_pairs, "_TILE_COLUMNS", 8)
+    monkeypatch.setattr(all_pairs, "_STORED", 8)
     found, _ = all_nearest(np.ones((30, 4), np.float32), 3)
     assert found[0].tolist() == [1, 2, 3]
     assert found[20].tolist() == [0, 1, 2]

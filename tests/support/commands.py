@@ -1,0 +1,37 @@
+"""Commands started as a user starts them, in processes of their own."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from tests import ROOT
+
+# Only what hangs takes so long, also on a machine that is busy with other things.
+SECONDS = 240.0
+
+
+def start(command: Sequence[str], **more: Any) -> subprocess.Popen:
+    """Starts a command at the head of a session, with pipes for what it says; it hears Ctrl-C.
+
+    What is started by a shell in the background, or by nohup, has Ctrl-C ignored, and children inherit that. A signal
+    with a handler is set to its default in a child; to set it there, by `preexec_fn`, isn't safe beside threads.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        settings = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
+        return subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **settings)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def finish(command: subprocess.Popen, seconds: float = SECONDS) -> tuple[int, str, str]:
+    """Returns exit code, standard output and standard error; kills what takes longer."""
+    try:
+        out, err = command.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(command.pid, signal.SIGKILL)
+        out, err = command.communicate()
+        raise AssertionError(f"the command did not end within {seconds:.0f} s: {err}") from None
+    return command.returncode, out, err
