@@ -63,7 +63,6 @@ class FeatureSpec(SpecOptions):
         backbone: `vgg19` or `vgg16`.
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
-        image_size, resize, …: As in `SpecOptions`.
     """
 
     backbone: str
