@@ -1,7 +1,7 @@
 # syntax=docker/dockerfile:1
 # One image for Beam's workers, for a Flex Template's launcher and for the command itself; BuildKit builds it.
 #   docker build -t REGISTRY/featuremill:TAG .
-#   docker build -t REGISTRY/featuremill-gpu:TAG --build-arg EXTRAS=gcp,aws,gpu .
+#   docker build -t REGISTRY/featuremill-gpu:TAG --build-arg EXTRAS=gcp,gpu .
 # BEAM is the apache-beam version of constraints.txt; tests/distributed/test_dataflow.py compares them.
 ARG BEAM=2.77.0
 ARG PYTHON=3.11
@@ -12,7 +12,7 @@ FROM apache/beam_python${PYTHON}_sdk:${BEAM} AS beam
 
 # All wheels at their tested versions, made where compilers may be needed and sources may lie about.
 FROM beam AS wheels
-ARG EXTRAS=gcp,aws
+ARG EXTRAS=gcp
 WORKDIR /src
 COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
 COPY featuremill featuremill
@@ -22,7 +22,7 @@ RUN pip wheel --no-cache-dir -c constraints.txt --wheel-dir /wheels ".[${EXTRAS}
 
 # Not on Beam's own image: of the packages that it holds beside Beam, some refuse the versions that are tested here.
 FROM python:${PYTHON}.15-slim-bookworm AS worker
-ARG EXTRAS=gcp,aws
+ARG EXTRAS=gcp
 # Into the system's Python: Beam's boot makes each worker's environment on top of it.
 RUN --mount=type=bind,from=wheels,source=/wheels,target=/wheels \
     --mount=type=bind,from=wheels,source=/src/constraints.txt,target=/constraints.txt \

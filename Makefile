@@ -17,10 +17,8 @@ test: $(INSTALLED)
 torture: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=torture --timeout=0
 
-# Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips. Before them what
-# `make test` skips on a new machine: how Beam's own clients of stores are changed.
+# Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips.
 test-distributed: .venv/.distributed
-	$(BIN)/python -m pytest tests/transforms/test_object_stores.py tests/transforms/test_storage.py -rs
 	$(BIN)/python -m pytest tests/distributed -rs
 
 .venv/.distributed: $(INSTALLED)

@@ -100,8 +100,8 @@ setup(
             'uvloop>=0.22; sys_platform != "win32"',
             "websockets>=16.0",
         ],
+        # What Dataflow needs; stores need nothing more.
         "gcp": ["apache-beam[gcp]"],
-        "aws": ["apache-beam[aws]"],
         "gpu": ["tensorflow[and-cuda]>=2.21,<3; sys_platform == 'linux'"],
     },
     entry_points={"console_scripts": ["featuremill = featuremill.__main__:main"]},

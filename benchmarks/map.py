@@ -16,6 +16,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -87,7 +88,7 @@ def write_out(folder: Path, shard_path: Path, rows: int) -> None:
     write_plan(str(folder), [PlannedUnit(name, unit)])
     write_units(str(folder), [report])
     manifest = new_manifest(spec, weights="drawn", weights_are_random=True, limit=None)
-    write_manifest(str(folder), {**manifest, "status": "complete", "totals": vars(add_up([report]))})
+    write_manifest(str(folder), replace(manifest, status="complete", totals=add_up([report])))
 
 
 def browse(page_path: Path) -> dict:

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.process import run, say
 from pipeline.demo.samples import draw_items, write_tar
 from pipeline.extraction.options import ExtractOptions
-from pipeline.extraction.output import open_output
+from pipeline.extraction.output import begin_output
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.progress import Committed
 from pipeline.maintenance.compact import compact
@@ -34,8 +34,9 @@ from transforms.store.features import open_features
 from transforms.store.layout import part_uri
 from transforms.store.listing import list_parts, read_footer
 from transforms.store.manifest import new_manifest, write_manifest
+from transforms.store.output import Output
 from transforms.store.parts import PartWriter
-from transforms.store.reports import add_up, collect_reports, write_units
+from transforms.store.reports import add_up, write_units
 from transforms.store.units import Chunk, read_todo, write_todo
 
 IMAGES_PER_UNIT = 1000
@@ -71,14 +72,7 @@ def find(output: str, units: int) -> dict:
 
 def plan_of(output: str, units: int) -> Plan:
     fingerprint = options(output).spec(WEIGHTS).fingerprint
-    return make_plan(
-        output,
-        found(units),
-        fingerprint=fingerprint,
-        unit_bytes=256 * 2**20,
-        workers=1,
-        parts=list_parts(output).unit_ids(),
-    )
+    return make_plan(Output(output), found(units), fingerprint=fingerprint, unit_bytes=256 * 2**20, workers=1)
 
 
 def plan(output: str, units: int) -> dict:
@@ -87,7 +81,7 @@ def plan(output: str, units: int) -> dict:
     with timed() as clock:
         planned = plan_of(output, units)
     with timed() as writing:
-        open_output(output, manifest, planned)
+        begin_output(Output(output), manifest, planned)
         chunks = write_todo(output, planned.todo)
     return {
         "units": len(planned.todo),
@@ -108,7 +102,7 @@ def read_one(unit: Unit) -> Iterator[EncodedImage]:
 def commit(output: str, units: int) -> dict:
     """Takes units through the recipe, from the file that says what is to do to the commit."""
     given = options(output)
-    job = recipe.Job(output, given.spec(WEIGHTS), given.sizes, "fake", False, "fake", 32, 1, 10**6)
+    job = given.job(WEIGHTS)
     recipe.shards.read = read_one
     engine = FakeEngine(job.sizes, job.batch_size)
     [todo] = Path(output, "_tmp").glob("todo.*")
@@ -168,13 +162,13 @@ def manifest(output: str, units: int) -> dict:
     reports = (
         UnitReport(**{**vars(report), "unit_id": p.unit_id, "source": p.unit.shard.file.uri}) for p in planned.done
     )
-    listing = list_parts(output)
+    there = Output(output)
     with timed() as writing:
         write_units(output, list(reports))
     with timed() as clock:
-        found = collect_reports(output, [p.unit_id for p in planned.units], listing=listing, fresh=set())
-        totals = add_up(found)
-        write_manifest(output, {"totals": asdict(totals)})
+        totals = add_up(there.collect_reports([p.unit_id for p in planned.units], fresh=set()))
+        fresh = new_manifest(options(output).spec(WEIGHTS), weights="fake", weights_are_random=False, limit=None)
+        write_manifest(output, replace(fresh, totals=totals))
     return {
         "units": totals.units,
         "seconds": clock() + writing(),
@@ -204,8 +198,7 @@ def full_parts(output: str, _: int) -> dict:
                 writer.commit(report)
             reports.append(report)
     manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
-    totals = {"rows_embedded": FULL_PARTS * IMAGES_PER_UNIT}
-    write_manifest(output, {**manifest, "status": "complete", "totals": totals})
+    write_manifest(output, replace(manifest, status="complete", totals=add_up(reports)))
     write_units(output, reports)
     merged = compact(output)
     assert open_features(output).rows == FULL_PARTS * IMAGES_PER_UNIT

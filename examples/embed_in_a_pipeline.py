@@ -17,7 +17,7 @@ from transforms.store.manifest import read_manifest
 
 def main(pattern: str, features: str) -> None:
     spec = open_features(features).spec
-    weights = source_of(read_manifest(features)["weights"])
+    weights = source_of(read_manifest(features).weights)
     with beam.Pipeline("FnApiRunner") as pipeline:
         images = (
             pipeline

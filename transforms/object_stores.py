@@ -1,74 +1,90 @@
-"""Beam's clients for S3 and Google Cloud Storage: one per process, with patience that ends, and errors that say why.
+"""Object stores and HDFS by pyarrow's file systems: which one a URL means, patience that ends, errors that say why.
 
-As they come, each `open` makes a client and a connection of its own, and a store that doesn't answer is asked for ten
-minutes (S3: seven times after 5, 10, 20 … 320 s) with a traceback for each try. Beam has no setting for either, so
-`settle` replaces what Beam makes its clients with. Of its file systems it replaces only how they tell the time.
+pyarrow has limits for S3 (seconds, tries) and for how long Google's store is asked again, but none for a Google, Azure
+or HDFS server that takes a request and says nothing. So each request is made in a thread of its own, and waited for so
+long and no longer; a thread for which nobody waits any more ends with its connection, or with the process.
 """
 
 import errno
 import io
+import math
 import os
+import re
+import tempfile
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from typing import TYPE_CHECKING, Any, BinaryIO
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import IO, TYPE_CHECKING, Any, TypeVar
+
+from transforms.errors import FeaturemillError
 
 if TYPE_CHECKING:
-    from apache_beam.options.pipeline_options import PipelineOptions
+    import pyarrow as pa
+    from pyarrow import fs
 
-# Read from the store at once where a reader asks for less.
-READ_BYTES = 1 << 20
-# A store that is silent for so long is asked again, this often in all: 30 s and the pauses between.
-_CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 10, 3
-# Google's client counts seconds instead; its own defaults are 120, and 60 of silence.
-_GCS_SECONDS = 20.0
+T = TypeVar("T")
+
+# Read from the store at once where a reader asks for less; twice as much each time it reads on, up to the second.
+READ_BYTES, _MOST_BYTES = 1 << 20, 16 << 20
+# A request is waited for so long, its tries and pauses included; and longer by its bytes, which may come slowly.
+_SECONDS, _BYTES_PER_SECOND = 24.0, 1 << 20
+# S3: a server that is silent for so long is asked again, this often in all.
+_CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 7, 3
+# Google's client counts seconds instead.
+_GCS_SECONDS = 20
 # A store that has used up a caller's patience gets no more of it from those who only tidy up after the error.
-_HASTY_SECONDS = 2
-# Answers that say "later": a request took too long, or there were too many.
-_LATER = (408, 429)
-# After an answer broke off in the middle.
-_PAUSES = (0.5, 1.0, 2.0)
-# Of boto3's connections, as many as the readers of a listing have threads, and some for the rest.
-_CONNECTIONS = 32
+_HASTY_SECONDS, _HASTY_WAIT = 2, 3.0
+# What is written stays in memory up to so much, and on the local disk from there on, until it is uploaded.
+_SPOOL_BYTES = 64 << 20
+# What stores say of one object or of who asks, as pyarrow words it. 408 and 429 say "later": trouble, and no answer.
+_ANSWERS = re.compile(
+    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|SIGNATURE_DOES_NOT_MATCH|INVALID_CLIENT_TOKEN_ID|NO_SUCH_|RESOURCE_NOT_FOUND"
+    "|PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND|HTTP status (?!408|429)4[0-9][0-9]"
+)
+# Google's client wraps what the store said.
+_GOOGLES = re.compile(r"google::cloud::Status\((\w+): .*?last message of (.*?)( error_info=.*)?\)$", re.DOTALL)
+# Of no use to who reads an error.
+_NOISE = re.compile(r" \(Request ID: [^)]*\)|^\[Errno \d+\] |\. Detail: \[.*$|; Details: .*$", re.DOTALL)
+
+
+class StoreError(OSError):
+    """An error of a store in one line."""
+
+    def __init__(self, text: str, is_answer: bool):
+        super().__init__(text)
+        self.is_answer = is_answer
 
 
 class _Patience:
-    """Whether a store that doesn't answer is asked again: until it has once been asked in vain, and after it answers.
+    """Whether a store that doesn't answer is waited for: until it was once in vain, and again after it answers.
 
     Without it, an error of half a minute would take minutes to come out, as files are closed and removed on the way.
     """
 
     def __init__(self) -> None:
         self.is_lost = False
+        self.answered = -math.inf
         # Of this thread: it asks for what it can do without.
         self.is_spared = ContextVar("is_spared", default=False)
-        # Google's retry policies, which are asked for their seconds at each call.
-        self.policies: list[Any] = []
 
     @property
     def is_hasty(self) -> bool:
         return self.is_lost or self.is_spared.get()
 
-    def lose(self) -> None:
-        if not self.is_spared.get():
-            self._set(True, _HASTY_SECONDS)
-
-    def regain(self) -> None:
-        if self.is_lost:
-            self._set(False, _GCS_SECONDS)
-
-    def _set(self, is_lost: bool, seconds: float) -> None:
-        self.is_lost = is_lost
-        for policy in self.policies:
-            policy._timeout = policy._deadline = seconds
+    def note(self, is_answer: bool) -> None:
+        if is_answer:
+            self.is_lost, self.answered = False, time.monotonic()
+        elif not self.is_spared.get():
+            self.is_lost = True
 
 
 _PATIENCE = _Patience()
-_LOCK = threading.RLock()
 
 
 @contextmanager
@@ -81,68 +97,180 @@ def hastily() -> Iterator[None]:
         _PATIENCE.is_spared.reset(token)
 
 
-@contextmanager
-def as_os_error(uri: str, *, is_answered: bool = True) -> Iterator[None]:
-    """Turns what a store's client raises into an OSError with the cause alone; "not there" into FileNotFoundError.
-
-    Beam wraps errors in dictionaries of errors, and Google's clients have families of their own.
-
-    Args:
-        uri: For messages.
-        is_answered: False where success says nothing of the store, as when bytes only go into a buffer.
-    """
-    try:
-        yield
-        if is_answered:
-            _PATIENCE.regain()
-    except Exception as error:
-        cause = _cause(error)
-        status = getattr(cause, "status", getattr(cause, "code", None))
-        is_told = isinstance(status, int) and status < 500
-        if not is_told and not isinstance(cause, FileNotFoundError):
-            _PATIENCE.lose()
-        if getattr(cause, "code", None) == 404:
-            raise FileNotFoundError(errno.ENOENT, f"not found: {_text(cause)}", uri) from error
-        if cause is error and isinstance(error, (OSError, MemoryError)):
-            raise
-        wrapped = OSError(_text(cause))
-        wrapped.status = status
-        raise wrapped from error
-
-
 def is_answer(error: OSError) -> bool:
     """Whether a store said this of the one object (it isn't there, it may not be read), and isn't in trouble itself."""
-    status = getattr(error, "status", None)
-    is_refusal = isinstance(status, int) and 400 <= status < 500 and status not in _LATER
-    return is_refusal or isinstance(error, FileNotFoundError)
+    return isinstance(error, FileNotFoundError) or getattr(error, "is_answer", False)
 
 
-def _cause(error: BaseException) -> BaseException:
-    details = getattr(error, "exception_details", None)
-    if isinstance(details, dict) and details:
-        first = next(iter(details.values()))
-        # Google's batches leave nothing but the status.
-        return _cause(first) if isinstance(first, BaseException) else OSError(f"the store answered {first}")
-    return error
+def has_answered() -> bool:
+    """Whether a store answered in the last minute."""
+    return time.monotonic() - _PATIENCE.answered < 2 * _SECONDS
 
 
-def _text(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+def ask(call: Callable[[], T], *, more: float = 0, is_answered: bool = True) -> T:
+    """Returns what a request returns.
+
+    Args:
+        call: The request.
+        more: Seconds to wait beyond the usual, where much is to come or go.
+        is_answered: False where success says nothing of the store, as when bytes only go into a buffer.
+
+    Raises:
+        OSError: The store's error in one line, a FileNotFoundError where something isn't there; or it was silent.
+    """
+    try:
+        result = _within(_HASTY_WAIT if _PATIENCE.is_hasty else _SECONDS * _tries() / _TRIES + more, call)
+    except MemoryError:
+        raise
+    except Exception as error:
+        is_missing = isinstance(error, FileNotFoundError)
+        is_told = is_missing or _ANSWERS.search(str(error)) is not None
+        _PATIENCE.note(is_told)
+        text = " ".join(_GOOGLES.sub(r"\1: \2", _NOISE.sub("", str(error))).split()) or type(error).__name__
+        raise (FileNotFoundError(errno.ENOENT, text) if is_missing else StoreError(text, is_told)) from error
+    if is_answered:
+        _PATIENCE.note(True)
+    return result
+
+
+def _within(seconds: float, call: Callable[[], T]) -> T:
+    results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((call(), None))
+        except BaseException as error:
+            results.put((None, error))
+
+    threading.Thread(target=run, name="ask-store", daemon=True).start()
+    try:
+        result, error = results.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError(f"no answer for {seconds:.0f} s") from None
+    if error is not None:
+        raise error
+    return result
+
+
+@dataclass(frozen=True)
+class Place:
+    """A URL as pyarrow wants it.
+
+    Attributes:
+        files: The file system.
+        path: Bucket and object; on HDFS, the absolute path.
+        root: What a URL begins with where a path begins with `base`.
+        base: The container, where the root names it, or nothing.
+    """
+
+    files: "fs.FileSystem"
+    path: str
+    root: str
+    base: str = ""
+
+    def uri(self, path: str) -> str:
+        """Returns the URL of another path there."""
+        return self.root + path.removeprefix(self.base)
+
+
+# By process (a fork can't use its parent's connections), scheme, server and haste.
+_MADE: dict[tuple, "fs.FileSystem"] = {}
+
+
+def place(uri: str) -> Place:
+    """Returns where a URL leads.
+
+    Raises:
+        FeaturemillError: There is no such scheme.
+    """
+    scheme, rest = uri.split("://", 1)
+    scheme = scheme.lower()
+    if scheme not in FILE_SYSTEMS:
+        raise FeaturemillError(
+            f"cannot reach {uri}: no store is known as {scheme}://; use s3://, gs://, abfss://, hdfs://"
+        )
+    server, path, base = "", rest, ""
+    if scheme in ("abfs", "abfss"):
+        # abfss://CONTAINER@ACCOUNT.dfs.core.windows.net/NAME is CONTAINER/NAME.
+        base, _, host_and_name = rest.partition("@")
+        server, slash, name = host_and_name.partition("/")
+        path = base + slash + name
+    elif scheme in ("hdfs", "viewfs"):
+        server, slash, name = rest.partition("/")
+        path = slash + name
+    key = (os.getpid(), scheme, server, _PATIENCE.is_hasty)
+    if key not in _MADE:
+        _MADE[key] = FILE_SYSTEMS[scheme](server, _PATIENCE.is_hasty)
+    root = uri[: len(uri) - len(rest)] + (f"{base}@" if base else "") + server
+    return Place(_MADE[key], path.rstrip("/"), root, base)
+
+
+def _tries() -> int:
+    # Who says otherwise in the environment is obeyed.
+    return int(os.environ.get("AWS_MAX_ATTEMPTS") or _TRIES)
+
+
+def _server(*names: str) -> dict[str, str]:
+    """Returns the server that the environment names for a store, as pyarrow wants it; nothing if it names none."""
+    url = next((os.environ[name] for name in names if os.environ.get(name)), "")
+    scheme, found, host = url.rstrip("/").rpartition("://")
+    return {"endpoint_override": host, "scheme": scheme if found else "http"} if host else {}
+
+
+def _s3(_: str, is_hasty: bool) -> "fs.FileSystem":
+    from pyarrow import fs
+
+    return fs.S3FileSystem(
+        **_server("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        connect_timeout=_HASTY_SECONDS if is_hasty else _CONNECT_SECONDS,
+        request_timeout=_HASTY_SECONDS if is_hasty else _SILENT_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1 if is_hasty else _tries()),
+        # What fits into one request is one, and its error comes before anything else is done.
+        allow_delayed_open=True,
+        background_writes=False,
+    )
+
+
+def _gcs(_: str, is_hasty: bool) -> "fs.FileSystem":
+    from pyarrow import fs
+
+    server = _server("STORAGE_EMULATOR_HOST")
+    seconds = _HASTY_SECONDS if is_hasty else _GCS_SECONDS
+    # An emulator is sent no credentials.
+    return fs.GcsFileSystem(anonymous=bool(server), **server, retry_time_limit=timedelta(seconds=seconds))
+
+
+def _azure(server: str, _: bool) -> "fs.FileSystem":
+    from pyarrow import fs
+
+    account = server.partition(".")[0] or os.environ.get("AZURE_STORAGE_ACCOUNT_NAME", "")
+    return fs.AzureFileSystem(account, os.environ.get("AZURE_STORAGE_KEY") or None)
+
+
+def _hdfs(server: str, _: bool) -> "fs.FileSystem":
+    from pyarrow import fs
+
+    host, _, port = server.partition(":")
+    return fs.HadoopFileSystem(host or "default", int(port or 0))
+
+
+# How each scheme's file system is made, from the server that the URL names and whether there is haste.
+FILE_SYSTEMS: "dict[str, Callable[[str, bool], fs.FileSystem]]" = {
+    "s3": _s3,
+    "gs": _gcs,
+    "abfs": _azure,
+    "abfss": _azure,
+    "hdfs": _hdfs,
+    "viewfs": _hdfs,
+}
 
 
 class Reader(io.BufferedIOBase):
-    """A store's file for reading, whose errors are OSErrors.
+    """A store's file for reading: in few and large requests, and none at the end of the file or for its size."""
 
-    Not io.BufferedReader: that forgets its buffer whenever somebody asks how long the file is, as Arrow does, and reads
-    on at the end of a file, which is a request for nothing.
-    """
-
-    def __init__(self, file: BinaryIO, uri: str, ahead: int):
-        """Args: an open file of Beam's, its name for messages, and the bytes to ask for at least."""
-        self._file, self._uri, self._ahead = file, uri, ahead
-        # Both stores' clients know the size from opening.
-        file.seek(0, 2)
-        self._size = file.tell()
+    def __init__(self, file: "pa.NativeFile", size: int, ahead: int):
+        """Args: pyarrow's open file, its bytes, and how many to ask for at least."""
+        self._file, self._size, self._ahead = file, size, ahead
         self._position = self._start = 0
         self._block = b""
 
@@ -159,13 +287,14 @@ class Reader(io.BufferedIOBase):
         return b"".join(pieces)
 
     def _fetch(self, count: int) -> None:
-        with as_os_error(self._uri):
-            if self._file.tell() != self._position:
-                self._file.seek(self._position)
-            data = self._file.read(min(max(count, self._ahead), self._size - self._position))
+        position = self._position
+        if self._block and position == self._start + len(self._block):
+            self._ahead = min(2 * self._ahead, _MOST_BYTES)
+        count = min(max(count, self._ahead), _MOST_BYTES, self._size - position)
+        data = ask(lambda: self._file.read_at(count, position), more=count / _BYTES_PER_SECOND)
         if not data:
-            raise OSError(f"{self._uri} ends at byte {self._position} of {self._size}: it was changed meanwhile")
-        self._block, self._start = data, self._position
+            raise OSError(f"it ends at byte {position} of {self._size}: it was changed meanwhile")
+        self._block, self._start = data, position
 
     def readinto(self, buffer: memoryview) -> int:
         data = self.read(len(buffer))
@@ -185,22 +314,18 @@ class Reader(io.BufferedIOBase):
     def seekable(self) -> bool:
         return True
 
-    def close(self) -> None:
-        if not self.closed:
-            self._file.close()
-        super().close()
-
 
 class Writer(io.BufferedIOBase):
-    """A store's file for writing, whose errors are OSErrors. Closing publishes it."""
+    """A store's file for writing. It is gathered here and uploaded when it is closed; an error's file never is.
 
-    def __init__(self, file: BinaryIO, uri: str):
-        self._file, self._uri = file, uri
+    pyarrow's own streams publish what they have when they are closed or forgotten, whatever happened before.
+    """
+
+    def __init__(self, uri: str):
+        self._uri, self._file = uri, tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115 Closed by discard.
 
     def write(self, data: bytes) -> int:
-        with as_os_error(self._uri, is_answered=False):
-            self._file.write(data)
-        return len(data)
+        return self._file.write(data)
 
     def writable(self) -> bool:
         return True
@@ -208,191 +333,38 @@ class Writer(io.BufferedIOBase):
     def tell(self) -> int:
         return self._file.tell()
 
+    def discard(self) -> None:
+        """Closes, and uploads nothing."""
+        self._file.close()
+        super().close()
+
     def close(self) -> None:
         if not self.closed:
-            super().close()
-            with as_os_error(self._uri):
-                self._file.close()
-
-
-def reader(file: BinaryIO, uri: str, ahead: int) -> Reader:
-    """Returns Beam's open file as one that asks the store for `ahead` bytes at once, and not for Beam's 16 MiB.
-
-    From S3 a file is read in one request however many reads that takes, as long as they go forward.
-    """
-    if isinstance(file, io.BufferedReader):
-        file = file.detach()
-    # Each chunk of Google's is a request: 16 MiB are right for who reads on, and too much for a look at a head.
-    if ahead < READ_BYTES and hasattr(file, "_chunk_size"):
-        file._chunk_size = ahead
-    return Reader(file, uri, ahead)
-
-
-def settle(scheme: str) -> None:
-    """Makes Beam use this module's clients for `s3` or `gs`; for others there is nothing to do."""
-    with _LOCK:
-        _settle_once(scheme)
-
-
-@cache
-def _settle_once(scheme: str) -> None:
-    # Of a name with "[" in it, which is escaped as "[[]"; it means that.
-    warnings.filterwarnings("ignore", "Possible nested set", FutureWarning, "apache_beam.io.filesystem")
-    if scheme == "s3":
-        _settle_s3()
-    elif scheme == "gs":
-        _settle_gcs()
-
-
-def _settle_s3() -> None:
-    from apache_beam.io.aws import s3io
-    from apache_beam.io.aws.clients.s3 import boto3_client, messages
-
-    class StoreError(messages.S3ClientError, OSError):
-        """An error that boto3 has already been patient with."""
-
-        def __init__(self, cause: object, code: int, status: int | None):
-            super().__init__(str(cause), code)
-            self.args, self.status = (str(cause),), status
-
-        def __str__(self) -> str:
-            return self.args[0]
-
-    def final(error: messages.S3ClientError) -> StoreError:
-        # Beam tries again for minutes after 408, 5xx and errors without a status. And it takes a bucket that isn't
-        # there for an empty one.
-        told = error.code is not None and error.code < 500 and error.code != 408
-        code = error.code if told and "NoSuchBucket" not in str(error.message) else 400
-        return StoreError(error.message, code, error.code)
-
-    def once(method: Callable) -> Callable:
-        def call(self: "Client", request: object) -> object:
             try:
-                return method(self, request)
-            except messages.S3ClientError as error:
-                raise final(error) from error
+                self._file.seek(0)
+                _upload(self._file, self._uri)
+            finally:
+                self.discard()
 
-        return call
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        self.close() if kind is None else self.discard()
 
-    class Client(boto3_client.Client):
-        """Beam's client on the process's one boto3 client, which tries again by itself."""
-
-        def __init__(self, options: "PipelineOptions | dict"):
-            self._options = options
-            self._download_request = self._download_stream = None
-            self._download_pos = 0
-
-        @property
-        def client(self) -> Any:
-            return _boto3(self._options)
-
-        def get_range(self, request: Any, start: int, end: int) -> bytes:
-            for pause in (*_PAUSES, None):
-                try:
-                    data = self.get_stream(request, start).read(end - start)
-                except messages.S3ClientError as error:
-                    # It couldn't be opened, and boto3 tried.
-                    raise final(error) from error
-                except Exception as error:
-                    # The connection broke off; what came so far of this range is read again.
-                    self._download_request = self._download_stream = None
-                    if pause is None:
-                        raise StoreError(f"the connection broke off: {_text(error)}", 400, None) from error
-                    time.sleep(pause)
-                else:
-                    self._download_pos += len(data)
-                    return data
-
-        get_object_metadata = once(boto3_client.Client.get_object_metadata)
-        list = once(boto3_client.Client.list)
-        create_multipart_upload = once(boto3_client.Client.create_multipart_upload)
-        upload_part = once(boto3_client.Client.upload_part)
-        complete_multipart_upload = once(boto3_client.Client.complete_multipart_upload)
-        delete = once(boto3_client.Client.delete)
-        delete_batch = once(boto3_client.Client.delete_batch)
-        copy = once(boto3_client.Client.copy)
-
-    boto3_client.Client = Client
-    # Beam's own fails where the connection broke off before an answer.
-    boto3_client.get_http_error_code = _status
-    # Some stores list milliseconds and answer for one object in whole seconds.
-    s3io.S3IO._updated_to_seconds = staticmethod(lambda updated: float(int(updated.timestamp())))
+    def __del__(self) -> None:
+        self.discard()
 
 
-def _status(error: BaseException) -> int | None:
-    response = getattr(error, "response", None)
-    return response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
+# Uploads that an error ended: their streams are kept open, because forgotten ones publish what they have.
+_BROKEN: list["pa.NativeFile"] = []
 
 
-# By Beam's options, which a process hardly ever changes: making a client takes 60 ms, and it is safe to share.
-_CLIENTS: dict[tuple, object] = {}
-
-
-def _boto3(options: "PipelineOptions | dict") -> object:
-    import boto3
-    from apache_beam.options.pipeline_options import S3Options
-    from botocore.config import Config
-
-    told = options if isinstance(options, dict) else options.view_as(S3Options).get_all_options()
-    names = ("access_key_id", "secret_access_key", "session_token", "endpoint_url", "region_name", "api_version")
-    key = (_PATIENCE.is_hasty, *(told.get(f"s3_{name}") for name in (*names, "verify", "disable_ssl")))
-    with _LOCK:
-        if key not in _CLIENTS:
-            is_hasty, access_key_id, secret, token, endpoint, region, version, verify, disable_ssl = key
-            # Who says otherwise in the environment is obeyed.
-            told_tries = os.environ.get("AWS_MAX_ATTEMPTS")
-            config = Config(
-                connect_timeout=_HASTY_SECONDS if is_hasty else _CONNECT_SECONDS,
-                read_timeout=_HASTY_SECONDS if is_hasty else _SILENT_SECONDS,
-                max_pool_connections=_CONNECTIONS,
-                retries=None if told_tries else {"mode": "standard", "total_max_attempts": 1 if is_hasty else _TRIES},
-            )
-            _CLIENTS[key] = boto3.session.Session().client(
-                "s3",
-                aws_access_key_id=access_key_id,
-                aws_secret_access_key=secret,
-                aws_session_token=token,
-                endpoint_url=endpoint,
-                region_name=region,
-                api_version=version,
-                verify=verify,
-                use_ssl=not disable_ssl,
-                config=config,
-            )
-        return _CLIENTS[key]
-
-
-def _settle_gcs() -> None:
-    from apache_beam.io.gcp import gcsio, gcsio_retry
-    from google.cloud.storage import retry
-    from requests.adapters import HTTPAdapter
-
-    create = gcsio.create_storage_client
-
-    class Hurry(HTTPAdapter):
-        """Sends requests with our patience: Beam's calls have no argument for it."""
-
-        def send(self, request: object, *args: object, **kwargs: object) -> object:
-            kwargs["timeout"] = _HASTY_SECONDS if _PATIENCE.is_hasty else (_CONNECT_SECONDS, _SILENT_SECONDS)
-            return super().send(request, *args, **kwargs)
-
-    def create_storage_client(pipeline_options: "PipelineOptions", use_credentials: bool = True) -> object:
-        # An emulator is sent no credentials, and Beam would look for some for half a minute.
-        use_credentials = use_credentials and not os.environ.get("STORAGE_EMULATOR_HOST")
-        key = (id(pipeline_options), use_credentials)
-        with _LOCK:
-            if key not in _CLIENTS:
-                # The options are kept, so that no others can have their id.
-                client = create(pipeline_options, use_credentials)
-                for scheme in ("http://", "https://"):
-                    client._http.mount(scheme, Hurry(pool_maxsize=_CONNECTIONS))
-                _CLIENTS[key] = pipeline_options, client
-            return _CLIENTS[key][1]
-
-    gcsio.create_storage_client = create_storage_client
-    # A part of each file's version; Beam's own is an hour off where this machine has daylight saving time.
-    gcsio.GcsIO._updated_to_seconds = staticmethod(lambda updated: updated.timestamp())
-    # They are the default arguments of all that Google's and Beam's clients do, and have no other handle.
-    _PATIENCE.policies = [retry.DEFAULT_RETRY, gcsio_retry.DEFAULT_RETRY_WITH_THROTTLING_COUNTER]
-    _PATIENCE.is_lost = True
-    _PATIENCE.regain()
+def _upload(file: IO[bytes], uri: str) -> None:
+    there = place(uri)
+    # As it is, whatever its name ends with.
+    stream = ask(lambda: there.files.open_output_stream(there.path, compression=None), is_answered=False)
+    try:
+        while data := file.read(_MOST_BYTES):
+            ask(partial(stream.write, data), more=len(data) / _BYTES_PER_SECOND, is_answered=False)
+        ask(stream.close)
+    except BaseException:
+        _BROKEN.append(stream)
+        raise

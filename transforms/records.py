@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Format = Literal["tfrecord", "tar", "parquet", "files"]
+# The format of a listing of image files; shards have those of `transforms.shards.detect.FORMATS`.
+LISTING = "files"
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,8 @@ class Shard:
     Attributes:
         file: The file. For a listing, the folder (or the pattern, or the list) that was given, size and
             version summed up over its files.
-        format: What it holds, by content.
-        compression: `gzip` or empty (TFRecord and tar only).
+        format: Name of what it holds, by content.
+        compression: `gzip` or empty (where its format may be packed).
         image_field: Name of the TFRecord feature or Parquet column with the encoded image; empty for tar and files.
         label_field: The same for the label (for tar: a member's extension, or a key of the `.json` member); empty if
             there is none.
@@ -45,11 +46,16 @@ class Shard:
     """
 
     file: FileInfo
-    format: Format
+    format: str
     compression: str = ""
     image_field: str = ""
     label_field: str = ""
     name_field: str = ""
+
+    @property
+    def is_listing(self) -> bool:
+        """Whether it is no file, but a listing of plain image files."""
+        return self.format == LISTING
 
 
 @dataclass(frozen=True)

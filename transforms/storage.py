@@ -1,7 +1,7 @@
-"""Files, wherever they lie: local paths directly, everything else through Beam's FileSystems.
+"""Files, wherever they lie: local paths directly, everything else through pyarrow's file systems.
 
-Local files don't go through Beam: its local file system can't flush to disk (`fsync`), and importing it costs over a
-second that reading features from a laptop's disk should not.
+Local files don't go through pyarrow: its local file system can't flush to disk (`fsync`), and importing it takes time
+that `--help` should not.
 """
 
 import errno
@@ -11,26 +11,40 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from importlib.util import find_spec
+from functools import partial
 from stat import S_ISREG
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
-from transforms import object_stores, storage
 from transforms.errors import FeaturemillError
-from transforms.object_stores import READ_BYTES, as_os_error
+from transforms.object_stores import (
+    READ_BYTES,
+    Place,
+    Reader,
+    StoreError,
+    Writer,
+    ask,
+    has_answered,
+    place,
+)
 from transforms.records import FileInfo
 from transforms.text import clean, one_line
 
 if TYPE_CHECKING:
-    from apache_beam.io.filesystems import FileSystems
+    from pyarrow import fs
+
+T = TypeVar("T")
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
-# What a scheme needs installed: our extra, and the module by which its absence shows.
-_EXTRAS = {"gs": ("gcp", "google.cloud.storage"), "s3": ("aws", "boto3")}
-# Objects appear whole under their names there; other file systems rename.
-_OBJECT_STORES = ("gs", "s3")
+# Objects appear whole under their names elsewhere; these have folders, and rename.
+_FILE_SYSTEMS = ("hdfs", "viewfs")
+# A listing of a million objects takes minutes; a store that answered lately is trusted to go on.
+_LISTING_SECONDS = 600
+_DELETING_THREADS, _DELETED_PER_SECOND = 16, 20
+# What makes a name a pattern.
+_MAGIC = re.compile(r"[*?\[]")
 # There is no file of that name: also where links lead round in a circle, or no name may be so long.
 _NO_SUCH_FILE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 
@@ -48,35 +62,12 @@ def join(folder: str, *names: str) -> str:
     return "/".join([folder.rstrip("/"), *names])
 
 
-def _remote(uri: str) -> "type[FileSystems]":
-    """Returns Beam's FileSystems.
-
-    Raises:
-        FeaturemillError: What the URL's scheme needs isn't installed.
-    """
-    scheme = _scheme(uri)
-    extra, module = _EXTRAS.get(scheme, ("", ""))
-    if extra and not _is_installed(module):
-        raise FeaturemillError(f"cannot reach {uri}: {scheme}:// needs more; pip install 'featuremill[{extra}]'")
-    from apache_beam.io.filesystems import FileSystems
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    if FileSystems._pipeline_options is None:
-        # A runner sets them on its workers; on the launching machine S3 refuses to start without.
-        FileSystems.set_options(PipelineOptions([]))
-    object_stores.settle(scheme)
-    return FileSystems
-
-
 def _scheme(uri: str) -> str:
     return _SCHEME.match(uri).group(1).lower()
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ModuleNotFoundError:
-        return False
+def _is_object_store(uri: str) -> bool:
+    return not is_local(uri) and _scheme(uri) not in _FILE_SYSTEMS
 
 
 def open_read(uri: str, *, ahead: int = READ_BYTES) -> BinaryIO:
@@ -91,22 +82,24 @@ def open_read(uri: str, *, ahead: int = READ_BYTES) -> BinaryIO:
     """
     if is_local(uri):
         return open(uri, "rb")
-    from apache_beam.io.filesystem import CompressionTypes
-
-    with as_os_error(uri):
-        file = _remote(uri).open(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
-    return object_stores.reader(file, uri, ahead)
+    there = place(uri)
+    file = ask(lambda: there.files.open_input_file(there.path))
+    return Reader(file, ask(file.size, is_answered=False), ahead)
 
 
 def open_write(uri: str) -> BinaryIO:
-    """Opens for writing. Closing publishes an object store's file, even an error's: write to a temporary name."""
-    if is_local(uri):
-        return open(uri, "wb")
-    from apache_beam.io.filesystem import CompressionTypes
+    """Opens for writing. On a store the file appears when it is closed, and never if a `with` ends in an error."""
+    return open(uri, "wb") if is_local(uri) else Writer(uri)
 
-    with as_os_error(uri, is_answered=False):
-        file = _remote(uri).create(uri, "application/octet-stream", CompressionTypes.UNCOMPRESSED)
-    return object_stores.Writer(file, uri)
+
+def written_as(uri: str, temporary: str) -> str:
+    """Returns where to write what is to appear whole as `uri`, before it is renamed to that: there on object stores."""
+    return uri if _is_object_store(uri) else temporary
+
+
+def discard(file: BinaryIO) -> None:
+    """Closes a file that isn't wanted: on a store nothing appears, on a disk what was written stays."""
+    file.discard() if isinstance(file, Writer) else file.close()
 
 
 def read_bytes(uri: str) -> bytes:
@@ -138,12 +131,14 @@ def _flush(descriptor: int) -> None:
 def rename(old: str, new: str) -> None:
     """Moves a finished file into place, replacing what is there.
 
-    Atomic on a local disk, where the folder is flushed too. On object stores it is copy and delete, and each object
-    appears whole. On HDFS the target may not exist, so "exists" counts as done: whoever was first wrote the same rows.
+    Atomic on a local disk, where the folder is flushed too. On object stores what was written under its own name is
+    there already. On HDFS the target may not exist, so "exists" counts as done: whoever was first wrote the same rows.
 
     Raises:
         OSError: The file couldn't be moved.
     """
+    if old == new:
+        return
     if is_local(new):
         os.replace(old, new)
         folder = os.open(os.path.dirname(new), os.O_RDONLY)
@@ -152,13 +147,12 @@ def rename(old: str, new: str) -> None:
         finally:
             os.close(folder)
         return
-    files = _remote(new)
+    source, target = place(old), place(new)
     try:
-        with as_os_error(new):
-            files.rename([old], [new])
+        ask(lambda: source.files.move(source.path, target.path))
     except OSError:
         # An object that is there may be the one that was to be replaced.
-        if _scheme(new) in _OBJECT_STORES or not files.exists(new):
+        if _is_object_store(new) or stat(new) is None:
             raise
 
 
@@ -188,15 +182,15 @@ def replace_folder(new: str, folder: str) -> None:
 def write_atomic(uri: str, data: bytes, temporary: str) -> None:
     """Writes `data` to `uri`, so that readers see the old file or the new one, whole.
 
-    Local files are written under `temporary` and moved. On an object store an object appears whole as it is, and a
-    rename would only be a copy that can fail halfway.
+    Local files are written under `temporary` and moved; so are HDFS's, of which one that is there is deleted before.
     """
-    local = is_local(uri)
-    with open_write(temporary if local else uri) as file:
+    name = written_as(uri, temporary)
+    with open_write(name) as file:
         file.write(data)
         sync(file)
-    if local:
-        rename(temporary, uri)
+    if name != uri and not is_local(uri):
+        delete([uri])
+    rename(name, uri)
 
 
 def make_folder(uri: str) -> None:
@@ -206,18 +200,24 @@ def make_folder(uri: str) -> None:
 
 
 def delete(uris: Iterable[str]) -> None:
-    """Deletes files. Local ones may be gone already; remote ones should be there, some stores complain otherwise."""
+    """Deletes files, of which any may be gone already."""
     uris = list(uris)
+    remote = [uri for uri in uris if not is_local(uri)]
     for uri in uris:
         if is_local(uri):
             with suppress(FileNotFoundError):
                 os.remove(uri)
-    remote = [uri for uri in uris if not is_local(uri)]
-    if remote:
-        # Google's file system alone takes what it is to delete for patterns.
-        names = [glob.escape(uri) for uri in remote] if _scheme(remote[0]) == "gs" else remote
-        with as_os_error(remote[0]):
-            _remote(remote[0]).delete(names)
+    if len(remote) == 1:
+        _delete_remote(remote[0])
+    elif remote:
+        with ThreadPoolExecutor(_DELETING_THREADS) as pool:
+            list(pool.map(_delete_remote, remote))
+
+
+def _delete_remote(uri: str) -> None:
+    there = place(uri)
+    with suppress(FileNotFoundError):
+        ask(lambda: there.files.delete_file(there.path))
 
 
 def stat(uri: str) -> FileInfo | None:
@@ -230,16 +230,39 @@ def stat(uri: str) -> FileInfo | None:
                 raise
             return None
         return FileInfo(uri, info.st_size, str(info.st_mtime_ns)) if S_ISREG(info.st_mode) else None
-    found = match(glob.escape(uri))
-    return found[0] if found else None
+    there = place(uri)
+    if _scheme(uri) in ("s3", "gs"):
+        # pyarrow would list what may lie below the name of a file that isn't there.
+        try:
+            _reached(uri, lambda: ask(lambda: there.files.open_input_file(there.path)))
+        except FileNotFoundError:
+            return None
+    info = _reached(uri, partial(_info, there))
+    return _file(there, info) if info.is_file else None
 
 
-def match(pattern: str, *, limit: int | None = None) -> list[FileInfo]:
+def _info(there: Place) -> "fs.FileInfo":
+    return ask(lambda: there.files.get_file_info(there.path))
+
+
+def _reached(uri: str, call: Callable[[], T]) -> T:
+    try:
+        return call()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise FeaturemillError(f"cannot reach {uri}: {one_line(error)}; check the path and credentials") from error
+
+
+def _file(there: Place, info: "fs.FileInfo") -> FileInfo:
+    # Some stores that speak S3 list milliseconds and answer for one object in whole seconds.
+    micros = info.mtime_ns // 1000
+    seconds = float(micros // 10**6) if there.root.lower() == "s3://" else micros / 10**6
+    return FileInfo(there.uri(info.path), info.size, repr(seconds))
+
+
+def match(pattern: str) -> list[FileInfo]:
     """Returns the files that a glob pattern matches, sorted by URI; `**` crosses folders.
-
-    Args:
-        pattern: The pattern.
-        limit: Of an object store's, any so many: the rest of the listing isn't asked for.
 
     Raises:
         FeaturemillError: The file system can't be reached.
@@ -247,27 +270,73 @@ def match(pattern: str, *, limit: int | None = None) -> list[FileInfo]:
     if is_local(pattern):
         infos = (stat(path) for path in glob.iglob(pattern, recursive=True))
         return sorted((info for info in infos if info), key=lambda info: info.uri)
+    magic = _MAGIC.search(pattern)
+    if magic is None:
+        info = stat(pattern)
+        return [info] if info else []
+    folder, _, rest = pattern[: magic.start()].rpartition("/")
+    rest += pattern[magic.start() :]
+    is_wanted = re.compile(_translated(rest), re.DOTALL).fullmatch
+    found = _listed(folder, recursive="/" in rest or "**" in rest)
+    return [info for info in found if is_wanted(info.uri[len(folder) + 1 :])]
+
+
+def _translated(pattern: str) -> str:
+    """Returns a glob pattern as a regular expression: `**` is any text, `*` any without a slash."""
+    parts = re.split(r"(\*\*|\*|\?|\[!?\]?[^\]]*\])", pattern)
+    meanings = {"**": ".*", "*": "[^/]*", "?": "[^/]"}
+    for i in range(1, len(parts), 2):
+        if parts[i] in meanings:
+            parts[i] = meanings[parts[i]]
+        else:
+            inner = parts[i][1:-1].replace("\\", r"\\").replace("[", r"\[").replace("]", r"\]")
+            parts[i] = f"[^{inner[1:]}]" if inner.startswith("!") else f"[{inner.replace('^', chr(92) + '^', 1)}]"
+    parts[::2] = map(re.escape, parts[::2])
+    return "".join(parts)
+
+
+def _listed(folder: str, *, recursive: bool) -> list[FileInfo]:
+    """Returns the files below a store's folder, or directly in it, sorted by URI; what stands for a folder is none."""
+    from pyarrow.fs import FileSelector
+
+    there = place(folder)
+
+    def listed() -> "list[fs.FileInfo]":
+        if not has_answered():
+            # A silent store is found out here, because the listing's patience is long.
+            _info(there)
+        selector = FileSelector(there.path, allow_not_found=True, recursive=recursive)
+        return ask(lambda: there.files.get_file_info(selector), more=_LISTING_SECONDS) or _check_bucket(there)
+
+    infos = _reached(folder, listed)
+    return sorted((_file(there, info) for info in infos if info.is_file), key=lambda info: info.uri)
+
+
+def _check_bucket(there: Place) -> list:
+    """Returns nothing, if there is such a bucket: pyarrow lists one that isn't there as an empty one."""
+    bucket = there.path.partition("/")[0]
     try:
-        with as_os_error(pattern):
-            [result] = _remote(pattern).match([pattern], [limit])
-    except FeaturemillError:
-        raise
-    except OSError as error:
-        raise FeaturemillError(f"cannot reach {pattern}: {one_line(error)}; check the path and credentials") from error
-    return sorted(
-        (
-            FileInfo(entry.path, entry.size_in_bytes, repr(entry.last_updated_in_seconds))
-            for entry in result.metadata_list
-        ),
-        key=lambda info: info.uri,
-    )
+        is_there = not bucket or ask(lambda: there.files.get_file_info(bucket)).type.name != "NotFound"
+    except StoreError as error:
+        # Listing is allowed and this isn't: then there is one.
+        is_there = error.is_answer
+        if not is_there:
+            raise
+    if not is_there:
+        raise StoreError(f"there is no bucket {bucket}", is_answer=True)
+    return []
 
 
 def is_folder(uri: str) -> bool:
-    """True for a local folder, or a prefix under which an object store holds something."""
+    """True for a folder, or a prefix under which an object store holds something."""
     if is_local(uri):
         return os.path.isdir(uri)
-    return bool(match(join(glob.escape(uri), "**"), limit=1))
+    there = place(uri)
+    info = _reached(uri, partial(_info, there))
+    if info.type.name == "NotFound":
+        _reached(uri, partial(_check_bucket, there))
+    # An object's name may be a prefix of others.
+    return info.type.name == "Directory" or (info.is_file and bool(_listed(uri, recursive=True)))
 
 
 def walk(folder: str) -> Iterator[FileInfo]:
@@ -277,7 +346,7 @@ def walk(folder: str) -> Iterator[FileInfo]:
     accounted for.
     """
     if not is_local(folder):
-        yield from match(join(glob.escape(folder), "**"))
+        yield from _listed(folder, recursive=True)
         return
     for root, _, names in os.walk(folder, onerror=_raise):
         yield from _infos(root, names)
@@ -300,7 +369,7 @@ def _raise(error: OSError) -> None:
 def list_folder(folder: str) -> set[str]:
     """Returns the names of the files directly in a folder; none if it isn't there. One listing, no request per file."""
     if not is_local(folder):
-        return {info.uri.rsplit("/", 1)[-1] for info in match(join(glob.escape(folder), "*"))}
+        return {info.uri.rsplit("/", 1)[-1] for info in _listed(folder, recursive=False)}
     try:
         with os.scandir(folder) as entries:
             # Beyond links by path: of one that leads to itself the entry raises an error.
@@ -312,7 +381,7 @@ def list_folder(folder: str) -> set[str]:
 def list_infos(folder: str) -> list[FileInfo]:
     """Returns the files directly in a folder as `walk` yields them; none if it isn't there. `""` is the root."""
     if not is_local(folder):
-        return match(join(glob.escape(folder), "*"))
+        return _listed(folder, recursive=False)
     folder = folder or "/"
     try:
         return list(_infos(folder, os.listdir(folder)))
@@ -323,7 +392,10 @@ def list_infos(folder: str) -> list[FileInfo]:
 def remove_tree(folder: str) -> None:
     """Removes a folder of ours and what is in it, if it is there; where it is a link, only the link."""
     if not is_local(folder):
-        delete(info.uri for info in list(walk(folder)))
+        there, files = place(folder), _listed(folder, recursive=True)
+        if files:
+            # Stores delete a thousand at a time.
+            ask(lambda: there.files.delete_dir(there.path), more=len(files) / _DELETED_PER_SECOND)
     elif os.path.islink(folder):
         os.remove(folder)
     elif os.path.isdir(folder):
@@ -332,5 +404,5 @@ def remove_tree(folder: str) -> None:
 
 def readable(uri: str) -> str:
     """Returns a local path relative to the working folder where that is shorter; always printable."""
-    relative = os.path.relpath(uri) if storage.is_local(uri) else uri
+    relative = os.path.relpath(uri) if is_local(uri) else uri
     return clean(min(uri, relative, key=len))

@@ -1,6 +1,6 @@
 """What `finetune` reads: a head, its network's weights, and rows that are split as the head's were."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -17,19 +17,19 @@ from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError
 from transforms.evaluation.split import Split
-from transforms.heads import NEURAL, FitSettings
+from transforms.heads import FitSettings, kind_of
 from transforms.heads.cells import Rows
 from transforms.network.weights import Weights, load_weights
 from transforms.predictors.head import Head
 from transforms.predictors.weights import check_weights, weights_source
 from transforms.rows.sources import ImageRows
 from transforms.rows.table import Table, open_table
-from transforms.spec import FeatureSpec
+from transforms.spec import FeatureSpec, SpecOptions
 from transforms.store.features import Features
 from transforms.text import counted, short
 
 # What has to be the same for a stored tap to be what the head's own network computes. The stored dtype may differ.
-_DECISIVE = ("backbone", "image_size", "resize", "interpolation", "decode", "exif", "precision")
+_DECISIVE = ("backbone", *(own.name for own in fields(SpecOptions) if own.name != "dtype"))
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,10 @@ class TuningData:
 
 
 def check_head(head: Head, options: FinetuneOptions) -> None:
-    if head.model.kind == "knn":
+    if not kind_of(head.model.kind).is_dense:
         raise FeaturemillError(
-            f"{options.head} is a knn head, which has no layers to train; train one of another kind, such as ridge"
+            f"{options.head} is a {head.model.kind} head, which has no layers to train; train one of another kind, "
+            "such as ridge"
         )
     if head.spec is None:
         raise FeaturemillError(
@@ -145,7 +146,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
     facts.pop("warning", None)
     if never_trained:
         facts["warning"] = f"{never_trained_text(never_trained)}: these figures are only a try"
-    if fits.judged_on != "validation" and head.model.kind not in NEURAL:
+    if fits.judged_on != "validation" and kind_of(head.model.kind).refits:
         facts["caution"] = "the head had trained on the validation rows too: what it was on them before is too good"
     return TuningData(
         table=table,

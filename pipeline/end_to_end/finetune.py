@@ -14,6 +14,7 @@ from transforms.end_to_end.plan import TuningPlan
 from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
 from transforms.errors import FeaturemillError
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
+from transforms.heads import kind_of
 from transforms.heads.model import Model, dense_arrays, dense_layers
 from transforms.network.weights import Weights, digest, load_weights
 from transforms.predictors.folder import check_place
@@ -23,8 +24,6 @@ from transforms.store.manifest import library_versions
 from transforms.text import counted
 
 WEIGHT_FILE = "base.weights.h5"
-# Before the last layer, as the head was trained.
-_DROPOUT = {"dense256": 0.5}
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ def finetune(options: FinetuneOptions, *, say: Callable[[str], None] = lambda li
         plan,
         weights.arrays,
         _calibrated(head),
-        dropout=_DROPOUT.get(head.model.kind, 0.0),
+        dropout=kind_of(head.model.kind).dropout,
         batch_size=options.batch_size,
         learning_rate=options.learning_rate,
         seed=options.seed,

@@ -18,7 +18,7 @@ from transforms.rows.sandbox import check_query, explained, interruptibly, sandb
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
 from transforms.store.listing import read_footers
-from transforms.store.reports import read_units
+from transforms.store.output import Output
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
 
@@ -73,8 +73,9 @@ def sql(output: str, text: str) -> Iterator[Answer]:
     check_query(text)
     if not storage.is_local(output):
         raise FeaturemillError(f"{output}: sql reads folders on this machine; copy OUT here first")
-    features = open_features(output)
-    with sandbox(_views(features)) as database, explained("SQL"):
+    out = Output(output)
+    features = open_features(out)
+    with sandbox(_views(out, features)) as database, explained("SQL"):
         reader = interruptibly(database, lambda: database.sql(text).to_arrow_reader(_BATCH_ROWS))
         yield Answer(reader.schema, _explained_batches(database, reader), features.complete)
 
@@ -98,8 +99,8 @@ def _explained_batches(database: Any, reader: pa.RecordBatchReader) -> Iterator[
         raise FeaturemillError(f"SQL: {' '.join(message.split())}") from error
 
 
-def _views(features: Features) -> dict[str, Any]:
-    reports = read_units(features.output) if features.complete else []
+def _views(output: Output, features: Features) -> dict[str, Any]:
+    reports = output.reports if features.complete else []
     reports = reports or [report for footer in read_footers(features.parts) for report in footer.reports]
     failed = [failures_uri(features.output, report.unit_id) for report in reports if report.rows_failed]
     failed = [uri for uri in failed if storage.stat(uri)]

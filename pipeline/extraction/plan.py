@@ -8,7 +8,8 @@ from itertools import islice
 
 from transforms import shards, storage
 from transforms.records import FileInfo, ListedFile, Shard, Unit
-from transforms.store.units import PlannedUnit, read_plan, unit_id
+from transforms.store.output import Output
+from transforms.store.units import PlannedUnit, unit_id
 from transforms.text import clean
 
 # A listing is cut into units of at most this many files: small enough to lose little, large enough to cost little.
@@ -52,9 +53,7 @@ class Plan:
         return tuple(sorted((*self.done, *self.todo), key=lambda planned: planned.unit_id))
 
 
-def make_plan(
-    output: str, found: shards.Found, *, fingerprint: str, unit_bytes: int, workers: int, parts: set[str]
-) -> Plan:
+def make_plan(output: Output, found: shards.Found, *, fingerprint: str, unit_bytes: int, workers: int) -> Plan:
     """Plans the inputs against what OUT knows.
 
     A unit that OUT knows is kept as it was cut, whatever the settings are now. So adding files to a folder, or
@@ -67,11 +66,10 @@ def make_plan(
         fingerprint: Of the run's spec.
         unit_bytes: Shards larger than this are split.
         workers: Processes, to size the units of a small listing.
-        parts: Ids of the units whose part is there.
     """
     given = {shard.file.uri: shard for shard in found.shards}
     files = {listed.file.uri: listed for listed in found.files}
-    known = read_plan(output)
+    known, parts = output.plan, output.listing.unit_ids()
     elsewhere = _look_up(known, given, files)
     incomplete = incomplete_shards(planned.unit for planned in known)
     # Planned anew as a whole: parts of units that are cut the same way again count.
@@ -113,7 +111,7 @@ def incomplete_shards(units: Iterable[Unit]) -> set[str]:
     """
     ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for unit in units:
-        if unit.shard.format != "files":
+        if not unit.shard.is_listing:
             ranges[unit.shard.file.uri].append((unit.start, unit.stop))
     incomplete = set()
     for uri, some in ranges.items():
@@ -159,7 +157,7 @@ def _why_stale(
 ) -> str:
     """Returns why a unit's input is no longer what it was, empty if it still is."""
     shard = unit.shard
-    if shard.format == "files":
+    if shard.is_listing:
         changes = (_file_change(listed, files.get(listed.file.uri), elsewhere) for listed in unit.files)
         return next(filter(None, changes), "")
     if shard.file.uri in given:

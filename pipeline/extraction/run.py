@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.extraction.options import ExtractOptions
-from pipeline.extraction.output import check_output, clear, close_output, failed_ids, is_complete, locked, open_output
+from pipeline.extraction.output import begin_output, check_output, close_output
 from pipeline.extraction.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.extraction.progress import Committed, Progress
 from pipeline.extraction.summary import Summary, describe_plan, summarise
@@ -21,7 +21,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import Weights
 from transforms.records import UnitReport
 from transforms.spec import FeatureSpec
-from transforms.store.listing import list_parts
+from transforms.store.output import Output
 from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 from transforms.text import one_line
 
@@ -49,10 +49,10 @@ def build(
     """
     import apache_beam as beam
 
-    from transforms.embedding.extract_units import ExtractUnits, load_job_engine
+    from transforms.embedding.extract_units import ExtractUnits
 
     units = root | "Chunks" >> beam.Create(list(chunks)) | "Units" >> beam.FlatMap(read_todo)
-    return units | "ExtractUnits" >> ExtractUnits(job, load or load_job_engine, redo=redo)
+    return units | "ExtractUnits" >> ExtractUnits(job, load or Job.load_engine, redo=redo)
 
 
 def run(
@@ -89,11 +89,12 @@ def run(
             raise UsageError(f"Beam's options: {one_line(error)}") from error
     found = shards.find(options.inputs, options.fields, output=options.output)
     weights = weights or options.load_weights()
-    with locked(options.output, alone=options.overwrite):
-        return _extract(options, found, weights, load=load, say=say, quiet=quiet)
+    with Output(options.output).locked(alone=options.overwrite) as output:
+        return _extract(output, options, found, weights, load=load, say=say, quiet=quiet)
 
 
 def _extract(
+    output: Output,
     options: ExtractOptions,
     found: shards.Found,
     weights: Weights,
@@ -106,36 +107,32 @@ def _extract(
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights, arrays={})
     if options.overwrite:
-        clear(options.output)
-    manifest = check_output(options, spec, weights)
-    listing = list_parts(options.output)
+        output.clear()
+    manifest = check_output(output, options, spec, weights)
     plan = make_plan(
-        options.output,
+        output,
         found,
         fingerprint=spec.fingerprint,
         # A sample reads whole shards from their start: cutting them all up first would cost more than the sample.
         unit_bytes=sys.maxsize if options.limit else options.unit_bytes,
         workers=options.workers,
-        parts=listing.unit_ids(),
     )
-    plan = _settle(plan, options, spec)
+    plan = _settle(plan, output, options, spec)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
     job = options.job(weights)
     started, began = time.perf_counter(), time.time()
-    if plan.todo or plan.remove or plan.dropped or not is_complete(options.output, manifest, listing):
-        open_output(options.output, manifest, plan)
+    if plan.todo or plan.remove or plan.dropped or not output.is_whole:
+        begin_output(output, manifest, plan)
         if plan.todo:
             _run_pipeline(options, plan, job, load=load, quiet=quiet)
             if is_template(options.beam_args):
                 return None
-        manifest = close_output(options.output, manifest, plan, began=began)
-    return summarise(
-        options.output, manifest, plan, skipped=len(found.skipped), wall_seconds=time.perf_counter() - started
-    )
+        close_output(output, manifest, plan, began=began)
+    return summarise(output, plan, skipped=len(found.skipped), wall_seconds=time.perf_counter() - started)
 
 
-def _settle(plan: Plan, options: ExtractOptions, spec: FeatureSpec) -> Plan:
+def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSpec) -> Plan:
     """Returns the plan with what --prune, --retry-failed and --limit ask for; touches nothing on disk.
 
     Raises:
@@ -145,12 +142,12 @@ def _settle(plan: Plan, options: ExtractOptions, spec: FeatureSpec) -> Plan:
         named = "; ".join(stale.reason for stale in plan.stale[:3])
         more = f" and {len(plan.stale) - 3} more" if len(plan.stale) > 3 else ""
         raise FeaturemillError(
-            f"{options.output} holds {len(plan.stale)} parts whose input is no longer what it was: {named}{more}. "
+            f"{output} holds {len(plan.stale)} parts whose input is no longer what it was: {named}{more}. "
             "Pass --prune to remove these parts (what is still there is embedded anew)"
         )
     plan = replace(plan, remove=tuple(stale.unit_id for stale in plan.stale))
     if options.retry_failed:
-        failed = failed_ids(options.output)
+        failed = output.failed_ids
         again = tuple(planned for planned in plan.done if planned.unit_id in failed)
         plan = replace(
             plan,
@@ -190,7 +187,8 @@ def _run_pipeline(
     theirs = beam_settings(options)
     with job_server(theirs["runner"], theirs["options"]):
         pipeline = beam.Pipeline(**theirs)
-        chunks = _write_todo(options.output, plan)
+        with Output(options.output).writing():
+            chunks = write_todo(options.output, plan.todo)
         build(pipeline, chunks, job, load=load, redo=options.retry_failed)
         if options.runner != "FnApiRunner":
             # Where the package isn't, a step of ours can't be loaded, and Flink waits minutes for it. This one can.
@@ -206,12 +204,3 @@ def _run_pipeline(
             if not is_template(options.beam_args):
                 with suppress(OSError):
                     storage.delete([chunks[0].uri])
-
-
-def _write_todo(output: str, plan: Plan) -> list[Chunk]:
-    try:
-        return write_todo(output, plan.todo)
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write to {output}: {one_line(error)}; free some space or fix the permissions and run again"
-        ) from error

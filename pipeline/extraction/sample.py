@@ -2,17 +2,14 @@
 
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from pipeline.extraction.timing import Cost, Watch
-from transforms import shards, storage
+from transforms import shards
 from transforms.records import EncodedImage, Failure, Shard, Unit
 
 # Encoded bytes of a sample, which is held in memory; one of huge images has fewer of them.
@@ -96,7 +93,7 @@ def draw(found: shards.Found, *, images: int, seconds: float) -> Sample:
     # Of clocks that ring at random, those with the higher rates tend to ring first.
     drawn = sorted(found.shards, key=lambda shard: dice.expovariate(max(1, shard.file.size)))
     share = round(images * file_bytes / max(1, shard_bytes + file_bytes))
-    rows = _parquet_rows(found.shards)
+    known = _known_counts(found.shards)
     deadline = perf_counter() + seconds
     records: list[EncodedImage | Failure] = []
     watch = Watch()
@@ -108,7 +105,7 @@ def draw(found: shards.Found, *, images: int, seconds: float) -> Sample:
         listings = (_Source(unit) for unit in shards.slice_files(files, max(1, len(files))))
         _take_turns(listings, records, count=images, deadline=deadline)
     dice.shuffle(records)
-    counted = rows | {source.shard.file.uri: source.count for source in sources if source.is_read}
+    counted = known | {source.shard.file.uri: source.count for source in sources if source.is_read}
     return Sample(
         tuple(records),
         images=_count(sources, counted) + len(found.files),
@@ -133,19 +130,11 @@ def _take_turns(
         source.close()
 
 
-def _parquet_rows(found: Iterable[Shard]) -> dict[str, int]:
-    """Returns {URI: rows} of the Parquet shards, from their footers; those with a damaged footer are left out."""
+def _known_counts(found: Sequence[Shard]) -> dict[str, int]:
+    """Returns {URI: records} of the shards whose own index says how many they have."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        uris = [shard.file.uri for shard in found if shard.format == "parquet"]
-        return {uri: rows for uri, rows in zip(uris, pool.map(_footer_rows, uris), strict=True) if rows is not None}
-
-
-def _footer_rows(uri: str) -> int | None:
-    try:
-        with storage.open_read(uri) as file:
-            return pq.read_metadata(file).num_rows
-    except (OSError, pa.ArrowException):
-        return None
+        counts = pool.map(lambda shard: shards.FORMATS[shard.format].count(shard), found)
+        return {shard.file.uri: n for shard, n in zip(found, counts, strict=True) if n is not None}
 
 
 def _count(sources: Sequence[_Source], counted: dict[str, int]) -> int:

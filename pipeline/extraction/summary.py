@@ -10,7 +10,9 @@ from transforms import shards
 from transforms.engines import device
 from transforms.network.weights import Weights
 from transforms.storage import readable
-from transforms.store.reports import Totals, add_up, read_units, stored_bytes
+from transforms.store.manifest import Totals
+from transforms.store.output import Output
+from transforms.store.reports import add_up
 from transforms.text import counted, size_text
 
 
@@ -114,22 +116,23 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(shown) + (", …" if len(names) > 3 else "")
 
 
-def summarise(output: str, manifest: dict[str, Any], plan: Plan, *, skipped: int, wall_seconds: float) -> Summary:
+def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) -> Summary:
     """Returns what OUT holds and what this run, which was to do `plan`, added to it."""
     todo = {planned.unit_id for planned in plan.todo}
-    fresh = [report for report in read_units(output) if report.unit_id in todo] if todo else []
+    fresh = [report for report in output.reports if report.unit_id in todo] if todo else []
+    manifest = output.manifest
     return Summary(
-        output=output,
-        fingerprint=manifest["fingerprint"],
-        weights=manifest["weights"],
-        weights_are_random=manifest["weights_are_random"],
-        sample_limit=manifest["sample_limit"],
-        totals=Totals(**manifest["totals"]),
+        output=output.folder,
+        fingerprint=manifest.fingerprint,
+        weights=manifest.weights,
+        weights_are_random=manifest.weights_are_random,
+        sample_limit=manifest.sample_limit,
+        totals=manifest.totals,
         this_run=add_up(fresh),
         wall_seconds=wall_seconds,
-        failures=manifest["failures"],
-        repeats=manifest["repeats"],
-        stored_bytes=stored_bytes(output, [planned.unit_id for planned in plan.units]),
+        failures=manifest.failures,
+        repeats=manifest.repeats,
+        stored_bytes=output.stored_bytes([planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
         skipped=skipped,
     )

@@ -19,8 +19,8 @@ from transforms.embedding.batches import Decoded, decode_record, decode_threads,
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure, UnitReport
+from transforms.store.output import Output
 from transforms.store.parts import PartWriter
-from transforms.store.reports import failures_by_reason
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def measure(records: Sequence[EncodedImage | Failure], job: Job, engine: Engine,
         writer.commit(report)
     return Measured(
         images=bench.images,
-        failures=dict(failures_by_reason(job.output, [report])),
+        failures=dict(Output(job.output).failures_by_reason([report])),
         decode=bench.decode.cost(bench.images),
         embed=bench.embed.cost(bench.images * bench.timed / max(1, bench.decoded)),
         write=bench.write.cost(bench.images),
@@ -166,7 +166,7 @@ class _Bench:
             self.timed += len(batch)
 
     def _decode(self, image: EncodedImage) -> Decoded | Failure:
-        return decode_record(image, self._job.spec, max_pixels=self._job.max_pixels)
+        return decode_record(image, self._job)
 
     def _embed(self, batch: list[Decoded], watch: Watch) -> None:
         with watch.running():

@@ -6,14 +6,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pipeline.extraction.output import locked, remove_leftovers
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.storage import readable
-from transforms.store.listing import MERGED_STEM, Listing, list_parts
+from transforms.store.listing import MERGED_STEM
 from transforms.store.manifest import read_manifest
 from transforms.store.merging import MOST_UNITS, PartFacts, merge_parts, part_facts
-from transforms.store.reports import stored_bytes
+from transforms.store.output import Output
 from transforms.text import counted, size_text
 
 TARGET_BYTES = 256 * 10**6
@@ -67,77 +66,71 @@ def compact(
         FeaturemillError: OUT isn't complete, somebody else is at work on it, or a part can't be read or written.
     """
     started = time.perf_counter()
-    output = storage.absolute(output)
     if target_bytes < 1:
         raise UsageError(f"--target-bytes must be at least 1, not {target_bytes}")
-    manifest = _complete_manifest(output)
-    with locked(output, alone=True):
-        before = _tidy(output)
-        bytes_before = _stored_bytes(output, before)
-        facts = _read_facts(output, before)
-        _check_whole(output, facts, manifest)
+    with _complete(Output(output)).locked(alone=True) as out:
+        _tidy(out)
+        before, bytes_before = out.listing.names, out.stored_bytes(out.listing.unit_ids())
+        facts = _read_facts(out)
+        _check_whole(out, facts)
         groups = _groups(facts, target_bytes)
         for number, group in enumerate(groups, 1):
             names = [part.name for part in group]
-            merged = merge_parts(output, names, before_commit=lambda: _check_unchanged(output, manifest))
+            merged = merge_parts(out, names, before_commit=lambda: _check_unchanged(out))
             # Once more: an extract that began since may have taken the merged part apart again.
-            _check_unchanged(output, manifest)
-            if storage.stat(storage.join(output, "features", merged)):
-                storage.delete(storage.join(output, "features", name) for name in names)
+            _check_unchanged(out)
+            if storage.stat(out.path("features", merged)):
+                storage.delete(out.path("features", name) for name in names)
             say(f"{number} of {len(groups)} merged, from {len(names)} parts ({size_text(_sum_bytes(group))})")
-        after = list_parts(output)
+        out.relist()
     return CompactSummary(
-        output=output,
+        output=out.folder,
         target_bytes=target_bytes,
-        rows=manifest["totals"]["rows_embedded"],
+        rows=out.manifest.totals.rows_embedded,
         merged=sum(map(len, groups)),
         written=len(groups),
-        parts_before=len(before.names),
-        parts_after=len(after.names),
+        parts_before=len(before),
+        parts_after=len(out.listing.names),
         bytes_before=bytes_before,
-        bytes_after=_stored_bytes(output, after),
+        bytes_after=out.stored_bytes(out.listing.unit_ids()),
         wall_seconds=time.perf_counter() - started,
     )
 
 
-def _complete_manifest(output: str) -> dict[str, Any]:
-    manifest = read_manifest(output)
-    if manifest["status"] != "complete":
+def _complete(output: Output) -> Output:
+    if not output.manifest.is_complete:
         raise FeaturemillError(
-            f"{output} is not finished (status {manifest['status']}); finish it with the same extract command first"
+            f"{output} is not finished (status {output.manifest.status}); finish it with the same extract command first"
         )
-    return manifest
+    return output
 
 
-def _check_whole(output: str, parts: list[PartFacts], manifest: dict[str, Any]) -> None:
-    units = sum(facts.units for facts in parts)
-    if units != manifest["totals"]["units"]:
+def _check_whole(output: Output, parts: list[PartFacts]) -> None:
+    units, expected = sum(facts.units for facts in parts), output.manifest.totals.units
+    if units != expected:
         raise FeaturemillError(
-            f"{output} holds {counted(units, 'unit')}, but its manifest says {manifest['totals']['units']:,}: "
+            f"{output} holds {counted(units, 'unit')}, but its manifest says {expected:,}: "
             "a part is missing; run the same extract command again"
         )
 
 
-def _check_unchanged(output: str, manifest: dict[str, Any]) -> None:
-    if read_manifest(output) != manifest:
+def _check_unchanged(output: Output) -> None:
+    if read_manifest(output.folder) != output.manifest:
         raise FeaturemillError(
             f"extract began on {output} while it was compacted; what is merged stays merged: run compact again when "
             "extract has finished"
         )
 
 
-def _tidy(output: str) -> Listing:
-    """Removes what a compaction that was cut off left behind, and lists the parts."""
-    names = storage.list_folder(storage.join(output, "_tmp"))
-    storage.delete(storage.join(output, "_tmp", name) for name in names if MERGED_STEM.match(name))
-    return remove_leftovers(output)
+def _tidy(output: Output) -> None:
+    """Removes what a compaction that was cut off left behind."""
+    names = storage.list_folder(output.path("_tmp"))
+    storage.delete(output.path("_tmp", name) for name in names if MERGED_STEM.match(name))
+    output.remove_leftovers()
 
 
-def _stored_bytes(output: str, listing: Listing) -> int:
-    return stored_bytes(output, listing.unit_ids())
-
-
-def _read_facts(output: str, listing: Listing) -> list[PartFacts]:
+def _read_facts(output: Output) -> list[PartFacts]:
+    listing = output.listing
     units = {name: len(footer.reports) for name, footer in listing.merged.items()}
     found = []
     with ThreadPoolExecutor(16) as pool:

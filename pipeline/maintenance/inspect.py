@@ -1,35 +1,22 @@
 """Inspect: what a folder of features holds, and whether its parts, footers and manifest agree."""
 
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from pipeline.extraction.output import failed_ids
 from pipeline.extraction.plan import incomplete_shards
-from pipeline.prediction import output as predict_output
-from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
-from transforms.spec import FeatureSpec
 from transforms.storage import readable
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
-from transforms.store.listing import Footer, is_merged, list_parts, merged_name, read_footer
-from transforms.store.manifest import read_manifest
-from transforms.store.reports import (
-    Repeats,
-    Totals,
-    add_up,
-    failures_by_reason,
-    find_repeats,
-    parquet_rows,
-    read_units,
-    stored_bytes,
-)
-from transforms.store.units import read_plan
+from transforms.store.listing import Footer, is_merged, merged_name, read_footer
+from transforms.store.manifest import Manifest, Totals
+from transforms.store.output import Output
+from transforms.store.repeats import Repeats, find_repeats
+from transforms.store.reports import add_up, parquet_rows
 from transforms.text import clean, counted, short, size_text
 
 
@@ -65,7 +52,7 @@ class Inspection:
     """
 
     output: str
-    manifest: dict[str, Any]
+    manifest: Manifest
     reports: tuple[UnitReport, ...]
     features: Features
     labels: dict[str | None, int]
@@ -78,13 +65,12 @@ class Inspection:
     @property
     def finished(self) -> bool:
         """False after Ctrl-C or a kill: then parts may be missing, and those that are there may agree all the same."""
-        return self.manifest["status"] == "complete"
+        return self.manifest.is_complete
 
     @property
     def problems(self) -> tuple[str, ...]:
         """The disagreements, and that the run is not finished; empty if all is well."""
-        status = self.manifest["status"]
-        unfinished = f"the last run did not finish (status {status}): run the same extract command again"
+        unfinished = f"the last run did not finish (status {self.manifest.status}): run the same extract command again"
         return self.disagreements if self.finished else (*self.disagreements, unfinished)
 
     @property
@@ -109,14 +95,11 @@ def inspect(output: str) -> Inspection:
     Raises:
         FeaturemillError: There are no features in that folder.
     """
-    output = storage.absolute(output)
-    _refuse_predictions(output)
-    manifest = read_manifest(output)
-    problems, reports = _check(output, manifest)
+    out = Output(output)
+    problems, reports = _check(out)
     if any(problem.startswith("unreadable") for problem in problems):
-        raise FeaturemillError(f"{output}: {'; '.join(problems)}")
-    features = open_features(output, whole=False)
-    listed = failed_ids(output)
+        raise FeaturemillError(f"{out}: {'; '.join(problems)}")
+    features = open_features(out, whole=False)
     labels: Counter[str | None] = Counter()
     sums = {name: _VectorSums() for name in features.names}
     for batch in features.batches(["label", *features.names]):
@@ -124,35 +107,24 @@ def inspect(output: str) -> Inspection:
         for name, total in sums.items():
             total.add(batch.column(name))
     return Inspection(
-        output=output,
-        manifest=manifest,
+        output=out.folder,
+        manifest=out.manifest,
         reports=tuple(reports),
         features=features,
         labels=dict(labels.most_common()),
-        failures=dict(failures_by_reason(output, [r for r in reports if r.unit_id in listed])),
+        failures=dict(out.failures_by_reason([r for r in reports if r.unit_id in out.failed_ids])),
         vectors={name: total.statistics() for name, total in sums.items()},
         repeats=find_repeats(features),
-        stored_bytes=stored_bytes(output, [report.unit_id for report in reports]),
+        stored_bytes=out.stored_bytes([report.unit_id for report in reports]),
         disagreements=tuple(problems + _check_rows(features, labels)),
     )
 
 
-def _refuse_predictions(output: str) -> None:
-    try:
-        predictions = predict_output.read_predictions(output)
-    except FeaturemillError:
-        return
-    if predictions:
-        cure = "pass the folder that featuremill extract wrote to"
-        raise FeaturemillError(f"{output} holds predictions of featuremill predict, not features; {cure}")
-
-
-def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitReport]]:
+def _check(output: Output) -> tuple[list[str], list[UnitReport]]:
     """Returns what is wrong with the books, and the reports of the readable parts."""
-    problems, reports = [], []
-    listed = failed_ids(output)
+    problems, reports, manifest = [], [], output.manifest
     try:
-        listing = list_parts(output)
+        listing = output.listing
     except FeaturemillError as error:
         return [f"unreadable part: {error}"], []
     if listing.leftovers:
@@ -162,23 +134,23 @@ def _check(output: str, manifest: dict[str, Any]) -> tuple[list[str], list[UnitR
         )
     for name in listing.names:
         try:
-            footer = read_footer(storage.join(output, "features", name))
+            footer = read_footer(output.path("features", name))
         except FeaturemillError as error:
             problems.append(f"unreadable part: {error}")
             continue
         reports += footer.reports
-        problems += _check_part(output, name, footer, manifest=manifest, listed=listed)
-    if manifest["status"] == "complete":
-        problems += _check_totals(output, reports, manifest)
-    if FeatureSpec.from_json(json.dumps(manifest["spec"])).fingerprint != manifest["fingerprint"]:
+        problems += _check_part(output, name, footer)
+    if manifest.is_complete:
+        problems += _check_totals(output, reports)
+    if manifest.spec.fingerprint != manifest.fingerprint:
         problems.append("manifest.json: its fingerprint is not that of its spec")
     return problems, reports
 
 
-def _check_part(output: str, name: str, footer: Footer, *, manifest: dict[str, Any], listed: set[str]) -> list[str]:
-    fingerprint, problems = footer.fingerprint, []
-    if fingerprint != manifest["fingerprint"]:
-        problems.append(f"{name}: fingerprint {fingerprint[:12]}, the manifest says {manifest['fingerprint'][:12]}")
+def _check_part(output: Output, name: str, footer: Footer) -> list[str]:
+    found, expected, problems = footer.fingerprint, output.manifest.fingerprint, []
+    if found != expected:
+        problems.append(f"{name}: fingerprint {found[:12]}, the manifest says {expected[:12]}")
     unit_ids = [report.unit_id for report in footer.reports]
     right_name = merged_name(unit_ids) if is_merged(name) else f"{unit_ids[0]}.parquet"
     if right_name != name:
@@ -191,7 +163,8 @@ def _check_part(output: str, name: str, footer: Footer, *, manifest: dict[str, A
             problems.append(f"{name}: read {report.rows_read} is not {report.rows_embedded} + {report.rows_failed}")
         if rows != report.rows_embedded:
             problems.append(f"{name}: {rows} rows, its footer says {report.rows_embedded}")
-        failed = parquet_rows(failures_uri(output, report.unit_id)) if report.unit_id in listed else 0
+        is_listed = report.unit_id in output.failed_ids
+        failed = parquet_rows(failures_uri(output.folder, report.unit_id)) if is_listed else 0
         if failed != report.rows_failed:
             problems.append(
                 f"{name}: {failed} failures listed, its footer says {report.rows_failed}; delete the part and extract "
@@ -200,25 +173,23 @@ def _check_part(output: str, name: str, footer: Footer, *, manifest: dict[str, A
     return problems
 
 
-def _check_totals(output: str, reports: list[UnitReport], manifest: dict[str, Any]) -> list[str]:
-    problems = []
-    found = add_up(reports)
+def _check_totals(output: Output, reports: list[UnitReport]) -> list[str]:
+    problems, units = [], output.plan
+    found, stated = add_up(reports), output.manifest.totals
     for name in ("units", "rows_read", "rows_embedded", "rows_failed"):
-        if getattr(found, name) != manifest["totals"][name]:
-            problems.append(
-                f"{name}: the parts add up to {getattr(found, name)}, the manifest says {manifest['totals'][name]}"
-            )
-    units = read_plan(output)
+        there, expected = getattr(found, name), getattr(stated, name)
+        if there != expected:
+            problems.append(f"{name}: the parts add up to {there}, the manifest says {expected}")
     planned = {unit.unit_id for unit in units}
     there = {report.unit_id for report in reports}
     problems += [f"{unit_id} is planned, but has no part" for unit_id in sorted(planned - there)[:5]]
     problems += [f"{unit_id} has a part, but isn't planned" for unit_id in sorted(there - planned)[:5]]
-    if not manifest["sample_limit"]:
+    if not output.manifest.sample_limit:
         incomplete = sorted(incomplete_shards(unit.unit for unit in units))
         problems += [
             f"{clean(uri)} is in the plan only in part; run featuremill extract with it again" for uri in incomplete
         ]
-    if {report.unit_id for report in read_units(output)} != there:
+    if {report.unit_id for report in output.reports} != there:
         problems.append("units.parquet and the parts don't name the same units")
     return problems
 
@@ -267,10 +238,11 @@ def inspection_json(inspection: Inspection) -> dict[str, Any]:
     """Returns the inspection for programs; `labels` are the classes, `unlabelled` counts the rows without a label."""
     labels = {label: count for label, count in inspection.labels.items() if label is not None}
     # The reports are in units.parquet, and may be a million, as may be the parts' names.
-    values = asdict(replace(inspection, reports=(), features=None))
+    values = asdict(replace(inspection, manifest=None, reports=(), features=None))
     del values["reports"], values["features"]
     return {
         **values,
+        "manifest": inspection.manifest.to_json(),
         "parts": inspection.parts,
         "rows": inspection.rows,
         "problems": inspection.problems,
@@ -283,17 +255,16 @@ def inspection_json(inspection: Inspection) -> dict[str, Any]:
 def inspection_text(inspection: Inspection) -> str:
     """Returns the inspection for people."""
     manifest = inspection.manifest
-    spec = {**manifest["spec"]}
-    features = [f"{f['name']}={f['tap']}:{f['pool']}" for f in spec.pop("features")]
+    spec = manifest.to_json()["spec"]
     totals = inspection.totals
     lines = [
-        f"{readable(inspection.output)}: {manifest['status']}"
-        + (f", a sample of {counted(manifest['sample_limit'], 'image')}" if manifest["sample_limit"] else ""),
-        f"fingerprint  {manifest['fingerprint']}",
-        f"features     {' '.join(features)}",
-        f"spec         {', '.join(f'{name} {value}' for name, value in spec.items() if name != 'weights')}",
-        f"weights      {manifest['weights']} ({spec['weights'][:12]})"
-        + (", never trained: these features mean nothing" if manifest["weights_are_random"] else ""),
+        f"{readable(inspection.output)}: {manifest.status}"
+        + (f", a sample of {counted(manifest.sample_limit, 'image')}" if manifest.sample_limit else ""),
+        f"fingerprint  {manifest.fingerprint}",
+        f"features     {' '.join(map(str, manifest.spec.features))}",
+        f"spec         {', '.join(f'{n} {value}' for n, value in spec.items() if n not in ('features', 'weights'))}",
+        f"weights      {manifest.weights} ({manifest.spec.weights[:12]})"
+        + (", never trained: these features mean nothing" if manifest.weights_are_random else ""),
         f"books        read {totals.rows_read} = embedded {totals.rows_embedded} + failed {totals.rows_failed}, "
         f"{counted(totals.units, 'unit')} in {counted(inspection.parts, 'part')}, {size_text(inspection.stored_bytes)}",
         "failures     " + (", ".join(f"{n} × {reason}" for reason, n in inspection.failures.items()) or "none"),

@@ -7,22 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.extraction.output import failed_ids
+from pipeline.maintenance import plots
 from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
 from transforms import storage
-from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
 from transforms.similarity.projection import principal_components
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature
-from transforms.store.layout import failures_uri
-from transforms.store.reports import Totals
-from transforms.text import counted, one_line, printable, size_text
+from transforms.store.manifest import Totals
+from transforms.store.output import Output
+from transforms.text import counted, printable, size_text
 
 STAGES = ("read", "decode", "embed", "write")
 # Rows of the small map: as many as are told apart in a picture of that size.
@@ -127,8 +124,9 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
     totals = inspection.totals
     # Of a unit without rows there is no speed.
     reports = [report for report in inspection.reports if report.rows_read]
-    spec = dict(inspection.manifest["spec"])
-    named = [f"{part['name']}={part['tap']}:{part['pool']}" for part in spec.pop("features")]
+    manifest = inspection.manifest
+    spec = {name: value for name, value in manifest.to_json()["spec"].items() if name != "features"}
+    features = " ".join(map(str, manifest.spec.features))
     return render(
         "run_report.html",
         title=f"Run {printable(readable(inspection.output))}",
@@ -147,8 +145,8 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
         sizes=_sizes(rows.sizes),
         vectors={name: v for name, v in inspection.vectors.items() if v.rows},
         repeats=inspection.repeats,
-        spec={"features": " ".join(named), **spec, "fingerprint": inspection.manifest["fingerprint"]},
-        versions={name: version for name, version in inspection.manifest.get("versions", {}).items() if version},
+        spec={"features": features, **spec, "fingerprint": manifest.fingerprint},
+        versions={name: version for name, version in manifest.versions.items() if version},
         plots=_plots(rows, inspection, mapped),
     )
 
@@ -157,17 +155,17 @@ def _facts(inspection: Inspection, totals: Totals) -> dict[str, str]:
     manifest = inspection.manifest
     facts = {
         "folder": printable(readable(inspection.output)),
-        "status": manifest["status"] if manifest["status"] == "complete" else f"{manifest['status']}: not finished",
-        "written": manifest.get("updated", "unknown"),
+        "status": manifest.status if manifest.is_complete else f"{manifest.status}: not finished",
+        "written": manifest.updated or "unknown",
         "input": f"{size_text(totals.input_bytes)} in {counted(totals.units, 'unit')}",
         "stored": size_text(inspection.stored_bytes) if inspection.stored_bytes else "not counted",
         "engine": ", ".join(sorted({report.engine for report in inspection.reports if report.engine})) or "none",
-        "weights": printable(manifest.get("weights", "")),
+        "weights": printable(manifest.weights),
     }
-    if manifest.get("weights_are_random"):
+    if manifest.weights_are_random:
         facts["caution"] = "the weights were never trained: these features mean nothing"
-    if manifest.get("sample_limit"):
-        facts["sample"] = f"of {counted(manifest['sample_limit'], 'image')}"
+    if manifest.sample_limit:
+        facts["sample"] = f"of {counted(manifest.sample_limit, 'image')}"
     return facts
 
 
@@ -176,22 +174,15 @@ def _failures(inspection: Inspection) -> list[dict[str, Any]]:
 
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
     missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}
-    for unit_id in sorted(failed_ids(inspection.output)):
+    output = Output(inspection.output)
+    for unit_id in sorted(output.failed_ids):
         if not any(missing.values()):
             break
-        try:
-            with storage.open_read(failures_uri(inspection.output, unit_id)) as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=["key", "stage", "error", "message"]):
-                    for row in batch.to_pylist():
-                        reason = f"{row['stage']}: {row['error']}"
-                        if missing.get(reason):
-                            missing[reason] -= 1
-                            examples[reason].append(row)
-        except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(
-                f"the failures of {unit_id} can't be read ({one_line(error)}); delete them and their part, "
-                "and run extract again"
-            ) from error
+        for row in output.failures(unit_id, ["key", "stage", "error", "message"]):
+            reason = f"{row['stage']}: {row['error']}"
+            if missing.get(reason):
+                missing[reason] -= 1
+                examples[reason].append(row)
     return [
         {"reason": reason, "count": count, "examples": examples[reason]}
         for reason, count in inspection.failures.items()
@@ -234,21 +225,21 @@ def _sizes(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
 
 
 def _plots(rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[dict]]:
-    plots: dict[str, list[dict]] = {"units": [], "sizes": [], "norms": [], "map": []}
+    shown: dict[str, list[dict]] = {"units": [], "sizes": [], "norms": [], "map": []}
     done, order = _in_order(inspection.output, [report for report in inspection.reports if report.rows_read])
     if len(done) > 1:
         caption = f"Images per second of each unit, {order}; many units are drawn as means of some."
-        plots["units"].append({"svg": plots.rate_plot(done, "rate"), "caption": caption})
+        shown["units"].append({"svg": plots.rate_plot(done, "rate"), "caption": caption})
     if rows.sizes:
         caption = "Widths and heights; a larger disc is more images of that size."
         if len(rows.sizes) > _MOST_SIZES:
             caption += f" Only the {_MOST_SIZES:,} commonest of {len(rows.sizes):,} sizes."
         svg = plots.size_plot(dict(rows.sizes.most_common(_MOST_SIZES)), "sizes")
-        plots["sizes"].append({"svg": svg, "caption": caption})
+        shown["sizes"].append({"svg": svg, "caption": caption})
     for number, (name, norms) in enumerate(rows.norms.items()):
         if np.isfinite(norms).any():
             svg = plots.norm_plot(norms, f"norm{number}", name)
-            plots["norms"].append({"svg": svg, "caption": f"Lengths of the vectors of {name}."})
+            shown["norms"].append({"svg": svg, "caption": f"Lengths of the vectors of {name}."})
     if len(rows.sample) > 2:
         places = principal_components(rows.sample, 2)
         places = np.pad(places, ((0, 0), (0, 2 - places.shape[1])))
@@ -256,8 +247,8 @@ def _plots(rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[di
             f"The two directions in which {mapped} varies most, for {len(places):,} of {inspection.rows:,} rows, "
             "evenly drawn. featuremill map draws one to walk about in."
         )
-        plots["map"].append({"svg": plots.map_plot(places, rows.sample_labels, "map"), "caption": caption})
-    return plots
+        shown["map"].append({"svg": plots.map_plot(places, rows.sample_labels, "map"), "caption": caption})
+    return shown
 
 
 def _in_order(output: str, reports: Sequence[UnitReport]) -> tuple[list[UnitReport], str]:

@@ -19,8 +19,8 @@ from transforms.spec import FeatureSpec
 from transforms.storage import readable
 from transforms.store.features import Features, open_features
 from transforms.store.listing import Footer, read_footers
-from transforms.store.manifest import read_manifest
-from transforms.store.units import PlannedUnit, read_plan
+from transforms.store.output import Output
+from transforms.store.units import PlannedUnit
 from transforms.text import counted
 
 # A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.
@@ -116,12 +116,12 @@ def verify(
         raise UsageError(f"--sample must be at least 1, not {sample}")
     if tolerance is not None and not tolerance >= 0:
         raise UsageError(f"--tolerance must be at least 0, not {tolerance}")
-    features = open_features(output)
+    out = Output(output)
+    features = open_features(out)
     if not features.rows:
         raise FeaturemillError(f"{features.output} holds no rows: there is nothing to verify")
-    manifest = read_manifest(features.output)
-    loaded = load_stored_engine(engine, features.spec, stored_source(weights, manifest["weights"]))
-    plan = {planned.unit_id: planned for planned in read_plan(features.output)}
+    loaded = load_stored_engine(engine, features.spec, stored_source(weights, out.manifest.weights))
+    plan = {planned.unit_id: planned for planned in out.plan}
     found = _Comparison()
     for place, rows in _draw(features, sample, seed):
         wanted = _read_rows(place.part, rows, features.names)
@@ -130,7 +130,7 @@ def verify(
     return Verification(
         output=features.output,
         engine=loaded.description,
-        stored_by=tuple(manifest.get("engines", ())),
+        stored_by=tuple(out.manifest.engines),
         rows=features.rows,
         sampled=min(sample, features.rows),
         compared=found.compared,

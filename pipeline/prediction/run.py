@@ -1,6 +1,5 @@
 """Predict: a head and images or features in, labels and scores out, as Parquet. Open, extract, predict, judge."""
 
-import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +12,8 @@ import pyarrow.parquet as pq
 
 from pipeline.extraction import run as extract
 from pipeline.extraction.options import ExtractOptions
-from pipeline.extraction.output import locked
 from pipeline.extraction.summary import Summary
 from pipeline.prediction import inputs as given
-from pipeline.prediction import output as place
 from pipeline.prediction.labelling import Tally, check_true_labels, predict_tables
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.summary import PredictSummary
@@ -29,8 +26,8 @@ from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import check_weights
 from transforms.rows.table import Table
-from transforms.store.layout import features_folder
-from transforms.store.manifest import library_versions
+from transforms.store.manifest import PredictionsManifest, library_versions
+from transforms.store.predictions import Predictions
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
@@ -79,20 +76,21 @@ def predict(
     """
     run = partial(extract.run, load=load, say=say, quiet=quiet)
     if options.output is not None:
-        return _predict(options, options.output, run=run, weights=weights, say=say)
+        return _predict(options, Predictions(options.output), run=run, weights=weights, say=say)
     with tempfile.TemporaryDirectory(prefix="featuremill-predict-") as folder:
-        summary = _predict(options, folder, run=run, weights=weights, say=say)
-        return replace(summary, output=None, shown=tuple(_rows(folder)))
+        shown = Predictions(folder)
+        summary = _predict(options, shown, run=run, weights=weights, say=say)
+        return replace(summary, output=None, shown=tuple(_rows(shown)))
 
 
-def _rows(output: str) -> Iterator[dict[str, Any]]:
-    for info in storage.list_infos(storage.join(output, "predictions")):
+def _rows(output: Predictions) -> Iterator[dict[str, Any]]:
+    for info in storage.list_infos(output.path("predictions")):
         yield from pq.read_table(info.uri).to_pylist()
 
 
 def _predict(
     options: PredictOptions,
-    output: str,
+    output: Predictions,
     *,
     run: Callable[..., Summary],
     weights: Weights | None,
@@ -100,69 +98,69 @@ def _predict(
 ) -> PredictSummary:
     started = time.perf_counter()
     # A wrong place is said before weights are loaded.
-    there = place.read_predictions(output)
+    there = output.manifest
     source = _open_source(options, output, weights)
     settings = _settings(options, source)
     inputs_sha256 = given.inputs_sha256(options, features=source.images is None)
     if there and not options.overwrite:
-        place.check_settings(output, there, settings)
-        if _is_done(options, output, there, inputs_sha256):
-            place.tidy(output, keep_features=there["features_kept"])
-            metrics = json.loads(storage.read_bytes(storage.join(output, "metrics.json"))) if options.evaluate else None
-            return PredictSummary(output, there, metrics, (), time.perf_counter() - started, done_before=True)
+        output.check_settings(settings)
+        if _is_done(options, output, inputs_sha256):
+            output.tidy()
+            metrics = output.metrics if options.evaluate else None
+            return PredictSummary(output.folder, there, metrics, (), time.perf_counter() - started, done_before=True)
     manifest = _new_manifest(options, source, settings, inputs_sha256)
     say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
     # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
     opened = None if source.images else _open_features(options, source, options.inputs)
     with suppress(OSError):
         # Where it can't be made, who writes to it says so.
-        storage.make_folder(output)
-    with locked(output, alone=True, other="predict"):
+        storage.make_folder(output.folder)
+    with output.locked(alone=True, other="predict"):
         if there and options.overwrite:
-            place.clear(output, there)
-        place.begin(output, manifest)
-        metrics = _fill(options, output, source, opened, manifest, run=run)
-    return PredictSummary(output, manifest, metrics, (), time.perf_counter() - started)
+            output.clear()
+        output.begin(manifest)
+        manifest, metrics = _fill(options, output, source, opened, manifest, run=run)
+    return PredictSummary(output.folder, manifest, metrics, (), time.perf_counter() - started)
 
 
 def _fill(
     options: PredictOptions,
-    output: str,
+    output: Predictions,
     source: _Source,
     opened: "_Opened | None",
-    manifest: dict[str, Any],
+    manifest: PredictionsManifest,
     *,
     run: Callable[..., Summary],
-) -> dict[str, Any] | None:
-    """Extracts and predicts into PRED, which has begun, completes the manifest, and returns the metrics asked for."""
+) -> tuple[PredictionsManifest, dict[str, Any] | None]:
+    """Extracts and predicts into PRED, which has begun; returns the manifest, completed, and the metrics asked for."""
     extracted = None
     if source.images:
         extracted = run(source.images, weights=source.weights)
-        place.copy_failures(output)
-        locations = [features_folder(output)] if extracted.totals.rows_embedded else []
+        output.copy_failures()
+        locations = [output.features_folder] if extracted.totals.rows_embedded else []
         opened = _open_features(options, source, locations)
     limit = None if options.output else SHOWN_ROWS
     try:
-        tally = predict_tables(opened.tables, source.predictor, output, options=options, limit=limit)
+        tally = predict_tables(opened.tables, source.predictor, output.folder, options=options, limit=limit)
     except BaseException:
         if not source.images:
             # Nothing here would save the next run any work.
-            place.discard(output)
+            output.discard()
         raise
-    manifest |= {**_outcome(source, opened, tally, extracted, limit), "parts": place.parts(output)}
+    manifest = replace(manifest, **_outcome(source, opened, tally, extracted, limit), parts=output.parts)
     metrics = tally.judge(source.predictor) if options.evaluate else None
-    place.finish(output, manifest, metrics=metrics)
-    return metrics
+    output.finish(manifest, metrics=metrics)
+    return manifest, metrics
 
 
-def _open_source(options: PredictOptions, output: str, weights: Weights | None) -> _Source:
+def _open_source(options: PredictOptions, output: Predictions, weights: Weights | None) -> _Source:
     """Opens the head, and loads the weights if there are images.
 
     Raises:
         FeaturemillError: No head there, or weights that it wasn't trained on.
     """
     features = given.are_features(options)
-    folder = features_folder(output)
+    folder = output.features_folder
     if options.is_imagenet:
         images = given.imagenet_options(options, folder)
         # Before half a gigabyte of weights is fetched.
@@ -205,28 +203,27 @@ def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
 
 def _new_manifest(
     options: PredictOptions, source: _Source, settings: dict[str, Any], inputs_sha256: str
-) -> dict[str, Any]:
-    return {
-        "schema_version": place.SCHEMA_VERSION,
-        "kind": place.KIND,
-        "head": source.predictor.name,
-        "settings": settings,
-        "inputs_sha256": inputs_sha256,
-        "fingerprint": source.predictor.spec.fingerprint if source.predictor.spec else None,
-        "classes": list(source.predictor.unique_labels),
-        "features_kept": options.keep_features,
-        "totals": None,
-        "versions": library_versions(),
-    }
+) -> PredictionsManifest:
+    return PredictionsManifest(
+        head=source.predictor.name,
+        settings=settings,
+        inputs_sha256=inputs_sha256,
+        fingerprint=source.predictor.spec.fingerprint if source.predictor.spec else None,
+        classes=list(source.predictor.unique_labels),
+        features_kept=options.keep_features,
+        totals=None,
+        versions=library_versions(),
+    )
 
 
-def _is_done(options: PredictOptions, output: str, manifest: dict[str, Any], inputs_sha256: str) -> bool:
+def _is_done(options: PredictOptions, output: Predictions, inputs_sha256: str) -> bool:
+    there = output.manifest
     return (
-        manifest["status"] == "complete"
-        and manifest["inputs_sha256"] == inputs_sha256
-        and manifest["parts"] == place.parts(output)
-        and (not options.evaluate or "metrics.json" in storage.list_folder(output))
-        and (not options.keep_features or manifest["features_kept"])
+        there.is_complete
+        and there.inputs_sha256 == inputs_sha256
+        and there.parts == output.parts
+        and (not options.evaluate or output.metrics is not None)
+        and (not options.keep_features or there.features_kept)
     )
 
 

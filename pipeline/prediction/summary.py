@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.training.facts import never_trained_text
 from pipeline.training.report import metric_table
 from transforms.storage import readable
+from transforms.store.manifest import PredictionsManifest
 from transforms.text import clean, counted, short
 
 # Labels are listed up to this many, the commonest first.
@@ -26,7 +27,7 @@ class PredictSummary:
     """
 
     output: str | None
-    manifest: dict[str, Any]
+    manifest: PredictionsManifest
     metrics: dict[str, Any] | None
     shown: tuple[dict[str, Any], ...]
     wall_seconds: float
@@ -37,7 +38,7 @@ class PredictSummary:
 
     @property
     def failure_rate(self) -> float:
-        totals = self.manifest["totals"]
+        totals = self.manifest.totals
         return totals["failed"] / totals["read"] if totals["read"] else 0.0
 
 
@@ -45,7 +46,7 @@ def summary_json(summary: PredictSummary) -> dict[str, Any]:
     """Returns the summary for programs."""
     return {
         "output": summary.output,
-        **{name: value for name, value in summary.manifest.items() if name != "classes"},
+        **{name: value for name, value in summary.manifest.to_json().items() if name != "classes"},
         "failure_rate": summary.failure_rate,
         "metrics": summary.metrics,
         "shown": list(summary.shown),
@@ -57,14 +58,14 @@ def summary_json(summary: PredictSummary) -> dict[str, Any]:
 def summary_text(summary: PredictSummary) -> str:
     """Returns the summary for people."""
     manifest = summary.manifest
-    totals, truth = manifest["totals"], manifest["true_labels"]
+    totals, truth = manifest.totals, manifest.true_labels
     lines = _shown_lines(summary.shown)
     lines += [
         f"read {totals['read']} = predicted {totals['predicted']} + failed {totals['failed']}",
-        *(f"  failed  {count:6d}  {reason}" for reason, count in manifest["failures"].items()),
+        *(f"  failed  {count:6d}  {reason}" for reason, count in manifest.failures.items()),
     ]
     if summary.output:
-        counts = list(manifest["predicted_labels"].items())
+        counts = list(manifest.predicted_labels.items())
         lines += [f"  {count:6d}  {short(label)}" for label, count in counts[:_LABELS_SHOWN]]
         if len(counts) > _LABELS_SHOWN:
             rest = [count for _, count in counts[_LABELS_SHOWN:]]
@@ -76,15 +77,15 @@ def summary_text(summary: PredictSummary) -> str:
         lines.append(f"note     {counted(truth['no_class'], 'true label')} {are} no class of the head")
     if summary.metrics:
         lines.append(metric_table(summary.metrics["metrics"]))
-    if manifest["weights_are_random"]:
-        weights = manifest["weights"] or "of the features"
-        layers = manifest["never_trained"]
+    if manifest.weights_are_random:
+        weights = manifest.weights or "of the features"
+        layers = manifest.never_trained
         lines.append(
             f"CAUTION  weights {weights}: {never_trained_text(layers)}, so these predictions mean little"
             if layers
             else f"CAUTION  weights {weights} were never trained: these predictions mean nothing"
         )
-    lines += [f"note     {clean(note)}" for note in manifest["notes"]]
+    lines += [f"note     {clean(note)}" for note in manifest.notes]
     if summary.output:
         what = "unchanged, nothing to do" if summary.done_before else f"{summary.wall_seconds:.1f} s"
         lines.append(f"output   {readable(summary.output)} ({what})")

@@ -113,10 +113,10 @@ def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
 
 
 def _learning_fits(table: Table, options: TrainOptions) -> bool:
-    """Whether a learning curve's cells leave ridge's sums in memory."""
+    """Tells whether what the kinds hold for each cell of a learning curve leaves room in memory."""
     dims, rows = table.vectors.dims, table.vectors.rows
     cells = (options.folds or 3) * CHUNKS
-    return "ridge" not in options.kinds or rows <= dims or cells * dims**2 * 8 <= _LEARNING_BYTES
+    return all(cells * heads.kind_of(kind).cell_bytes(rows, dims) <= _LEARNING_BYTES for kind in options.kinds)
 
 
 def make_rows(table: Table, cells: np.ndarray) -> Rows:

@@ -112,7 +112,7 @@ class _Handler(BaseHTTPRequestHandler):
     proxy: Proxy
 
     def handle_any(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body()
         if self.proxy.hang_up(self.command, self.path) or self._stay_silent():
             self._note(0, 0)
             return self._hang_up()
@@ -128,6 +128,17 @@ class _Handler(BaseHTTPRequestHandler):
             self._pass_on(server.getresponse())
         finally:
             server.close()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        chunks = []
+        while size := int(self.rfile.readline().partition(b";")[0], 16):
+            chunks.append(self.rfile.read(size))
+            self.rfile.readline()
+        while self.rfile.readline().strip():
+            pass
+        return b"".join(chunks)
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = do_PATCH = handle_any
 

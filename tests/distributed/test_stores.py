@@ -88,7 +88,8 @@ def assert_whole(store, folder: Path) -> None:
     found = rows(fetch(store, folder))
     assert found == expected(folder)
     assert '"complete"' in (folder / "fetched/out/manifest.json").read_text()
-    assert not [name for name in store.objects() if "/_tmp/" in name]
+    # pyarrow leaves an empty object for the folder where it deleted something on S3, as the folder on a disk stays.
+    assert not [name for name, data in store.objects().items() if "/_tmp/" in name and (data or name[-1] != "/")]
 
 
 def test_the_same_rows_as_on_disk(store, tmp_path):
@@ -271,9 +272,10 @@ def test_wrong_and_missing_credentials(store, tmp_path):
         pytest.skip("fake-gcs-server asks for none")
     fill(store, tmp_path, shards=1)
     no_keys = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}
-    assert "Unable to locate credentials" in fails(store, *from_to(store), env=no_keys)
     store.check_keys(True)
     try:
+        # They aren't missed here, as some buckets are open to all; the store says it.
+        assert "check the path and credentials" in fails(store, *from_to(store), env=no_keys)
         line = fails(store, *from_to(store))
     finally:
         store.check_keys(False)

@@ -1,9 +1,12 @@
-"""An object store in memory, `mem://`, for Beam's FileSystems: no folders, strict deletion, requests counted."""
+"""An object store in memory, `mem://`, among our stores: no folders, strict deletion, requests counted."""
 
 import collections
 import io
 
-from apache_beam.io.filesystem import BeamIOError, CompressionTypes, FileMetadata, FileSystem
+import pyarrow as pa
+from pyarrow.fs import FileInfo, FileSelector, FileSystemHandler, FileType, PyFileSystem
+
+from transforms import object_stores
 
 OBJECTS: dict[str, tuple[bytes, int]] = {}
 REQUESTS: collections.Counter[str] = collections.Counter()
@@ -12,74 +15,73 @@ REQUESTS: collections.Counter[str] = collections.Counter()
 class _Upload(io.BytesIO):
     """Publishes its content when it is closed, as object stores do."""
 
-    def __init__(self, path: str):
+    def __init__(self, uri: str):
         super().__init__()
-        self._path = path
+        self._uri = uri
 
     def close(self) -> None:
         if not self.closed:
-            OBJECTS[self._path] = self.getvalue(), len(REQUESTS) + sum(REQUESTS.values())
+            OBJECTS[self._uri] = self.getvalue(), len(REQUESTS) + sum(REQUESTS.values())
         super().close()
 
 
-class MemoryStore(FileSystem):
-    @classmethod
-    def scheme(cls):
+def _info(uri: str) -> FileInfo:
+    data, updated = OBJECTS[uri]
+    return FileInfo(uri.removeprefix("mem://"), FileType.File, size=len(data), mtime_ns=updated * 10**9)
+
+
+def _is_refused(*_: object) -> None:
+    raise AssertionError("an object store has no folders, and nothing is moved there")
+
+
+class MemoryStore(FileSystemHandler):
+    """What pyarrow asks of a file system."""
+
+    def get_type_name(self) -> str:
         return "mem"
 
-    def join(self, basepath, *paths):
-        return "/".join([basepath.rstrip("/"), *paths])
+    def normalize_path(self, path: str) -> str:
+        return path
 
-    def split(self, path):
-        return tuple(path.rsplit("/", 1))
+    def get_file_info(self, paths: list[str]) -> list[FileInfo]:
+        REQUESTS["info"] += len(paths)
+        return [self._look(path) for path in paths]
 
-    def mkdirs(self, path):
-        raise AssertionError("an object store has no folders")
+    def _look(self, path: str) -> FileInfo:
+        if f"mem://{path}" in OBJECTS:
+            return _info(f"mem://{path}")
+        # Its buckets are always there.
+        is_folder = "/" not in path or any(uri.startswith(f"mem://{path}/") for uri in OBJECTS)
+        return FileInfo(path, FileType.Directory if is_folder else FileType.NotFound)
 
-    def has_dirs(self):
-        return False
-
-    def _list(self, dir_or_prefix):
+    def get_file_info_selector(self, selector: FileSelector) -> list[FileInfo]:
         REQUESTS["list"] += 1
-        for path in sorted(OBJECTS):
-            if path.startswith(dir_or_prefix):
-                yield self.metadata(path)
+        start = f"mem://{selector.base_dir}/"
+        found = [uri for uri in sorted(OBJECTS) if uri.startswith(start)]
+        return [_info(uri) for uri in found if selector.recursive or "/" not in uri.removeprefix(start)]
 
-    def create(self, path, mime_type="", compression_type=CompressionTypes.AUTO):
-        REQUESTS["create"] += 1
-        return _Upload(path)
-
-    def open(self, path, mime_type="", compression_type=CompressionTypes.AUTO):
+    def open_input_file(self, path: str) -> pa.NativeFile:
         REQUESTS["open"] += 1
-        if path not in OBJECTS:
-            raise BeamIOError(f"not found: {path}")
-        return io.BytesIO(OBJECTS[path][0])
+        if f"mem://{path}" not in OBJECTS:
+            raise FileNotFoundError(path)
+        return pa.BufferReader(OBJECTS[f"mem://{path}"][0])
 
-    def copy(self, source_file_names, destination_file_names):
-        raise NotImplementedError
+    def open_output_stream(self, path: str, metadata: object) -> pa.NativeFile:
+        REQUESTS["create"] += 1
+        return pa.PythonFile(_Upload(f"mem://{path}"), mode="w")
 
-    def rename(self, source_file_names, destination_file_names):
-        REQUESTS["rename"] += 1
-        for old, new in zip(source_file_names, destination_file_names, strict=True):
-            OBJECTS[new] = OBJECTS.pop(old)
-
-    def exists(self, path):
-        return path in OBJECTS
-
-    def size(self, path):
-        return len(OBJECTS[path][0])
-
-    def last_updated(self, path):
-        return OBJECTS[path][1]
-
-    def metadata(self, path):
-        return FileMetadata(path, self.size(path), self.last_updated(path))
-
-    def checksum(self, path):
-        raise NotImplementedError
-
-    def delete(self, paths):
+    def delete_file(self, path: str) -> None:
         REQUESTS["delete"] += 1
-        missing = {path: KeyError(path) for path in paths if OBJECTS.pop(path, None) is None}
-        if missing:
-            raise BeamIOError("Delete operation failed", missing)
+        if OBJECTS.pop(f"mem://{path}", None) is None:
+            raise FileNotFoundError(path)
+
+    def delete_dir(self, path: str) -> None:
+        REQUESTS["delete"] += 1
+        for uri in [uri for uri in OBJECTS if uri.startswith(f"mem://{path}/")]:
+            del OBJECTS[uri]
+
+    create_dir = delete_dir_contents = delete_root_dir_contents = move = copy_file = _is_refused
+    open_input_stream = open_append_stream = _is_refused
+
+
+object_stores.FILE_SYSTEMS["mem"] = lambda server, is_hasty: PyFileSystem(MemoryStore())

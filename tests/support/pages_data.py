@@ -1,6 +1,6 @@
 """An OUT of given rows, written as `extract` writes it, without images or a network."""
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -67,8 +67,7 @@ def write_out(
     manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
     if complete:
         write_units(out, reports)
-        totals = json.loads(json.dumps(vars(add_up(reports))))
-        manifest |= {"status": "complete", "totals": totals}
+        manifest = replace(manifest, status="complete", totals=add_up(reports))
     write_manifest(out, manifest)
     return out
 

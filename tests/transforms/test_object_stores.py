@@ -1,15 +1,19 @@
-"""Files of stores: read like any file, in few and large pieces; errors are OSErrors with the cause."""
+"""Files of stores: read like any file, in few and large pieces; errors of one line, in time; the environment's say."""
 
 import errno
 import io
+import os
 import time
-from datetime import datetime, timezone
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow.fs import FileInfo, FileType, PyFileSystem
 
-from transforms.object_stores import Reader, Writer, as_os_error, is_answer, settle
+from tests.support import memory_store
+from transforms import object_stores, storage
+from transforms.object_stores import Place, Reader, ask, hastily, is_answer, place
 
 DATA = bytes(range(256)) * 5
 STEPS = st.lists(
@@ -22,19 +26,25 @@ STEPS = st.lists(
 )
 
 
-class Counted(io.BytesIO):
+class Counted:
     """A file that counts what is fetched."""
 
-    fetches = 0
+    def __init__(self, data: bytes):
+        self.data, self.fetches = data, []
 
-    def read(self, count=-1):
-        self.fetches += 1
-        return super().read(count)
+    def read_at(self, count, position):
+        self.fetches.append(count)
+        return self.data[position : position + count]
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    monkeypatch.setattr(object_stores, "_PATIENCE", object_stores._Patience())
 
 
 @given(STEPS, st.integers(1, 2000))
 def test_reads_as_a_file_does(steps, ahead):
-    reader, plain = Reader(Counted(DATA), "mem://x", ahead), io.BytesIO(DATA)
+    reader, plain = Reader(Counted(DATA), len(DATA), ahead), io.BytesIO(DATA)
     for what, number in steps:
         if what == "read":
             assert reader.read(number) == plain.read(number)
@@ -45,83 +55,148 @@ def test_reads_as_a_file_does(steps, ahead):
 
 def test_few_fetches():
     file = Counted(DATA)
-    reader = Reader(file, "mem://x", 512)
+    reader = Reader(file, len(DATA), 256)
     while reader.read(10):
         reader.seek(0, 1)
-    assert file.fetches == -(-len(DATA) // 512)
+    # Who reads on will read on.
+    assert file.fetches == [256, 512, 512]
     # Asking for the size, as Arrow does between two reads, costs nothing; nor does reading at the end.
     reader.seek(-20, 2)
     reader.read(10)
-    before = file.fetches
+    before = len(file.fetches)
     reader.seek(0, 2)
     assert reader.read(10) == b""
     reader.seek(-10, 2)
     assert reader.read() == DATA[-10:]
-    assert file.fetches == before
+    assert len(file.fetches) == before
+
+
+def test_no_fetch_is_too_large(monkeypatch):
+    monkeypatch.setattr(object_stores, "_MOST_BYTES", 1000)
+    file = Counted(DATA)
+    assert Reader(file, len(DATA), 300).read() == DATA
+    assert file.fetches == [1000, 280]
 
 
 def test_a_file_that_was_cut_meanwhile_is_no_end_of_file():
-    file = io.BytesIO(DATA)
-    reader = Reader(file, "mem://x", 64)
-    file.truncate(100)
     with pytest.raises(OSError, match="changed meanwhile"):
-        reader.read()
+        Reader(Counted(DATA[:100]), len(DATA), 64).read()
 
 
-class StoreError(Exception):
-    def __init__(self, code):
-        super().__init__("the store's\nown words")
-        self.code = code
+def asked(error: Exception) -> OSError:
+    def fail():
+        raise error
+
+    with pytest.raises(OSError) as raised:  # noqa: PT011 The tests say which it is.
+        ask(fail)
+    return raised.value
 
 
-@pytest.mark.parametrize("code", [None, 403, 500])
-def test_errors_become_os_errors_of_one_line(code):
-    with pytest.raises(OSError, match=r"^the store's own words$"), as_os_error("mem://x"):
-        raise StoreError(code)
+def test_errors_become_os_errors_of_one_line():
+    error = asked(OSError("When listing: AWS Error ACCESS_DENIED:\nAccess Denied (Request ID: 4xJ; trace: 7)"))
+    assert str(error) == "When listing: AWS Error ACCESS_DENIED: Access Denied"
+    assert str(asked(pa.ArrowInvalid("no such\nname"))) == "no such name"
+    assert str(asked(ValueError())) == "ValueError"
+    google = "google::cloud::Status(PERMISSION_DENIED: Permanent error, "
+    google += "with a last message of No error_info={a=b}). Detail: [errno 13]"
+    assert str(asked(OSError(google))) == "PERMISSION_DENIED: No"
 
 
 def test_what_is_not_there_is_said_to_be():
-    with pytest.raises(FileNotFoundError) as raised, as_os_error("mem://x"):
-        raise StoreError(404)
-    assert raised.value.errno == errno.ENOENT
+    error = asked(FileNotFoundError(errno.ENOENT, "Path does not exist 'b/x'. Detail: [errno 2] No such file"))
+    assert isinstance(error, FileNotFoundError)
+    assert error.errno == errno.ENOENT
+    assert str(error) == "[Errno 2] Path does not exist 'b/x'"
+    assert is_answer(error)
 
 
 @pytest.mark.parametrize(
-    ("code", "expected"), [(403, True), (404, True), (None, False), (408, False), (429, False), (503, False)]
+    ("text", "expected"),
+    [
+        ("AWS Error ACCESS_DENIED during HeadObject operation: No response body.", True),
+        ("AWS Error INVALID_ACCESS_KEY_ID during ListObjectsV2 operation: It does not exist.", True),
+        ("AWS Error UNKNOWN (HTTP status 400) during HeadObject operation", True),
+        ("AWS Error UNKNOWN (HTTP status 408) during HeadObject operation", False),
+        ("AWS Error UNKNOWN (HTTP status 429) during HeadObject operation", False),
+        ("AWS Error UNKNOWN (HTTP status 503) during HeadObject operation", False),
+        ("AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 18", False),
+        ("google::cloud::Status(PERMISSION_DENIED: Permanent error)", True),
+        ("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)", False),
+    ],
 )
-def test_an_answer_about_one_object_is_told_from_trouble(code, expected):
-    with pytest.raises(OSError) as raised, as_os_error("mem://x"):  # noqa: PT011 Which it is, is_answer says.
-        raise StoreError(code)
-    assert is_answer(raised.value) is expected
+def test_an_answer_about_one_object_is_told_from_trouble(text, expected):
+    assert is_answer(asked(OSError(text))) is expected
 
 
-def test_what_the_clients_of_s3_raise_is_told_from_trouble_too():
-    pytest.importorskip("boto3", reason="pip install 'featuremill[aws]'")
-    from apache_beam.io.aws.clients.s3 import boto3_client, messages
+@pytest.fixture
+def short(monkeypatch):
+    """Patience of half a second, and haste of a twentieth."""
+    monkeypatch.setattr(object_stores, "_SECONDS", 0.5)
+    monkeypatch.setattr(object_stores, "_HASTY_WAIT", 0.05)
 
-    settle("s3")
 
-    class Refusing(boto3_client.Client):
-        def __init__(self, code):
-            self._code = code
+def seconds(call) -> float:
+    started = time.monotonic()
+    with pytest.raises(OSError, match="no answer for"):
+        ask(call)
+    return time.monotonic() - started
 
-        @property
-        def client(self):
-            raise RefusalError(self._code)
 
-    class RefusalError(Exception):
-        def __init__(self, code):
-            super().__init__("refused")
-            self.response = {"ResponseMetadata": {"HTTPStatusCode": code}} if code else None
+def test_a_silent_store_is_waited_for_once(short):
+    def silent():
+        time.sleep(3)
 
-    for code, expected in ((403, True), (404, True), (503, False), (None, False)):
-        with pytest.raises(OSError, match="refused") as raised, as_os_error("s3://x"):
-            Refusing(code).get_object_metadata(messages.GetRequest("bucket", "x"))
-        assert is_answer(raised.value) is expected
+    assert 0.5 <= seconds(silent) < 1.5
+    # Who tidies up doesn't wait again, until the store has answered.
+    assert seconds(silent) < 0.45
+    assert ask(lambda: "an answer") == "an answer"
+    assert seconds(silent) >= 0.5
+
+
+def test_bytes_in_a_buffer_are_no_answer(short):
+    asked(OSError("AWS Error NETWORK_CONNECTION"))
+    ask(lambda: None, is_answered=False)
+    assert object_stores._PATIENCE.is_hasty
+
+
+def test_who_can_do_without_an_answer_takes_no_patience_from_others(short):
+    def silent():
+        time.sleep(3)
+
+    with hastily():
+        assert seconds(silent) < 0.45
+    assert seconds(silent) >= 0.5
+
+
+def test_a_refusal_takes_no_patience():
+    asked(OSError("AWS Error ACCESS_DENIED"))
+    assert not object_stores._PATIENCE.is_hasty
+    asked(OSError("AWS Error NETWORK_CONNECTION"))
+    assert object_stores._PATIENCE.is_hasty
+
+
+def test_a_failed_upload_is_an_os_error(monkeypatch):
+    class Full(io.BytesIO):
+        def write(self, data):
+            raise OSError("the store is full")
+
+    memory_store.OBJECTS.clear()
+    stream = pa.PythonFile(Full(), mode="w")
+    monkeypatch.setattr(memory_store.MemoryStore, "open_output_stream", lambda *_: stream)
+    file = storage.open_write("mem://b/x")
+    file.write(b"data")
+    with pytest.raises(OSError, match="the store is full"):
+        file.close()
+    # Whoever tidies up may close it again.
+    file.close()
+    assert memory_store.OBJECTS == {}
+
+
+NOON = {"January": 1767268800, "July": 1782907200}
 
 
 @pytest.fixture(params=["UTC", "Australia/Sydney", "America/New_York"])
-def time_zone(request, monkeypatch):
+def _time_zone(request, monkeypatch):
     monkeypatch.setenv("TZ", request.param)
     time.tzset()
     yield
@@ -129,48 +204,80 @@ def time_zone(request, monkeypatch):
     time.tzset()
 
 
-@pytest.fixture(params=[(1, 1767268800), (7, 1782907200)], ids=["January", "July"])
-def after_noon(request, time_zone):
-    """A quarter of a second after noon in winter and in summer, and noon in seconds since 1970."""
-    month, noon = request.param
-    return datetime(2026, month, 1, 12, microsecond=250_000, tzinfo=timezone.utc), noon
-
-
-def test_a_files_time_is_the_same_in_any_time_zone(after_noon):
-    pytest.importorskip("google.cloud.storage", reason="pip install 'featuremill[gcp]'")
-    from apache_beam.io.gcp.gcsio import GcsIO
-
-    settle("gs")
-    updated, noon = after_noon
-    assert GcsIO._updated_to_seconds(updated) == noon + 0.25
-
-
-def test_s3_lists_a_file_with_the_time_that_it_answers_for_it(after_noon):
-    pytest.importorskip("boto3", reason="pip install 'featuremill[aws]'")
-    from apache_beam.io.aws.s3io import S3IO
-
-    settle("s3")
+@pytest.mark.usefixtures("_time_zone")
+@pytest.mark.parametrize("noon", NOON.values(), ids=NOON)
+def test_a_files_version_is_as_it_always_was(noon):
+    """The names of units are made from it: OUT of an older version must be known again."""
+    info = FileInfo("b/x", FileType.File, size=1, mtime_ns=noon * 10**9 + 250_000_999)
+    google = storage._file(Place(None, "b", "gs://"), info)
+    assert (google.uri, google.version) == ("gs://b/x", f"{noon}.25")
     # MinIO and Ceph: milliseconds in a listing, none in the head of an answer.
-    listed, noon = after_noon
-    assert S3IO._updated_to_seconds(listed) == S3IO._updated_to_seconds(listed.replace(microsecond=0)) == noon
+    assert storage._file(Place(None, "b", "s3://"), info).version == f"{noon}.0"
 
 
-def test_beams_wrappings_are_taken_off():
-    from apache_beam.io.filesystem import BeamIOError
+@pytest.fixture
+def made(monkeypatch):
+    """What the file systems were made from."""
+    calls = []
 
-    wrapped = BeamIOError("outer", {"mem://x": BeamIOError("inner", {"mem://x": StoreError(403)})})
-    with pytest.raises(OSError, match=r"^the store's own words$"), as_os_error("mem://x"):
-        raise wrapped
+    def make(server, is_hasty):
+        calls.append((server, is_hasty))
+        return PyFileSystem(memory_store.MemoryStore())
+
+    monkeypatch.setattr(object_stores, "_MADE", {})
+    monkeypatch.setattr(object_stores, "FILE_SYSTEMS", dict.fromkeys(object_stores.FILE_SYSTEMS, make))
+    return calls
 
 
-def test_a_failed_upload_is_an_os_error():
-    class Full(io.BytesIO):
-        def close(self):
-            raise StoreError(507)
+@pytest.mark.parametrize(
+    ("uri", "server", "path"),
+    [
+        ("s3://bucket/a b/[x]%20#?.tar", "", "bucket/a b/[x]%20#?.tar"),
+        ("gs://bucket", "", "bucket"),
+        ("hdfs://name:8020/in/x.tar", "name:8020", "/in/x.tar"),
+        ("hdfs:///in/x.tar", "", "/in/x.tar"),
+        ("abfss://box@account.dfs.core.windows.net/in/x.tar", "account.dfs.core.windows.net", "box/in/x.tar"),
+    ],
+)
+def test_a_url_and_back(made, uri, server, path):
+    there = place(uri)
+    assert (there.path, made) == (path, [(server, False)])
+    assert there.uri(path) == uri
 
-    writer = Writer(Full(), "mem://x")
-    writer.write(b"data")
-    with pytest.raises(OSError, match="own words"):
-        writer.close()
-    # Whoever tidies up may close it again.
-    writer.close()
+
+def test_one_file_system_per_process_and_server(made, monkeypatch):
+    for uri in ("s3://a/x", "s3://b/y", "hdfs://one/x", "hdfs://two/x", "s3://c/z"):
+        place(uri)
+    assert made == [("", False), ("one", False), ("two", False)]
+    # A forked process has none of its parent's connections.
+    monkeypatch.setattr(object_stores.os, "getpid", lambda: 1)
+    place("s3://a/x")
+    assert len(made) == 4
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://127.0.0.1:9000", {"endpoint_override": "127.0.0.1:9000", "scheme": "http"}),
+        ("https://store.example/", {"endpoint_override": "store.example", "scheme": "https"}),
+        ("localhost:9000", {"endpoint_override": "localhost:9000", "scheme": "http"}),
+        ("", {}),
+    ],
+)
+def test_another_server_is_the_environments(monkeypatch, url, expected):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://not.this")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    assert object_stores._server("STORAGE_EMULATOR_HOST") == expected
+    assert object_stores._server("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")["endpoint_override"] == "not.this"
+
+
+def test_stores_are_made_without_a_request(monkeypatch):
+    for name in [name for name in os.environ if name.startswith(("AWS_", "STORAGE_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(object_stores, "_MADE", {})
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "http://127.0.0.1:1")
+    assert place("s3://b/x").files.type_name == "s3"
+    assert place("gs://b/x").files.type_name == "gcs"

@@ -3,15 +3,12 @@
 import errno
 import os
 import stat
-import warnings
 
 import pytest
 
 from tests.support import memory_store
-from transforms import object_stores, storage
-
-# Where a process begins, it is told not to say this; pytest makes it forget.
-pytestmark = pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
+from transforms import storage
+from transforms.errors import FeaturemillError
 
 # What a name on a store may hold, and what it would match as a pattern.
 ODD = {"cats [2019]": "cats 2", "run?": "run1", "all*": "alley", "[!a]": "b"}
@@ -49,34 +46,46 @@ def test_a_pattern_stays_one():
     assert uris(storage.match("mem://b/[a]?")) == ["mem://b/a1", "mem://b/a2"]
 
 
-def test_brackets_in_a_name_are_no_warning():
+@pytest.mark.parametrize("pattern", ["**", "*/*", "a*/**", "[ab]1/?.tar", "[!c]1/*", "b1/[[]y].tar", "**.tar"])
+def test_a_pattern_means_on_a_store_what_it_means_on_disk(pattern, tmp_path):
     memory_store.OBJECTS.clear()
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        # As in a new process; pytest forgets filters with each test.
-        object_stores._settle_once.__wrapped__("mem")
-        storage.stat("mem://bucket/never seen before [1]")
-    assert [warning for warning in seen if "nested set" in str(warning.message)] == []
+    names = ("a1/x.tar", "a1/deep/y.tar", "b1/[y].tar", "b1/z.jpg", "c1/^.tar")
+    memory_store.OBJECTS.update({f"mem://b/in/{name}": (b"", 1) for name in names})
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found = {uri.removeprefix("mem://b/in/") for uri in uris(storage.match(f"mem://b/in/{pattern}"))}
+    on_disk = {os.path.relpath(uri, tmp_path) for uri in uris(storage.match(f"{tmp_path}/{pattern}"))}
+    # On a disk `**` stands for folders alone, and is a star where it is no whole name.
+    assert found == {name for name in names if name.endswith(".tar")} if pattern == "**.tar" else found == on_disk
+    assert found
 
 
-def test_google_deletes_what_is_named_and_no_more(monkeypatch):
-    pytest.importorskip("google.cloud.storage", reason="pip install 'featuremill[gcp]'")
-    from apache_beam.io.gcp.gcsfilesystem import GCSFileSystem
+def test_deleting_takes_what_is_named_and_no_more():
+    memory_store.OBJECTS.clear()
+    memory_store.OBJECTS.update({f"mem://b/{name}/x": (b"", 1) for name in ("out[1]", "out1", "out2")})
+    storage.delete(["mem://b/out[1]/x", "mem://b/out2/x", "mem://b/gone/x"])
+    assert list(memory_store.OBJECTS) == ["mem://b/out1/x"]
 
-    there = {f"gs://b/{name}/x": (1, 0.0) for name in ("out[1]", "out1")}
 
-    class Client:
-        def list_files(self, prefix, **_):
-            return iter([item for item in there.items() if item[0].startswith(prefix)])
+def test_only_what_was_finished_appears_on_a_store():
+    memory_store.OBJECTS.clear()
+    with pytest.raises(TypeError), storage.open_write("mem://b/x") as file:
+        file.writelines([b"half", None])
+    file = storage.open_write("mem://b/y")
+    file.write(b"half")
+    del file
+    storage.discard(storage.open_write("mem://b/z"))
+    assert memory_store.OBJECTS == {}
+    with storage.open_write("mem://b/x") as file:
+        file.write(b"whole")
+        assert memory_store.OBJECTS == {}
+    assert storage.read_bytes("mem://b/x") == b"whole"
 
-        def delete_batch(self, paths):
-            for path in paths:
-                del there[path]
-            return [(path, None) for path in paths]
 
-    monkeypatch.setattr(GCSFileSystem, "_gcsIO", lambda self: Client())
-    storage.delete(["gs://b/out[1]/x"])
-    assert list(there) == ["gs://b/out1/x"]
+def test_an_unknown_store_is_named_with_those_that_are_known():
+    with pytest.raises(FeaturemillError, match=r"cannot reach ftp://host/x: .*ftp://; use s3://"):
+        storage.read_bytes("ftp://host/x")
 
 
 def test_a_link_to_itself_is_listed_as_one_that_leads_nowhere(tmp_path):

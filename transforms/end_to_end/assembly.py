@@ -6,15 +6,15 @@ by one and classified together.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transforms.end_to_end.resizing import resize
-from transforms.engines.keras import pool_output
-from transforms.heads.model import dense_layers
+from transforms.heads import kind_of
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import CHANNELS, build, cut, layers, preprocess
+from transforms.pools import pool_output
 from transforms.predictors.head import Head
 
 if TYPE_CHECKING:
@@ -50,45 +50,9 @@ def _classifier(head: Head, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]])
         if layer.name in arrays:
             layer.set_weights(arrays[layer.name])
         current = outputs[layer.name] = layer(current)
-    vectors = [_vectors(outputs[feature.tap], feature.pool, spec.dtype) for feature in features]
+    # Rounded as stored features are.
+    pooled = [keras.ops.cast(pool_output(outputs[f.tap], f.pool), spec.dtype) for f in features]
+    vectors = [keras.ops.cast(vector, "float32") for vector in pooled]
     joined = keras.ops.concatenate(vectors, axis=1) if len(vectors) > 1 else vectors[0]
-    scores = _neighbour_scores(head, joined) if head.model.kind == "knn" else _dense_scores(head, joined)
+    scores = kind_of(head.model.kind).keras_logits(head.model, joined)
     return keras.Model(pixels, keras.ops.softmax(scores / head.temperature, axis=-1), name="classify")
-
-
-def _vectors(output: Any, pool: str, dtype: str) -> Any:
-    """Pools a tap's output to N×D float32, rounded as stored features are."""
-    keras = import_keras()
-    if pool == "flatten":
-        output = keras.layers.Flatten(data_format="channels_last", dtype=output.dtype)(output)
-    else:
-        output = pool_output(output, pool)
-    return keras.ops.cast(keras.ops.cast(output, dtype), "float32")
-
-
-def _dense_scores(head: Head, vectors: Any) -> Any:
-    """Returns the scores as `dense_logits` computes them."""
-    keras = import_keras()
-    pairs = dense_layers(head.model)
-    for number, (kernel, bias) in enumerate(pairs, 1):
-        activation = "relu" if number < len(pairs) else None
-        layer = keras.layers.Dense(len(bias), activation=activation, name=f"head{number}", dtype="float32")
-        vectors = layer(vectors)
-        layer.set_weights([kernel.astype(np.float32), bias.astype(np.float32)])
-    return vectors
-
-
-def _neighbour_scores(head: Head, vectors: Any) -> Any:
-    """Returns the scores as `knn.logits` computes them; the stored vectors are the weights of a layer."""
-    keras, arrays = import_keras(), head.model.arrays
-    ops, classes = keras.ops, len(head.classes)
-    if "mean" in arrays:
-        vectors = (vectors - arrays["mean"][None]) / arrays["scale"][None]
-    vectors = vectors / ops.maximum(ops.sqrt(ops.sum(vectors * vectors, axis=1, keepdims=True)), 1e-30)
-    stored = keras.layers.Dense(len(arrays["codes"]), use_bias=False, name="cosines", dtype="float32")
-    cosines, rows = ops.top_k(stored(vectors), int(arrays["neighbours"]))
-    stored.set_weights([np.ascontiguousarray(arrays["vectors"].T, np.float32)])
-    labels = keras.layers.Embedding(len(arrays["codes"]), classes, name="labels", dtype="float32")
-    votes = ops.sum(labels(rows) * ops.expand_dims(ops.maximum(cosines, 0.0), -1), axis=1) + 1 / classes
-    labels.set_weights([np.eye(classes, dtype=np.float32)[arrays["codes"]]])
-    return ops.log(votes / ops.sum(votes, axis=1, keepdims=True))

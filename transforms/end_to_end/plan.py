@@ -7,6 +7,7 @@ import numpy as np
 
 from transforms.errors import UsageError
 from transforms.network.vgg import CHANNELS, Layer, describe, layers
+from transforms.pools import POOLS
 from transforms.spec import Feature, FeatureSpec
 from transforms.text import did_you_mean
 
@@ -136,7 +137,7 @@ def plan_tuning(
     starts = {
         names.index(feature.tap) + 1: feature.name
         for feature in stored
-        if feature.pool == "flatten" and feature.tap in names and names.index(feature.tap) < min(first, lowest + 1)
+        if POOLS[feature.pool].keeps_all and feature.tap in names and names.index(feature.tap) < min(first, lowest + 1)
     }
     if not starts:
         return plan

@@ -13,6 +13,7 @@ from transforms.end_to_end.plan import TuningPlan
 from transforms.errors import FeaturemillError
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import build, preprocess
+from transforms.pools import pool_output
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
 # (row numbers, inputs), see `tuning_rows.TuningRows.batches`.
@@ -72,8 +73,6 @@ class TuningNetwork:
         )
 
     def _graph(self, dropout: Any) -> Any:
-        from transforms.engines.keras import pool_output
-
         keras, plan = import_keras(), self.plan
         shape = (self.batch_size, *plan.input_shape)
         inputs = keras.Input(batch_shape=shape, dtype="float32" if plan.start else "uint8")

@@ -3,20 +3,20 @@
 import os
 import sys
 from glob import glob
-from importlib.util import find_spec
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
-from transforms.machine import available_cores
-from transforms.text import did_you_mean, one_line
+from transforms.text import did_you_mean
 
 if TYPE_CHECKING:
+    from transforms.engines.engine import Engine, EngineInfo
     from transforms.spec import FeatureSpec
 
-ENGINES = ("auto", "keras", "ncnn")
-# Images of a batch, see benchmarks: more gains nothing and costs memory.
-_BATCH_CPU, _BATCH_GPU = 8, 64
+# Each engine's module, which says as `ENGINE` what it is; on a CPU `auto` takes the first that can run.
+ENGINES = {"auto": "", "ncnn": "transforms.engines.ncnn", "keras": "transforms.engines.keras"}
+# Where another machine will choose the engine: few enough for any.
+_BATCH_SIZE = 8
 # Device files without which no GPU can be seen on Linux: NVIDIA's, AMD's, and Windows' own under WSL.
 _GPU_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
 
@@ -29,7 +29,7 @@ def load_engine(
     include_top: bool,
     batch_size: int,
     threads: int | None,
-) -> Engine:
+) -> "Engine":
     """Loads weights and makes an engine; once per worker process, since it takes seconds and much memory.
 
     Args:
@@ -46,22 +46,14 @@ def load_engine(
             installed or can't run here.
     """
     settings = {"include_top": include_top, "batch_size": batch_size, "threads": threads}
-    if choose(name, spec.precision) == "ncnn":
-        from transforms.engines.ncnn import NcnnEngine
-
-        return NcnnEngine(spec, weights_source, **settings)
-    from transforms.engines.keras import KerasEngine
-
-    try:
-        return KerasEngine(spec, weights_source, **settings)
-    except ImportError as error:
-        raise FeaturemillError(
-            f"the engine keras can't run here: {one_line(error)}; pip install tensorflow, or set KERAS_BACKEND to a "
-            "backend that is installed"
-        ) from error
+    return _info(choose(name, spec.precision)).load(spec, weights_source, **settings)
 
 
-def load_stored_engine(name: str, spec: "FeatureSpec", weights_source: str) -> Engine:
+def _info(name: str) -> "EngineInfo":
+    return import_module(ENGINES[name]).ENGINE
+
+
+def load_stored_engine(name: str, spec: "FeatureSpec", weights_source: str) -> "Engine":
     """Loads an engine that computes again what is stored, with its own default batch and all cores.
 
     Args:
@@ -90,14 +82,21 @@ def check_engine(name: str, precision: str) -> None:
     """
     if name not in ENGINES:
         raise UsageError(f"no engine {name!r}{did_you_mean(name, ENGINES)}")
-    if name == "ncnn" and precision != "float32":
-        raise UsageError(f"the engine ncnn computes in float32, not {precision}; pass --engine keras")
+    if name != "auto" and precision not in _info(name).precisions:
+        raise UsageError(
+            f"the engine {name} computes in {' or '.join(_info(name).precisions)}, not {precision}; "
+            f"pass --engine {' or '.join(_able(precision))}"
+        )
+
+
+def _able(precision: str) -> list[str]:
+    return [name for name in ENGINES if name != "auto" and precision in _info(name).precisions]
 
 
 def choose(name: str, precision: str) -> str:
-    """Returns the engine that runs on this machine: keras or ncnn.
+    """Returns the engine that runs on this machine.
 
-    `auto` takes keras if it sees a GPU, else ncnn if that can be imported and the precision is float32, else keras.
+    `auto` is, of those that compute at this precision and can run here, one that sees a GPU, else the first of ENGINES.
 
     Args:
         name: One of ENGINES.
@@ -108,48 +107,43 @@ def choose(name: str, precision: str) -> str:
         FeaturemillError: The engine isn't installed, or can't be loaded here.
     """
     check_engine(name, precision)
-    if name == "ncnn" or (name == "auto" and precision == "float32" and device("keras").startswith("CPU")):
-        from transforms.engines.ncnn import import_ncnn
-
+    if name != "auto":
+        _info(name).check()
+        return name
+    here, problem = [], UsageError(f"no engine computes in {precision!r}")
+    for candidate in _able(precision):
         try:
-            import_ncnn()
-            return "ncnn"
-        except FeaturemillError:
-            if name == "ncnn":
-                raise
-    if find_spec("keras") is None:
-        raise FeaturemillError("the engine keras isn't installed; pip install keras tensorflow")
-    return "keras"
+            _info(candidate).check()
+            here.append(candidate)
+        except FeaturemillError as error:
+            problem = error
+    if not here:
+        raise problem
+    return next((each for each in here if _info(each).visible_device and _has_gpu(each)), here[0])
+
+
+def _has_gpu(engine: str) -> bool:
+    return not device(engine).startswith("CPU")
 
 
 def device(engine: str) -> str:
     """Returns what an engine will run on: `CPU`, or `GPU (NVIDIA L4)`; says so if a GPU lies idle.
 
-    Without a GPU's device file this is known without importing TensorFlow, which takes seconds; so is it for ncnn.
+    Without a GPU's device file this is known without importing TensorFlow, which takes seconds.
     """
     has_files = any(glob(pattern) for pattern in _GPU_FILES)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1")
-    if engine == "ncnn":
-        idle = " (there is a GPU: --engine keras uses it, with pip install 'featuremill[gpu]')"
-        return f"CPU{idle if has_files and not hidden else ''}"
-    if sys.platform.startswith("linux") and not has_files:
-        return "CPU"
-    from transforms.engines.keras import visible_device
-
-    found = visible_device()
-    if found == "CPU" and has_files and not hidden:
-        return "CPU (there is a GPU, but Keras's backend can't use it: pip install 'featuremill[gpu]')"
-    return found
+    info = _info(engine)
+    may_see = info.visible_device and (has_files or not sys.platform.startswith("linux"))
+    found = info.visible_device() if may_see else "CPU"
+    return f"CPU (there is a GPU{info.idle_gpu})" if found == "CPU" and has_files and not hidden else found
 
 
 def default_batch_size(engine: str, threads: int | None) -> int:
     """Returns N for an engine on this machine.
 
     Args:
-        engine: keras or ncnn; or auto, where another machine will choose.
+        engine: One of ENGINES; auto where another machine will choose.
         threads: CPU threads of the engine, None for all cores.
     """
-    if engine == "ncnn":
-        # Threads take an image each and wait for the last of a batch: eight each keeps that wait short.
-        return _BATCH_CPU * (threads or available_cores())
-    return _BATCH_CPU if engine == "auto" or device(engine).startswith("CPU") else _BATCH_GPU
+    return _BATCH_SIZE if engine == "auto" else _info(engine).batch_size(threads, _has_gpu(engine))

@@ -1,5 +1,7 @@
 """The face of an engine."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -40,3 +42,24 @@ class Engine(Protocol):
     def resize(self, batch_size: int) -> None:
         """Fixes another batch size from the next `embed` on."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineInfo:
+    """What an engine's module says of it, known without loading it.
+
+    Attributes:
+        precisions: What it computes in, as `FeatureSpec` calls it.
+        load: Makes one; takes what `transforms.engines.load_engine` does, without the name.
+        check: Raises FeaturemillError, with the cure, if it isn't installed or can't run here.
+        batch_size: Returns its default N; takes its CPU threads (None: all cores) and whether it has a GPU.
+        idle_gpu: What to say, with the cure, behind "there is a GPU" where it runs on the CPU all the same.
+        visible_device: Returns `CPU`, or `GPU (NVIDIA L4)`, as it sees it. None for one that knows no GPU.
+    """
+
+    precisions: tuple[str, ...]
+    load: Callable[..., Engine]
+    check: Callable[[], None]
+    batch_size: Callable[[int | None, bool], int]
+    idle_gpu: str
+    visible_device: Callable[[], str] | None = None

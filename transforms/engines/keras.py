@@ -3,18 +3,20 @@
 import logging
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from transforms.engines.checks import check_pixels, computed_layers, planned_weights
-from transforms.engines.engine import OutOfMemory
-from transforms.engines.pooling import GEM_FLOOR, GEM_POWER
+from transforms.engines.engine import Engine, EngineInfo, OutOfMemory
+from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import CHANNELS, Layer, build, preprocess
+from transforms.pools import pool_output
 from transforms.spec import FeatureSpec
-from transforms.text import counted
+from transforms.text import counted, one_line
 
 if TYPE_CHECKING:
     import keras
@@ -87,24 +89,6 @@ def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int) -> "
     return model
 
 
-def pool_output(output: Any, pool: str) -> Any:
-    """Pools N×H×W×C to N×C, or flattens to N×D; in float32 whatever the precision before it.
-
-    Its twin for other engines is `transforms.engines.pooling.pool_planes`.
-    """
-    from keras import ops
-
-    output = ops.cast(output, "float32")
-    if pool == "avg":
-        return ops.mean(output, axis=(1, 2))
-    if pool == "max":
-        return ops.max(output, axis=(1, 2))
-    if pool == "gem":
-        powers = ops.power(ops.maximum(output, GEM_FLOOR), GEM_POWER)
-        return ops.power(ops.mean(powers, axis=(1, 2)), 1 / GEM_POWER)
-    return ops.reshape(output, (output.shape[0], -1))
-
-
 def _prepare_backend(threads: int | None) -> str:
     """Sets what has to be set before the first computation; returns the backend's name and version."""
     keras = import_keras()
@@ -168,3 +152,29 @@ def _is_out_of_memory(error: Exception) -> bool:
     # Backends agree on the words, not on a type: TensorFlow and JAX say RESOURCE_EXHAUSTED, PyTorch "out of memory".
     text = f"{type(error).__name__} {error}".lower().replace("_", "")
     return isinstance(error, MemoryError) or "resourceexhausted" in text or "out of memory" in text
+
+
+def _load(spec: FeatureSpec, weights_source: str, **settings: Any) -> Engine:
+    try:
+        return KerasEngine(spec, weights_source, **settings)
+    except ImportError as error:
+        raise FeaturemillError(
+            f"the engine keras can't run here: {one_line(error)}; pip install tensorflow, or set KERAS_BACKEND to a "
+            "backend that is installed"
+        ) from error
+
+
+def _check() -> None:
+    if find_spec("keras") is None:
+        raise FeaturemillError("the engine keras isn't installed; pip install keras tensorflow")
+
+
+ENGINE = EngineInfo(
+    precisions=("float32", "bfloat16"),
+    load=_load,
+    check=_check,
+    # See benchmarks: more gains nothing and costs memory.
+    batch_size=lambda threads, on_gpu: 64 if on_gpu else 8,
+    idle_gpu=", but Keras's backend can't use it: pip install 'featuremill[gpu]'",
+    visible_device=lambda: visible_device(),
+)

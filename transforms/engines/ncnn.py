@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from transforms.engines.checks import check_pixels, computed_layers, planned_weights
-from transforms.engines.engine import OutOfMemory
+from transforms.engines.engine import EngineInfo, OutOfMemory
 from transforms.engines.ncnn_model import INPUT, network_text, read_weights, weight_file
-from transforms.engines.pooling import pool_planes
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
 from transforms.network.vgg import CHANNELS, KERNEL, MIN_IMAGE_SIZE, Layer, preprocess
+from transforms.pools import pool_planes
 from transforms.spec import FeatureSpec
 from transforms.text import counted, one_line
 
@@ -156,3 +156,13 @@ def _convolutions(pixels: np.ndarray, table: Sequence[Layer], path: str) -> np.n
             output = output[:, : height // 2 * 2, : width // 2 * 2]
             output = output.reshape(channels, height // 2, 2, width // 2, 2).max(axis=(2, 4))
     return output
+
+
+ENGINE = EngineInfo(
+    precisions=("float32",),
+    load=NcnnEngine,
+    check=import_ncnn,
+    # Threads take an image each and wait for the last of a batch: eight each keeps that wait short.
+    batch_size=lambda threads, on_gpu: 8 * (threads or available_cores()),
+    idle_gpu=": --engine keras uses it, with pip install 'featuremill[gpu]'",
+)

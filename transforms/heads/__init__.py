@@ -1,31 +1,31 @@
-"""Heads: light models from stored features to labels. One module per kind, one face: `fitter` and `logits`."""
+"""Heads: light models from stored features to labels. One module per kind, or for several that are alike."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
+from transforms.declared import ABOVE_ZERO, AT_LEAST_ONE, SEED, Bound, declared, parse_numbers
 from transforms.errors import UsageError
-from transforms.heads.cells import Rows
-from transforms.heads.model import Model
 from transforms.text import did_you_mean
 
-# Kind of head → the module that fits it.
-_MODULES = {
-    "ridge": "ridge",
-    "logistic": "logistic",
-    "linear": "neural",
-    "dense128": "neural",
-    "dense256": "neural",
-    "knn": "knn",
+if TYPE_CHECKING:
+    import numpy as np
+
+    from transforms.heads.cells import Rows
+    from transforms.heads.model import Model
+
+# Each kind's module, which says in its own `KINDS` what the kind is.
+KINDS = {
+    "ridge": "transforms.heads.ridge",
+    "logistic": "transforms.heads.logistic",
+    "linear": "transforms.heads.neural",
+    "dense128": "transforms.heads.neural",
+    "dense256": "transforms.heads.neural",
+    "knn": "transforms.heads.knn",
 }
-KINDS = tuple(_MODULES)
-# Kinds that are fitted by gradient steps, with Keras.
-NEURAL = ("linear", "dense128", "dense256")
 # 20 values, a bit over two to a decade.
-DEFAULT_PENALTIES = tuple(float(f"{value:.3g}") for value in np.logspace(-4, 4, 20))
+DEFAULT_PENALTIES = tuple(float(f"{10 ** (8 * i / 19 - 4):.3g}") for i in range(20))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,31 +33,33 @@ class FitSettings:
     """What decides a fit, beside the rows.
 
     Attributes:
-        seed: Of initial weights, shuffling and dropout.
-        standardize: Give each of the D numbers mean 0 and variance 1 over the training rows.
-        class_weights: Weigh a row by N / (C × rows of its class), so that rare classes count as much as frequent ones.
-        penalties: Values of the L2 penalty to choose from (ridge, logistic), relative to the number of rows and the
-            features' mean variance, so that one grid serves any N, D and scale.
-        neighbours: k (knn).
-        learning_rate, batch_size, epochs: Of Adam (linear, dense128, dense256).
-        patience: Epochs without a better validation loss before training stops.
+        class_weights: Weigh a row by N / (C × rows of its class).
+        penalties: Of ridge and logistic, relative to the number of rows and the features' mean variance, so that one
+            grid serves any N, D and scale.
     """
 
-    seed: int = 0
-    standardize: bool = False
-    class_weights: bool = False
-    penalties: tuple[float, ...] = DEFAULT_PENALTIES
-    neighbours: int = 10
-    learning_rate: float = 1e-3
-    batch_size: int = 64
-    epochs: int = 100
-    patience: int = 5
+    seed: int = declared(0, help="Seed of split, fit and intervals", bounds=(SEED,))
+    standardize: bool = declared(False, help="Scale each number to mean 0 and variance 1 of the training rows")
+    class_weights: bool = declared(False, help="Let rare classes count as much as frequent ones")
+    penalties: tuple[float, ...] = declared(
+        DEFAULT_PENALTIES,
+        help="L2 penalties to choose from, with commas between them",
+        bounds=(Bound(lambda value: 0 <= value < float("inf"), "penalties are numbers from 0 on, not {value}"),),
+        metavar="NUMBERS",
+        parse=parse_numbers,
+        unset="20 from 1e-4 to 1e4",
+    )
+    neighbours: int = declared(10, help="Nearest rows that knn asks", bounds=(AT_LEAST_ONE,))
+    learning_rate: float = declared(1e-3, help="Learning rate of Adam", bounds=(ABOVE_ZERO,))
+    batch_size: int = declared(64, help="Rows per step of Adam", bounds=(AT_LEAST_ONE,))
+    epochs: int = declared(100, help="Most passes over the rows", bounds=(AT_LEAST_ONE,))
+    patience: int = declared(5, help="Epochs without a better validation loss before it stops", bounds=(AT_LEAST_ONE,))
 
 
 class Fitter(Protocol):
     """Fits heads of one kind on parts of the same rows, sharing what can be shared among the fits."""
 
-    def fit(self, train: Collection[int], validation: Collection[int]) -> Model:
+    def fit(self, train: Collection[int], validation: Collection[int]) -> "Model":
         """Fits on the rows of some cells; chooses penalty or stopping epoch by those of others.
 
         Raises:
@@ -65,31 +67,60 @@ class Fitter(Protocol):
         """
         ...
 
-    def refit(self, model: Model, train: Collection[int]) -> Model:
+    def refit(self, model: "Model", train: Collection[int]) -> "Model":
         """Returns a head with `model`'s choices fitted on more cells; `model` itself where the kind can't."""
         ...
 
 
-def fitter(kind: str, rows: Rows, settings: FitSettings) -> Fitter:
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a kind of head is.
+
+    Attributes:
+        fitter: Returns what fits such heads. Raises UsageError for a setting that it can't follow.
+        logits: See `logits`.
+        keras_logits: Returns the same for N×D float32, a tensor of Keras, in layers and operations that Keras brings.
+        is_dense: Whether `Model.arrays` are dense layers, which can be trained on together with the network.
+        dropout: Share of what goes into its last layer that is dropped while it is trained.
+        refits: Whether it is fitted again with the validation rows once these have chosen; else they only choose.
+        cell_bytes: Returns what fitting on this many rows of D numbers holds for each cell that rows are divided into.
+    """
+
+    fitter: "Callable[[Rows, FitSettings], Fitter]"
+    logits: "Callable[[Model, np.ndarray], np.ndarray]"
+    keras_logits: "Callable[[Model, Any], Any]"
+    is_dense: bool
+    dropout: float = 0.0
+    refits: bool = True
+    cell_bytes: Callable[[int, int], int] = lambda rows, dims: 0
+
+
+def kind_of(name: str) -> Kind:
+    """Returns what a kind of head is.
+
+    Raises:
+        UsageError: No such kind.
+    """
+    if name not in KINDS:
+        raise UsageError(f"no head {name!r}{did_you_mean(name, KINDS)}")
+    kinds: Mapping[str, Kind] = import_module(KINDS[name]).KINDS
+    return kinds[name]
+
+
+def fitter(kind: str, rows: "Rows", settings: FitSettings) -> Fitter:
     """Returns what fits heads of a kind.
 
     Raises:
         UsageError: No such kind, or a setting that it can't follow.
     """
-    return _module(kind).fitter(kind, rows, settings)
+    return kind_of(kind).fitter(rows, settings)
 
 
-def logits(model: Model, vectors: np.ndarray) -> np.ndarray:
+def logits(model: "Model", vectors: "np.ndarray") -> "np.ndarray":
     """Returns N×C scores, whose softmax (after division by the head's temperature) are the probabilities.
 
     Args:
         model: A fitted one.
         vectors: N×D float32.
     """
-    return _module(model.kind).logits(model, vectors)
-
-
-def _module(kind: str) -> Any:
-    if kind not in _MODULES:
-        raise UsageError(f"no head {kind!r}{did_you_mean(kind, KINDS)}")
-    return import_module(f"transforms.heads.{_MODULES[kind]}")
+    return kind_of(model.kind).logits(model, vectors)

@@ -1,15 +1,17 @@
 """k nearest neighbours by cosine, exact: every stored vector is compared. Votes count by similarity."""
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
 from transforms.errors import UsageError
-from transforms.heads import FitSettings
+from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.heads.ridge_forms import feature_scale
 from transforms.similarity.all_pairs import nearest_rows
+from transforms.similarity.unit_vectors import unit_length
 
 # Queries that are compared at a time: 4 Mi similarities with a block of stored vectors, 16 MiB.
 _QUERIES = 1024
@@ -17,7 +19,7 @@ _QUERIES = 1024
 _NUMBERS = 2**23
 
 
-def fitter(kind: str, rows: Rows, settings: FitSettings) -> "Neighbours":
+def fitter(rows: Rows, settings: FitSettings) -> "Neighbours":
     """Returns what stores the normalised vectors of any union of cells.
 
     Raises:
@@ -100,5 +102,25 @@ def _directions(arrays: Mapping[str, np.ndarray], vectors: np.ndarray) -> np.nda
     """Returns the vectors, standardised where the model is, as float32 of length 1 (0 for what has no direction)."""
     if "mean" in arrays:
         vectors = (vectors - arrays["mean"]) / arrays["scale"]
-    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
-    return np.divide(vectors, lengths, out=np.zeros(vectors.shape, np.float32), where=lengths > 0, casting="same_kind")
+    return unit_length(vectors)
+
+
+def _keras_logits(model: Model, vectors: Any) -> Any:
+    """Returns the scores as `logits` computes them; the stored vectors are the weights of a layer."""
+    from transforms.network.keras_import import import_keras
+
+    keras, arrays, classes = import_keras(), model.arrays, int(model.arrays["classes"])
+    ops = keras.ops
+    if "mean" in arrays:
+        vectors = (vectors - arrays["mean"][None]) / arrays["scale"][None]
+    vectors = vectors / ops.maximum(ops.sqrt(ops.sum(vectors * vectors, axis=1, keepdims=True)), 1e-30)
+    stored = keras.layers.Dense(len(arrays["codes"]), use_bias=False, name="cosines", dtype="float32")
+    cosines, rows = ops.top_k(stored(vectors), int(arrays["neighbours"]))
+    stored.set_weights([np.ascontiguousarray(arrays["vectors"].T, np.float32)])
+    labels = keras.layers.Embedding(len(arrays["codes"]), classes, name="labels", dtype="float32")
+    votes = ops.sum(labels(rows) * ops.expand_dims(ops.maximum(cosines, 0.0), -1), axis=1) + 1 / classes
+    labels.set_weights([np.eye(classes, dtype=np.float32)[arrays["codes"]]])
+    return ops.log(votes / ops.sum(votes, axis=1, keepdims=True))
+
+
+KINDS = {"knn": Kind(fitter=fitter, logits=logits, keras_logits=_keras_logits, is_dense=False)}

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from transforms.errors import FeaturemillError
-from transforms.heads import FitSettings
+from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model, dense_arrays, dense_logits, fold_standardisation
+from transforms.heads.model import Model, dense_arrays, dense_keras_logits, dense_logits, fold_standardisation
 from transforms.heads.ridge_forms import feature_scale
 
 # What the rows may hold: all as they are read, a fit's as they are read and as float64; and while their axes are
@@ -26,10 +26,8 @@ _MAX_STEPS = 2000
 # Of the mean loss's largest slope. Ten times coarser, accuracy is the same but weak penalties look like stronger ones.
 _TOLERANCE = 1e-5
 
-logits = dense_logits
 
-
-def fitter(kind: str, rows: Rows, settings: FitSettings) -> "Logistic":
+def fitter(rows: Rows, settings: FitSettings) -> "Logistic":
     """Reads the rows into memory and returns what fits any union of their cells.
 
     Raises:
@@ -188,3 +186,6 @@ def log_losses(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
         codes: n, the true classes.
     """
     return np.logaddexp.reduce(scores, axis=1) - scores[np.arange(len(codes)), codes]
+
+
+KINDS = {"logistic": Kind(fitter=fitter, logits=dense_logits, keras_logits=dense_keras_logits, is_dense=True)}

@@ -1,4 +1,4 @@
-"""`Model`: what a fit yields, as arrays and JSON values; and the forward pass of dense layers in NumPy."""
+"""`Model`: what a fit yields, as arrays and JSON values; and the forward pass of dense layers in NumPy and Keras."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -48,6 +48,19 @@ def dense_logits(model: Model, vectors: np.ndarray) -> np.ndarray:
         vectors = vectors @ kernel + bias
         if number < len(layers):
             vectors = np.maximum(vectors, 0)
+    return vectors
+
+
+def dense_keras_logits(model: Model, vectors: Any) -> Any:
+    """Returns the scores as `dense_logits` computes them, for a tensor of Keras."""
+    from transforms.network.keras_import import import_keras
+
+    keras, pairs = import_keras(), dense_layers(model)
+    for number, (kernel, bias) in enumerate(pairs, 1):
+        activation = "relu" if number < len(pairs) else None
+        layer = keras.layers.Dense(len(bias), activation=activation, name=f"head{number}", dtype="float32")
+        vectors = layer(vectors)
+        layer.set_weights([kernel.astype(np.float32), bias.astype(np.float32)])
     return vectors
 
 

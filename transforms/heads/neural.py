@@ -7,17 +7,16 @@ number for all; either way the mean square length of a training row becomes `_LE
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from transforms.errors import FeaturemillError
+from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model, dense_arrays, dense_logits, fold_standardisation
+from transforms.heads.model import Model, dense_arrays, dense_keras_logits, dense_logits, fold_standardisation
 from transforms.network.keras_import import import_keras
-
-if TYPE_CHECKING:
-    from transforms.heads import FitSettings
 
 # Units of the hidden layer and share of them that is dropped while training; None: no hidden layer.
 _HIDDEN = {"linear": None, "dense128": (128, 0.0), "dense256": (256, 0.5)}
@@ -30,20 +29,10 @@ _BUFFER_BYTES = 256 * 2**20
 _LENGTH = 10.0
 
 
-def fitter(kind: str, rows: Rows, settings: "FitSettings") -> "_NeuralFitter":
-    """Returns what fits heads of this kind; see `transforms.heads.Fitter`."""
-    return _NeuralFitter(kind, rows, settings)
-
-
-def logits(model: Model, vectors: np.ndarray) -> np.ndarray:
-    """Returns N×C float32 scores for N×D float32 vectors."""
-    return dense_logits(model, vectors)
-
-
 class _NeuralFitter:
     """Fits on different cells with one compiled network, put back to its first state before each fit."""
 
-    def __init__(self, kind: str, rows: Rows, settings: "FitSettings"):
+    def __init__(self, kind: str, rows: Rows, settings: FitSettings):
         self._kind = kind
         self._rows = rows
         self._settings = settings
@@ -100,7 +89,7 @@ class _NeuralFitter:
 class _Network:
     """The Keras model, its compiled training step, and the state that both started from."""
 
-    def __init__(self, kind: str, dims: int, classes: int, settings: "FitSettings"):
+    def __init__(self, kind: str, dims: int, classes: int, settings: FitSettings):
         keras = import_keras()
         # Seeds are given one by one: Keras's own random state stays as it is.
         seed = settings.seed
@@ -282,3 +271,17 @@ def _log_loss(model: Model, source: _Source) -> float:
             total += float((np.log(np.exp(scores).sum(axis=1)) - true).sum())
             count += len(codes)
     return total / count
+
+
+KINDS = {
+    name: Kind(
+        fitter=partial(_NeuralFitter, name),
+        logits=dense_logits,
+        keras_logits=dense_keras_logits,
+        is_dense=True,
+        dropout=hidden[1] if hidden else 0.0,
+        # Without validation rows nothing would tell when to stop.
+        refits=False,
+    )
+    for name, hidden in _HIDDEN.items()
+}

@@ -10,19 +10,17 @@ from dataclasses import replace
 import numpy as np
 
 from transforms.errors import FeaturemillError, UsageError
-from transforms.heads import FitSettings
+from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model, dense_arrays, dense_logits
+from transforms.heads.model import Model, dense_arrays, dense_keras_logits, dense_logits
 from transforms.heads.ridge_forms import KernelProblem, Problem, RowsInMemory, SumsProblem
 from transforms.heads.ridge_sums import CellSums
 
 # What sums, rows or their kernel may hold, each.
 MEMORY_BYTES = 2 * 2**30
 
-logits = dense_logits
 
-
-def fitter(kind: str, rows: Rows, settings: FitSettings) -> "Ridge":
+def fitter(rows: Rows, settings: FitSettings) -> "Ridge":
     """Reads the rows once and returns what fits any union of their cells.
 
     Raises:
@@ -93,3 +91,15 @@ class Ridge:
 
     def _arrays(self, problem: Problem, penalty: float) -> dict[str, np.ndarray]:
         return dense_arrays([problem.layer(problem.spectrum.solve(penalty))])
+
+
+KINDS = {
+    "ridge": Kind(
+        fitter=fitter,
+        logits=dense_logits,
+        keras_logits=dense_keras_logits,
+        is_dense=True,
+        # With fewer rows than numbers, it holds the kernel of all rows instead of sums.
+        cell_bytes=lambda rows, dims: 0 if rows <= dims else dims**2 * 8,
+    )
+}

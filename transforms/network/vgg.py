@@ -15,7 +15,8 @@ import numpy as np
 
 from transforms.errors import UsageError
 from transforms.network.keras_import import import_keras
-from transforms.spec import POOLS, Feature
+from transforms.pools import POOLS
+from transforms.spec import Feature
 from transforms.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def check_feature(feature: Feature, backbone: str, include_top: bool) -> None:
         )
     if feature.pool not in POOLS:
         raise UsageError(f"feature {str(feature)!r}: no pooling {feature.pool!r}{did_you_mean(feature.pool, POOLS)}")
-    if feature.pool != "flatten" and _layer(feature.tap, backbone).kind in ("flatten", "dense"):
+    if not POOLS[feature.pool].keeps_all and _layer(feature.tap, backbone).kind in ("flatten", "dense"):
         raise UsageError(
             f"feature {str(feature)!r}: {feature.tap} yields a vector, there is nothing to pool; "
             f"write {feature.name}={feature.tap}:flatten"
@@ -268,7 +269,7 @@ def feature_size(feature: Feature, backbone: str, image_size: int) -> int:
     table = cut(layers(backbone, include_top=True), [feature.tap])
     check_top(table, image_size)
     shape = describe(table, image_size)[-1].output_shape
-    return math.prod(shape) if feature.pool == "flatten" else shape[-1]
+    return math.prod(shape) if POOLS[feature.pool].keeps_all else shape[-1]
 
 
 def preprocess(pixels: Any) -> Any:

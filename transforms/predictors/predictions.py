@@ -169,12 +169,13 @@ class PredictionWriter:
 
     def _write(self) -> None:
         name = f"part-{self.parts:05}.parquet"
-        temporary = storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}")
+        final = storage.join(self.output, "predictions", name)
+        temporary = storage.written_as(final, storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}"))
         try:
             with storage.open_write(temporary) as file:
                 pq.write_table(pa.Table.from_batches(self._batches, self.schema), file, compression="zstd")
                 storage.sync(file)
-            storage.rename(temporary, storage.join(self.output, "predictions", name))
+            storage.rename(temporary, final)
         except OSError as error:
             raise FeaturemillError(
                 f"cannot write {name} to {self.output}: {one_line(error)}; free some space or fix the permissions "

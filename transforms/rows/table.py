@@ -14,7 +14,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
 from transforms.store.features import open_features
-from transforms.store.manifest import read_manifest
+from transforms.store.output import Output
 from transforms.text import did_you_mean, one_line
 
 DEFAULT_COLUMN = "embedding"
@@ -138,13 +138,11 @@ class _Origin:
 
 def _origin(location: str) -> _Origin:
     if storage.stat(storage.join(location, "manifest.json")):
-        features = open_features(location)
+        output = Output(location)
+        features, manifest = open_features(output), output.manifest
         if not features.complete:
             raise FeaturemillError(f"{location} is not finished; finish it with the same extract command")
-        manifest = read_manifest(location)
-        return _Origin(
-            features.parts, features.spec, manifest.get("weights", ""), manifest.get("weights_are_random", False)
-        )
+        return _Origin(features.parts, features.spec, manifest.weights, manifest.weights_are_random)
     if storage.stat(location):
         return _Origin((location,))
     is_folder = storage.is_folder(location)

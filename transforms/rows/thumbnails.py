@@ -8,12 +8,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
-from transforms import shards, storage
+from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
 from transforms.machine import available_cores
@@ -23,12 +20,10 @@ from transforms.rows.sources import cause_of
 from transforms.spec import FeatureSpec
 from transforms.store.listing import read_footers
 from transforms.store.units import read_plan
-from transforms.text import clean, one_line
+from transforms.text import clean
 
 SIDE = 160
 QUALITY = 75
-# Records of a shard that lie farther apart are read one by one, nearer ones with what lies between them.
-GAP_BYTES = 2**20
 # Plain files that a thread reads at a time.
 _FILES = 64
 
@@ -130,44 +125,18 @@ def _by_unit(
 
 
 def _narrowed(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, Sequence[StoredRow]]]:
-    """Yields as little of a unit as holds the rows: their files, stretches of records, or row groups."""
+    """Yields as little of a unit as holds the rows: their files, or parts of the shard."""
     if unit.files:
         listed = {clean(listed.file.uri): listed for listed in unit.files}
         for first in range(0, len(rows), _FILES):
             some = rows[first : first + _FILES]
             files = tuple(listed[row.key] for row in some if row.key in listed)
             yield replace(unit, files=files, start=0, stop=len(files)), some
-    elif unit.shard.format == "parquet":
-        yield from _row_groups(unit, rows)
-    elif unit.shard.compression:
-        # It can't be entered in its middle.
-        yield unit, rows
     else:
-        rows = sorted(rows, key=lambda row: row.position)
-        gaps = np.diff([row.position for row in rows])
-        ends = [*np.flatnonzero(gaps > GAP_BYTES) + 1, len(rows)]
-        for start, end in zip([0, *ends], ends, strict=False):
-            some = rows[start:end]
-            yield replace(unit, start=some[0].position, stop=some[-1].position + 1, limit=None), some
-
-
-def _row_groups(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, Sequence[StoredRow]]]:
-    try:
-        with storage.open_read(unit.shard.file.uri) as file:
-            metadata = pq.read_metadata(file)
-    except pa.ArrowException as error:
-        raise FeaturemillError(one_line(error)) from error
-    first = 0
-    for group in range(metadata.num_row_groups):
-        end = first + metadata.row_group(group).num_rows
-        some = [row for row in rows if first <= row.position < end]
-        if some:
-            yield replace(unit, start=group, stop=group + 1, first_index=first, limit=None), some
-        first = end
-    beyond = [row for row in rows if row.position >= first]
-    if beyond:
-        # Nothing of the file, so that each of them is told that it is no longer there.
-        yield replace(unit, start=metadata.num_row_groups, stop=metadata.num_row_groups), beyond
+        rows, at = sorted(rows, key=lambda row: row.position), 0
+        for part, count in shards.FORMATS[unit.shard.format].narrow(unit, [row.position for row in rows]):
+            yield part, rows[at : at + count]
+            at += count
 
 
 def _read(unit: Unit, rows: Sequence[StoredRow], *, side: int, quality: int) -> dict[int, Thumbnail]:

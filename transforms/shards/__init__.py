@@ -5,7 +5,8 @@ from itertools import islice
 
 from transforms.errors import FeaturemillError
 from transforms.records import EncodedImage, Failure, Shard, Unit
-from transforms.shards import files, parquet, tar, tfrecord
+from transforms.shards import files
+from transforms.shards.detect import FORMATS
 from transforms.shards.fields import Fields
 from transforms.shards.files import slice_files
 from transforms.shards.inputs import Found, find
@@ -13,10 +14,17 @@ from transforms.shards.names import IMAGE_EXTENSIONS
 from transforms.shards.stream import MAX_ENCODED_BYTES
 from transforms.text import clean, one_line
 
-__all__ = ["IMAGE_EXTENSIONS", "MAX_ENCODED_BYTES", "Fields", "Found", "find", "read", "slice_files", "split"]
-
-_SPLITTERS = {"tfrecord": tfrecord.split, "tar": tar.split, "parquet": parquet.split}
-_READERS = {"tfrecord": tfrecord.read, "tar": tar.read, "parquet": parquet.read, "files": files.read}
+__all__ = [
+    "FORMATS",
+    "IMAGE_EXTENSIONS",
+    "MAX_ENCODED_BYTES",
+    "Fields",
+    "Found",
+    "find",
+    "read",
+    "slice_files",
+    "split",
+]
 
 
 def split(shard: Shard, unit_bytes: int) -> list[Unit]:
@@ -31,7 +39,7 @@ def split(shard: Shard, unit_bytes: int) -> list[Unit]:
     if shard.file.size <= unit_bytes or shard.compression:
         return [Unit(shard, input_bytes=shard.file.size)]
     try:
-        return _SPLITTERS[shard.format](shard, unit_bytes)
+        return FORMATS[shard.format].split(shard, unit_bytes)
     except OSError as error:
         raise _unreadable(shard, error) from error
 
@@ -46,7 +54,8 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
         FeaturemillError: The shard has vanished, or its disk or store fails.
     """
     try:
-        yield from islice(_READERS[unit.shard.format](unit), unit.limit)
+        images = files.read(unit) if unit.shard.is_listing else FORMATS[unit.shard.format].read(unit)
+        yield from islice(images, unit.limit)
     except OSError as error:
         raise _unreadable(unit.shard, error) from error
 

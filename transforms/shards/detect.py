@@ -1,5 +1,6 @@
 """What a file holds, by its first bytes; and the shard that comes of it."""
 
+import re
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,13 +10,18 @@ from typing import Literal
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, Shard
-from transforms.shards import parquet, tar, tar_headers, tfrecord
+from transforms.shards import parquet, tar, tfrecord
 from transforms.shards.fields import Fields
-from transforms.shards.names import named_format
+from transforms.shards.format import Format
+from transforms.shards.names import base_name
 from transforms.text import clean, one_line
 
-_FORMATS = {"tfrecord": tfrecord, "tar": tar, "parquet": parquet}
+FORMATS: dict[str, Format] = {each.name: each for each in (tfrecord.FORMAT, tar.FORMAT, parquet.FORMAT)}
+# `train-00000-of-01024`, as ImageNet's own scripts name TFRecords. Only worth a look inside.
+_NUMBERED = re.compile(r"[^.]-\d{2,}-of-\d{2,}$")
 _HEAD_BYTES = 64 << 10
+# Of gzip, whose first bytes may unpack to many.
+_UNZIPPED_BYTES = 512
 _GZIP_MAGIC = b"\x1f\x8b"
 # Other packings, only to say what to do about them.
 _FOREIGN = {
@@ -39,6 +45,13 @@ class Looked:
     reason: str = ""
 
 
+def named_format(uri: str) -> str:
+    """Returns the name of a format, `unknown` (a numbered shard of some kind) or empty (no shard's name)."""
+    name = base_name(uri)
+    found = next((known.name for known in FORMATS.values() if known.ending.search(name)), "")
+    return found or ("unknown" if _NUMBERED.search(name) else "")
+
+
 def look_inside(files: Sequence[FileInfo], fields: Fields) -> list[Looked]:
     """Looks at the first bytes of many files at once.
 
@@ -55,7 +68,7 @@ def _look(file: FileInfo, fields: Fields) -> Looked:
             head = opened.read(_HEAD_BYTES)
         shard = _shard(file, head)
         if shard is not None:
-            image, label, name = _FORMATS[shard.format].resolve(shard, fields)
+            image, label, name = FORMATS[shard.format].resolve(shard, fields)
             return Looked(file, "shard", replace(shard, image_field=image, label_field=label, name_field=name))
     except OSError as error:
         cause = clean(one_line(error))
@@ -71,23 +84,16 @@ def _shard(file: FileInfo, head: bytes) -> Shard | None:
     compression = ""
     if head.startswith(_GZIP_MAGIC):
         compression, head = "gzip", _unzipped(head)
-    if not head:
-        return Shard(file, "tfrecord", compression) if named == "tfrecord" else None
-    if head.startswith(b"PAR1") and not compression:
-        return Shard(file, "parquet")
-    if tfrecord.starts_like(head):
-        return Shard(file, "tfrecord", compression)
-    # An archive without members is nothing but blocks of zeros.
-    empty_tar = named == "tar" and len(head) >= tar_headers.BLOCK_BYTES and not any(head)
-    if tar_headers.starts_like(head) or empty_tar:
-        return Shard(file, "tar", compression)
+    for name, known in FORMATS.items():
+        if (known.gzip or not compression) and known.matches(head, named == name):
+            return Shard(file, name, compression)
     return None
 
 
 def _unzipped(head: bytes) -> bytes:
     """Returns the first bytes in a gzip stream, as many as there are."""
     try:
-        return zlib.decompressobj(wbits=31).decompress(head, tar_headers.BLOCK_BYTES)
+        return zlib.decompressobj(wbits=31).decompress(head, _UNZIPPED_BYTES)
     except zlib.error:
         return b"damaged"
 
@@ -99,8 +105,7 @@ def _reason(head: bytes) -> str:
     if packing:
         return f"it is packed with {packing}; unpack it, or pack it with gzip"
     if head.startswith(_GZIP_MAGIC):
-        return "it is packed with gzip, but holds neither a TFRecord nor a tar"
-    return (
-        "looked for a TFRecord (checksum of the first length), a tar (checksum of the first header), a Parquet (PAR1) "
-        "and an image (JPEG, PNG, GIF, WebP, BMP, TIFF)"
-    )
+        packed = [f"a {known.title}" for known in FORMATS.values() if known.gzip]
+        return f"it is packed with gzip, but holds neither {' nor '.join(packed)}"
+    signs = ", ".join(f"a {known.title} ({known.sign})" for known in FORMATS.values())
+    return f"looked for {signs} and an image (JPEG, PNG, GIF, WebP, BMP, TIFF)"

@@ -10,7 +10,7 @@ from itertools import groupby
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.object_stores import is_answer
-from transforms.records import EncodedImage, Failure, FileInfo, ListedFile, Shard, Unit
+from transforms.records import LISTING, EncodedImage, Failure, FileInfo, ListedFile, Shard, Unit
 from transforms.shards.stream import MAX_ENCODED_BYTES
 from transforms.text import clean, one_line
 
@@ -47,7 +47,7 @@ def _unit(files: tuple[ListedFile, ...]) -> Unit:
         info = listed.file
         version.update(f"{info.uri}\0{info.size}\0{info.version}\0".encode("utf-8", "surrogateescape"))
     folder = FileInfo(_common_folder([listed.file.uri for listed in files]), size, version.hexdigest())
-    return Unit(Shard(folder, "files"), 0, len(files), input_bytes=size, files=files)
+    return Unit(Shard(folder, LISTING), 0, len(files), input_bytes=size, files=files)
 
 
 def _common_folder(uris: Sequence[str]) -> str:

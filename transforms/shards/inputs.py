@@ -13,12 +13,11 @@ import bracex
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.records import FileInfo, ListedFile, Shard
-from transforms.shards.detect import Looked, look_inside
+from transforms.shards.detect import FORMATS, Looked, look_inside, named_format
 from transforms.shards.fields import Fields
-from transforms.shards.names import base_name, is_hidden, is_image, named_format
+from transforms.shards.names import base_name, is_hidden, is_image
 from transforms.text import clean, one_line
 
-SHARD_FORMATS = ("tfrecord", "tar", "parquet")
 _GLOB = re.compile(r"[*?\[]")
 _MAX_BRACES = 1_000_000
 _THREADS = 16
@@ -122,7 +121,7 @@ def _look(candidates, fields: Fields) -> dict[str, Looked]:
     inside = look_inside([candidate.file for candidate in unclear], fields)
     for candidate, looked in zip(unclear, inside, strict=True):
         # Also where it was only met in a folder: it is called like a shard, and passing over it would lose its images.
-        if looked.kind == "unknown" and (candidate.named or named_format(candidate.file.uri) in SHARD_FORMATS):
+        if looked.kind == "unknown" and (candidate.named or named_format(candidate.file.uri) in FORMATS):
             raise FeaturemillError(f"unknown format: {clean(looked.file.uri)}: {looked.reason}")
     return {looked.file.uri: looked for looked in inside}
 
@@ -133,7 +132,7 @@ def _check_each(inputs: Sequence[str], by_input: list[list[_Candidate]], skipped
         if all(candidate.file.uri in useless for candidate in candidates):
             raise FeaturemillError(
                 f"no image or shard in {clean(given)}: looked at {len(candidates)} files for image extensions, "
-                "TFRecord, tar and Parquet; check the path"
+                f"{', '.join(known.title for known in FORMATS.values())}; check the path"
             )
 
 

@@ -1,8 +1,11 @@
 """Parquet with encoded images: a column of bytes, or Hugging Face's struct of `bytes` and `path`."""
 
 import json
-from collections.abc import Iterator
+import re
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import accumulate
 from typing import BinaryIO
 
@@ -14,6 +17,7 @@ from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, WrongFieldError, as_text, missing
+from transforms.shards.format import Format
 from transforms.shards.stream import MAX_ENCODED_BYTES, failure
 from transforms.text import clean, one_line
 
@@ -308,3 +312,49 @@ def _label(value: object, class_names: tuple[str, ...] | None) -> str | None:
     if value < 0:
         return None
     return as_text(class_names[value] if value < len(class_names) else value)
+
+
+def narrow(unit: Unit, positions: Sequence[int]) -> Iterator[tuple[Unit, int]]:
+    """Yields the row groups of a file that hold the rows of these sorted numbers, and how many each holds.
+
+    Raises:
+        FeaturemillError: The footer is damaged.
+    """
+    with storage.open_read(unit.shard.file.uri) as file:
+        try:
+            metadata = _open(_Watched(file)).metadata
+        except _DamagedError as error:
+            raise FeaturemillError(str(error)) from error
+    first = at = 0
+    for group in range(metadata.num_row_groups):
+        end = first + metadata.row_group(group).num_rows
+        after = bisect_left(positions, end)
+        if after > at:
+            yield replace(unit, start=group, stop=group + 1, first_index=first, limit=None), after - at
+        first, at = end, after
+    if at < len(positions):
+        # Nothing of the file, so that each of them is told that it is no longer there.
+        yield replace(unit, start=metadata.num_row_groups, stop=metadata.num_row_groups), len(positions) - at
+
+
+def _count(shard: Shard) -> int | None:
+    try:
+        with storage.open_read(shard.file.uri) as file:
+            return pq.read_metadata(file).num_rows
+    except (OSError, pa.ArrowException):
+        return None
+
+
+FORMAT = Format(
+    name="parquet",
+    title="Parquet",
+    sign="PAR1",
+    ending=re.compile(r"\.(parquet|parq|pq)$", re.IGNORECASE),
+    gzip=False,
+    matches=lambda head, named: head.startswith(b"PAR1"),
+    resolve=resolve,
+    split=split,
+    read=read,
+    narrow=narrow,
+    count=_count,
+)

@@ -2,8 +2,9 @@
 
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import BinaryIO
 
 from transforms import storage
@@ -13,6 +14,8 @@ from transforms.text import clean, one_line
 # An encoded image beyond this is a failure, not a reason to run out of memory.
 MAX_ENCODED_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
+# Records that lie farther apart are read one by one, nearer ones with what lies between them.
+GAP_BYTES = 1 << 20
 
 
 class BrokenError(Exception):
@@ -134,3 +137,18 @@ def cut(shard: Shard, starts: Iterable[int], unit_bytes: int) -> list[Unit]:
         Unit(shard, start, stop, first_index, input_bytes=(shard.file.size if stop < 0 else stop) - start)
         for (start, first_index), stop in zip(cuts, [*ends, -1], strict=True)
     ]
+
+
+def stretches(unit: Unit, positions: Sequence[int]) -> Iterator[tuple[Unit, int]]:
+    """Yields the ranges of a shard that hold the records at these sorted offsets, and how many each holds.
+
+    A gzip shard can't be entered in its middle: the whole unit holds them all.
+    """
+    if unit.shard.compression:
+        yield unit, len(positions)
+        return
+    first = 0
+    for i, position in enumerate(positions, 1):
+        if i == len(positions) or positions[i] - position > GAP_BYTES:
+            yield replace(unit, start=positions[first], stop=position + 1, limit=None), i - first
+            first = i

@@ -7,14 +7,25 @@ ever extracted: a member's name is text.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
+from transforms.shards.format import Format
 from transforms.shards.names import is_image
-from transforms.shards.stream import MAX_ENCODED_BYTES, BrokenError, Stream, broken, cut, failure, open_stream
-from transforms.shards.tar_headers import Member, content, members
+from transforms.shards.stream import (
+    MAX_ENCODED_BYTES,
+    BrokenError,
+    Stream,
+    broken,
+    cut,
+    failure,
+    open_stream,
+    stretches,
+)
+from transforms.shards.tar_headers import BLOCK_BYTES, Member, content, members, starts_like
 from transforms.text import clean
 
 _TEXTS = ("cls", "json")
@@ -195,3 +206,22 @@ def _no_image(sample: _Sample) -> Failure:
     found = ", ".join(f".{extension}" if extension else "no extension" for extension in sample.extensions)
     message = f"sample {member.base} (byte {member.offset}) of {sample.shard.file.uri} has no image, only: {found}"
     return failure(sample.shard, key=member.name, position=member.offset, error="no image", message=message)
+
+
+def _matches(head: bytes, named: bool) -> bool:
+    # An archive without members is nothing but blocks of zeros.
+    return starts_like(head) or (named and len(head) >= BLOCK_BYTES and not any(head))
+
+
+FORMAT = Format(
+    name="tar",
+    title="tar",
+    sign="checksum of the first header",
+    ending=re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE),
+    gzip=True,
+    matches=_matches,
+    resolve=resolve,
+    split=split,
+    read=read,
+    narrow=stretches,
+)

@@ -5,6 +5,7 @@ A record is: length (uint64, little endian), masked CRC32C of the length (uint32
 reader tells no offsets and stops at the first bad record, so the framing is read here.
 """
 
+import re
 import struct
 from collections.abc import Iterator, Mapping
 
@@ -13,7 +14,17 @@ import google_crc32c
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import example
 from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
-from transforms.shards.stream import MAX_ENCODED_BYTES, BrokenError, Stream, broken, cut, failure, open_stream
+from transforms.shards.format import Format
+from transforms.shards.stream import (
+    MAX_ENCODED_BYTES,
+    BrokenError,
+    Stream,
+    broken,
+    cut,
+    failure,
+    open_stream,
+    stretches,
+)
 from transforms.text import clean
 
 IMAGE_FIELDS = ("image/encoded", "image")
@@ -185,3 +196,18 @@ def _image(shard: Shard, features: Mapping, *, index: int, offset: int) -> Encod
     where = f"record {index} (byte {offset}) of {shard.file.uri}: {shard.image_field}"
     error, what = ("no image", "is missing") if data is None else ("wrong field type", "holds no bytes")
     return failure(shard, key=key, position=offset, error=error, message=f"{where} {what}", label=label)
+
+
+FORMAT = Format(
+    name="tfrecord",
+    title="TFRecord",
+    sign="checksum of the first length",
+    ending=re.compile(r"\.(tfrecords?|tfrec)(-\d+-of-\d+)?(\.gz|\.gzip)?$", re.IGNORECASE),
+    gzip=True,
+    # A writer that was given no record leaves an empty file.
+    matches=lambda head, named: starts_like(head) if head else named,
+    resolve=resolve,
+    split=split,
+    read=read,
+    narrow=stretches,
+)

@@ -16,6 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from transforms.machine import available_cores
 from transforms.rows.vectors import StoredPart, StoredVectors
+from transforms.similarity.all_pairs import best, places
+from transforms.similarity.unit_vectors import unit_length
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -127,10 +129,9 @@ class _Search:
         queries = np.asarray(queries, np.float64)
         # By their largest number first: the squares of very small ones would all be 0.
         largest = np.abs(queries).max(axis=1, keepdims=True)
-        self._units = queries / np.where(largest > 0, largest, 1)
-        lengths = np.linalg.norm(self._units, axis=1, keepdims=True)
-        self._units /= np.where(lengths > 0, lengths, 1)
-        self._lengths = (lengths * largest)[:, 0]
+        scaled = queries / np.where(largest > 0, largest, 1)
+        self._units = unit_length(scaled, np.float64)
+        self._lengths = np.linalg.norm(scaled, axis=1) * largest[:, 0]
         self._queries = self._units if metric == "cosine" else queries
         self._error = (queries.shape[1] + 16) * 2.0**-23
         # What a row must reach to be among the nearest: it only rises, so an older state lets more rows through.
@@ -228,14 +229,10 @@ class _Search:
             query = np.concatenate([self._query, query])
             row = np.concatenate([self._row, row])
             value = np.concatenate([self._value, value])
-            order = np.lexsort((self._key_ranks(query, row, value), -value, query))
-            query = query[order]
-            place = np.arange(len(query)) - np.searchsorted(query, query)
-            order = order[place < self._top]
-            query = query[place < self._top]
-            last = np.flatnonzero(place[place < self._top] == self._top - 1)
-            self._query, self._row, self._value = query, row[order], value[order]
-            self._floor[query[last]] = self._value[last]
+            kept = best(query, value, self._key_ranks(query, row, value), self._top)
+            self._query, self._row, self._value = query[kept], row[kept], value[kept]
+            last = np.flatnonzero(places(self._query) == self._top - 1)
+            self._floor[self._query[last]] = self._value[last]
 
     def _key_ranks(self, query: np.ndarray, row: np.ndarray, value: np.ndarray) -> np.ndarray:
         """Returns numbers in the order of the rows' keys (then of the rows), or zeros where no values are equal."""
@@ -252,7 +249,7 @@ class _Search:
     def result(self) -> Nearest:
         rows = np.full((len(self._queries), self._top), -1, np.int64)
         scores = np.full(rows.shape, np.nan)
-        place = np.arange(len(self._query)) - np.searchsorted(self._query, self._query)
+        place = places(self._query)
         rows[self._query, place] = self._row
         scores[self._query, place] = self._value
         if self._metric == "l2":

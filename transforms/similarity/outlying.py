@@ -183,9 +183,8 @@ def _from_neighbours(table: Table, neighbours: int) -> np.ndarray:
 
         def compare(start: int) -> None:
             block = slice(start, start + _BLOCK_ROWS)
-            # Itself, or a copy that is as near, is one of them.
-            _, cosines = nearest_rows(stored, np.array(stored[block]), count + 1)
-            distances[rows[block]] = 1 - cosines[:, 1:].mean(axis=1, dtype=np.float64)
+            _, cosines = nearest_rows(stored, np.array(stored[block]), count, own=start)
+            distances[rows[block]] = 1 - cosines.mean(axis=1, dtype=np.float64)
 
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cores()) as pool:
             list(pool.map(compare, range(0, len(rows), _BLOCK_ROWS)))

@@ -3,16 +3,28 @@
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from transforms.errors import FeaturemillError
-from transforms.rows.vectors import Vectors
 from transforms.text import one_line
 
+if TYPE_CHECKING:
+    # It would bring Arrow, which a head in use doesn't need.
+    from transforms.rows.vectors import Vectors
 
-def unit_batches(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+
+def unit_length(vectors: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+    """Returns n×D finite vectors at length 1, in another dtype; zeros, which have no direction, stay zeros.
+
+    Lengths are float64, in which no square of a float32 overflows or vanishes; float64 must be as near to 1.
+    """
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
+    return np.divide(vectors, lengths, out=np.zeros(vectors.shape, dtype), where=lengths > 0, casting="same_kind")
+
+
+def unit_batches(vectors: "Vectors", wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (row numbers, n×D float64 of length 1), n at least 1, without rows of zeros: they have no direction.
 
     Args:
@@ -20,17 +32,13 @@ def unit_batches(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator
         wanted: N booleans; by default all.
     """
     for numbers, matrix in vectors.batches(wanted):
-        largest = np.abs(matrix).max(axis=1)
-        numbers, units = numbers[largest > 0], matrix[largest > 0].astype(np.float64)
-        # Scaled by the largest number first, so that squares neither overflow nor underflow.
-        units /= largest[largest > 0, None]
-        units /= np.sqrt(np.einsum("nd,nd->n", units, units))[:, None]
-        if len(numbers):
-            yield numbers, units
+        kept = matrix.any(axis=1)
+        if kept.any():
+            yield numbers[kept], unit_length(matrix[kept], np.float64)
 
 
 @contextmanager
-def stored_units(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def stored_units(vectors: "Vectors", wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Gives (M row numbers, M×D float32 of length 1) without rows of zeros, as long as the context lasts.
 
     The numbers lie in a temporary file that is mapped: the system can give its pages back at any time. Rounding to
@@ -61,7 +69,7 @@ def stored_units(vectors: Vectors, wanted: np.ndarray | None = None) -> Iterator
         yield numbers, np.memmap(file, np.float32, "r", shape=shape) if len(numbers) else np.empty(shape, np.float32)
 
 
-def _write(vectors: Vectors, wanted: np.ndarray | None, file: BinaryIO) -> np.ndarray:
+def _write(vectors: "Vectors", wanted: np.ndarray | None, file: BinaryIO) -> np.ndarray:
     kept = [np.empty(0, np.int64)]
     for numbers, units in unit_batches(vectors, wanted):
         left = memoryview(units.astype(np.float32).tobytes())

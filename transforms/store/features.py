@@ -1,6 +1,5 @@
 """What a feature is and how it is stored: spec, fingerprint, schema, `open_features`. No Beam and no Keras here."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,8 +11,9 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.spec import ROW_COLUMNS, FeatureSpec
-from transforms.store.listing import list_parts, read_footers
+from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest
+from transforms.store.output import Output
 from transforms.store.schema import vector_bytes
 from transforms.text import counted, did_you_mean, one_line
 
@@ -105,7 +105,7 @@ class Features:
         return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
 
 
-def open_features(output: str | os.PathLike[str], *, whole: bool = True) -> Features:
+def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True) -> Features:
     """Opens the features in a folder that `featuremill extract` wrote.
 
     Example:
@@ -122,28 +122,27 @@ def open_features(output: str | os.PathLike[str], *, whole: bool = True) -> Feat
     Raises:
         FeaturemillError: No features there, a part whose fingerprint is not the manifest's, or a part is missing.
     """
-    output = storage.absolute(os.fspath(output))
-    manifest = read_manifest(output)
-    spec = FeatureSpec.from_json(json.dumps(manifest["spec"]))
-    parts = [storage.join(output, "features", name) for name in list_parts(output).names]
+    output = output if isinstance(output, Output) else Output(os.fspath(output))
+    manifest = output.manifest
+    parts = [output.path("features", name) for name in output.listing.names]
     rows = 0
     for part, footer in zip(parts, read_footers(parts), strict=True):
-        if footer.fingerprint != manifest["fingerprint"]:
+        if footer.fingerprint != manifest.fingerprint:
             raise FeaturemillError(
                 f"{part} has fingerprint {footer.fingerprint[:12]}, but {output} has "
-                f"{manifest['fingerprint'][:12]}; it was written with other settings: move it elsewhere"
+                f"{manifest.fingerprint[:12]}; it was written with other settings: move it elsewhere"
             )
         rows += footer.rows_embedded
-    complete = manifest["status"] == "complete"
-    if complete and whole and rows != manifest["totals"]["rows_embedded"]:
+    complete = manifest.is_complete
+    if complete and whole and rows != manifest.totals.rows_embedded:
         # An extract that began since is no loss.
-        complete = read_manifest(output) == manifest
+        complete = read_manifest(output.folder) == manifest
         if complete:
             raise FeaturemillError(
-                f"{output} holds {rows:,} rows, but its manifest says {manifest['totals']['rows_embedded']:,}: "
+                f"{output} holds {rows:,} rows, but its manifest says {manifest.totals.rows_embedded:,}: "
                 "a part is missing; run the same extract command again, or see featuremill inspect"
             )
-    return Features(output, spec, manifest["fingerprint"], complete, tuple(parts), rows)
+    return Features(output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows)
 
 
 def choose_feature(features: Features, name: str | None) -> str:

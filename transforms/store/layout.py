@@ -37,11 +37,6 @@ def write_file(output: str, name: str, data: bytes) -> None:
         ) from error
 
 
-def features_folder(output: str) -> str:
-    """Returns where images' features are: an OUT of extract inside PRED."""
-    return storage.join(output, "features")
-
-
 def part_uri(output: str, unit_id: str) -> str:
     return storage.join(output, "features", f"{unit_id}.parquet")
 

@@ -1,8 +1,10 @@
-"""manifest.json: what OUT is, written and read."""
+"""manifest.json: what OUT or PRED is, typed, written and read."""
 
 import json
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from importlib import metadata
 from typing import Any
 
@@ -14,30 +16,164 @@ from transforms.text import one_line
 
 _LIBRARIES = ("featuremill", "apache-beam", "keras", "tensorflow", "ncnn", "numpy", "pillow", "pyarrow", "scikit-learn")
 SCHEMA_VERSION = 1
+PREDICTIONS_SCHEMA_VERSION = 1
+PREDICTIONS = "predictions"
 
 
-def write_manifest(output: str, manifest: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Totals:
+    """Sums over units; `rows_read = rows_embedded + rows_failed`."""
+
+    units: int
+    rows_read: int
+    rows_embedded: int
+    rows_failed: int
+    input_bytes: int
+    read_seconds: float
+    decode_seconds: float
+    embed_seconds: float
+    write_seconds: float
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an OUT is. `dataclasses.replace` makes the next one.
+
+    Attributes:
+        status: `running` or `complete`.
+        fingerprint: Of the spec; every part carries it.
+        spec: What decided the numbers.
+        weights: Where the weights came from.
+        weights_are_random: True if they were never trained.
+        sample_limit: N of a sample, else None.
+        totals: Over all units, None before the first run has finished.
+        failures: {`stage: error`: count}.
+        engines: Which engines embedded the units.
+        repeats: Keys and contents seen more than once, None where that wasn't looked for.
+        versions: Of the libraries that made it.
+        updated: When it was written, UTC.
+        stored: The JSON that it was read from; what this version doesn't know of it is written again as it was.
+    """
+
+    status: str
+    fingerprint: str
+    spec: FeatureSpec
+    weights: str = ""
+    weights_are_random: bool = False
+    sample_limit: int | None = None
+    totals: Totals | None = None
+    failures: dict[str, int] = field(default_factory=dict)
+    engines: list[str] = field(default_factory=list)
+    repeats: dict[str, Any] | None = None
+    versions: dict[str, str | None] = field(default_factory=dict)
+    updated: str = ""
+    stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the last run finished."""
+        return self.status == "complete"
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], spec: FeatureSpec) -> "Manifest":
+        """Returns the manifest that a JSON object with this spec holds.
+
+        Raises:
+            KeyError, TypeError: Its totals aren't such.
+        """
+        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
+        totals = values["totals"] and Totals(**{f.name: values["totals"][f.name] for f in fields(Totals)})
+        return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON object that is on disk."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("updated", "stored")}
+        values["spec"] = self.stored.get("spec") or json.loads(self.spec.to_json())
+        values["totals"] = asdict(self.totals) if self.totals else None
+        updated = {"updated": self.updated} if self.updated else {}
+        return {**self.stored, "schema_version": SCHEMA_VERSION, **values, **updated}
+
+
+@dataclass(frozen=True)
+class PredictionsManifest:
+    """What a PRED is. The fields with a default are on disk only once they are known.
+
+    Attributes:
+        head: Name of the head.
+        settings: What decides the predictions, as JSON values.
+        inputs_sha256: Of names, sizes and times of all that was read.
+        fingerprint: Of the head's spec, None if it has none.
+        classes: The head's.
+        features_kept: Whether the images' features stay in PRED.
+        totals: `read`, `predicted` and `failed`; None before the run has finished.
+        versions: Of the libraries that made it.
+        failures: {`stage: error`: count}.
+        predicted_labels: {label: rows}, the commonest first.
+        true_labels: `known`, `agreed`, `accuracy` and `no_class`.
+        weights: Where the network's weights came from.
+        never_trained: The head's layers that never were.
+        weights_are_random: True if the network's weights, or the head's, were never trained.
+        notes: What else there is to know, a line each.
+        parts: How many.
+        status: `running` or `complete`.
+        updated: When it was written, UTC.
+    """
+
+    head: str
+    settings: dict[str, Any]
+    inputs_sha256: str
+    fingerprint: str | None
+    classes: list[str]
+    features_kept: bool
+    totals: dict[str, int] | None
+    versions: dict[str, str | None]
+    failures: dict[str, int] | None = None
+    predicted_labels: dict[str, int] | None = None
+    true_labels: dict[str, Any] | None = None
+    weights: str | None = None
+    never_trained: list[str] | None = None
+    weights_are_random: bool | None = None
+    notes: list[str] | None = None
+    parts: int | None = None
+    status: str | None = None
+    updated: str | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """True if the last run finished."""
+        return self.status == "complete"
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "PredictionsManifest":
+        """Returns the manifest that a JSON object holds; what is missing is None."""
+        return cls(**{f.name: values.get(f.name) for f in fields(cls)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the JSON object that is on disk."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if self._is_known(f)}
+        return {"schema_version": PREDICTIONS_SCHEMA_VERSION, "kind": PREDICTIONS, **values}
+
+    def _is_known(self, name: Any) -> bool:
+        return name.default is MISSING or getattr(self, name.name) is not None
+
+
+def write_manifest(folder: str, manifest: Manifest | PredictionsManifest) -> None:
     """Writes manifest.json, stamped with the time."""
-    stamped = {**manifest, "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    write_file(output, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
+    stamped = {**manifest.to_json(), "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    write_file(folder, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
 
 
-def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, limit: int | None) -> dict[str, Any]:
+def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, limit: int | None) -> Manifest:
     """Returns the manifest of an OUT that holds nothing yet."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "status": "running",
-        "fingerprint": spec.fingerprint,
-        "spec": json.loads(spec.to_json()),
-        "weights": weights,
-        "weights_are_random": weights_are_random,
-        "sample_limit": limit,
-        "totals": None,
-        "failures": {},
-        "engines": [],
-        "repeats": None,
-        "versions": library_versions(),
-    }
+    return Manifest(
+        status="running",
+        fingerprint=spec.fingerprint,
+        spec=spec,
+        weights=weights,
+        weights_are_random=weights_are_random,
+        sample_limit=limit,
+        versions=library_versions(),
+    )
 
 
 def library_versions() -> dict[str, str | None]:
@@ -52,32 +188,36 @@ def _version(name: str) -> str | None:
         return None
 
 
-def read_manifest(output: str) -> dict[str, Any]:
+def read_manifest(folder: str) -> Manifest:
     """Returns OUT's manifest.
 
     Raises:
-        FeaturemillError: There is none, or it can't be read.
+        FeaturemillError: There is none, or it can't be read, or the folder is a PRED.
     """
-    uri = storage.join(output, "manifest.json")
+    uri = storage.join(folder, "manifest.json")
+    cure = "pass the folder that featuremill extract wrote to"
     try:
-        manifest = json.loads(storage.read_bytes(uri))
+        values = json.loads(storage.read_bytes(uri))
     except OSError as error:
         if isinstance(error, PermissionError):
             raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); fix the permissions") from error
         raise FeaturemillError(
-            f"{output} holds no features: can't read manifest.json ({one_line(error)}); "
-            "pass the folder that featuremill extract wrote to"
+            f"{folder} holds no features: can't read manifest.json ({one_line(error)}); {cure}"
         ) from error
     except ValueError as error:
         raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
-    if not isinstance(manifest, dict) or not {"fingerprint", "spec", "status", "totals"} <= manifest.keys():
+    if isinstance(values, dict) and values.get("kind") == PREDICTIONS:
+        raise FeaturemillError(f"{folder} holds predictions of featuremill predict, not features; {cure}")
+    if not isinstance(values, dict) or not {"fingerprint", "spec", "status", "totals"} <= values.keys():
         raise FeaturemillError(f"{uri} is not a manifest of featuremill; restore it or extract to another folder")
-    if manifest.get("schema_version") != SCHEMA_VERSION:
+    if values.get("schema_version") != SCHEMA_VERSION:
         raise FeaturemillError(
-            f"{uri} has schema version {manifest.get('schema_version')!r}, this featuremill reads {SCHEMA_VERSION}"
+            f"{uri} has schema version {values.get('schema_version')!r}, this featuremill reads {SCHEMA_VERSION}"
         )
+    wrong = "spec is not one"
     try:
-        FeatureSpec.from_json(json.dumps(manifest["spec"]))
+        spec = FeatureSpec.from_json(json.dumps(values["spec"]))
+        wrong = "totals are not those"
+        return Manifest.from_json(values, spec)
     except (KeyError, TypeError) as error:
-        raise FeaturemillError(f"{uri}: its spec is not one of featuremill ({error}); restore it") from error
-    return manifest
+        raise FeaturemillError(f"{uri}: its {wrong} of featuremill ({error}); restore it") from error

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.store.listing import Footer, footer_of, merged_name, pack_row_units
+from transforms.store.output import Output
 from transforms.store.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
 from transforms.store.schema import vector_bytes
 from transforms.text import one_line
@@ -44,13 +45,13 @@ class PartFacts:
     units: int
 
 
-def part_facts(output: str, name: str, units: int) -> PartFacts:
+def part_facts(output: Output, name: str, units: int) -> PartFacts:
     """Reads a part's facts from its footer.
 
     Raises:
         FeaturemillError: It isn't readable.
     """
-    with _open(storage.join(output, "features", name)) as parquet:
+    with _open(output.path("features", name)) as parquet:
         metadata = parquet.metadata
         groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
         data_bytes = sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
@@ -60,7 +61,7 @@ def part_facts(output: str, name: str, units: int) -> PartFacts:
         return PartFacts(name, min(keys, default=""), data_bytes, units)
 
 
-def merge_parts(output: str, names: Sequence[str], *, before_commit: Callable[[], None]) -> str:
+def merge_parts(output: Output, names: Sequence[str], *, before_commit: Callable[[], None]) -> str:
     """Writes the rows of several parts as one, sorted by key, and commits it. The parts themselves stay.
 
     Args:
@@ -74,7 +75,7 @@ def merge_parts(output: str, names: Sequence[str], *, before_commit: Callable[[]
     Raises:
         FeaturemillError: Parts that can't be read, or don't belong together, or the output can't be written.
     """
-    uris = [storage.join(output, "features", name) for name in names]
+    uris = [output.path("features", name) for name in names]
     parts, order = _sort(uris)
     reports = [report for part in parts for report in part.footer.reports]
     firsts = np.cumsum([0, *(len(part.footer.reports) for part in parts)])
@@ -123,7 +124,7 @@ def _sort(uris: Sequence[str]) -> tuple[list[_Part], np.ndarray]:
     return parts, pc.sort_indices(pa.chunked_array(keys, pa.string())).to_numpy().astype(np.int64)
 
 
-def split_part(output: str, name: str) -> None:
+def split_part(output: Output, name: str) -> None:
     """Gives each unit of a merged part one of its own again, as it was; removes the merged one.
 
     Rows come back in the order of their source: by position, and those of a listing, whose positions are 0, by key.
@@ -132,7 +133,7 @@ def split_part(output: str, name: str) -> None:
     Raises:
         FeaturemillError: It can't be read, or the output can't be written.
     """
-    uri = storage.join(output, "features", name)
+    uri = output.path("features", name)
     with _open(uri) as parquet:
         part = _part(parquet)
         positions = parquet.read(["position"]).column(0).to_numpy()
@@ -222,22 +223,26 @@ def _open(uri: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _committed(
-    output: str, name: str, schema: pa.Schema, before_commit: Callable[[], None]
+    output: Output, name: str, schema: pa.Schema, before_commit: Callable[[], None]
 ) -> Iterator[pq.ParquetWriter]:
     """Yields the writer of a part that appears under its name, whole, once the block ends without an error."""
-    temporary = storage.join(output, "_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
+    final = output.path("features", name)
+    temporary = output.path("_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
+    temporary = storage.written_as(final, temporary)
     try:
         try:
-            storage.make_folder(storage.join(output, "_tmp"))
+            storage.make_folder(output.path("_tmp"))
             with storage.open_write(temporary) as file:
                 with parquet_writer(file, schema) as writer:
                     yield writer
                 storage.sync(file)
-            before_commit()
-            storage.rename(temporary, storage.join(output, "features", name))
+                # On an object store closing commits.
+                before_commit()
+            storage.rename(temporary, final)
         except BaseException:
-            with suppress(OSError):
-                storage.delete([temporary])
+            if temporary != final:
+                with suppress(OSError):
+                    storage.delete([temporary])
             raise
     except OSError as error:
         raise FeaturemillError(

@@ -51,6 +51,10 @@ class PartWriter:
         self._vectors: list[tuple[np.ndarray, ...]] = []
         self._buffered_bytes = 0
         self._stem = storage.join(output, "_tmp", f"{unit_id}.{uuid.uuid4().hex}")
+        self._part_uri, self._failures_uri = part_uri(output, unit_id), failures_uri(output, unit_id)
+        # On an object store what is written appears under its own name, and only whole.
+        self._part_name = storage.written_as(self._part_uri, f"{self._stem}.parquet")
+        self._failures_name = storage.written_as(self._failures_uri, f"{self._stem}.failures.parquet")
         self._file = self._parquet = self._failures_file = self._failures_parquet = None
 
     @property
@@ -62,7 +66,7 @@ class PartWriter:
         with self._explained():
             # Here and not only by the driver: another run on the same output may have tidied up.
             storage.make_folder(storage.join(self.output, "_tmp"))
-            self._file = storage.open_write(f"{self._stem}.parquet")
+            self._file = storage.open_write(self._part_name)
             self._parquet = parquet_writer(self._file, self._schema)
         return self
 
@@ -93,7 +97,7 @@ class PartWriter:
         table = pa.Table.from_pylist([asdict(failure) for failure in self._failures], failures_schema())
         with self._explained():
             if self._failures_parquet is None:
-                self._failures_file = storage.open_write(f"{self._stem}.failures.parquet")
+                self._failures_file = storage.open_write(self._failures_name)
                 self._failures_parquet = pq.ParquetWriter(self._failures_file, table.schema, compression="zstd")
             self._failures_parquet.write_table(table)
         self._failures = []
@@ -138,9 +142,9 @@ class PartWriter:
             # The failures first: once the part is there, the unit is done, and its books must be whole.
             if self._failures_parquet is not None:
                 self._finish(self._failures_parquet, self._failures_file)
-                self._publish(f"{self._stem}.failures.parquet", failures_uri(self.output, self.unit_id))
+                self._publish(self._failures_name, self._failures_uri)
             self._finish(self._parquet, self._file)
-            self._publish(f"{self._stem}.parquet", part_uri(self.output, self.unit_id))
+            self._publish(self._part_name, self._part_uri)
 
     def _finish(self, parquet: pq.ParquetWriter, file: BinaryIO) -> None:
         parquet.close()
@@ -156,16 +160,20 @@ class PartWriter:
                 raise
 
     def __exit__(self, *error: object) -> None:
-        # After a commit there is nothing left but the progress file. After an error, closing publishes an object
-        # store's file, but only under its temporary name.
-        for writer in (self._parquet, self._file, self._failures_parquet, self._failures_file):
-            if writer is not None:
+        # After a commit there is nothing left but the progress file.
+        for file in (self._file, self._failures_file):
+            if file is not None and not file.closed:
+                with suppress(OSError):
+                    storage.discard(file)
+        for parquet in (self._parquet, self._failures_parquet):
+            if parquet is not None:
                 with suppress(Exception):
-                    writer.close()
-        leftovers = [f"{self._stem}.parquet", f"{self._stem}.failures.parquet", self.progress_uri]
-        if error[0] is not None or storage.is_local(self.output):
+                    parquet.close()
+        names = {self._part_name: self._part_uri, self._failures_name: self._failures_uri}
+        leftovers = [name for name, final in names.items() if name != final]
+        if storage.is_local(self.output) or (error[0] is not None and leftovers):
             with suppress(OSError):
-                storage.delete(leftovers)
+                storage.delete([*leftovers, self.progress_uri])
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -187,7 +187,7 @@ def load_files(output: str, planned: PlannedUnit) -> Unit:
         FeaturemillError: The plan doesn't know the unit: it was replaced while this run was under way.
     """
 
-    if planned.unit.shard.format != "files":
+    if not planned.unit.shard.is_listing:
         return planned.unit
     try:
         with storage.open_read(plan_uri(output)) as file:

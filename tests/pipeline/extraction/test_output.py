@@ -19,6 +19,7 @@ from transforms.embedding import unit as recipe
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
 from transforms.store import parts
+from transforms.store import repeats as repeats_module
 from transforms.store import reports as reports_module
 from transforms.store.features import open_features
 from transforms.store.reports import read_units, write_units
@@ -296,7 +297,7 @@ def test_many_copies_of_one_content_do_not_keep_the_books_open(tar, tmp_path, mo
     def out_of_memory(*_):
         raise duckdb.OutOfMemoryException("no memory")
 
-    monkeypatch.setattr(reports_module, "_find_repeats", out_of_memory)
+    monkeypatch.setattr(repeats_module, "_find_repeats", out_of_memory)
     summary = te.extract(tar, tmp_path / "out")
     assert summary.repeats is None
     assert open_features(str(tmp_path / "out")).complete

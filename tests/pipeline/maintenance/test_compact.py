@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -32,7 +33,8 @@ from transforms.records import UnitReport
 from transforms.store import merging
 from transforms.store.features import open_features
 from transforms.store.listing import list_parts, read_footer
-from transforms.store.manifest import write_manifest
+from transforms.store.manifest import read_manifest, write_manifest
+from transforms.store.output import Output
 from transforms.store.parts import PartWriter
 from transforms.store.reports import read_units
 
@@ -400,7 +402,7 @@ def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
         with pytest.raises(FeaturemillError, match="is being compacted or overwritten by another command"):
             te.extract(made / "in", copy)
         # As an extract on another machine does.
-        write_manifest(str(copy), {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+        write_manifest(str(copy), replace(read_manifest(str(copy)), status="running"))
         yield from real(*args)
 
     monkeypatch.setattr(merging, "_rows_in_order", meanwhile)
@@ -433,7 +435,7 @@ def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatc
     def merge(output, names, **more):
         name = real(output, names, **more)
         if when == "running":
-            write_manifest(output, {**json.loads((copy / "manifest.json").read_text()), "status": "running"})
+            write_manifest(output.folder, replace(read_manifest(output.folder), status="running"))
         if when != "unchanged":
             merging.split_part(output, name)
         return name
@@ -450,7 +452,7 @@ def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatc
 def test_two_merged_parts_with_the_same_unit_are_told(copy):
     names = list_parts(str(copy)).names
     for some in (names[:3], names[2:4]):
-        merging.merge_parts(str(copy), some, before_commit=lambda: None)
+        merging.merge_parts(Output(str(copy)), some, before_commit=lambda: None)
     with pytest.raises(FeaturemillError, match=r"both hold unit .* run extract again"):
         open_features(str(copy))
     with pytest.raises(FeaturemillError, match="both hold unit"):
@@ -528,7 +530,7 @@ def test_merged_and_taken_apart_again(units, size):
             write_unit(folder, f"u{number}", keys, number)
         names = [f"u{number}.parquet" for number in range(len(units))]
         before = [unit_rows(folder, name) for name in names]
-        merged = merging.merge_parts(folder, names, before_commit=lambda: None)
+        merged = merging.merge_parts(Output(folder), names, before_commit=lambda: None)
         together = unit_rows(folder, merged)
         # The oracle: Python's sort, which is stable, by the bytes of the key.
         assert together == sorted((row for rows in before for row in rows), key=lambda row: row["key"].encode())
@@ -536,7 +538,7 @@ def test_merged_and_taken_apart_again(units, size):
         assert list_parts(folder).unit_ids() == {name.removesuffix(".parquet") for name in names}
         for name in names:
             os.remove(f"{folder}/features/{name}")
-        merging.split_part(folder, merged)
+        merging.split_part(Output(folder), merged)
         assert sorted(os.listdir(f"{folder}/features")) == names
         for name, rows in zip(names, before, strict=True):
             assert unit_rows(folder, name) == rows

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from pipeline.cli.app import run_cli
-from pipeline.prediction import output as predict_output
 from tests.support.pages_data import clusters, write_out
+from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION
 
 
 def test_a_class_that_is_called_null_is_not_the_unlabelled_rows(tmp_path, capsys):
@@ -61,10 +61,22 @@ def test_a_finished_run_without_rows_has_no_statistics(tmp_path, capsys):
     assert "labels       none\n" in said
 
 
-def test_predictions_are_called_so(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("command", "more"),
+    [
+        ("inspect", []),
+        ("verify", []),
+        ("compact", []),
+        ("sql", ["SELECT 1"]),
+        ("query", ["--key", "a"]),
+        ("train", ["--output", "head"]),
+    ],
+)
+def test_predictions_are_called_so(tmp_path, capsys, monkeypatch, command, more):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "pred/predictions").mkdir(parents=True)
-    manifest = {"kind": predict_output.KIND, "schema_version": predict_output.SCHEMA_VERSION, "settings": {}}
+    manifest = {"kind": PREDICTIONS, "schema_version": PREDICTIONS_SCHEMA_VERSION, "settings": {}}
     (tmp_path / "pred/manifest.json").write_text(json.dumps(manifest))
-    assert run_cli(["inspect", str(tmp_path / "pred")]) == 1
+    assert run_cli([command, str(tmp_path / "pred"), *more]) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "pred holds predictions of featuremill predict, not features; pass the folder that" in line

@@ -18,7 +18,6 @@ from pipeline.cli.app import run_cli
 from pipeline.demo.samples import draw_items, write_folder, write_parquet, write_tar
 from pipeline.extraction import run as extract
 from pipeline.extraction.options import ExtractOptions
-from pipeline.extraction.output import locked
 from pipeline.prediction.inputs import are_features
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
@@ -35,6 +34,7 @@ from transforms.predictors.head import Head, save_head
 from transforms.predictors.predictions import rank
 from transforms.predictors.weights import weights_source
 from transforms.store.features import open_features
+from transforms.store.predictions import Predictions
 
 SIZE = 32
 # Three of the four classes that the sample set has: one is unknown to the head.
@@ -150,7 +150,7 @@ def test_features_by_plain_numpy(inputs, run, head, tmp_path, classes):
         "accuracy": agreed / len(known),
         "no_class": len(found) - len(known),
     }
-    assert summary.manifest["totals"] == {"read": len(found), "predicted": len(found), "failed": 0}
+    assert summary.manifest.totals == {"read": len(found), "predicted": len(found), "failed": 0}
     assert sorted(files(tmp_path / "PRED")) == ["manifest.json", "predictions/part-00000.parquet"]
 
 
@@ -159,8 +159,8 @@ def test_images_give_what_their_features_give(inputs, run, tmp_path, kind):
     run(inputs["features"], output=str(tmp_path / "by_features"))
     summary = run(inputs[kind])
     assert by_name(tmp_path / "PRED") == by_name(tmp_path / "by_features")
-    assert summary.manifest["totals"]["failed"] == sum(summary.manifest["failures"].values()) == 4
-    assert sum(summary.manifest["totals"][name] for name in ("predicted", "failed")) == 24
+    assert summary.manifest.totals["failed"] == sum(summary.manifest.failures.values()) == 4
+    assert sum(summary.manifest.totals[name] for name in ("predicted", "failed")) == 24
     columns = ("label", "stage", "error", "sha256")
     failures = [
         sorted(
@@ -185,7 +185,7 @@ def test_the_same_again_does_nothing(inputs, run, tmp_path):
     before = files(tmp_path / "PRED")
     again = run(inputs["tar"], load=never)
     assert again.done_before
-    assert again.manifest["totals"] == first.manifest["totals"]
+    assert again.manifest.totals == first.manifest.totals
     assert files(tmp_path / "PRED") == before
     # Unless somebody removed what was there.
     (tmp_path / "PRED/predictions/part-00000.parquet").unlink()
@@ -255,7 +255,7 @@ def test_images_none_of_which_can_be_read(run, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/bad.jpg").write_bytes(b"no image")
     summary = run(tmp_path / "in")
-    assert summary.manifest["totals"] == {"read": 1, "predicted": 0, "failed": 1}
+    assert summary.manifest.totals == {"read": 1, "predicted": 0, "failed": 1}
     assert summary.failure_rate == 1
     assert rows(tmp_path / "PRED") == []
 
@@ -286,8 +286,8 @@ def test_a_strange_label_is_only_wrong_when_judged(inputs, run, tmp_path, items,
     assert not (tmp_path / "PRED").exists()
     summary = run(inputs["features"])
     assert "true labels are no class of the head" in summary_text(summary)
-    truth = {**summary.manifest["true_labels"], "no_class": 1}
-    one = replace(summary, manifest={**summary.manifest, "true_labels": truth})
+    truth = {**summary.manifest.true_labels, "no_class": 1}
+    one = replace(summary, manifest=replace(summary.manifest, true_labels=truth))
     assert "note     1 true label is no class of the head" in summary_text(one)
 
 
@@ -314,7 +314,10 @@ def test_labels_from_a_file(inputs, run, tmp_path, classes):
 def test_two_on_one_place(inputs, run, tmp_path, kind):
     run(inputs[kind], top=1)
     before = files(tmp_path / "PRED")
-    with locked(str(tmp_path / "PRED"), alone=True), pytest.raises(FeaturemillError, match="in use by another predict"):
+    with (
+        Predictions(str(tmp_path / "PRED")).locked(alone=True),
+        pytest.raises(FeaturemillError, match="in use by another predict"),
+    ):
         run(inputs[kind], overwrite=True)
     assert files(tmp_path / "PRED") == before
     run(inputs[kind], overwrite=True)

@@ -1,4 +1,4 @@
-"""Elsewhere: inputs and outputs on a store in memory behind Beam, as far as that shows anything; names of runners."""
+"""Elsewhere: inputs and outputs on a store in memory, as far as that shows anything; names of runners."""
 
 import pytest
 
@@ -52,7 +52,6 @@ def test_no_request_per_image(store):
     assert sum(store.REQUESTS.values()) < 96
 
 
-@pytest.mark.filterwarnings("ignore:Possible nested set:FutureWarning")
 def test_names_that_look_like_patterns(store):
     data = store.OBJECTS["mem://bucket/in/0.tar"]
     store.OBJECTS["mem://bucket/in/cats [2019]/x.tar"] = data

@@ -19,11 +19,11 @@ from tests.transforms.engines.test_keras import (
 from transforms import engines
 from transforms.engines import checks, choose, device, load_engine, ncnn_model
 from transforms.engines.engine import OutOfMemory
-from transforms.engines.pooling import pool_planes
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.vgg import BACKBONES, describe, layers, tap_names
 from transforms.network.weights import load_weights
-from transforms.spec import POOLS, FeatureSpec, parse_feature
+from transforms.pools import POOLS, pool_planes
+from transforms.spec import FeatureSpec, parse_feature
 
 ncnn_engine = pytest.importorskip("transforms.engines.ncnn")
 pytest.importorskip("ncnn", reason="no ncnn wheel for this machine")

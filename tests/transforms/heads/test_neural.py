@@ -6,7 +6,7 @@ import pytest
 from tests.support.factories import shared_data
 from tests.support.heads_data import ArrayVectors, draw_rows
 from transforms.errors import FeaturemillError
-from transforms.heads import NEURAL, FitSettings, fitter, logits, neural
+from transforms.heads import FitSettings, fitter, logits, neural
 from transforms.heads.cells import Rows
 from transforms.heads.model import dense_layers
 
@@ -33,7 +33,7 @@ def rows() -> Rows:
     return draw_rows(rows=400, dims=12, classes=3, distance=4.0)
 
 
-@pytest.mark.parametrize("kind", NEURAL)
+@pytest.mark.parametrize("kind", neural.KINDS)
 def test_learns_and_stops_at_the_best_epoch(kind, rows):
     settings = FitSettings(batch_size=32, learning_rate=1e-2, epochs=60, patience=3)
     model = fitter(kind, rows, settings).fit(TRAIN, VALIDATION)

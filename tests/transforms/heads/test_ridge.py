@@ -111,7 +111,7 @@ def test_rows_far_from_the_origin_keep_their_digits(form):
 @pytest.mark.parametrize(("count", "dims", "form"), [(200, 20, SumsProblem), (30, 80, KernelProblem)])
 def test_the_form_follows_the_shape(count, dims, form):
     rows = draw_rows(rows=count, dims=dims, classes=3)
-    assert type(ridge.fitter("ridge", rows, FitSettings())._problem(TRAIN)) is form
+    assert type(ridge.fitter(rows, FitSettings())._problem(TRAIN)) is form
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -176,7 +176,7 @@ def test_degenerate_rows_fit(form, standardize, penalty):
     rows = Rows(ArrayVectors(matrix), np.array([0, 1, 2, 0, 1, 2, 3], np.int32), cells, ("a", "b", "c", "d"))
     options = FitSettings(penalties=(penalty,), standardize=standardize)
     model = make_fitter(form, rows, options).fit((0,), VALIDATION)
-    scores = ridge.logits(model, matrix)
+    scores = heads.logits(model, matrix)
     assert np.isfinite(scores).all()
     assert np.abs(scores).max() < 1e3
     assert np.abs(scores[:, 3]).max() < 1e-9
@@ -192,7 +192,7 @@ def test_rows_that_are_all_equal_get_the_classes_shares(form):
     rows.vectors.matrix[:] = 0.3
     model = make_fitter(form, rows, FitSettings()).fit(TRAIN, VALIDATION)
     shares = rows.counts(TRAIN) / rows.counts(TRAIN).sum()
-    np.testing.assert_allclose(ridge.logits(model, rows.vectors.matrix[:1])[0], shares, atol=1e-9)
+    np.testing.assert_allclose(heads.logits(model, rows.vectors.matrix[:1])[0], shares, atol=1e-9)
 
 
 @pytest.mark.parametrize("form", ["sums", "kernel"])

@@ -22,6 +22,7 @@ from transforms.rows import thumbnails as module
 from transforms.rows.lookup import read_rows
 from transforms.rows.table import open_table
 from transforms.rows.thumbnails import SIDE, Thumbnail, thumbnail, thumbnails
+from transforms.shards import stream
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}
 HOSTILE = ("<script>alert(1)</script>", "\u202egnp.exe", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "x" * 4096)
@@ -82,7 +83,7 @@ def test_they_are_the_rows_own(made):
 def test_one_by_one_or_in_stretches_they_are_the_same(made, monkeypatch):
     rows = stored(made)
     found = thumbnails(str(made / "out"), rows)
-    monkeypatch.setattr(module, "GAP_BYTES", 0)
+    monkeypatch.setattr(stream, "GAP_BYTES", 0)
     monkeypatch.setattr(module, "_FILES", 2)
     assert thumbnails(str(made / "out"), rows) == found
     some = rows[::3]

@@ -100,10 +100,12 @@ def test_too_many_open_files_is_an_error(tmp_path, monkeypatch):
         list(shards.read(unit))
 
 
-class RefusalError(Exception):
-    def __init__(self, code):
-        super().__init__("Access Denied")
-        self.code = code
+# As pyarrow words them.
+S3_ERROR = (
+    "When reading information for key 'in/1.jpg' in bucket 'bucket': AWS Error {} during HeadObject operation: {}"
+)
+REFUSED = S3_ERROR.format("ACCESS_DENIED", "Access Denied")
+GOOGLE_REFUSED = "google::cloud::Status(PERMISSION_DENIED: Permanent error in GetObjectMetadata: Access Denied)"
 
 
 @pytest.fixture
@@ -113,29 +115,38 @@ def bucket(monkeypatch):
 
     memory_store.OBJECTS.clear()
     memory_store.OBJECTS.update({f"mem://bucket/in/{i}.jpg": (b"image", 1) for i in range(3)})
-    real = memory_store.MemoryStore.open
+    real = memory_store.MemoryStore.open_input_file
     errors = {}
 
-    def open_or_fail(self, path, *args):
-        if path in errors:
-            raise errors[path]
-        return real(self, path, *args)
+    def open_or_fail(self, path):
+        if f"mem://{path}" in errors:
+            raise errors[f"mem://{path}"]
+        return real(self, path)
 
-    monkeypatch.setattr(memory_store.MemoryStore, "open", open_or_fail)
+    monkeypatch.setattr(memory_store.MemoryStore, "open_input_file", open_or_fail)
     [unit] = shards.slice_files(shards.find(["mem://bucket/in"]).files, 10)
     return memory_store, unit, errors
 
 
-def test_what_a_store_refuses_or_lacks_is_a_failure(bucket):
+@pytest.mark.parametrize("refused", [REFUSED, GOOGLE_REFUSED])
+def test_what_a_store_refuses_or_lacks_is_a_failure(bucket, refused):
     store, unit, errors = bucket
-    errors["mem://bucket/in/0.jpg"] = RefusalError(403)
+    errors["mem://bucket/in/0.jpg"] = OSError(refused)
     del store.OBJECTS["mem://bucket/in/1.jpg"]
-    assert [getattr(row, "error", None) for row in shards.read(unit)] == ["unreadable", "unreadable", None]
-    errors["mem://bucket/in/0.jpg"] = RefusalError(404)
-    assert next(shards.read(unit)).error == "vanished"
+    assert [getattr(row, "error", None) for row in shards.read(unit)] == ["unreadable", "vanished", None]
 
 
-@pytest.mark.parametrize("error", [RefusalError(503), RefusalError(429), ConnectionError("closed"), TimeoutError()])
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(S3_ERROR.format("UNKNOWN (HTTP status 503)", "Slow Down")),
+        OSError(S3_ERROR.format("UNKNOWN (HTTP status 429)", "Too many")),
+        OSError(S3_ERROR.format("SLOW_DOWN", "Reduce your request rate")),
+        OSError("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)"),
+        ConnectionError("closed"),
+        TimeoutError(),
+    ],
+)
 def test_a_store_in_trouble_is_an_error(bucket, error):
     _, unit, errors = bucket
     errors["mem://bucket/in/1.jpg"] = error
@@ -145,12 +156,12 @@ def test_a_store_in_trouble_is_an_error(bucket, error):
 
 def test_a_store_that_cannot_be_listed_is_an_error(bucket, monkeypatch):
     store, unit, errors = bucket
-    errors["mem://bucket/in/1.jpg"] = RefusalError(403)
+    errors["mem://bucket/in/1.jpg"] = OSError(REFUSED)
 
-    def refuse(self, prefix):
-        raise RefusalError(403)
+    def refuse(self, paths):
+        raise OSError(REFUSED)
 
-    monkeypatch.setattr(store.MemoryStore, "_list", refuse)
+    monkeypatch.setattr(store.MemoryStore, "get_file_info", refuse)
     with pytest.raises(FeaturemillError, match=r"Access Denied; see that mem://bucket/in .*it resumes"):
         list(shards.read(unit))
 

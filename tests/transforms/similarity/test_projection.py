@@ -134,7 +134,7 @@ def test_nearest_equal_a_brute_force(rows, dims, count, seed, levels):
 
 def test_nearest_across_tiles(monkeypatch):
     monkeypatch.setattr(all_pairs, "_TILE_ROWS", 7)
-    monkeypatch.setattr(all_pairs, "_TILE_COLUMNS", 50)
+    monkeypatch.setattr(all_pairs, "_STORED", 50)
     vectors, _ = clusters(211, 12)
     found, cosines = all_nearest(vectors, 10)
     expected, values = brute_force(vectors, 10)
@@ -143,7 +143,7 @@ def test_nearest_across_tiles(monkeypatch):
 
 
 def test_equal_cosines_go_by_number(monkeypatch):
-    monkeypatch.setattr(all_pairs, "_TILE_COLUMNS", 8)
+    monkeypatch.setattr(all_pairs, "_STORED", 8)
     found, _ = all_nearest(np.ones((30, 4), np.float32), 3)
     assert found[0].tolist() == [1, 2, 3]
     assert found[20].tolist() == [0, 1, 2]

@@ -1,0 +1,114 @@
+"""OUT as an object: each of its files is read once, and manifests stay as they are on disk."""
+
+import json
+import tarfile
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import ROOT
+from tests.pipeline.extraction import test_run as te
+from tests.support.factories import draw_items, write_tar
+from tests.support.pages_data import clusters, write_out
+from transforms import storage
+from transforms.spec import FeatureSpec
+from transforms.store import output as output_module
+from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
+from transforms.store.output import Output
+
+
+@pytest.fixture
+def counts(monkeypatch) -> Counter:
+    """Counts how often parts are listed and OUT's own files are read, but by the workers."""
+    found: Counter[str] = Counter()
+
+    def counting(module, name: str, named=lambda *_: True) -> None:
+        real = getattr(module, name)
+
+        def counted(*args, **more):
+            found[name] += named(*args)
+            return real(*args, **more)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for name in ("list_parts", "read_units", "read_plan"):
+        counting(output_module, name)
+    counting(storage, "read_bytes", lambda uri: uri.endswith("manifest.json"))
+    counting(storage, "open_read", lambda uri, **_: uri.endswith("units.parquet"))
+    return found
+
+
+def test_an_extract_reads_each_of_the_files_once(tmp_path, counts):
+    for number in (1, 2):
+        write_tar(tmp_path / f"{number}.tar", draw_items(per_class=8, size=48, seed=number))
+
+    def counted(**more) -> tuple[int, Counter]:
+        counts.clear()
+        run = te.extract([tmp_path / f"{number}.tar" for number in (1, 2)], tmp_path / "out", unit_bytes=9000, **more)
+        assert max(counts["read_units"], counts["open_read"]) <= 1
+        assert max(counts["read_plan"], counts["read_bytes"]) <= 1
+        return run.this_run.units, counts["list_parts"]
+
+    units, listings = counted()
+    assert units > 4
+    assert listings == 2
+    assert counted() == (0, 1)
+    some = sorted((tmp_path / "out/features").iterdir())[:2]
+    for part in some:
+        part.unlink()
+    assert counted() == (2, 2)
+    (tmp_path / "out/units.parquet").unlink()
+    assert counted() == (0, 2)
+    # Merged parts may have come between plan and beginning where there are no locks: these runs look once more.
+    again, listings = counted(retry_failed=True)
+    assert again > 0
+    assert listings == 3
+    assert counted(overwrite=True) == (units, 2)
+
+
+def test_reports_of_another_run_are_seen(tmp_path):
+    out = Output(write_out(tmp_path / "out", clusters(20)[0]))
+    [first, _] = out.reports
+    assert out.reports is out.reports
+    Output(out.folder).write_reports([replace(first, rows_read=123_456_789)])
+    assert [report.rows_read for report in out.reports] == [123_456_789]
+
+
+def lines(out: str) -> list[str]:
+    return [line for line in Path(out, "manifest.json").read_text().splitlines() if '"updated"' not in line]
+
+
+def test_a_manifest_is_written_as_it_was_read(tmp_path):
+    out = write_out(tmp_path / "out", clusters(20)[0])
+    values = json.loads(Path(out, "manifest.json").read_text())
+    assert list(values)[:5] == ["schema_version", "status", "fingerprint", "spec", "weights"]
+    # As a later version may add some.
+    later = {"first": 1, **values, "last": {"a": [None]}}
+    Path(out, "manifest.json").write_text(json.dumps(later, indent=2) + "\n")
+    before = lines(out)
+    manifest = read_manifest(out)
+    assert manifest == read_manifest(out)
+    write_manifest(out, manifest)
+    assert lines(out) == before
+    write_manifest(out, replace(manifest, status="running"))
+    assert lines(out) == [line.replace('"complete"', '"running"') for line in before]
+    assert read_manifest(out) != manifest
+
+
+def test_manifests_of_an_earlier_version_stay_as_they_are():
+    kinds = Counter()
+    with tarfile.open(ROOT / "tests/earlier/earlier.tar.xz") as archive:
+        for name in archive.getnames():
+            if not name.endswith("manifest.json"):
+                continue
+            text = archive.extractfile(name).read().decode()
+            values = json.loads(text)
+            if "kind" in values:
+                manifest = PredictionsManifest.from_json(values)
+            else:
+                manifest = Manifest.from_json(values, FeatureSpec.from_json(json.dumps(values["spec"])))
+            kinds[type(manifest), manifest.status] += 1
+            assert json.dumps(manifest.to_json(), indent=2) + "\n" == text
+    assert len(kinds) == 4

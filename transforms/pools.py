@@ -1,0 +1,93 @@
+"""The poolings of a tap's output: each in NumPy for one image, and in Keras operations for a batch."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Source of `gem`: Radenović et al., "Fine-tuning CNN Image Retrieval with No Human Annotation", 2018, equation 3, with
+# p fixed: (mean of max(x, floor)³) to the power of 1/3.
+_GEM_POWER = 3
+_GEM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """How the output of a tap becomes a vector.
+
+    Attributes:
+        planes: Takes C×P float32, the P positions of one image, and returns C float32; sums are in float64.
+        output: Takes N×H×W×C float32, a tensor of Keras, and returns N×C.
+        keeps_all: It only flattens: D is H·W·C instead of C, channels last, and vectors may be taken too. `planes`
+            and `output` take the tap's output as it is, C×H×W or D, and N×H×W×C or N×D.
+    """
+
+    planes: Callable[["np.ndarray"], "np.ndarray"]
+    output: Callable[[Any], Any]
+    keeps_all: bool = False
+
+
+def _mean_planes(positions: "np.ndarray") -> "np.ndarray":
+    return positions.mean(axis=1, dtype="float64").astype("float32")
+
+
+def _mean_output(output: Any) -> Any:
+    from keras import ops
+
+    return ops.mean(output, axis=(1, 2))
+
+
+def _max_output(output: Any) -> Any:
+    from keras import ops
+
+    return ops.max(output, axis=(1, 2))
+
+
+def _gem_planes(positions: "np.ndarray") -> "np.ndarray":
+    import numpy as np
+
+    # Not `** _GEM_POWER`: NumPy's power takes eight times as long.
+    powers = math.prod([np.maximum(positions, _GEM_FLOOR, dtype=np.float64)] * _GEM_POWER)
+    return (powers.mean(axis=1) ** (1 / _GEM_POWER)).astype(np.float32)
+
+
+def _gem_output(output: Any) -> Any:
+    from keras import ops
+
+    powers = ops.power(ops.maximum(output, _GEM_FLOOR), _GEM_POWER)
+    return ops.power(ops.mean(powers, axis=(1, 2)), 1 / _GEM_POWER)
+
+
+def _flat_planes(output: "np.ndarray") -> "np.ndarray":
+    return output.transpose(1, 2, 0).ravel() if output.ndim == 3 else output.ravel()
+
+
+def _flat_output(output: Any) -> Any:
+    from keras import ops
+
+    # The number of images may be unknown.
+    return ops.reshape(output, (-1, math.prod(output.shape[1:])))
+
+
+POOLS = {
+    "avg": Pool(planes=_mean_planes, output=_mean_output),
+    "max": Pool(planes=lambda positions: positions.max(axis=1), output=_max_output),
+    "gem": Pool(planes=_gem_planes, output=_gem_output),
+    "flatten": Pool(planes=_flat_planes, output=_flat_output, keeps_all=True),
+}
+
+
+def pool_planes(output: "np.ndarray", pool: str) -> "np.ndarray":
+    """Pools one image's output, C×H×W float32 (D where the layer yields a vector), to C float32; `flatten` to D."""
+    chosen = POOLS[pool]
+    return chosen.planes(output if chosen.keeps_all else output.reshape(len(output), -1))
+
+
+def pool_output(output: Any, pool: str) -> Any:
+    """Pools N×H×W×C to N×C float32 whatever the precision before it, or flattens to N×D: `pool_planes` in Keras."""
+    from keras import ops
+
+    return POOLS[pool].output(ops.cast(output, "float32"))

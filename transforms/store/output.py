@@ -1,0 +1,259 @@
+"""OUT as an object: what it holds, each read once, and the lock on it."""
+
+import os
+import re
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cached_property
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transforms import storage
+from transforms.errors import FeaturemillError
+from transforms.records import FileInfo, UnitReport
+from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, TODO_PREFIX, failures_uri, part_uri
+from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, read_footers
+from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
+from transforms.store.reports import read_units, units_uri, write_units
+from transforms.store.units import PlannedUnit, read_plan
+from transforms.text import one_line
+
+# What the temporary names of small files in _tmp begin with; each lies there for a moment.
+_SMALL = ("manifest.json.", "plan.", "units.parquet.")
+# What helps where nothing can be written at all, and where it no longer can.
+ELSEWHERE = "choose another --output or fix the permissions"
+SPACE = "free some space or fix the permissions and run again"
+# A temporary file of ours lives for seconds. One this old was left behind by a killed run.
+LEFTOVER_SECONDS = 3600
+
+
+class Folder:
+    """A folder that a command fills: OUT or PRED. As text it is its name."""
+
+    def __init__(self, folder: str):
+        self.folder = storage.absolute(folder)
+
+    def __str__(self) -> str:
+        return self.folder
+
+    @property
+    def is_local(self) -> bool:
+        return storage.is_local(self.folder)
+
+    def path(self, *names: str) -> str:
+        """Returns where a file or folder of it is."""
+        return storage.join(self.folder, *names)
+
+    @contextmanager
+    def locked(self, *, alone: bool, other: str = "command") -> Iterator[Self]:
+        """Opens it for work: keeps a compaction and extracts off the same local OUT, as long as this process lives.
+
+        Args:
+            alone: For who takes parts away that an extract may count on, a compaction or --overwrite; else extracts
+                don't mind each other.
+            other: What may be at work there.
+
+        Raises:
+            FeaturemillError: Another process is at work there.
+        """
+        if not self.is_local or not os.path.isdir(self.folder):
+            yield self
+            return
+        import fcntl
+
+        descriptor = os.open(self.folder, os.O_RDONLY)
+        try:
+            # Some network file systems have no locks; there, as on stores, only the manifest is compared.
+            with suppress(OSError):
+                try:
+                    fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    what = "in use" if alone else "being compacted or overwritten"
+                    raise FeaturemillError(
+                        f"{self} is {what} by another {other}; wait for that to end, and run this one again"
+                    ) from error
+            yield self
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def writing(self, cure: str = SPACE, *, what: str = "write to") -> Iterator[None]:
+        """Turns an OSError of what is written to it into a FeaturemillError with this cure."""
+        try:
+            yield
+        except OSError as error:
+            raise FeaturemillError(f"cannot {what} {self}: {one_line(error)}; {cure}") from error
+
+    def write_manifest(self, manifest: Manifest | PredictionsManifest) -> None:
+        """Writes manifest.json, stamped with the time."""
+        write_manifest(self.folder, manifest)
+        self.manifest = manifest
+
+    def say_running(self, manifest: Manifest | PredictionsManifest) -> None:
+        """Says in the manifest that a run is under way, or that what is there is being removed."""
+        storage.make_folder(self.path("_tmp"))
+        self.write_manifest(replace(manifest, status="running"))
+
+    def remove_files(self, names: Iterable[str]) -> None:
+        """Removes those of these files that are there, in this order."""
+        there = storage.list_folder(self.folder)
+        storage.delete(self.path(name) for name in names if name in there)
+
+
+class Output(Folder):
+    """An OUT. What it holds is read when it is first asked for, and once; `relist` after others may have added."""
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """From manifest.json; raises FeaturemillError where there is none, or it can't be read."""
+        return read_manifest(self.folder)
+
+    @cached_property
+    def listing(self) -> Listing:
+        """The parts; raises FeaturemillError for a merged one that can't be read."""
+        return list_parts(self.folder)
+
+    @cached_property
+    def plan(self) -> list[PlannedUnit]:
+        """The units that it knows, none if it has no plan yet."""
+        return read_plan(self.folder)
+
+    @cached_property
+    def failed_ids(self) -> set[str]:
+        """Ids of the units that have a failures file."""
+        names = storage.list_folder(self.path("failures"))
+        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+
+    @property
+    def reports(self) -> list[UnitReport]:
+        """What units.parquet holds, nothing if it isn't there yet; read again if another run wrote it since."""
+        version = storage.stat(units_uri(self.folder))
+        if version != self._reports[0]:
+            self._reports = version, read_units(self.folder)
+        return self._reports[1]
+
+    @cached_property
+    def _reports(self) -> tuple[FileInfo | None, list[UnitReport]]:
+        return None, []
+
+    def write_reports(self, reports: list[UnitReport]) -> None:
+        """Writes units.parquet, one row per unit."""
+        write_units(self.folder, reports)
+        self._reports = storage.stat(units_uri(self.folder)), reports
+
+    def relist(self) -> None:
+        """Forgets which parts and failures there were."""
+        self._forget("listing", "failed_ids")
+
+    def _forget(self, *names: str) -> None:
+        for name in names:
+            vars(self).pop(name, None)
+
+    @property
+    def holds_features(self) -> bool:
+        """True if it has files under the names that a run writes; others and empty folders are no concern of ours."""
+        if storage.list_folder(self.folder) & set(OUTPUT_FILES):
+            return True
+        return any(storage.list_folder(self.path(name)) for name in ("features", "failures"))
+
+    @property
+    def is_whole(self) -> bool:
+        """True if the last run finished, nobody removed its files since, and no compaction was cut off."""
+        there = set(OUTPUT_FILES) <= storage.list_folder(self.folder)
+        return there and self.manifest.is_complete and not self.listing.leftovers
+
+    def clear(self) -> None:
+        """Removes what a run wrote, and nothing else.
+
+        Raises:
+            FeaturemillError: It has such names but no manifest: they aren't ours to remove.
+        """
+        if not self.holds_features:
+            return
+        try:
+            manifest = self.manifest
+        except FeaturemillError as error:
+            raise FeaturemillError(
+                f"{error}; --overwrite only removes what has a manifest: remove {self} yourself"
+            ) from None
+        # First of all it must no longer say "complete": this may be cut off halfway.
+        self.say_running(manifest)
+        for name in OUTPUT_FOLDERS:
+            storage.remove_tree(self.path(name))
+        self.remove_files(reversed(OUTPUT_FILES))
+        self._forget("manifest", "plan", "_reports", "listing", "failed_ids")
+
+    def remove_leftovers(self) -> None:
+        """Removes the parts whose rows are in a merged one as well: a compaction was cut off."""
+        storage.delete(self.path("features", name) for name in self.listing.leftovers)
+        self.listing = replace(self.listing, leftovers=())
+
+    def collect_reports(self, unit_ids: Collection[str], *, fresh: Collection[str]) -> list[UnitReport]:
+        """Returns the reports of the units, from units.parquet where it has them, else from the parts' footers.
+
+        Args:
+            unit_ids: All units that it should hold.
+            fresh: Those of this run: what units.parquet says of them is of an earlier time.
+        """
+        known = {report.unit_id: report for report in self.reports if report.unit_id not in fresh}
+        merged = {report.unit_id: report for footer in self.listing.merged.values() for report in footer.reports}
+        known.update((unit_id, merged[unit_id]) for unit_id in unit_ids if unit_id in merged and unit_id not in known)
+        missing = [unit_id for unit_id in unit_ids if unit_id not in known]
+        for footer in read_footers([part_uri(self.folder, unit_id) for unit_id in missing]):
+            known.update((report.unit_id, report) for report in footer.reports)
+        return [known[unit_id] for unit_id in sorted(unit_ids)]
+
+    def failures_by_reason(self, reports: Iterable[UnitReport]) -> Counter[str]:
+        """Returns {`stage: error`: count}, the commonest first."""
+        total: Counter[str] = Counter()
+        with ThreadPoolExecutor(16) as pool:
+            for part in pool.map(self._count_failures, [report.unit_id for report in reports if report.rows_failed]):
+                total.update(part)
+        return Counter(dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))))
+
+    def _count_failures(self, unit_id: str) -> Counter[str]:
+        return Counter(f"{row['stage']}: {row['error']}" for row in self.failures(unit_id, ["stage", "error"]))
+
+    def failures(self, unit_id: str, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yields the failures of a unit that has some; raises FeaturemillError where they can't be read."""
+        uri = failures_uri(self.folder, unit_id)
+        try:
+            with storage.open_read(uri) as file:
+                for batch in pq.ParquetFile(file).iter_batches(columns=columns):
+                    yield from batch.to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise FeaturemillError(
+                f"{uri} can't be read ({one_line(error)}); delete it and its part, and run extract again"
+            ) from error
+
+    def stored_bytes(self, unit_ids: Iterable[str]) -> int:
+        """Returns the bytes of the units' parts; 0 where it isn't local (a listing there costs requests)."""
+        if not self.is_local:
+            return 0
+        names = {f"{unit_id}.parquet" for unit_id in unit_ids}
+        there = ((os.path.basename(info.uri), info.size) for info in storage.list_infos(self.path("features")))
+        return sum(size for name, size in there if name in names or is_merged(name))
+
+    def tidy(self, unit_ids: set[str], *, began: float) -> None:
+        """Removes what killed writers left in _tmp, but not what another run on the same OUT may be writing.
+
+        Args:
+            unit_ids: Of the units that are done.
+            began: When this run did, in seconds since 1970.
+        """
+        for info in storage.list_infos(self.path("_tmp")):
+            name = info.uri.rsplit("/", 1)[-1]
+            # A unit's id, or what the file was going to be.
+            unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", name)
+            # The version of a local file is its time in nanoseconds; a store's is in seconds, by the store's own clock.
+            seconds = int(info.version) / 1e9 if self.is_local else float(info.version)
+            is_ours = name.startswith((TODO_PREFIX, *_SMALL)) or MERGED_STEM.fullmatch(unit_id)
+            is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_ours and seconds < began)
+            if unit_id in unit_ids or is_old:
+                storage.delete([info.uri])

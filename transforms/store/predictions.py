@@ -1,0 +1,127 @@
+"""PRED as an object: whether a prediction may go there, is there already, begins, and is finished."""
+
+import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
+
+from transforms import storage
+from transforms.errors import FeaturemillError
+from transforms.store.layout import PREDICTION_FILES, PREDICTION_FOLDERS, write_file
+from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest
+from transforms.store.output import ELSEWHERE, Folder
+
+
+class Predictions(Folder):
+    """A PRED; its manifest is read when it is first asked for, and once."""
+
+    @cached_property
+    def manifest(self) -> PredictionsManifest | None:
+        """From manifest.json; None where nothing is yet.
+
+        Raises:
+            FeaturemillError: The folder holds something else.
+        """
+        if self.is_local and os.path.lexists(self.folder) and not os.path.isdir(self.folder):
+            raise FeaturemillError(f"{self} is not a folder; choose another --output")
+        there = storage.list_folder(self.folder) & {*PREDICTION_FILES, "head.json"}
+        if not there and not any(storage.is_folder(self.path(name)) for name in PREDICTION_FOLDERS[:-1]):
+            return None
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            values = json.loads(storage.read_bytes(self.path("manifest.json")))
+            ours = values["kind"] == PREDICTIONS and values["schema_version"] == PREDICTIONS_SCHEMA_VERSION
+            if ours and "settings" in values:
+                return PredictionsManifest.from_json(values)
+        raise FeaturemillError(f"{self} holds something else than predictions of this version; choose another --output")
+
+    @property
+    def features_folder(self) -> str:
+        """Where images' features are: an OUT of extract inside PRED."""
+        return self.path("features")
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return len(storage.list_folder(self.path("predictions")))
+
+    @property
+    def metrics(self) -> dict[str, Any] | None:
+        """From metrics.json, None where there is none."""
+        if "metrics.json" not in storage.list_folder(self.folder):
+            return None
+        return json.loads(storage.read_bytes(self.path("metrics.json")))
+
+    def check_settings(self, settings: dict[str, Any]) -> None:
+        """Checks that the predictions there are those that are asked for now.
+
+        Raises:
+            FeaturemillError: They aren't, with what differs.
+        """
+        there = self.manifest.settings
+        changed = [name for name, value in settings.items() if there.get(name) != value]
+        if changed:
+            differences = "; ".join(f"{name} {there.get(name)} | {settings[name]}" for name in changed)
+            raise FeaturemillError(
+                f"{self} holds other predictions (there | now): {differences}. Choose another --output, or --overwrite"
+            )
+
+    def clear(self) -> None:
+        """Removes what a prediction wrote, and nothing else.
+
+        Raises:
+            FeaturemillError: It can't be removed.
+        """
+        with self.writing(ELSEWHERE, what="clear"):
+            # First of all it must no longer say "complete": this may be cut off halfway.
+            self.say_running(self.manifest)
+            self._remove(PREDICTION_FOLDERS)
+            self.remove_files(PREDICTION_FILES)
+
+    def begin(self, manifest: PredictionsManifest) -> None:
+        """Says in the manifest that a run is under way, and removes what an earlier one predicted.
+
+        Raises:
+            FeaturemillError: The folder can't be written.
+        """
+        with self.writing(ELSEWHERE):
+            self.say_running(manifest)
+            for name in ("predictions", "failures"):
+                self._remove([name])
+                storage.make_folder(self.path(name))
+            self.remove_files(["metrics.json"])
+
+    def finish(self, manifest: PredictionsManifest, *, metrics: dict[str, Any] | None) -> None:
+        """Writes metrics.json if there are metrics, says "complete", and removes what isn't needed any more.
+
+        Raises:
+            FeaturemillError: The folder can't be written.
+        """
+        if metrics is not None:
+            write_file(self.folder, "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
+        self.write_manifest(replace(manifest, status="complete"))
+        self.tidy()
+
+    def discard(self) -> None:
+        """Removes what an unfinished prediction wrote, and PRED if nothing else is in it. Says nothing if it can't."""
+        with suppress(OSError, FeaturemillError):
+            self._remove(PREDICTION_FOLDERS)
+            self.remove_files(PREDICTION_FILES)
+            if self.is_local:
+                os.rmdir(self.folder)
+
+    def tidy(self) -> None:
+        """Removes temporary files, and the features unless they are kept. They go last: up to there they save work."""
+        self._remove(["_tmp"] if self.manifest.features_kept else ["_tmp", "features"])
+
+    def _remove(self, names: Iterable[str]) -> None:
+        for folder in map(self.path, names):
+            if storage.is_folder(folder):
+                storage.remove_tree(folder)
+
+    def copy_failures(self) -> None:
+        """Copies the failures of the images' extraction to PRED/failures."""
+        for info in storage.list_infos(storage.join(self.features_folder, "failures")):
+            write_file(self.folder, f"failures/{info.uri.rsplit('/', 1)[-1]}", storage.read_bytes(info.uri))
