@@ -4,8 +4,6 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.training.facts import describe_data, never_trained_text
@@ -22,6 +20,7 @@ from transforms.heads.cells import Rows
 from transforms.network.weights import Weights, load_weights
 from transforms.predictors.head import Head
 from transforms.predictors.weights import check_weights, weights_source
+from transforms.rows.labels import encode_as
 from transforms.rows.sources import ImageRows
 from transforms.rows.table import Table, open_table
 from transforms.spec import FeatureSpec, SpecOptions
@@ -183,9 +182,7 @@ def _split_columns(head: Head, features: Features, near: float | None) -> tuple[
 
 def _codes(table: Table, cells: np.ndarray, head: Head) -> np.ndarray:
     """Returns N int32, each row's class among the head's, -1 for rows that aren't used."""
-
-    codes = pc.fill_null(pc.index_in(table.labels, pa.array(head.classes, pa.string())), -1)
-    codes = np.asarray(codes, np.int32)
+    codes = encode_as(table.labels, head.classes)
     unknown = np.flatnonzero((codes < 0) & (cells >= 0))
     if len(unknown):
         first = int(unknown[0])

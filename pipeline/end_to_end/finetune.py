@@ -15,7 +15,7 @@ from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
 from transforms.errors import FeaturemillError
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 from transforms.heads import kind_of
-from transforms.heads.model import Model, dense_arrays, dense_layers
+from transforms.heads.model import Model, dense_arrays, dense_layers, log_losses
 from transforms.network.weights import Weights, digest, load_weights
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, load_head, save_head, softmax
@@ -118,9 +118,7 @@ def _of_cells(scores: _Scores, data: TuningData, cells: tuple[int, ...]) -> _Sco
 
 
 def _log_loss(numbers: np.ndarray, logits: np.ndarray, data: TuningData) -> float:
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    right = shifted[np.arange(len(numbers)), data.rows.codes[numbers]]
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - right))
+    return float(log_losses(logits, data.rows.codes[numbers]).mean())
 
 
 def _figures(scores: _Scores, temperature: float, data: TuningData) -> dict[str, dict[str, float]]:

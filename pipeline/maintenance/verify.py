@@ -6,13 +6,12 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from transforms import storage
 from transforms.engines import load_stored_engine
 from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import stored_source
+from transforms.parquet_files import open_parquet
 from transforms.records import Unit
 from transforms.rows.sources import reread
 from transforms.spec import FeatureSpec
@@ -193,9 +192,8 @@ _Wanted = dict[tuple[str, int], _Stored]
 def _read_rows(part: str, rows: Sequence[int], names: Sequence[str]) -> _Wanted:
     found: _Wanted = {}
     first = 0
-    with storage.open_read(part) as file:
-        columns = ["key", "position", "sha256", *names]
-        for batch in pq.ParquetFile(file).iter_batches(batch_size=1024, columns=columns):
+    with open_parquet(part) as parquet:
+        for batch in parquet.iter_batches(batch_size=1024, columns=["key", "position", "sha256", *names]):
             here = [row - first for row in rows if first <= row < first + len(batch)]
             first += len(batch)
             for row in batch.take(here).to_pylist() if here else ():

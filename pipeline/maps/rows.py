@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet_files import open_parquet
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
-from transforms.text import one_line
 
 # The vectors of all rows are held in memory, about three times.
 MOST_BYTES = 2**31
@@ -180,13 +179,8 @@ def _read_predictions(output: str) -> pa.Table:
         raise FeaturemillError(f"{output} holds no predictions; pass the folder that featuremill predict wrote to")
     tables = []
     for name in names:
-        try:
-            with storage.open_read(storage.join(folder, name)) as file:
-                tables.append(pq.ParquetFile(file).read(_PREDICTED))
-        except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(
-                f"{folder}/{name} can't be read ({one_line(error)}); predict again with --overwrite"
-            ) from error
+        with open_parquet(storage.join(folder, name), cure="predict again with --overwrite") as parquet:
+            tables.append(parquet.read(_PREDICTED))
     if any(set(table.column_names) != set(_PREDICTED) for table in tables):
         raise FeaturemillError(f"{folder} lacks one of the columns {', '.join(_PREDICTED)}; predict again")
     return pa.concat_tables(tables)

@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.prediction.options import PredictOptions
-from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.evaluation.metrics import RowScores, judge, score_rows
+from transforms.parquet_files import open_parquet
 from transforms.predictors.predictions import (
     PredictionWriter,
     Predictor,
@@ -133,8 +132,8 @@ def _facts(table: "Table") -> dict[str, pa.ChunkedArray]:
         return facts | {name: pa.chunked_array([column]) for name, column in unknown.items()}
     chunks: dict[str, list[pa.Array]] = {"source": [], "position": []}
     for part in table.vectors.parts:
-        with storage.open_read(part.uri) as file:
-            read = pq.ParquetFile(file).read(list(chunks))
+        with open_parquet(part.uri) as parquet:
+            read = parquet.read(list(chunks))
         for name, arrays in chunks.items():
             arrays.extend(read.column(name).chunks)
     return facts | {name: pa.chunked_array(arrays) for name, arrays in chunks.items()}

@@ -21,7 +21,7 @@ from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, save_head, softmax
-from transforms.rows.labels import Joined, join_labels, read_labels
+from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.table import DEFAULT_LABEL, Table, open_table
 from transforms.store.manifest import library_versions
 from transforms.text import printable, short
@@ -124,8 +124,7 @@ def make_rows(table: Table, cells: np.ndarray) -> Rows:
 
     used = pc.filter(table.labels, pa.array(cells >= 0))
     classes = tuple(sorted(pc.unique(used).drop_null().to_pylist()))
-    codes = pc.fill_null(pc.index_in(table.labels, pa.array(classes, pa.string())), -1)
-    return Rows(table.vectors, np.asarray(codes, np.int32), cells, classes)
+    return Rows(table.vectors, encode_as(table.labels, classes), cells, classes)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import numpy as np
 
 from transforms.errors import FeaturemillError
 from transforms.evaluation.bootstrap import draw_units, intervals, sum_by_unit
+from transforms.heads.model import log_losses
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,13 +46,9 @@ def fit_temperature(logits: np.ndarray, codes: np.ndarray) -> float:
         return 1.0
 
     def loss(log_temperature: float) -> float:
-        scale, total = np.exp(-log_temperature), 0.0
-        for part in _slices(logits):
-            scores = logits[part].astype(np.float64)
-            # Differences to the largest: exp can't overflow.
-            scores = (scores - scores.max(axis=1, keepdims=True)) * scale
-            total += np.log(np.exp(scores).sum(axis=1)).sum() - scores[np.arange(len(scores)), codes[part]].sum()
-        return total / len(logits)
+        scale, parts = np.exp(-log_temperature), _slices(logits)
+        losses = (log_losses(logits[part].astype(np.float64) * scale, codes[part]).sum() for part in parts)
+        return sum(losses) / len(logits)
 
     found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x))

@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from transforms.errors import FeaturemillError, UsageError
+from transforms.rows.labels import encode
 from transforms.rows.table import Table
 from transforms.similarity.near_copies import near_copies
 from transforms.text import did_you_mean, short
@@ -74,7 +75,7 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
     _check_options(validation, test, folds, near)
     labels, classes = _classes(table)
     pairs = np.empty((0, 2), np.int64) if near is None else near_copies(table.vectors, near)
-    hashes = None if table.sha256 is None else _codes(table.sha256)[0]
+    hashes = None if table.sha256 is None else encode(table.sha256)[0]
     copies = _connect(len(labels), [] if hashes is None else [hashes], pairs)
     components, draws = _components(table, copies, seed)
     given = None if table.sides is None else _given(table, labels)
@@ -118,19 +119,9 @@ def _check_options(validation: float, test: float, folds: int | None, near: floa
         raise UsageError(f"--near-duplicates {near:g} is no cosine of copies; choose one above 0 and up to 1")
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[np.ndarray, "pa.Array"]:
-    """Returns (N int64 indices into the distinct values, -1 for null; the distinct values)."""
-
-    # All chunks get the same dictionary.
-    chunks = column.dictionary_encode().chunks
-    codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in chunks]
-    values = chunks[0].dictionary if chunks else pa.array([], column.type)
-    return np.concatenate([np.empty(0, np.int64), *codes]).astype(np.int64), values
-
-
 def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
     """Returns (N int64 class numbers, -1 for none; the classes, sorted)."""
-    codes, values = _codes(table.labels)
+    codes, values = encode(table.labels)
     values = values.to_pylist()
     classes = sorted(values)
     if len(classes) < 2:
@@ -146,7 +137,7 @@ def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
 def _components(table: Table, copies: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (N int64 component numbers, C×3 draws): copies and rows of one group (or key, without one) together."""
 
-    names, texts = _codes(table.keys if table.groups is None else pc.coalesce(table.groups, table.keys))
+    names, texts = encode(table.keys if table.groups is None else pc.coalesce(table.groups, table.keys))
     components = _connect(len(names), [names, copies])
     return components, _draw(_component_names(components, names, texts), seed)
 
@@ -190,7 +181,7 @@ def _draw(names: pa.Array, seed: int) -> np.ndarray:
 
 def _given(table: Table, labels: np.ndarray) -> np.ndarray:
     """Returns N sides, `UNUSED` where a row has neither a side nor a label."""
-    codes, values = _codes(table.sides)
+    codes, values = encode(table.sides)
     where = table.sides_from or table.location
     known = {value: _SIDE_NAMES.get(value.strip().casefold()) for value in values.to_pylist()}
     for value, side in known.items():

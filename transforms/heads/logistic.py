@@ -13,7 +13,14 @@ import numpy as np
 from transforms.errors import FeaturemillError
 from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model, dense_arrays, dense_keras_logits, dense_logits, fold_standardisation
+from transforms.heads.model import (
+    Model,
+    dense_arrays,
+    dense_keras_logits,
+    dense_logits,
+    fold_standardisation,
+    log_losses,
+)
 from transforms.heads.ridge_forms import feature_scale
 
 # What the rows may hold: all as they are read, a fit's as they are read and as float64; and while their axes are
@@ -176,16 +183,6 @@ class _Problem:
         missing = np.setdiff1d(np.arange(classes), present)
         bias[missing] = np.logaddexp.reduce(bias[present]) - np.log(len(self.rows) + 1)
         return (kernel, bias), converged
-
-
-def log_losses(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
-    """Returns n log losses of softmax(scores).
-
-    Args:
-        scores: n×C.
-        codes: n, the true classes.
-    """
-    return np.logaddexp.reduce(scores, axis=1) - scores[np.arange(len(codes)), codes]
 
 
 KINDS = {"logistic": Kind(fitter=fitter, logits=dense_logits, keras_logits=dense_keras_logits, is_dense=True)}

@@ -75,3 +75,10 @@ def fold_standardisation(
     """
     kernel = kernel / scale[:, None]
     return kernel, bias - mean @ kernel
+
+
+def log_losses(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    """Returns n float64 log losses of softmax(scores), for n×C scores and the n true classes."""
+    # Differences to the largest: exp can't overflow.
+    scores = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
+    return np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(codes)), codes]

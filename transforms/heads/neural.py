@@ -15,7 +15,14 @@ import numpy as np
 from transforms.errors import FeaturemillError
 from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model, dense_arrays, dense_keras_logits, dense_logits, fold_standardisation
+from transforms.heads.model import (
+    Model,
+    dense_arrays,
+    dense_keras_logits,
+    dense_logits,
+    fold_standardisation,
+    log_losses,
+)
 from transforms.network.keras_import import import_keras
 
 # Units of the hidden layer and share of them that is dropped while training; None: no hidden layer.
@@ -265,10 +272,7 @@ def _log_loss(model: Model, source: _Source) -> float:
     # Whatever overflows ends up in the sum, which the caller checks.
     with np.errstate(over="ignore", invalid="ignore"):
         for vectors, codes in source.batches():
-            scores = dense_logits(model, vectors).astype(np.float64)
-            scores -= scores.max(axis=1, keepdims=True)
-            true = scores[np.arange(len(codes)), codes]
-            total += float((np.log(np.exp(scores).sum(axis=1)) - true).sum())
+            total += float(log_losses(dense_logits(model, vectors), codes).sum())
             count += len(codes)
     return total / count
 

@@ -7,11 +7,11 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.rows.labels import encode_as
 from transforms.spec import FeatureSpec
 from transforms.text import one_line
 
@@ -70,10 +70,9 @@ def rank(probabilities: np.ndarray, top: int) -> tuple[np.ndarray, np.ndarray]:
 
 def true_codes(labels: pa.Array, predictor: Predictor) -> np.ndarray:
     """Returns N int64: the class of each true label, -1 for none and for one that the head doesn't know."""
-
-    known = pc.index_in(labels.cast(pa.string()), pa.array(list(predictor.codes), pa.string()))
+    # -1, of an unknown label, takes the last.
     classes = np.array([*predictor.codes.values(), -1])
-    return classes[pc.fill_null(known, len(classes) - 1).to_numpy(zero_copy_only=False)]
+    return classes[encode_as(labels.cast(pa.string()), list(predictor.codes))]
 
 
 def predictions_schema(predictor: Predictor, *, probabilities: bool) -> pa.Schema:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -168,3 +169,17 @@ def join_labels(table: Table, labels: pa.Table, path: str) -> tuple[Table, Joine
     if "split" in labels.column_names:
         table = replace(table, sides=labels["split"].take(found), sides_from=path)
     return replace(table, labels=column), joined
+
+
+def encode(values: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+    """Returns (N int64 indices into the distinct values, -1 for null; these values, in the order they appear)."""
+    # All chunks get the same dictionary.
+    chunks = values.dictionary_encode().chunks
+    codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in chunks]
+    distinct = chunks[0].dictionary if chunks else pa.array([], values.type)
+    return np.concatenate([np.empty(0, np.int64), *codes]), distinct
+
+
+def encode_as(labels: pa.Array | pa.ChunkedArray, classes: Sequence[str]) -> np.ndarray:
+    """Returns N int32 indices of labels in `classes`, -1 for null and for what is none of them."""
+    return np.asarray(pc.fill_null(pc.index_in(labels, pa.array(classes, pa.string())), -1), np.int32)

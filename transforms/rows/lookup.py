@@ -5,15 +5,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pyarrow.types as types
 
-from transforms import storage
-from transforms.errors import FeaturemillError
+from transforms.parquet_files import open_parquet
 from transforms.rows.table import Table
 from transforms.rows.vectors import StoredPart
 from transforms.spec import ROW_COLUMNS
-from transforms.text import one_line
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,10 @@ def _groups(parts: Sequence[StoredPart]) -> Iterator[tuple[StoredPart, int, int,
 
 
 def _read_group(part: StoredPart, group: int, rows: list[int]) -> dict[str, list]:
-    try:
-        with storage.open_read(part.uri) as file:
-            parquet = pq.ParquetFile(file)
-            columns = _facts(parquet.schema_arrow)
-            # An empty list of columns would have no rows.
-            return parquet.read_row_group(group, columns).take(rows).to_pydict() if columns else {}
-    except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{part.uri} can't be read ({one_line(error)}); write it again") from error
+    with open_parquet(part.uri) as parquet:
+        columns = _facts(parquet.schema_arrow)
+        # An empty list of columns would have no rows.
+        return parquet.read_row_group(group, columns).take(rows).to_pydict() if columns else {}
 
 
 def read_vectors(table: Table, rows: Sequence[int]) -> np.ndarray:
@@ -114,8 +107,8 @@ def facts_schema(table: Table) -> pa.Schema:
     kinds = {"position": pa.int64(), "sha256": pa.binary(), "width": pa.int32(), "height": pa.int32()}
     names = list(ROW_COLUMNS)
     for part in table.vectors.parts:
-        with storage.open_read(part.uri) as file:
-            there = ["key", "label", *_facts(pq.read_schema(file))]
+        with open_parquet(part.uri) as parquet:
+            there = ["key", "label", *_facts(parquet.schema_arrow)]
         names = [name for name in names if name in there]
     return pa.schema([pa.field(name, kinds.get(name, pa.string())) for name in names])
 
@@ -126,16 +119,12 @@ def fact_batches(table: Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     first = 0
     names = [name for name in schema.names if name not in ("key", "label")]
     for part in table.vectors.parts:
-        try:
-            with storage.open_read(part.uri) as file:
-                parquet = pq.ParquetFile(file)
-                for group in range(parquet.num_row_groups):
-                    rows = part.group_rows[group]
-                    facts = parquet.read_row_group(group, names) if names else None
-                    columns = {"key": table.keys.slice(first, rows), "label": table.labels.slice(first, rows)}
-                    columns |= {name: facts.column(name) for name in names}
-                    whole = pa.table([columns[name] for name in schema.names], schema.names).cast(schema)
-                    yield from whole.combine_chunks().to_batches()
-                    first += rows
-        except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(f"{part.uri} can't be read ({one_line(error)}); write it again") from error
+        with open_parquet(part.uri) as parquet:
+            for group in range(parquet.num_row_groups):
+                rows = part.group_rows[group]
+                facts = parquet.read_row_group(group, names) if names else None
+                columns = {"key": table.keys.slice(first, rows), "label": table.labels.slice(first, rows)}
+                columns |= {name: facts.column(name) for name in names}
+                whole = pa.table([columns[name] for name in schema.names], schema.names).cast(schema)
+                yield from whole.combine_chunks().to_batches()
+                first += rows

@@ -9,11 +9,11 @@ from itertools import chain
 from typing import Protocol, TypeVar
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from transforms import shards, storage
 from transforms.errors import FeaturemillError
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
+from transforms.parquet_files import open_parquet
 from transforms.records import Failure, Unit
 from transforms.rows.vectors import StoredPart
 from transforms.spec import FeatureSpec
@@ -167,9 +167,8 @@ class ImageRows:
 
     def _wanted(self, part: StoredPart, group: int, wanted: np.ndarray) -> dict[int, dict[tuple[str, int], _Wanted]]:
         """Returns the wanted rows of a row group, by the number of their unit."""
-
-        with storage.open_read(part.uri) as file:
-            table = pq.ParquetFile(file).read_row_group(group, ["key", "position", "sha256"])
+        with open_parquet(part.uri) as parquet:
+            table = parquet.read_row_group(group, ["key", "position", "sha256"])
         first = sum(part.group_rows[:group])
         numbers, _ = self._units_of(part)
         found: dict[int, dict[tuple[str, int], _Wanted]] = defaultdict(dict)

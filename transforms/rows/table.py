@@ -11,6 +11,7 @@ import pyarrow.types as types
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
+from transforms.parquet_files import open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
 from transforms.store.features import open_features
@@ -179,18 +180,13 @@ def _read_infos(parts: Sequence[str]) -> list[_FileInfo]:
 
 
 def _read_info(uri: str) -> _FileInfo:
-    try:
-        with storage.open_read(uri) as file:
-            parquet = pq.ParquetFile(file)
-            names = parquet.schema_arrow.names
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            if repeated:
-                raise FeaturemillError(f"{uri} has several columns {repeated[0]!r}; rename all but one")
-            return _FileInfo(uri, parquet.schema_arrow, parquet.metadata)
-    except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(
-            f"{uri} is not a readable Parquet file ({one_line(error)}); name features, or write it again"
-        ) from error
+    cure = "name features, or write it again"
+    with open_parquet(uri, problem="is not a readable Parquet file", cure=cure) as parquet:
+        names = parquet.schema_arrow.names
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise FeaturemillError(f"{uri} has several columns {repeated[0]!r}; rename all but one")
+        return _FileInfo(uri, parquet.schema_arrow, parquet.metadata)
 
 
 def _is_vector(kind: pa.DataType) -> bool:
@@ -279,11 +275,8 @@ def _read_file(info: _FileInfo, names: Sequence[str]) -> pa.Table:
     for name in names:
         if name not in info.schema.names:
             raise FeaturemillError(f"{info.uri} has no column {name!r}{did_you_mean(name, info.schema.names)}")
-    try:
-        with storage.open_read(info.uri) as file:
-            return pq.ParquetFile(file).read(list(names))
-    except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{info.uri} can't be read ({one_line(error)}); write it again") from error
+    with open_parquet(info.uri) as parquet:
+        return parquet.read(list(names))
 
 
 def _is_hash(kind: pa.DataType) -> bool:

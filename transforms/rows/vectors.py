@@ -10,9 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.text import one_line
+from transforms.parquet_files import open_parquet
 
 # A batch's vectors. Decoding takes ten times as much on top: 32 MiB made a peak 370 MB higher, and were slower by half.
 BATCH_BYTES = 8 * 2**20
@@ -94,22 +93,19 @@ class StoredVectors:
     def _part_batches(
         self, part: StoredPart, groups: Sequence[int], starts: np.ndarray, wanted: np.ndarray | None, size: int
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        try:
-            with storage.open_read(part.uri) as file:
-                parquet = _open(file, part)
-                for group in groups:
-                    row = int(starts[group])
-                    for batch in parquet.iter_batches(size, row_groups=[group], columns=list(self.columns)):
-                        numbers = np.arange(row, row + len(batch))
-                        row += len(batch)
-                        matrix = self._matrix(batch, part)
-                        if wanted is not None and not wanted[numbers].all():
-                            matrix, numbers = matrix[wanted[numbers]], numbers[wanted[numbers]]
-                        if len(numbers):
-                            self._check(matrix, numbers - int(starts[0]), part)
-                            yield numbers, matrix
-        except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(f"{part.uri} can't be read ({one_line(error)}); write it again") from error
+        with open_parquet(part.uri, buffer_size=READ_BYTES) as parquet:
+            _check_unchanged(parquet.metadata, part)
+            for group in groups:
+                row = int(starts[group])
+                for batch in parquet.iter_batches(size, row_groups=[group], columns=list(self.columns)):
+                    numbers = np.arange(row, row + len(batch))
+                    row += len(batch)
+                    matrix = self._matrix(batch, part)
+                    if wanted is not None and not wanted[numbers].all():
+                        matrix, numbers = matrix[wanted[numbers]], numbers[wanted[numbers]]
+                    if len(numbers):
+                        self._check(matrix, numbers - int(starts[0]), part)
+                        yield numbers, matrix
 
     def _matrix(self, batch: pa.RecordBatch, part: StoredPart) -> np.ndarray:
         """Returns the n×D float32 of a batch."""
@@ -147,22 +143,17 @@ class StoredVectors:
     def _key(self, part: StoredPart, row: int) -> str:
         if self.key_column is None:
             return f"{part.uri}#{row}"
-        with storage.open_read(part.uri) as file:
-            return str(pq.ParquetFile(file).read([self.key_column]).column(0)[row].as_py())
+        with open_parquet(part.uri) as parquet:
+            return str(parquet.read([self.key_column]).column(0)[row].as_py())
 
 
 def _order(count: int, random: np.random.Generator | None) -> list[int]:
     return list(range(count)) if random is None else random.permutation(count).tolist()
 
 
-def _open(file: object, part: StoredPart) -> pq.ParquetFile:
-    """Opens a part for streaming; raises FeaturemillError if it isn't what it was."""
-
-    parquet = pq.ParquetFile(file, buffer_size=READ_BYTES)
-    metadata = parquet.metadata
+def _check_unchanged(metadata: pq.FileMetaData, part: StoredPart) -> None:
     if tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)) != part.group_rows:
         raise FeaturemillError(f"{part.uri} was changed while it was in use; run the command again")
-    return parquet
 
 
 class Vectors(Protocol):

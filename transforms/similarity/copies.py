@@ -10,6 +10,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from transforms.errors import UsageError
+from transforms.rows.labels import encode
 from transforms.rows.table import Table, open_table
 from transforms.similarity.near_copies import near_copies
 
@@ -105,7 +106,7 @@ def _groups(table: Table, contents: np.ndarray, pairs: np.ndarray) -> list[Group
     _, sets = connected_components(coo_array((np.ones(len(left), bool), (left, right)), (count, count)), directed=False)
     members = np.flatnonzero(np.bincount(sets)[sets] > 1)
     members = members[np.argsort(sets[members], kind="stable")]
-    labels = _label_codes(table)
+    labels, _ = encode(table.labels)
     groups = []
     for rows in np.split(members, np.flatnonzero(np.diff(sets[members])) + 1) if len(members) else ():
         known = labels[rows]
@@ -118,10 +119,3 @@ def _groups(table: Table, contents: np.ndarray, pairs: np.ndarray) -> list[Group
 def _first_keys(table: Table, groups: Sequence[Group]) -> tuple[list[int], list[str]]:
     rows = [group.rows[0] for group in groups]
     return rows, table.keys.take(rows).to_pylist() if rows else []
-
-
-def _label_codes(table: Table) -> np.ndarray:
-    """Returns N numbers that are equal where labels are; -1 where unknown."""
-
-    codes = pc.dictionary_encode(table.labels.combine_chunks()).indices
-    return pc.fill_null(codes, -1).to_numpy(zero_copy_only=False)

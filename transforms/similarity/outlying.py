@@ -9,6 +9,7 @@ from threadpoolctl import threadpool_limits
 
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import available_cores
+from transforms.rows.labels import encode
 from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.table import Table, open_table
 from transforms.similarity.all_pairs import nearest_rows
@@ -132,12 +133,10 @@ def _classes(table: Table) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         FeaturemillError: There are no labels.
     """
-
-    encoded = pc.dictionary_encode(table.labels.combine_chunks())
-    names = np.array(encoded.dictionary.to_pylist(), object)
+    codes, values = encode(table.labels)
+    names = np.array(values.to_pylist(), object)
     if not len(names):
         raise FeaturemillError(f"{table.location} has no labels; pass --by neighbours")
-    codes = pc.fill_null(encoded.indices, -1).to_numpy(zero_copy_only=False)
     several = np.bincount(codes[codes >= 0], minlength=len(names)) > 1
     numbers = np.where(several, np.cumsum(several) - 1, -1)
     return np.where(codes >= 0, numbers[codes], -1), names[several]
