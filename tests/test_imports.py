@@ -25,7 +25,7 @@ FLOORS = (
     {"transforms.rows", "transforms.engines"},
     {"transforms.store", "transforms.images", "transforms.shards", "transforms.network"},
     {"transforms.storage", "transforms.spec"},
-    {"transforms.object_stores"},
+    {"transforms.object_stores", "transforms.pools"},
     {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
 )
 MOST_MODULES = 12
