@@ -102,7 +102,7 @@ def read_one(unit: Unit) -> Iterator[EncodedImage]:
 def commit(output: str, units: int) -> dict:
     """Takes units through the recipe, from the file that says what is to do to the commit."""
     given = options(output)
-    job = recipe.Job(output, given.spec(WEIGHTS), given.sizes, "fake", False, "fake", 32, 1, 10**6)
+    job = given.job(WEIGHTS)
     recipe.shards.read = read_one
     engine = FakeEngine(job.sizes, job.batch_size)
     [todo] = Path(output, "_tmp").glob("todo.*")

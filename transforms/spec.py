@@ -5,11 +5,15 @@ import json
 import re
 from dataclasses import asdict, dataclass
 
+from transforms.declared import Bound, declared
 from transforms.errors import UsageError
 from transforms.pools import POOLS
 from transforms.text import did_you_mean
 
 DEFAULT_FEATURE = "embedding=block5_pool:avg"
+
+# Block 1 of a single image of this size takes 1 GiB.
+_FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 2048: one image would take gigabytes")
 
 # The columns that every part has before its features.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
@@ -27,8 +31,25 @@ class Feature:
         return f"{self.name}={self.tap}:{self.pool}"
 
 
+@dataclass(frozen=True, kw_only=True)
+class SpecOptions:
+    """The options that decide the numbers, besides the network, its weights and the features."""
+
+    image_size: int = declared(224, help="Pixels on a side of what the network sees", bounds=(_FITS_IN_MEMORY,))
+    resize: str = declared("squash", help="How an image becomes square", choices=("squash", "crop", "pad"))
+    interpolation: str = declared(
+        "bilinear", help="How pixels are interpolated", choices=("nearest", "bilinear", "bicubic", "lanczos")
+    )
+    decode: str = declared(
+        "exact", help="How JPEGs are decoded, fast being large ones at reduced scale", choices=("exact", "fast")
+    )
+    exif: bool = declared(True, help="Turn images as their EXIF orientation says")
+    precision: str = declared("float32", help="Type of the arithmetic", choices=("float32", "bfloat16"))
+    dtype: str = declared("float32", help="Type of the stored numbers", choices=("float32", "float16"))
+
+
 @dataclass(frozen=True)
-class FeatureSpec:
+class FeatureSpec(SpecOptions):
     """All that decides the numbers.
 
     Example:
@@ -42,25 +63,11 @@ class FeatureSpec:
         backbone: `vgg19` or `vgg16`.
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
-        image_size: Pixels on a side; the network sees image_size × image_size × 3.
-        resize: `squash` (ignore the aspect ratio), `crop` or `pad`.
-        interpolation: `nearest`, `bilinear`, `bicubic` or `lanczos`.
-        decode: `exact`, or `fast` (large JPEGs are decoded at reduced scale).
-        exif: Whether the EXIF orientation is applied.
-        precision: `float32` or `bfloat16`, of the arithmetic.
-        dtype: `float32` or `float16`, of the stored numbers.
     """
 
     backbone: str
     weights: str
     features: tuple[Feature, ...]
-    image_size: int = 224
-    resize: str = "squash"
-    interpolation: str = "bilinear"
-    decode: str = "exact"
-    exif: bool = True
-    precision: str = "float32"
-    dtype: str = "float32"
 
     def to_json(self) -> str:
         """Returns the canonical JSON: keys sorted, no blanks."""

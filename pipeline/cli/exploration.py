@@ -6,29 +6,20 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import debug_option, together
+from pipeline.cli.options import OptionsCommand, debug_option, together
 from transforms.text import counted
 
 _feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
 _result_options = together(
-    click.option("--output", "-o", "parquet", metavar="FILE", help="The result as Parquet."),
-    click.option("--html", "page", metavar="PAGE", help="The result as a contact sheet with thumbnails."),
-    click.option("--json", "as_json", is_flag=True, help="As JSON on standard output."),
+    click.option("--output", "-o", "parquet", metavar="FILE", help="Write the result as Parquet."),
+    click.option("--html", "page", metavar="PAGE", help="Write the result as a contact sheet with thumbnails."),
+    click.option("--json", "as_json", is_flag=True, help="Show the result as JSON on standard output."),
 )
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.exploration.query:QueryOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--image", "images", multiple=True, metavar="FILE", help="An image, embedded as OUT's were.")
-@click.option("--key", "keys", multiple=True, metavar="KEY", help="A stored row; not among its own neighbours.")
-@click.option("--vector", "vectors", multiple=True, metavar="FILE", help="Vectors in a .npy file; - is standard input.")
-@click.option("--top", default=10, show_default=True, help="Neighbours of each query.")
-@click.option("--metric", default="cosine", show_default=True, help="cosine, dot or l2.")
-@_feature_option
-@click.option("--where", metavar="SQL", help="Only rows that meet this, such as \"label = 'cat' AND width > 300\".")
 @_result_options
-@click.option("--engine", default="auto", show_default=True, help="What embeds images: auto, keras or ncnn.")
-@click.option("--weights", help="Where the weights are now.  [default: where they were]")
 @debug_option
 def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) -> int:
     """Find the stored rows nearest to images, rows or vectors: exact, in one pass, without an index.
@@ -51,9 +42,9 @@ def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) ->
 @click.command()
 @click.argument("output", metavar="OUT")
 @click.argument("text", metavar="QUERY")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-@click.option("--csv", "as_csv", is_flag=True, help="As CSV.")
-@click.option("--output", "-o", "parquet", metavar="FILE", help="As Parquet.")
+@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Show the result as CSV.")
+@click.option("--output", "-o", "parquet", metavar="FILE", help="Write the result as Parquet.")
 @debug_option
 def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None) -> int:
     """Ask OUT in SQL (DuckDB's): views features, failures and units, such as
@@ -84,7 +75,7 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
 
 @click.command()
 @click.argument("output", metavar="OUT")
-@click.option("--cosine", default=0.98, show_default=True, help="From which on two rows are near copies.")
+@click.option("--cosine", default=0.98, show_default=True, help="Cosine from which on two rows are near copies.")
 @_feature_option
 @_result_options
 @debug_option
@@ -105,9 +96,14 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
 
 @click.command()
 @click.argument("output", metavar="OUT")
-@click.option("--by", default="class", show_default=True, help="class (its centre), or neighbours (the nearest rows).")
-@click.option("--top", default=50, show_default=True, help="How many.")
-@click.option("--neighbours", default=10, show_default=True, help="Nearest rows, for --by neighbours.")
+@click.option(
+    "--by",
+    default="class",
+    show_default=True,
+    help="What a row is far from: class (its centre), or neighbours (the nearest rows).",
+)
+@click.option("--top", default=50, show_default=True, help="Show so many rows.")
+@click.option("--neighbours", default=10, show_default=True, help="Nearest rows that count, for --by neighbours.")
 @_feature_option
 @_result_options
 @debug_option
@@ -126,18 +122,9 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
     return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.maps.run:MapOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--html", "page", required=True, metavar="PAGE", help="The page, one file.")
-@click.option("--feature", metavar="NAME", help="What is placed and compared.  [default: embedding]")
-@click.option("--method", default="umap", show_default=True, help="umap, tsne (both from 50 components), or pca.")
-@click.option("--seed", default=0, show_default=True, help="Of umap and tsne.")
-@click.option("--color", metavar="COLUMN", help="What the points are coloured by at first.  [default: label]")
-@click.option("--predictions", metavar="PRED", help="What predict wrote on OUT: colours by prediction and agreement.")
-@click.option("--output", "-o", "coordinates", metavar="FILE", help="The places as Parquet, too: key, x, y, label ….")
-@click.option("--limit", default=100_000, show_default=True, help="At most so many rows, evenly drawn.")
-@click.option("--thumbnails", default=8000, show_default=True, help="At most so many, evenly drawn; 0 for none.")
-@click.option("--quiet", "-q", is_flag=True, help="Only the result.")
+@click.option("--quiet", "-q", is_flag=True, help="Show only the result.")
 @debug_option
 def map_(quiet: bool, **given: Any) -> int:
     """Draw the rows of OUT on a plane, in one page to zoom, select and search in; it needs no server.

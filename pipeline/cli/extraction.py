@@ -5,33 +5,16 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import (
-    BeamCommand,
-    Bytes,
-    debug_option,
-    failures_exit_code,
-    field_options,
-    gather_fields,
-    network_options,
-)
+from pipeline.cli.options import BeamCommand, OptionsCommand, debug_option, failures_exit_code, gathered
+
+_OPTIONS = "pipeline.extraction.options:ExtractOptions"
 
 
-@click.command(cls=BeamCommand)
+@click.command(cls=BeamCommand, options=_OPTIONS)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--output", "-o", required=True, metavar="OUT", help="Folder for the features; created, or continued.")
-@network_options
-@click.option("--workers", default=1, show_default=True, help="Worker processes on this machine.")
-@click.option("--runner", default="FnApiRunner", show_default=True, help="Beam's runner; its options follow --.")
-@click.option("--unit-bytes", type=Bytes(), default="256MiB", show_default=True, help="Split larger shards.")
-@field_options
-@click.option("--prune", is_flag=True, help="Remove parts whose input changed or vanished.")
-@click.option("--retry-failed", is_flag=True, help="Do units with failures again.")
-@click.option("--overwrite", is_flag=True, help="Remove what OUT holds first (asks).")
 @click.option("--yes", is_flag=True, help="Don't ask.")
-@click.option("--max-failure-rate", default=1.0, show_default=True, help="A larger share of failures is exit code 3.")
-@click.option("--limit", type=int, metavar="N", help="Only the first N images; OUT is then a sample.")
-@click.option("--quiet", "-q", is_flag=True, help="Neither plan nor progress.")
-@click.option("--json", "as_json", is_flag=True, help="The summary as JSON on standard output.")
+@click.option("--quiet", "-q", is_flag=True, help="Show neither plan nor progress.")
+@click.option("--json", "as_json", is_flag=True, help="Show the summary as JSON on standard output.")
 @debug_option
 @click.pass_context
 def extract(ctx: click.Context, **given: Any) -> int:
@@ -49,7 +32,7 @@ def extract(ctx: click.Context, **given: Any) -> int:
     from transforms.store.output import Output
 
     quiet, as_json, yes = given.pop("quiet"), given.pop("as_json"), given.pop("yes")
-    options = ExtractOptions(**_settings(given), beam_args=ctx.meta.get("beam_args", ()))
+    options = gathered(ExtractOptions, given, beam_args=ctx.meta.get("beam_args", ()))
     if options.overwrite and not yes and Output(options.output).holds_features:
         _confirm_removal(options.output)
     summary = run(options, say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)), quiet=quiet)
@@ -60,16 +43,25 @@ def extract(ctx: click.Context, **given: Any) -> int:
     return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
 
-@click.command()
+# Options about the output and the run; of a sample nothing is stored.
+_OF_A_RUN = (
+    *("output", "workers", "runner", "unit_bytes", "max_failure_rate"),
+    *("prune", "retry_failed", "overwrite", "limit"),
+)
+
+
+@click.command(cls=OptionsCommand, options=_OPTIONS, without=_OF_A_RUN)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@network_options
-@field_options
-@click.option("--images", default=200, show_default=True, metavar="N", help="At most so many are measured.")
-@click.option("--seconds", default=20.0, show_default=True, help="Measuring takes about as long, loading comes on top.")
+@click.option("--images", default=200, show_default=True, metavar="N", help="Measure at most so many images.")
+@click.option("--seconds", default=20.0, show_default=True, help="Measure for about so long; loading comes on top.")
 @click.option("--dataflow-workers", "workers", type=int, metavar="N", help="Say what N workers elsewhere would take.")
-@click.option("--worker-rate", type=float, metavar="IMAGES_PER_S", help="Of one worker.  [default: this machine's]")
-@click.option("--worker-price", type=float, metavar="DOLLARS_PER_HOUR", help="Of one worker.  [default: not said]")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--worker-rate", type=float, metavar="IMAGES_PER_S", help="Speed of one worker.  [default: this machine's]"
+)
+@click.option(
+    "--worker-price", type=float, metavar="DOLLARS_PER_HOUR", help="Price of one worker.  [default: not stated]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
 def estimate(as_json: bool, **given: Any) -> int:
     """Embed a sample of the INPUTs; say what all of them would take, in hours and bytes, and what the bottleneck is.
@@ -82,7 +74,7 @@ def estimate(as_json: bool, **given: Any) -> int:
 
     asked = {name: given.pop(name) for name in ("images", "seconds")}
     workers = module.workers_asked(*(given.pop(name) for name in ("workers", "worker_rate", "worker_price")))
-    options = ExtractOptions(**_settings(given), output=module.NO_OUTPUT)
+    options = gathered(ExtractOptions, given, output=module.NO_OUTPUT)
     found = module.estimate(options, **asked, workers=workers)
     click.echo(json.dumps(module.estimate_json(found), indent=2) if as_json else module.estimate_text(found))
     return 0
@@ -90,8 +82,8 @@ def estimate(as_json: bool, **given: Any) -> int:
 
 @click.command()
 @click.argument("backbone")
-@click.option("--include-top", is_flag=True, help="With the dense layers.")
-@click.option("--image-size", default=224, show_default=True, help="Pixels on a side.")
+@click.option("--include-top", is_flag=True, help="Show the dense layers, too.")
+@click.option("--image-size", default=224, show_default=True, help="Pixels on a side of the input.")
 @click.option("--plot", metavar="FILE", help="Draw the stack to a .png or .svg.")
 @debug_option
 def describe(backbone: str, include_top: bool, image_size: int, plot: str | None) -> int:
@@ -103,11 +95,6 @@ def describe(backbone: str, include_top: bool, image_size: int, plot: str | None
         module.plot(backbone, plot, include_top=include_top, image_size=image_size)
     click.echo(text)
     return 0
-
-
-def _settings(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns the shared options as `ExtractOptions` takes them."""
-    return {name: value for name, value in gather_fields(given).items() if name != "features" or value}
 
 
 def _confirm_removal(output: str) -> None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import Bytes, debug_option
+from pipeline.cli.options import OptionsCommand, Parsed, debug_option
+from transforms.declared import parse_bytes
 
 
 @click.command()
 @click.argument("output", metavar="OUT")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
 def inspect(output: str, as_json: bool) -> int:
     """Show what OUT holds and check that parts, footers and manifest agree (exit code 1 if not)."""
@@ -24,10 +25,9 @@ def inspect(output: str, as_json: bool) -> int:
     return 1 if inspection.problems else 0
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="transforms.embedding.settings:EmbedOptions", only=["engine"])
 @click.argument("output", metavar="OUT")
-@click.option("--sample", default=32, show_default=True, metavar="N", help="How many rows; all if there are fewer.")
-@click.option("--engine", default="auto", show_default=True, help="What embeds them: auto, keras or ncnn.")
+@click.option("--sample", default=32, show_default=True, metavar="N", help="Compare N rows; all if there are fewer.")
 @click.option("--weights", help="Where the weights are now.  [default: where they were]")
 @click.option(
     "--tolerance",
@@ -35,8 +35,8 @@ def inspect(output: str, as_json: bool) -> int:
     help="Largest drift, as a share of a vector's largest value.  "
     "[default: 1e-4; 1e-3 if stored as float16; 2e-2 at bfloat16]",
 )
-@click.option("--seed", default=0, show_default=True, help="Another one draws other rows.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the sample; another one draws other rows.")
+@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
 def verify(output: str, as_json: bool, **given: Any) -> int:
     """Embed a random sample of OUT's rows again, from their sources, and compare.
@@ -55,8 +55,10 @@ def verify(output: str, as_json: bool, **given: Any) -> int:
 
 @click.command()
 @click.argument("output", metavar="OUT")
-@click.option("--target-bytes", type=Bytes(), default="256MB", show_default=True, help="Size of a merged part.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--target-bytes", type=Parsed(parse_bytes), default="256MB", show_default=True, help="Size of a merged part."
+)
+@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
 def compact(output: str, target_bytes: int, as_json: bool) -> int:
     """Merge OUT's small parts into larger ones, sorted by key. Rows, books and resume stay what they are."""
@@ -70,8 +72,8 @@ def compact(output: str, target_bytes: int, as_json: bool) -> int:
 @click.command()
 @click.argument("output", metavar="OUT")
 @click.option("--output", "-o", "copy", required=True, metavar="COPY", help="FILE.parquet, or a folder for TSV.")
-@click.option("--feature", metavar="NAME", help="The only column of vectors.  [default: all; for TSV embedding]")
-@click.option("--dtype", help="float16, float32 or float64, for Parquet.  [default: as stored]")
+@click.option("--feature", metavar="NAME", help="Copy only this column of vectors.  [default: all; for TSV embedding]")
+@click.option("--dtype", help="Type of the numbers, for Parquet: float16, float32 or float64.  [default: as stored]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier COPY.")
 @debug_option
 def convert(output: str, copy: str, **given: Any) -> int:
@@ -89,7 +91,7 @@ def convert(output: str, copy: str, **given: Any) -> int:
 @click.command()
 @click.argument("output", metavar="OUT")
 @click.option("--html", "page", required=True, metavar="PAGE", help="The page, one file.")
-@click.option("--feature", metavar="NAME", help="What the small map shows.  [default: embedding]")
+@click.option("--feature", metavar="NAME", help="Column of vectors that the small map shows.  [default: embedding]")
 @debug_option
 def report(output: str, **given: Any) -> int:
     """Tell of a run in one page: the books, failures, time, labels, sizes, vectors, duplicates, the spec.

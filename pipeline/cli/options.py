@@ -2,10 +2,16 @@
 
 import logging
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from inspect import get_annotations
+from pkgutil import resolve_name
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import click
+
+from transforms.declared import Option, flags
 
 EXIT_FAILURES = 3
 
@@ -23,7 +29,112 @@ def set_up_logging(debug: bool) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler], force=True)
 
 
-class BeamCommand(click.Command):
+class OptionsCommand(click.Command):
+    """A command that begins with the options that a class declares.
+
+    They are made when they are first looked at, so that `featuremill --help` imports none of these classes.
+
+    Args:
+        options: `module:Class`, a dataclass with `declared` fields.
+        only: Names of the fields that are taken; by default all.
+        without: Names of fields that are left out.
+    """
+
+    def __init__(
+        self, *args: Any, options: str, only: Collection[str] = (), without: Collection[str] = (), **more: Any
+    ):
+        self._declared: Any = lambda: options_of(resolve_name(options), only=only, without=without)
+        super().__init__(*args, **more)
+
+    @property
+    def params(self) -> list[click.Parameter]:
+        if self._declared:
+            own, self._declared = self._declared(), None
+            self._params = [*own, *self._params]
+        return self._params
+
+    @params.setter
+    def params(self, params: list[click.Parameter]) -> None:
+        self._params = params
+
+
+def options_of(declaring: type, *, only: Collection[str] = (), without: Collection[str] = ()) -> list[click.Option]:
+    """Returns the click options of a class's declared fields, its own before those of its bases.
+
+    Those of an options object within it are named `FIELD_NAME`.
+    """
+    types = get_type_hints(declaring)
+    by_name = {own.name: own for own in fields(declaring)}
+    made = []
+    # Each name once, where it is declared last.
+    for name in dict.fromkeys(name for base in declaring.__mro__ for name in get_annotations(base)):
+        if name not in by_name or name in without or (only and name not in only):
+            continue
+        if "option" in by_name[name].metadata:
+            made.append(_option(by_name[name], types[name]))
+        elif is_dataclass(types[name]):
+            for inner in options_of(types[name]):
+                inner.name = f"{name}_{inner.name}"
+                made.append(inner)
+    return made
+
+
+def _option(own: Field, kind: Any) -> click.Option:
+    option: Option = own.metadata["option"]
+    flag, *others = flags(own.name, option)
+    help_text = option.help + (f": {_listed(list(option.choices))}." if option.choices else ".")
+    if option.unset:
+        help_text += f"  [default: {option.unset}]"
+    settings: dict[str, Any] = {"help": help_text, "metavar": option.metavar, "required": own.default is MISSING}
+    if own.default not in (MISSING, None, ()):
+        settings |= {"default": own.default, "show_default": own.default is not False and not option.unset}
+    if get_origin(kind) is UnionType:
+        # The other is None.
+        kind = get_args(kind)[0]
+    if kind is bool:
+        flag += f"/--no-{flag[2:]}" if own.default else ""
+        settings |= {"is_flag": True}
+    elif option.parse:
+        settings |= {"type": Parsed(option.parse), "show_default": False}
+    elif get_origin(kind) is tuple:
+        settings |= {"multiple": True}
+    else:
+        settings |= {"type": kind}
+    return click.Option([flag, *others, own.name], **settings)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+class Parsed(click.ParamType):
+    """A value that a function makes of the text."""
+
+    name = "text"
+
+    def __init__(self, parse: Callable[[str], Any]):
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from transforms.errors import UsageError
+
+        try:
+            return self._parse(value) if isinstance(value, str) else value
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+def gathered(declaring: type, given: dict[str, Any], **more: Any) -> Any:
+    """Returns an options object from a command's options and more values."""
+    values = dict(given)
+    for name, kind in get_type_hints(declaring).items():
+        if is_dataclass(kind):
+            inner = [own.name for own in fields(kind) if f"{name}_{own.name}" in values]
+            values[name] = kind(**{key: values.pop(f"{name}_{key}") for key in inner})
+    return declaring(**values, **more)
+
+
+class BeamCommand(OptionsCommand):
     """A command whose arguments after `--` are Beam's; click would read them as inputs."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -35,19 +146,6 @@ class BeamCommand(click.Command):
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage(ctx.command_path, "[OPTIONS] INPUT... --output OUT [-- BEAM OPTIONS]")
-
-
-class Bytes(click.ParamType):
-    name = "size"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from pipeline.extraction.options import parse_bytes
-        from transforms.errors import UsageError
-
-        try:
-            return value if isinstance(value, int) else parse_bytes(value)
-        except UsageError as error:
-            self.fail(str(error), param, ctx)
 
 
 def debug_option(command: Callable) -> Callable:
@@ -70,66 +168,6 @@ def together(*options: Callable) -> Callable:
         return command
 
     return decorate
-
-
-network_options = together(
-    click.option("--backbone", default="vgg19", show_default=True, help="vgg19 or vgg16."),
-    click.option(
-        "--weights",
-        default="imagenet",
-        show_default=True,
-        help="imagenet (Keras's own download), a path (.h5, .weights.h5, .keras), or random:SEED (never trained).",
-    ),
-    click.option("--include-top", is_flag=True, help="Load the dense layers too, for the taps fc1, fc2, predictions."),
-    click.option(
-        "--feature",
-        "features",
-        multiple=True,
-        metavar="NAME=TAP:POOL",
-        help="A column; repeatable. POOL is avg, max, gem or flatten.  [default: embedding=block5_pool:avg]",
-    ),
-    click.option("--dtype", default="float32", show_default=True, help="Stored numbers: float32 or float16."),
-    click.option("--image-size", default=224, show_default=True, help="Pixels on a side."),
-    click.option("--resize", default="squash", show_default=True, help="squash, crop or pad."),
-    click.option(
-        "--interpolation", default="bilinear", show_default=True, help="nearest, bilinear, bicubic or lanczos."
-    ),
-    click.option("--decode", default="exact", show_default=True, help="exact, or fast: large JPEGs at reduced scale."),
-    click.option(
-        "--exif/--no-exif", default=True, show_default=True, help="Turn images as their EXIF orientation says."
-    ),
-    click.option("--engine", default="auto", show_default=True, help="What computes the network: auto, keras or ncnn."),
-    click.option("--precision", default="float32", show_default=True, help="Arithmetic: float32 or bfloat16."),
-    click.option("--batch-size", type=int, help="Images per engine call.  [default: 8, ncnn: 8 a thread; 64 on a GPU]"),
-    click.option("--threads", type=int, help="Engine threads per worker.  [default: the cores, shared out]"),
-    click.option("--max-pixels", default=89_000_000, show_default=True, help="An image with more is a failure."),
-)
-field_options = together(
-    click.option("--image-field", help="TFRecord key or Parquet column of the image.  [default: detected]"),
-    click.option("--label-field", help="The same for the label; for tar: a member's ending or a key of .json."),
-    click.option("--name-field", help="The same for the image's name, which goes into the key."),
-)
-
-
-class Numbers(click.ParamType):
-    """Numbers with commas between them."""
-
-    name = "numbers"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        try:
-            return value if isinstance(value, tuple) else tuple(float(part) for part in value.split(","))
-        except ValueError:
-            self.fail(f"{value!r} are not numbers with commas between them, such as 0.1,1,10", param, ctx)
-
-
-def gather_fields(given: dict[str, Any]) -> dict[str, Any]:
-    """Returns a command's options with those of `field_options` as one."""
-    from transforms.shards import Fields
-
-    given = dict(given)
-    named = {name: given.pop(f"{name}_field") for name in ("image", "label", "name")}
-    return {**given, "fields": Fields(**named)}
 
 
 def failures_exit_code(rate: float, allowed: float, where: str) -> int:

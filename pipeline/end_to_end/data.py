@@ -1,6 +1,6 @@
 """What `finetune` reads: a head, its network's weights, and rows that are split as the head's were."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -24,12 +24,12 @@ from transforms.predictors.head import Head
 from transforms.predictors.weights import check_weights, weights_source
 from transforms.rows.sources import ImageRows
 from transforms.rows.table import Table, open_table
-from transforms.spec import FeatureSpec
+from transforms.spec import FeatureSpec, SpecOptions
 from transforms.store.features import Features
 from transforms.text import counted, short
 
 # What has to be the same for a stored tap to be what the head's own network computes. The stored dtype may differ.
-_DECISIVE = ("backbone", "image_size", "resize", "interpolation", "decode", "exif", "precision")
+_DECISIVE = ("backbone", *(own.name for own in fields(SpecOptions) if own.name != "dtype"))
 
 
 @dataclass(frozen=True)

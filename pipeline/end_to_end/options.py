@@ -4,42 +4,39 @@ from dataclasses import dataclass
 
 from pipeline.rendering.targets import check_beside
 from transforms import storage
+from transforms.declared import ABOVE_ZERO, AT_LEAST_ONE, SEED, check, declared
 from transforms.errors import UsageError
-from transforms.text import did_you_mean
-
-SOURCES = ("auto", "taps", "images")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
-    """What a fine-tuning was asked for.
+    """What a fine-tuning was asked for; paths are made absolute.
 
     Attributes:
-        head: HEAD to start from, made absolute.
-        features: OUT of extract, made absolute; with a tap below the layers to train, or with its images still there.
-        output: The new HEAD, made absolute.
-        unfreeze: A block such as `block5`, a number of layers from the top of the base, or `all`.
-        weights: Of the network; None for those of the head.
-        labels: A CSV or Parquet file with labels by key; None for what the head was trained with.
-        source: `taps`, `images`, or `auto`: taps where a fitting one is stored.
-        learning_rate, batch_size, epochs, patience: Of Adam and early stopping.
-        seed: Of shuffling and dropout. The split is the head's.
-        overwrite: Replace a head that is there.
+        head: HEAD to start from.
+        features: OUT of extract; with a tap below the layers to train, or with its images still there.
     """
 
     head: str
     features: str
-    output: str
-    unfreeze: str = "block5"
-    weights: str | None = None
-    labels: str | None = None
-    source: str = "auto"
-    learning_rate: float = 1e-5
-    batch_size: int = 16
-    epochs: int = 10
-    patience: int = 3
-    seed: int = 0
-    overwrite: bool = False
+    output: str = declared(help="Folder for the new head and its weights", flags=("--output", "-o"), metavar="NEW_HEAD")
+    unfreeze: str = declared(
+        "block5",
+        help="What is trained: a block, how many layers from the top of the base (5, 7; poolings count), or all",
+    )
+    source: str = declared(
+        "auto", help="What is read, auto being taps where they are stored", choices=("auto", "taps", "images")
+    )
+    labels: str | None = declared(
+        None, help="CSV or Parquet with labels by key", metavar="FILE", unset="those of the head"
+    )
+    weights: str | None = declared(None, help="Where the network's weights are now", unset="where they were")
+    learning_rate: float = declared(1e-5, help="Learning rate of Adam", bounds=(ABOVE_ZERO,))
+    batch_size: int = declared(16, help="Rows per step of Adam", bounds=(AT_LEAST_ONE,))
+    epochs: int = declared(10, help="Most passes over the rows", bounds=(AT_LEAST_ONE,))
+    patience: int = declared(3, help="Epochs without a better validation loss before it stops", bounds=(AT_LEAST_ONE,))
+    seed: int = declared(0, help="Seed of shuffling and dropout; the split is the head's", bounds=(SEED,))
+    overwrite: bool = declared(False, help="Replace the head that is there")
 
     def __post_init__(self) -> None:
         """Raises UsageError for what can't be, with the valid values."""
@@ -50,13 +47,4 @@ class FinetuneOptions:
         if self.output == self.head:
             raise UsageError(f"--output {self.output} is the head to start from; choose another folder")
         check_beside(self.output, self.features)
-        if self.source not in SOURCES:
-            raise UsageError(f"no source {self.source!r}{did_you_mean(self.source, SOURCES)}")
-        for name in ("batch_size", "epochs", "patience"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {getattr(self, name)}")
-        # Written so that NaN and infinity aren't fine.
-        if not 0 < self.learning_rate < float("inf"):
-            raise UsageError(f"--learning-rate is a number above 0, not {self.learning_rate}")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed is 0 to {2**32 - 1}, not {self.seed}")
+        check(self)

@@ -11,7 +11,8 @@ import pyarrow as pa
 from pipeline.exploration.questions import Query, read_queries
 from pipeline.rendering.contact_sheet import Section, Tile, row_tile, write_sheet
 from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
-from transforms.engines import check_engine
+from transforms.declared import AT_LEAST_ONE, check, declared
+from transforms.engines import ENGINES, check_engine
 from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.lookup import StoredRow, fact_batches, facts_schema, read_rows
@@ -21,41 +22,39 @@ from transforms.rows.thumbnails import Thumbnail, thumbnail, thumbnails
 from transforms.similarity.neighbours import METRICS, Nearest, nearest_rows
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
-from transforms.text import counted, did_you_mean
+from transforms.text import counted
 
 
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """What was asked for.
-
-    Attributes:
-        output: OUT, or other Parquet with vectors.
-        images, keys, vectors: See `query_inputs.read_queries`.
-        top: Neighbours of each query.
-        metric: One of `neighbours.METRICS`.
-        feature: Column of vectors; by default `embedding`, or the only one.
-        where: SQL condition on the row's other columns, or None.
-        engine, weights: For images.
-    """
+    """What was asked for, of OUT or other Parquet with vectors."""
 
     output: str
-    images: tuple[str, ...] = ()
-    keys: tuple[str, ...] = ()
-    vectors: tuple[str, ...] = ()
-    top: int = 10
-    metric: str = "cosine"
-    feature: str | None = None
-    where: str | None = None
-    engine: str = "auto"
-    weights: str | None = None
+    images: tuple[str, ...] = declared(
+        (), help="Look for what is near an image, embedded as OUT's were", flags=("--image",), metavar="FILE"
+    )
+    keys: tuple[str, ...] = declared(
+        (), help="Look for what is near a stored row; not the row itself", flags=("--key",), metavar="KEY"
+    )
+    vectors: tuple[str, ...] = declared(
+        (),
+        help="Look for what is near the vectors in a .npy file; - is standard input",
+        flags=("--vector",),
+        metavar="FILE",
+    )
+    top: int = declared(10, help="Neighbours of each query", bounds=(AT_LEAST_ONE,))
+    metric: str = declared("cosine", help="How nearness is measured", choices=METRICS)
+    feature: str | None = declared(None, help="Column of vectors", metavar="NAME", unset="embedding")
+    where: str | None = declared(
+        None, help="Only rows that meet this, such as \"label = 'cat' AND width > 300\"", metavar="SQL"
+    )
+    engine: str = declared("auto", help="What embeds images", choices=ENGINES)
+    weights: str | None = declared(None, help="Where the weights are now", unset="where they were")
 
     def __post_init__(self):
         if not (self.images or self.keys or self.vectors):
             raise UsageError("nothing to look for; pass --image FILE, --key KEY or --vector FILE.npy")
-        if self.top < 1:
-            raise UsageError(f"--top must be at least 1, not {self.top}")
-        if self.metric not in METRICS:
-            raise UsageError(f"no metric {self.metric!r}{did_you_mean(self.metric, METRICS)}")
+        check(self)
         check_engine(self.engine, "float32")
         if self.vectors.count("-") > 1:
             raise UsageError("--vector - can be given once: standard input is read to its end")

@@ -171,11 +171,11 @@ def estimate(
         raise FeaturemillError("the inputs hold no image at all: there is nothing to estimate; check the paths")
     with TemporaryDirectory(prefix="featuremill-estimate-") as folder:
         started = perf_counter()
-        # Here and not above: with Beam, which it brings along, it is part of a run's start.
-        from transforms.embedding.extract_units import load_job_engine
+        # Here and not above: Beam is part of a run's start.
+        import transforms.embedding.extract_units  # noqa: F401
 
         job = replace(options.job(weights or options.load_weights()), output=folder)
-        engine = (load or load_job_engine)(job)
+        engine = (load or Job.load_engine)(job)
         start_seconds = perf_counter() - started
         measured = measure(sample.records, job, engine, seconds=seconds * (1 - _READ_SHARE))
     _check_any(measured)

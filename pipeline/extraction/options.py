@@ -1,131 +1,90 @@
 """`ExtractOptions`: what a run was asked for. It checks itself, before anything is opened."""
 
-import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from pipeline.runners.dataflow import has_gpu
 from pipeline.runners.options import runner_name
 from transforms import storage
+from transforms.declared import AT_LEAST_ONE, SHARE, check, declared, parse_bytes, shared
+from transforms.embedding.settings import EmbedOptions
 from transforms.embedding.unit import Job
-from transforms.engines import ENGINES, check_engine, choose, default_batch_size
+from transforms.engines import check_engine, choose, default_batch_size
 from transforms.errors import UsageError
-from transforms.images.decode import PIXEL_CEILING
 from transforms.machine import available_cores
-from transforms.network.vgg import BACKBONES, MIN_IMAGE_SIZE, check_feature, cut, feature_size, layers
+from transforms.network.vgg import BACKBONES, check_feature, cut, feature_size, layers
 from transforms.network.weights import Weights, load_weights
 from transforms.shards import Fields
-from transforms.spec import DEFAULT_FEATURE, Feature, FeatureSpec, parse_feature
-from transforms.text import did_you_mean
-
-# Block 1 of a single image takes 1 GiB here.
-MAX_IMAGE_SIZE = 2048
-
-CHOICES = {
-    "backbone": BACKBONES,
-    "dtype": ("float32", "float16"),
-    "resize": ("squash", "crop", "pad"),
-    "interpolation": ("nearest", "bilinear", "bicubic", "lanczos"),
-    "decode": ("exact", "fast"),
-    "precision": ("float32", "bfloat16"),
-    "engine": ENGINES,
-}
-_BYTE_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def parse_bytes(text: str) -> int:
-    """Reads `256MiB`, `64MB` or a plain number of bytes.
-
-    Raises:
-        UsageError: Neither.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
-    if not match or match.group(2) not in _BYTE_UNITS:
-        raise UsageError(f"{text!r} is not a size; write 256MiB, 64MB or a number of bytes")
-    return int(float(match.group(1)) * _BYTE_UNITS[match.group(2)])
+from transforms.spec import DEFAULT_FEATURE, POOLS, Feature, FeatureSpec, SpecOptions, parse_feature
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtractOptions:
-    """What `extract` was asked for.
+class ImageOptions(EmbedOptions):
+    """What a run over images was asked for, whatever is made of them.
 
     Attributes:
         inputs: Shards, folders, globs, `@list.txt`.
-        output: OUT, made absolute.
-        backbone: `vgg19` or `vgg16`.
-        weights: `imagenet`, a path, or `random:SEED`.
-        include_top: Whether the dense layers are there to be tapped.
-        features: `NAME=TAP:POOL` each.
-        dtype, image_size, resize, interpolation, decode, exif, precision: As in `FeatureSpec`.
-        engine: What computes the base; `auto` chooses on the machine that computes.
-        batch_size: Images per engine call, None for the engine's own default.
-        threads: Engine threads per worker process, None to share the cores out.
-        workers: Local worker processes; 1 runs in this process.
-        runner: Beam's name of the runner.
-        beam_args: Beam's own options, as on its command line.
-        unit_bytes: Shards larger than this are split.
         fields: Names of the fields in TFRecord and Parquet, where they aren't to be detected.
-        prune: Remove parts of inputs that changed or vanished.
-        retry_failed: Do units with failures again.
-        overwrite: Remove what OUT holds first.
-        max_failure_rate: A larger share of failures is exit code 3.
-        max_pixels: An image with more pixels is a failure.
-        limit: Only the first so many images, for a try.
     """
 
     inputs: tuple[str, ...]
-    output: str
-    backbone: str = "vgg19"
-    weights: str = "imagenet"
-    include_top: bool = False
-    features: tuple[str, ...] = (DEFAULT_FEATURE,)
-    dtype: str = "float32"
-    image_size: int = 224
-    resize: str = "squash"
-    interpolation: str = "bilinear"
-    decode: str = "exact"
-    exif: bool = True
-    engine: str = "auto"
-    precision: str = "float32"
-    batch_size: int | None = None
-    threads: int | None = None
-    workers: int = 1
-    runner: str = "FnApiRunner"
-    beam_args: tuple[str, ...] = ()
-    unit_bytes: int = 256 * 2**20
+    workers: int = declared(1, help="Worker processes on this machine", bounds=(AT_LEAST_ONE,))
+    unit_bytes: int = declared(
+        256 * 2**20,
+        help="Split larger shards",
+        bounds=(AT_LEAST_ONE,),
+        metavar="SIZE",
+        parse=parse_bytes,
+        unset="256MiB",
+    )
     fields: Fields = field(default_factory=Fields)
-    prune: bool = False
-    retry_failed: bool = False
-    overwrite: bool = False
-    max_failure_rate: float = 1.0
-    max_pixels: int = 89_000_000
-    limit: int | None = None
+    max_failure_rate: float = declared(1.0, help="End with exit code 3 if a larger share fails", bounds=(SHARE,))
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.inputs or not all(given.strip() for given in self.inputs):
+            raise UsageError("an input is empty; name files, folders, globs or @list.txt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions(ImageOptions, SpecOptions):
+    """What `extract` was asked for; `output` is made absolute.
+
+    Attributes:
+        beam_args: Beam's own options, as on its command line.
+    """
+
+    output: str = declared(
+        help="Folder for the features; created, or continued", flags=("--output", "-o"), metavar="OUT"
+    )
+    backbone: str = declared("vgg19", help="The network", choices=BACKBONES)
+    weights: str = declared(
+        "imagenet",
+        help="Where weights come from: imagenet (Keras's own download), a path (.h5, .weights.h5, .keras), or "
+        "random:SEED (never trained)",
+    )
+    include_top: bool = declared(False, help="Load the dense layers too, for the taps fc1, fc2, predictions")
+    features: tuple[str, ...] = declared(
+        (DEFAULT_FEATURE,),
+        help=f"Store a column; repeatable. POOL is one of {', '.join(POOLS)}",
+        flags=("--feature",),
+        metavar="NAME=TAP:POOL",
+    )
+    runner: str = declared("FnApiRunner", help="Beam's runner; its options follow --")
+    beam_args: tuple[str, ...] = ()
+    prune: bool = declared(False, help="Remove parts whose input changed or vanished")
+    retry_failed: bool = declared(False, help="Do units with failures again")
+    overwrite: bool = declared(False, help="Remove what OUT holds first (asks)")
+    limit: int | None = declared(
+        None, help="Embed only the first N images; OUT is then a sample", bounds=(AT_LEAST_ONE,), metavar="N"
+    )
 
     def __post_init__(self) -> None:
         """Raises UsageError for what can't be, with the valid values."""
         object.__setattr__(self, "runner", runner_name(self.runner))
-        if not self.inputs or not all(given.strip() for given in self.inputs):
-            raise UsageError("an input is empty; name shards, folders, globs or @list.txt")
+        super().__post_init__()
         if not self.output.strip():
             raise UsageError("the output is empty; name a folder")
-        for name, valid in CHOICES.items():
-            value = getattr(self, name)
-            if value not in valid:
-                raise UsageError(f"no {name} {value!r}{did_you_mean(value, valid)}")
         check_engine(self.engine, self.precision)
-        if self.image_size < MIN_IMAGE_SIZE:
-            raise UsageError(
-                f"image size {self.image_size} is below {MIN_IMAGE_SIZE}: five poolings would leave nothing"
-            )
-        if self.image_size > MAX_IMAGE_SIZE:
-            raise UsageError(f"image size {self.image_size} is over {MAX_IMAGE_SIZE}: one image would take gigabytes")
-        for name in ("batch_size", "threads", "workers", "unit_bytes", "max_pixels", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
-        if self.max_pixels > PIXEL_CEILING:
-            raise UsageError(f"--max-pixels {self.max_pixels} is over {PIXEL_CEILING}, the decoder's own limit")
-        if not 0 <= self.max_failure_rate <= 1:
-            raise UsageError(f"--max-failure-rate is a share between 0 and 1, not {self.max_failure_rate}")
         if self.workers > 1 and self.runner != "FnApiRunner":
             raise UsageError(f"--workers is for this machine; tell {self.runner} by its own options after --")
         self._check_features()
@@ -181,21 +140,19 @@ class ExtractOptions:
 
     def spec(self, weights: Weights) -> FeatureSpec:
         """Returns the feature spec of a run with these weights."""
-        same = {f.name: getattr(self, f.name) for f in fields(FeatureSpec) if f.name not in ("weights", "features")}
-        return FeatureSpec(weights=weights.sha256, features=self.parsed_features, **same)
+        options = shared(self, SpecOptions)
+        return FeatureSpec(self.backbone, weights.sha256, self.parsed_features, **options)
 
     def job(self, weights: Weights) -> Job:
         """Returns what workers need to know of a run with these weights."""
+        chosen = {"engine": self.engine_name, "batch_size": self.engine_batch_size, "threads": self.engine_threads}
         return Job(
             output=self.output,
             spec=self.spec(weights),
             sizes=self.sizes,
             weights=self.weights,
             include_top=self.include_top,
-            engine=self.engine_name,
-            batch_size=self.engine_batch_size,
-            threads=self.engine_threads,
-            max_pixels=self.max_pixels,
+            **{**shared(self, EmbedOptions), **chosen},
         )
 
     @property

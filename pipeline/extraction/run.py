@@ -49,10 +49,10 @@ def build(
     """
     import apache_beam as beam
 
-    from transforms.embedding.extract_units import ExtractUnits, load_job_engine
+    from transforms.embedding.extract_units import ExtractUnits
 
     units = root | "Chunks" >> beam.Create(list(chunks)) | "Units" >> beam.FlatMap(read_todo)
-    return units | "ExtractUnits" >> ExtractUnits(job, load or load_job_engine, redo=redo)
+    return units | "ExtractUnits" >> ExtractUnits(job, load or Job.load_engine, redo=redo)
 
 
 def run(

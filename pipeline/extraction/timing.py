@@ -166,7 +166,7 @@ class _Bench:
             self.timed += len(batch)
 
     def _decode(self, image: EncodedImage) -> Decoded | Failure:
-        return decode_record(image, self._job.spec, max_pixels=self._job.max_pixels)
+        return decode_record(image, self._job)
 
     def _embed(self, batch: list[Decoded], watch: Watch) -> None:
         with watch.running():

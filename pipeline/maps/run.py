@@ -13,6 +13,7 @@ from pipeline.maps.thumbnails import MapThumbnails, map_thumbnails
 from pipeline.rendering.html import write_page
 from pipeline.rendering.tables import write_parquet
 from pipeline.rendering.targets import check_targets
+from transforms.declared import SEED, Bound, check, declared
 from transforms.errors import UsageError
 from transforms.similarity.all_pairs import all_nearest
 from transforms.similarity.projection import METHODS, flatten
@@ -27,41 +28,37 @@ COLUMNS = ("label", "prediction", "agreement", "score", "source", "width", "heig
 
 @dataclass(frozen=True)
 class MapOptions:
-    """What is mapped, how, and where to.
-
-    Attributes:
-        output: OUT.
-        page: The page's file; it is replaced.
-        feature: What is placed and compared; by default `embedding`, or the first one.
-        method: `umap`, `tsne` or `pca`.
-        seed: Of UMAP and t-SNE.
-        color: Column that the points are coloured by at first; by default `label`.
-        predictions: PRED of `predict`.
-        coordinates: Parquet file for the places.
-        limit: At most so many rows, evenly drawn.
-        thumbnails: At most so many, evenly drawn.
-    """
+    """What is mapped, how, and where to."""
 
     output: str
-    page: str
-    feature: str | None = None
-    method: str = "umap"
-    seed: int = 0
-    color: str | None = None
-    predictions: str | None = None
-    coordinates: str | None = None
-    limit: int = 100_000
-    thumbnails: int = 8000
+    page: str = declared(help="The page, one file", flags=("--html",), metavar="PAGE")
+    feature: str | None = declared(
+        None, help="Column of vectors that is placed and compared", metavar="NAME", unset="embedding"
+    )
+    method: str = declared("umap", help="How rows are placed (umap and tsne from 50 components)", choices=METHODS)
+    seed: int = declared(0, help="Seed of umap and tsne", bounds=(SEED,))
+    color: str | None = declared(
+        None, help="Column that the points are coloured by at first", metavar="COLUMN", unset="label"
+    )
+    predictions: str | None = declared(
+        None, help="What predict wrote on OUT: colours by prediction and agreement", metavar="PRED"
+    )
+    coordinates: str | None = declared(
+        None, help="Write the places as Parquet, too: key, x, y, label …", flags=("--output", "-o"), metavar="FILE"
+    )
+    limit: int = declared(
+        100_000,
+        help="Show at most so many rows, evenly drawn",
+        bounds=(Bound(lambda rows: rows >= 1, "{flag} {value}: at least one row is needed"),),
+    )
+    thumbnails: int = declared(
+        8000,
+        help="Show at most so many thumbnails, evenly drawn; 0 for none",
+        bounds=(Bound(lambda images: images >= 0, "{flag} {value}: 0 is the least"),),
+    )
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise UsageError(f"--method {self.method!r} is not known{did_you_mean(self.method, METHODS)}")
-        if self.limit < 1:
-            raise UsageError(f"--limit {self.limit}: at least one row is needed")
-        if self.thumbnails < 0:
-            raise UsageError(f"--thumbnails {self.thumbnails}: 0 is the least")
-        if not 0 <= self.seed < 2**32:
-            raise UsageError(f"--seed {self.seed}: from 0 to {2**32 - 1}")
+        check(self)
         valid = COLUMNS if self.predictions else [name for name in COLUMNS if name not in COLUMNS[1:4]]
         if self.color is not None and self.color not in valid:
             more = "; pass --predictions PRED" if self.color in COLUMNS else did_you_mean(self.color, valid)

@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
-from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.options import ExtractOptions, ImageOptions
 from pipeline.prediction.options import PredictOptions
 from transforms import shards, storage
+from transforms.declared import shared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.vgg import cut, layers
 from transforms.predictors import imagenet
@@ -23,7 +24,7 @@ from transforms.records import FileInfo
 from transforms.rows.labels import join_labels, read_labels
 from transforms.rows.table import Table, open_table
 from transforms.shards.parquet import IMAGE_COLUMNS
-from transforms.spec import FeatureSpec
+from transforms.spec import FeatureSpec, SpecOptions
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -157,7 +158,6 @@ def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractO
             "pass features made in the same way, or train it on the output of featuremill extract"
         )
     spec = head.spec
-    same = ("backbone", "image_size", "resize", "interpolation", "decode", "exif", "precision", "dtype")
     features = _features(spec, head.columns)
     return _extract_options(
         options,
@@ -166,14 +166,14 @@ def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractO
         # Only the taps that the features name are computed.
         include_top=True,
         features=tuple(map(str, features)),
-        **{name: getattr(spec, name) for name in same},
+        backbone=spec.backbone,
+        **shared(spec, SpecOptions),
     )
 
 
 def _extract_options(options: PredictOptions, output: str, **settings) -> ExtractOptions:
-    same = ("batch_size", "engine", "fields", "inputs", "max_pixels", "threads", "unit_bytes", "workers")
     # PRED is what the inputs hold now: what changed or vanished since an unfinished run goes.
-    return ExtractOptions(output=output, prune=True, **settings, **{name: getattr(options, name) for name in same})
+    return ExtractOptions(output=output, prune=True, **settings, **shared(options, ImageOptions))
 
 
 def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine, OutOfMemory
 from transforms.errors import FeaturemillError
 from transforms.images.decode import DecodedImage, ImageError, decode_image
 from transforms.machine import available_cores
 from transforms.records import EncodedImage, Failure
-from transforms.spec import FeatureSpec
 from transforms.text import one_line
 
 # Two threads hide decoding behind any engine that computes on the same cores: more would only take these from it, and
@@ -41,11 +41,11 @@ def decode_threads(engine: Engine) -> int:
     return CPU_DECODE_THREADS if engine.on_cpu else max(CPU_DECODE_THREADS, available_cores())
 
 
-def decode_record(image: EncodedImage, spec: FeatureSpec, *, max_pixels: int) -> Decoded | Failure:
+def decode_record(image: EncodedImage, how: Embedding) -> Decoded | Failure:
     """Decodes one image; one that can't be is a failure."""
     sha256 = hashlib.sha256(image.data).digest()
     try:
-        result = decode_image(image.data, spec, max_pixels=max_pixels)
+        result = decode_image(image.data, how.spec, max_pixels=how.max_pixels)
     except ImageError as error:
         return _failure(image, sha256, stage="decode", error=error.reason, message=str(error))
     # The encoded bytes aren't needed any more, and a queue of large ones would add up.

@@ -15,8 +15,9 @@ import numpy as np
 from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
+from transforms.declared import check
 from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
-from transforms.engines import choose, default_batch_size, load_engine
+from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure
 from transforms.spec import FeatureSpec
@@ -42,7 +43,6 @@ class EmbeddedImage:
     features: dict[str, np.ndarray]
 
 
-@dataclass
 class EmbedImages(beam.PTransform):
     """(key, encoded bytes) elements in; `EmbeddedImage` and, tagged, `Failure` elements out.
 
@@ -61,45 +61,28 @@ class EmbedImages(beam.PTransform):
         ...     _ = embedded.rows | beam.Map(lambda row: print(row.key, row.features["embedding"].shape))
         mine (512,)
 
-    Attributes:
+    Args:
         spec: What decides the numbers, such as `open_features(OUT).spec`.
-        weights: Where the weights come from: `imagenet`, a path that workers can read, or `random:SEED`. They must be
-            those that the spec names by hash.
-        engine: `auto`, `keras` or `ncnn`; `auto` chooses on each worker.
-        batch_size: Images per engine call, None for the engine's own default.
-        threads: Engine threads per worker process, None for all cores.
-        max_pixels: An image with more is a failure.
         load: Makes the engine, once per worker process. Tests inject one without weights.
+        settings: The other fields of `Embedding`, such as `weights` (`imagenet`, a path that workers can read, or
+            `random:SEED`; they must be those that the spec names by hash), `engine`, `batch_size`, `threads` and
+            `max_pixels`.
+
+    Raises:
+        UsageError: A setting that can't be.
     """
 
-    spec: FeatureSpec
-    weights: str = "imagenet"
-    engine: str = "auto"
-    batch_size: int | None = None
-    threads: int | None = None
-    max_pixels: int = 89_000_000
-    load: "Callable[[EmbedImages], Engine] | None" = None
-
-    def __post_init__(self) -> None:
+    def __init__(
+        self, spec: FeatureSpec, *, load: Callable[[Embedding], Engine] = Embedding.load_engine, **settings: Any
+    ) -> None:
         super().__init__()
+        self.embedding = Embedding(spec=spec, **settings)
+        self.load = load
+        check(self.embedding)
 
     def expand(self, images: beam.PCollection[tuple[str, bytes]]) -> Any:
         embed = beam.ParDo(_Embed(self)).with_outputs(FAILURES, main=ROWS)
         return images | "Embed" >> embed.with_output_types(EmbeddedImage)
-
-
-def load_transform_engine(transform: EmbedImages) -> Engine:
-    """Loads the engine that the transform asks for."""
-    name = choose(transform.engine, transform.spec.precision)
-    return load_engine(
-        name,
-        transform.spec,
-        transform.weights,
-        # Only the taps that the spec names are computed; whether they are in the top is its business.
-        include_top=True,
-        batch_size=transform.batch_size or default_batch_size(name, transform.threads),
-        threads=transform.threads,
-    )
 
 
 @dataclass(frozen=True)
@@ -116,12 +99,11 @@ class _Embed(beam.DoFn):
     """Gathers a bundle's images into batches; while one is in the engine, the next is decoded."""
 
     def __init__(self, transform: EmbedImages):
-        self._transform = transform
+        self._embedding, self._load = transform.embedding, transform.load
         self._shared = Shared()
 
     def setup(self) -> None:
-        load = self._transform.load or load_transform_engine
-        self._engine = self._shared.acquire(lambda: load(self._transform))
+        self._engine = self._shared.acquire(lambda: self._load(self._embedding))
         self._pool = ThreadPoolExecutor(decode_threads(self._engine), "decode")
 
     def start_bundle(self) -> None:
@@ -135,7 +117,7 @@ class _Embed(beam.DoFn):
         # Keys may repeat: until it leaves, an image is known by its number, in the place of a position.
         self._number += 1
         image = EncodedImage(key, None, key, self._number, data)
-        future = self._pool.submit(decode_record, image, self._transform.spec, max_pixels=self._transform.max_pixels)
+        future = self._pool.submit(decode_record, image, self._embedding)
         self._pending.append(_Pending(self._number, future, timestamp, window))
         if len(self._pending) >= 2 * self._engine.batch_size:
             yield from self._embed(self._engine.batch_size)
@@ -153,7 +135,7 @@ class _Embed(beam.DoFn):
         results = [pending.decoded.result() for pending in taken]
         failures = [result for result in results if isinstance(result, Failure)]
         decoded = [result for result in results if isinstance(result, Decoded)]
-        rows, vectors = embed_batch(decoded, self._engine, failures.append, dtype=self._transform.spec.dtype)
+        rows, vectors = embed_batch(decoded, self._engine, failures.append, dtype=self._embedding.spec.dtype)
         by_number = {pending.number: pending for pending in taken}
         for row, (key, _, _, number, sha256, width, height) in enumerate(rows):
             features = {name: array[row] for name, array in vectors.items()}

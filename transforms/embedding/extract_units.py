@@ -8,23 +8,10 @@ from apache_beam.utils.shared import Shared
 
 from transforms import storage
 from transforms.embedding.unit import Job, extract_unit
-from transforms.engines import load_engine
 from transforms.engines.engine import Engine
 from transforms.records import UnitReport
 from transforms.store.layout import part_uri
 from transforms.store.units import PlannedUnit
-
-
-def load_job_engine(job: Job) -> Engine:
-    """Loads the engine that a job asks for."""
-    return load_engine(
-        job.engine,
-        job.spec,
-        job.weights,
-        include_top=job.include_top,
-        batch_size=job.batch_size,
-        threads=job.threads,
-    )
 
 
 @dataclass
@@ -42,7 +29,7 @@ class ExtractUnits(beam.PTransform):
     """
 
     job: Job
-    load: Callable[[Job], Engine] = load_job_engine
+    load: Callable[[Job], Engine] = Job.load_engine
     redo: bool = False
 
     def __post_init__(self) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from transforms import shards, storage
 from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
+from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure, UnitReport
-from transforms.spec import FeatureSpec
 from transforms.store.parts import PartWriter
 from transforms.store.units import PlannedUnit, load_files
 from transforms.text import clean
@@ -20,31 +20,19 @@ from transforms.text import clean
 UNDECODED_BYTES = 64 * 2**20
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker needs to know besides its unit; small and picklable.
+@dataclass(frozen=True, kw_only=True)
+class Job(Embedding):
+    """What a worker needs to know besides its unit.
 
     Attributes:
         output: OUT.
-        spec: What decides the numbers.
         sizes: {feature name: D}.
-        weights: Where the weights come from, as the user named them; workers load them from there.
-        include_top: Whether the dense layers may be tapped.
-        engine: Name of the engine.
         batch_size: N of a batch; the engine's fixed shape.
-        threads: Engine threads of one worker process, None for all cores.
-        max_pixels: An image with more is a failure, before it is decoded.
     """
 
     output: str
-    spec: FeatureSpec
     sizes: dict[str, int]
-    weights: str
-    include_top: bool
-    engine: str
     batch_size: int
-    threads: int | None
-    max_pixels: int
 
 
 @dataclass
@@ -181,7 +169,7 @@ def _decode_ahead(
 def _decode(image: EncodedImage, job: Job, stages: _Stages) -> Decoded | Failure:
     before = time.perf_counter()
     try:
-        return decode_record(image, job.spec, max_pixels=job.max_pixels)
+        return decode_record(image, job)
     finally:
         stages.add_decode(time.perf_counter() - before)
 

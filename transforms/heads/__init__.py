@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
+from transforms.declared import ABOVE_ZERO, AT_LEAST_ONE, SEED, Bound, declared, parse_numbers
 from transforms.errors import UsageError
 from transforms.text import did_you_mean
 
@@ -32,25 +33,27 @@ class FitSettings:
     """What decides a fit, beside the rows.
 
     Attributes:
-        seed: Of initial weights, shuffling and dropout.
-        standardize: Give each of the D numbers mean 0 and variance 1 over the training rows.
-        class_weights: Weigh a row by N / (C × rows of its class), so that rare classes count as much as frequent ones.
-        penalties: Values of the L2 penalty to choose from (ridge, logistic), relative to the number of rows and the
-            features' mean variance, so that one grid serves any N, D and scale.
-        neighbours: k (knn).
-        learning_rate, batch_size, epochs: Of Adam (linear, dense128, dense256).
-        patience: Epochs without a better validation loss before training stops.
+        class_weights: Weigh a row by N / (C × rows of its class).
+        penalties: Of ridge and logistic, relative to the number of rows and the features' mean variance, so that one
+            grid serves any N, D and scale.
     """
 
-    seed: int = 0
-    standardize: bool = False
-    class_weights: bool = False
-    penalties: tuple[float, ...] = DEFAULT_PENALTIES
-    neighbours: int = 10
-    learning_rate: float = 1e-3
-    batch_size: int = 64
-    epochs: int = 100
-    patience: int = 5
+    seed: int = declared(0, help="Seed of split, fit and intervals", bounds=(SEED,))
+    standardize: bool = declared(False, help="Scale each number to mean 0 and variance 1 of the training rows")
+    class_weights: bool = declared(False, help="Let rare classes count as much as frequent ones")
+    penalties: tuple[float, ...] = declared(
+        DEFAULT_PENALTIES,
+        help="L2 penalties to choose from, with commas between them",
+        bounds=(Bound(lambda value: 0 <= value < float("inf"), "penalties are numbers from 0 on, not {value}"),),
+        metavar="NUMBERS",
+        parse=parse_numbers,
+        unset="20 from 1e-4 to 1e4",
+    )
+    neighbours: int = declared(10, help="Nearest rows that knn asks", bounds=(AT_LEAST_ONE,))
+    learning_rate: float = declared(1e-3, help="Learning rate of Adam", bounds=(ABOVE_ZERO,))
+    batch_size: int = declared(64, help="Rows per step of Adam", bounds=(AT_LEAST_ONE,))
+    epochs: int = declared(100, help="Most passes over the rows", bounds=(AT_LEAST_ONE,))
+    patience: int = declared(5, help="Epochs without a better validation loss before it stops", bounds=(AT_LEAST_ONE,))
 
 
 class Fitter(Protocol):

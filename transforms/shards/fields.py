@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from transforms.declared import declared
 from transforms.errors import FeaturemillError
 from transforms.text import clean
 
@@ -21,9 +22,21 @@ class Fields:
         name: The same for the image's own name (`--name-field`). Tar has no such field.
     """
 
-    image: str | None = None
-    label: str | None = None
-    name: str | None = None
+    image: str | None = declared(
+        None, help="TFRecord key or Parquet column of the image", flags=("--image-field",), unset="detected"
+    )
+    label: str | None = declared(
+        None,
+        help="TFRecord key or Parquet column of the label; for tar a member's ending or a key of .json",
+        flags=("--label-field",),
+        unset="detected",
+    )
+    name: str | None = declared(
+        None,
+        help="TFRecord key or Parquet column of the image's name, which goes into the key",
+        flags=("--name-field",),
+        unset="detected",
+    )
 
 
 class WrongFieldError(Exception):

@@ -14,6 +14,7 @@ from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
 from tests.support.fakes import FakeEngine
 from transforms.embedding.embed_images import EmbeddedImage, EmbedImages
+from transforms.embedding.settings import Embedding
 from transforms.records import Failure
 from transforms.spec import Feature, FeatureSpec
 from transforms.store.features import open_features
@@ -21,7 +22,7 @@ from transforms.store.features import open_features
 SPEC = FeatureSpec("vgg19", "0" * 64, (Feature("embedding", "block5_pool", "avg"),), image_size=32)
 
 
-def load_fake(transform: EmbedImages) -> FakeEngine:
+def load_fake(embedding: Embedding) -> FakeEngine:
     return FakeEngine({"embedding": 4}, batch_size=4)
 
 

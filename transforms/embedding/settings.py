@@ -1,0 +1,64 @@
+"""How images are embedded: the options of a worker, and the record that tells it all it has to know."""
+
+from dataclasses import dataclass
+
+from transforms.declared import AT_LEAST_ONE, Bound, declared
+from transforms.engines import ENGINES, choose, default_batch_size, load_engine
+from transforms.engines.engine import Engine
+from transforms.images.decode import PIXEL_CEILING
+from transforms.spec import FeatureSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions:
+    """What a worker's speed and memory depend on, and not the numbers."""
+
+    engine: str = declared("auto", help="What computes the network", choices=ENGINES)
+    batch_size: int | None = declared(
+        None, help="Images per engine call", bounds=(AT_LEAST_ONE,), unset="8, ncnn: 8 a thread; 64 on a GPU"
+    )
+    threads: int | None = declared(
+        None, help="Engine threads per worker", bounds=(AT_LEAST_ONE,), unset="the cores, shared out"
+    )
+    max_pixels: int = declared(
+        89_000_000,
+        help="Count an image with more pixels as a failure",
+        bounds=(
+            AT_LEAST_ONE,
+            Bound(
+                lambda value: value <= PIXEL_CEILING,
+                f"{{flag}} {{value}} is over {PIXEL_CEILING}, the decoder's own limit",
+            ),
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding(EmbedOptions):
+    """How images become features; small and picklable.
+
+    Attributes:
+        spec: What decides the numbers.
+        weights: Where the weights come from, as the user named them; workers load them from there.
+        include_top: Whether the dense layers may be tapped.
+    """
+
+    spec: FeatureSpec
+    weights: str = "imagenet"
+    include_top: bool = True
+
+    def load_engine(self) -> Engine:
+        """Loads the engine, for this machine.
+
+        Raises:
+            FeaturemillError: As `transforms.engines.load_engine` does.
+        """
+        name = choose(self.engine, self.spec.precision)
+        return load_engine(
+            name,
+            self.spec,
+            self.weights,
+            include_top=self.include_top,
+            batch_size=self.batch_size or default_batch_size(name, self.threads),
+            threads=self.threads,
+        )
