@@ -30,7 +30,7 @@ SEED = Bound(lambda value: 0 <= value < 2**32, "{flag} {value}: a seed is from 0
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one option besides its name, type and default.
+    """The facts about one option besides its name, type and default.
 
     Attributes:
         help: A sentence without its full stop; choices and default are added.

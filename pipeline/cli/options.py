@@ -1,4 +1,4 @@
-"""What the commands' options are made of: parameter types, and groups of options that several commands share."""
+"""Makes click options from declared fields; parameter types and options that several commands share."""
 
 import logging
 import os

@@ -28,7 +28,7 @@ WEIGHT_FILE = "base.weights.h5"
 
 @dataclass(frozen=True)
 class FinetuneSummary:
-    """What a fine-tuning came to.
+    """The result of a fine-tuning.
 
     Attributes:
         output: The new HEAD.

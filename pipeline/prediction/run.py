@@ -36,7 +36,7 @@ SHOWN_ROWS = 20
 
 @dataclass(frozen=True)
 class _Source:
-    """What is predicted from.
+    """The rows or images that are predicted from.
 
     Attributes:
         predictor: Gives the labels.

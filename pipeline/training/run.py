@@ -34,7 +34,7 @@ _LEARNING_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
         head: The best one, as saved.

@@ -46,7 +46,7 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """What an engine's module says of it, known without loading it.
+    """The facts about an engine that are known without loading it.
 
     Attributes:
         libraries: Distributions that it computes with, whose versions are recorded.

@@ -1,4 +1,4 @@
-"""What a feature is and how it is stored: spec, fingerprint, schema, `open_features`. No Beam and no Keras here."""
+"""Opens the stored features of an OUT, checked by their fingerprint. No Beam and no Keras here."""
 
 import os
 from collections.abc import Iterator, Sequence

@@ -34,7 +34,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an OUT is. `dataclasses.replace` makes the next one.
+    """The manifest of an OUT. `dataclasses.replace` makes the next one.
 
     Attributes:
         status: `running` or `complete`.
@@ -93,7 +93,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class PredictionsManifest:
-    """What a PRED is. The fields with a default are on disk only once they are known.
+    """The manifest of a PRED. The fields with a default are on disk only once they are known.
 
     Attributes:
         head: Name of the head.

@@ -111,7 +111,7 @@ class Output(Folder):
 
     @cached_property
     def manifest(self) -> Manifest:
-        """From manifest.json; raises FeaturemillError where there is none, or it can't be read."""
+        """Read from manifest.json; raises FeaturemillError where there is none, or it can't be read."""
         return read_manifest(self.folder)
 
     @cached_property
@@ -132,7 +132,7 @@ class Output(Folder):
 
     @property
     def reports(self) -> list[UnitReport]:
-        """What units.parquet holds, nothing if it isn't there yet; read again if another run wrote it since."""
+        """The rows of units.parquet, none if it isn't there yet; read again if another run wrote it since."""
         version = storage.stat(units_uri(self.folder))
         if version != self._reports[0]:
             self._reports = version, read_units(self.folder)
