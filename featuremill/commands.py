@@ -23,34 +23,21 @@ from pipeline.runners.dataflow import is_template
 from pipeline.training import run as training
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import Trained
+from transforms.declared import flags
 from transforms.errors import FeaturemillError, UsageError
 from transforms.text import did_you_mean
 
 Place: TypeAlias = str | os.PathLike[str]
 
-_FIELDS = {"image": "image_field", "label": "label_field", "name": "name_field"}
-# Options class → {its field: the name on the command line}, where they differ.
-_NAMES: dict[type, dict[str, str]] = {
-    ExtractOptions: {"features": "feature", **_FIELDS},
-    TrainOptions: {
-        "kinds": "head",
-        "columns": "feature",
-        "validation": "val_fraction",
-        "test": "test_fraction",
-    },
-    PredictOptions: {"feature_columns": "feature", **_FIELDS},
-    QueryOptions: {"images": "image", "keys": "key", "vectors": "vector"},
-}
 
-
-def _declared(options: type, outer: str = "") -> Iterator[tuple[str, str, Field]]:
+def _declared(options: type) -> Iterator[tuple[str, str, Field]]:
     """Yields (name of the option, field of `options` that holds it as an object or "", its own field)."""
-    names = _NAMES.get(options, {})
     for own in fields(options):
         if is_dataclass(own.default_factory):
-            yield from ((names.get(n, n), own.name, inner) for n, _, inner in _declared(own.default_factory))
+            yield from ((name, own.name, inner) for name, _, inner in _declared(own.default_factory))
         else:
-            yield names.get(own.name, own.name), outer, own
+            option = own.metadata.get("option")
+            yield flags(own.name, option)[0][2:].replace("-", "_") if option else own.name, "", own
 
 
 def _takes(options: type) -> Callable[[Callable], Callable]:

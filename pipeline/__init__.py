@@ -1,1 +1,1 @@
-"""What runs: one module per command, each a plain function first. How a step works is in `transforms`."""
+"""The commands, a folder for each family. How one step works is in `transforms`."""

@@ -1,4 +1,4 @@
-"""What a backbone is made of: the table that `featuremill describe` prints, and a drawing of it. No Keras."""
+"""A backbone's layers as the table that `featuremill describe` prints, and as a drawing. No Keras."""
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby

@@ -1,5 +1,9 @@
 """A format, an engine, a pool and a kind of head are added without editing the package, and work from end to end."""
 
+import json
+import re
+from importlib import metadata
+
 import numpy as np
 import pytest
 
@@ -13,6 +17,7 @@ from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
+from tests import ROOT
 from tests.pipeline.training.test_run import write_clouds
 from tests.support import dummies
 from tests.support.fakes import WEIGHTS, load_fake
@@ -25,6 +30,7 @@ from transforms.rows.lookup import read_rows
 from transforms.rows.table import open_table
 from transforms.rows.thumbnails import thumbnails
 from transforms.store.features import open_features
+from transforms.store.manifest import read_manifest
 
 
 def quiet(line: str) -> None:
@@ -77,6 +83,7 @@ def test_an_engine(lines, tmp_path, monkeypatch):
         options(lines[0], tmp_path / "out", engine="dumy")
     summary = run(options(lines[0], tmp_path / "out", engine="dummy"))
     assert summary.engines == ("dummy",)
+    assert read_manifest(str(tmp_path / "out")).versions["click"] == metadata.version("click")
     assert summary.totals.rows_embedded == 16
 
 
@@ -85,6 +92,13 @@ def test_auto_takes_an_engine_where_the_others_cannot_run(monkeypatch):
     assert choose("auto", "float32") == "dummy"
     with pytest.raises(UsageError, match="no engine computes in 'bfloat16'"):
         choose("auto", "bfloat16")
+
+
+def test_the_flex_template_takes_every_engine_and_pool():
+    listed = json.loads((ROOT / "flex_template/metadata.json").read_text())["parameters"]
+    patterns = {parameter["name"]: parameter.get("regexes", [""])[0] for parameter in listed}
+    assert all(re.search(patterns["engine"], name) for name in engines.ENGINES)
+    assert all(re.search(patterns["feature"], f"a=block1_pool:{name}") for name in POOLS)
 
 
 @pytest.mark.parametrize("engine", ["ncnn", "keras"])
@@ -120,7 +134,7 @@ def test_a_kind_of_head(tmp_path, monkeypatch):
         say=quiet,
         quiet=True,
     )
-    assert summary.manifest["totals"]["predicted"] == 300
+    assert summary.manifest.totals["predicted"] == 300
     assert summary.metrics["metrics"]["accuracy"]["value"] > 0.95
     with pytest.raises(FeaturemillError, match="is a centres head, which has no layers to train"):
         check_head(head, FinetuneOptions(head=str(tmp_path / "one"), features="x", output="y"))

@@ -1,1 +1,1 @@
-"""How one step works: reading, decoding, embedding, writing. What runs them is in `pipeline`."""
+"""The steps: reading, decoding, embedding, writing, fitting, judging. The commands that run them are in `pipeline`."""

@@ -4,7 +4,7 @@ The check and its errors derive from it here, the command line's option in `pipe
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ SEED = Bound(lambda value: 0 <= value < 2**32, "{flag} {value}: a seed is from 0
 
 @dataclass(frozen=True)
 class Option:
-    """What is known of one option besides its name, type and default.
+    """The facts about one option besides its name, type and default.
 
     Attributes:
         help: A sentence without its full stop; choices and default are added.
@@ -43,7 +43,7 @@ class Option:
     """
 
     help: str
-    choices: tuple[str, ...] = ()
+    choices: Collection[str] = ()
     bounds: tuple[Bound, ...] = ()
     flags: tuple[str, ...] = ()
     metavar: str | None = None

@@ -62,7 +62,7 @@ class StoreError(OSError):
 
 
 class _Patience:
-    """Whether a store that doesn't answer is waited for: until it was once in vain, and again after it answers.
+    """Returns whether a store that doesn't answer is waited for: until it was once in vain, and again after it answers.
 
     Without it, an error of half a minute would take minutes to come out, as files are closed and removed on the way.
     """
@@ -98,12 +98,12 @@ def hastily() -> Iterator[None]:
 
 
 def is_answer(error: OSError) -> bool:
-    """Whether a store said this of the one object (it isn't there, it may not be read), and isn't in trouble itself."""
+    """Returns whether a store says this of one object (it isn't there, it may not be read), and isn't in trouble."""
     return isinstance(error, FileNotFoundError) or getattr(error, "is_answer", False)
 
 
 def has_answered() -> bool:
-    """Whether a store answered in the last minute."""
+    """Returns whether a store answered in the last minute."""
     return time.monotonic() - _PATIENCE.answered < 2 * _SECONDS
 
 

@@ -16,7 +16,7 @@ _GEM_FLOOR = 1e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
-    """How the output of a tap becomes a vector.
+    """A way to make a vector of a tap's output.
 
     Attributes:
         planes: Takes C×P float32, the P positions of one image, and returns C float32; sums are in float64.

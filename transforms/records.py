@@ -54,7 +54,7 @@ class Shard:
 
     @property
     def is_listing(self) -> bool:
-        """Whether it is no file, but a listing of plain image files."""
+        """True if it is no file, but a listing of plain image files."""
         return self.format == LISTING
 
 
@@ -128,7 +128,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class UnitReport:
-    """What one unit came to. `rows_read = rows_embedded + rows_failed`, always.
+    """The report of one unit. `rows_read = rows_embedded + rows_failed`, always.
 
     Attributes:
         unit_id: Name of its part, without the ending.
@@ -142,7 +142,7 @@ class UnitReport:
         read_seconds: In the reading thread. Stages overlap, so the four add up to more than `wall_seconds`.
         decode_seconds: Summed over the decoding threads.
         embed_seconds: In the engine.
-        write_seconds: Encoding the part's rows. The flush to disk comes after the books are closed, and isn't in it.
+        write_seconds: Encoding the part's rows. The flush to disk comes after the report is written, and isn't in it.
         wall_seconds: From the first byte to the last row.
         engine: Which engine ran, with its device, such as `keras (tensorflow, CPU)`.
     """

@@ -61,7 +61,7 @@ def verify(output: str, as_json: bool, **given: Any) -> int:
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
 def compact(output: str, target_bytes: int, as_json: bool) -> int:
-    """Merge OUT's small parts into larger ones, sorted by key. Rows, books and resume stay what they are."""
+    """Merge OUT's small parts into larger ones, sorted by key. Rows, totals and resume stay what they are."""
     from pipeline.maintenance import compact as module
 
     summary = module.compact(output, target_bytes=target_bytes, say=lambda line: click.echo(line, err=True))
@@ -80,7 +80,7 @@ def convert(output: str, copy: str, **given: Any) -> int:
     """Copy OUT for readers that can't take it as it is; most can, see docs/query.md.
 
     Parquet: all columns in one file, vectors as plain lists, in another width if asked. A folder: vectors.tsv and
-    metadata.tsv for TensorBoard's projector. Books, failures and fingerprint stay with OUT.
+    metadata.tsv for TensorBoard's projector. Totals, failures and fingerprint stay with OUT.
     """
     from pipeline.maintenance import convert as module
 
@@ -94,7 +94,7 @@ def convert(output: str, copy: str, **given: Any) -> int:
 @click.option("--feature", metavar="NAME", help="Column of vectors that the small map shows.  [default: embedding]")
 @debug_option
 def report(output: str, **given: Any) -> int:
-    """Tell of a run in one page: the books, failures, time, labels, sizes, vectors, duplicates, the spec.
+    """Show a run in one page: totals, failures, time, labels, sizes, vectors, duplicates, the spec.
 
     Nothing but OUT is read, finished or not.
     """

@@ -1,4 +1,4 @@
-"""What the commands' options are made of: parameter types, and groups of options that several commands share."""
+"""Makes click options from declared fields; parameter types and options that several commands share."""
 
 import logging
 import os
@@ -82,7 +82,7 @@ def options_of(declaring: type, *, only: Collection[str] = (), without: Collecti
 def _option(own: Field, kind: Any) -> click.Option:
     option: Option = own.metadata["option"]
     flag, *others = flags(own.name, option)
-    help_text = option.help + (f": {_listed(option.choices)}." if option.choices else ".")
+    help_text = option.help + (f": {_listed(tuple(option.choices))}." if option.choices else ".")
     if option.unset:
         help_text += f"  [default: {option.unset}]"
     settings: dict[str, Any] = {"help": help_text, "metavar": option.metavar, "required": own.default is MISSING}

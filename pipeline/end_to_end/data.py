@@ -1,4 +1,4 @@
-"""What `finetune` reads: a head, its network's weights, and rows that are split as the head's were."""
+"""The inputs of `finetune`: a head, its network's weights, and rows that are split as the head's were."""
 
 from dataclasses import dataclass, fields
 from typing import Any

@@ -12,6 +12,7 @@ from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.training.report import Run, metrics_text, report_html, verdict
 from transforms.end_to_end.plan import TuningPlan
 from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
+from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 from transforms.heads import kind_of
@@ -20,7 +21,6 @@ from transforms.network.weights import Weights, digest, load_weights
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.store.features import open_features
-from transforms.store.manifest import library_versions
 from transforms.text import counted
 
 WEIGHT_FILE = "base.weights.h5"
@@ -28,7 +28,7 @@ WEIGHT_FILE = "base.weights.h5"
 
 @dataclass(frozen=True)
 class FinetuneSummary:
-    """What a fine-tuning came to.
+    """The result of a fine-tuning.
 
     Attributes:
         output: The new HEAD.

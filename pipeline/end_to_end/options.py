@@ -10,7 +10,7 @@ from transforms.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneOptions:
-    """What a fine-tuning was asked for; paths are made absolute.
+    """The options of `finetune`; paths are made absolute.
 
     Attributes:
         head: HEAD to start from.

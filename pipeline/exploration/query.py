@@ -27,7 +27,7 @@ from transforms.text import counted
 
 @dataclass(frozen=True, kw_only=True)
 class QueryOptions:
-    """What was asked for, of OUT or other Parquet with vectors."""
+    """The options of `query`, on OUT or other Parquet with vectors."""
 
     output: str
     images: tuple[str, ...] = declared(

@@ -1,4 +1,4 @@
-"""What is asked for by `query`: images, keys of stored rows, and vectors, each as a vector like the stored ones."""
+"""Reads the questions of `query`: images, keys of stored rows and vectors, each as a vector like the stored ones."""
 
 import io
 import shlex

@@ -31,7 +31,7 @@ _PYTHON_ROWS = 64
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query gives, read once.
+    """The result of a query, read once.
 
     Attributes:
         schema: Of the columns.

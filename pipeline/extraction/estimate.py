@@ -53,7 +53,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the whole input would take.
+    """An estimate for the whole input.
 
     Attributes:
         shards: In the input.
@@ -99,12 +99,12 @@ class Estimate:
 
     @property
     def images_per_second(self) -> float:
-        """Of a run on this machine, after its start."""
+        """Seconds of a run on this machine, after its start."""
         return 1 / together_seconds(self.costs, self.cores)
 
     @property
     def hours(self) -> float:
-        """Of a run on this machine, start included."""
+        """Seconds of a run on this machine, start included."""
         return (self.start_seconds + self.images / self.images_per_second) / 3600
 
     @property

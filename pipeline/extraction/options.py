@@ -19,7 +19,7 @@ from transforms.spec import DEFAULT_FEATURE, POOLS, Feature, FeatureSpec, SpecOp
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(EmbedOptions):
-    """What a run over images was asked for, whatever is made of them.
+    """The options of a run over images, whatever is made of them.
 
     Attributes:
         inputs: Shards, folders, globs, `@list.txt`.
@@ -47,7 +47,7 @@ class ImageOptions(EmbedOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ExtractOptions(ImageOptions, SpecOptions):
-    """What `extract` was asked for; `output` is made absolute.
+    """The options of `extract`; `output` is made absolute.
 
     Attributes:
         beam_args: Beam's own options, as on its command line.

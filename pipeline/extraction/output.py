@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan
 from transforms import storage
+from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
 from transforms.network.weights import Weights
 from transforms.spec import FeatureSpec
@@ -27,7 +28,13 @@ def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, wei
     """
     if output.is_local and os.path.lexists(output.folder) and not os.path.isdir(output.folder):
         raise FeaturemillError(f"{output} is not a folder; choose another --output")
-    new = new_manifest(spec, weights=weights.origin, weights_are_random=weights.is_random, limit=options.limit)
+    new = new_manifest(
+        spec,
+        weights=weights.origin,
+        weights_are_random=weights.is_random,
+        limit=options.limit,
+        versions=library_versions(),
+    )
     if not output.holds_features:
         return new
     manifest = output.manifest

@@ -1,4 +1,4 @@
-"""What is to be done: the inputs and what OUT already holds, put side by side."""
+"""The plan of a run: compares the inputs with what OUT already holds."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ class Stale:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run will do.
+    """The units that a run will do, and those that it leaves.
 
     Attributes:
         todo: Units without a part, of the given inputs and of those that an earlier run was asked for.

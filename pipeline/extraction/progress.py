@@ -23,7 +23,7 @@ LOOK_SHARE = 20
 
 @dataclass(frozen=True)
 class Count:
-    """How far a run has come: images, failures among them, encoded bytes, units committed."""
+    """The images, failures, encoded bytes and units that a run has committed."""
 
     images: int = 0
     failures: int = 0

@@ -1,4 +1,4 @@
-"""Extract: image shards in, Parquet features out. Plan, run, reconcile, close the books."""
+"""Extract: image shards in, Parquet features out. Plans, runs, compares plan and parts, writes the totals."""
 
 import pkgutil
 import sys
@@ -66,7 +66,7 @@ def run(
     """Extracts features from the inputs that OUT doesn't hold yet.
 
     Returns:
-        What was done; None if the job was only written down (`--template_location`), and its books stay open until
+        What was done; None if the job was only written down (`--template_location`), and OUT stays unfinished until
         the same command runs again after it.
 
     Args:

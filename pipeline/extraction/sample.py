@@ -22,7 +22,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Sample:
-    """What was drawn.
+    """The records of a sample, and what is known of the whole input.
 
     Attributes:
         records: In random order, so that the first ones are a sample too.

@@ -1,4 +1,4 @@
-"""What a run will do, and what it did, in words and numbers."""
+"""The plan and the result of a run, in words and numbers."""
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ from transforms.text import counted, size_text
 
 @dataclass(frozen=True)
 class Summary:
-    """What OUT holds after a run, and what this run did.
+    """The totals of OUT after a run, and those of the run itself.
 
     Attributes:
         output: OUT.
@@ -59,7 +59,7 @@ class Summary:
 
     @property
     def images_per_second(self) -> float:
-        """Of this run, start-up included."""
+        """Images per second of this run, start-up included."""
         return self.this_run.rows_read / self.wall_seconds if self.wall_seconds else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What each stage of a run takes by itself, and so what all of them take together.
+"""Measures each stage of a run by itself, and adds up what all of them take together.
 
 Why not run the recipe on the sample and look at the clock: where its stages overlap, each is slowed by the others, and
 which of them holds up the rest can't be seen. Measured one by one they say what each can do, and what they do together
@@ -25,7 +25,7 @@ from transforms.store.parts import PartWriter
 
 @dataclass(frozen=True)
 class Cost:
-    """What an image costs in one stage, while no other stage is at work.
+    """The seconds that an image costs in one stage, while no other stage is at work.
 
     Attributes:
         seconds: By the clock, with the threads that a run gives the stage.
@@ -38,7 +38,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of the records of a sample that there was time for.
+    """The measurements of those records of a sample that there was time for.
 
     Attributes:
         images: How many there was time for.
@@ -122,7 +122,7 @@ def measure(records: Sequence[EncodedImage | Failure], job: Job, engine: Engine,
 
 
 class _Bench:
-    """Where records are decoded, embedded and written by the recipe's own steps, but with a watch on each."""
+    """Decodes, embeds and writes records by a unit's own steps, and times each step."""
 
     def __init__(self, job: Job, engine: Engine, writer: PartWriter):
         self._job, self._engine, self._writer = job, engine, writer

@@ -20,7 +20,7 @@ TARGET_BYTES = 256 * 10**6
 
 @dataclass(frozen=True)
 class CompactSummary:
-    """What a compaction came to.
+    """The result of a compaction.
 
     Attributes:
         output: OUT.

@@ -1,4 +1,4 @@
-"""Convert: a copy of stored features for readers that can't take OUT as it is. The books stay with OUT."""
+"""Convert: a copy of stored features for readers that can't take OUT as it is. Totals and failures stay with OUT."""
 
 import os
 import re
@@ -28,7 +28,7 @@ _SHOWN = tuple(name for name in ROW_COLUMNS if name != "sha256")
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written.
+    """The files that were written, and their rows.
 
     Attributes:
         source: OUT.

@@ -22,7 +22,7 @@ from transforms.text import clean, counted, short, size_text
 
 @dataclass(frozen=True)
 class VectorStatistics:
-    """Of one feature: D, N, how long the vectors are, how much of them is zero, how many numbers are NaN."""
+    """Statistics of one feature: D, N, the vectors' lengths, the share of zeros, the count of NaN."""
 
     size: int
     rows: int
@@ -36,7 +36,7 @@ class VectorStatistics:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What OUT holds.
+    """The content of OUT, and whether it agrees with itself.
 
     Attributes:
         output: OUT.
@@ -75,7 +75,7 @@ class Inspection:
 
     @property
     def parts(self) -> int:
-        """How many parts hold the units."""
+        """The number of parts that hold the units."""
         return len(self.features.parts)
 
     @property
@@ -90,7 +90,7 @@ class Inspection:
 
 
 def inspect(output: str) -> Inspection:
-    """Reads all of OUT once, a batch at a time, and checks the books.
+    """Reads all of OUT once, a batch at a time, and checks that it adds up.
 
     Raises:
         FeaturemillError: There are no features in that folder.
@@ -121,7 +121,7 @@ def inspect(output: str) -> Inspection:
 
 
 def _check(output: Output) -> tuple[list[str], list[UnitReport]]:
-    """Returns what is wrong with the books, and the reports of the readable parts."""
+    """Returns what doesn't add up, and the reports of the readable parts."""
     problems, reports, manifest = [], [], output.manifest
     try:
         listing = output.listing

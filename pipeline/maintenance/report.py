@@ -34,7 +34,7 @@ _SLOWEST = 5
 
 @dataclass
 class Rows:
-    """What one pass over the rows gathers for the page.
+    """The figures that one pass over the rows gathers for the page.
 
     Attributes:
         sizes: {(width, height): rows}, in pixels.

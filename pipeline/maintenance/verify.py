@@ -27,7 +27,7 @@ SAMPLE = 32
 
 @dataclass(frozen=True)
 class Drift:
-    """How far one feature's stored vectors are from those computed now, over the rows of the sample.
+    """The distance of one feature's stored vectors from those computed now, over the rows of the sample.
 
     A row's drift is its largest difference, as a share of its largest stored value.
 
@@ -48,7 +48,7 @@ class Drift:
 
 @dataclass(frozen=True)
 class Verification:
-    """What a sample of OUT's rows comes to when it is embedded again.
+    """The comparison of a sample of OUT's rows with the same rows embedded again.
 
     Attributes:
         output: OUT.
@@ -139,7 +139,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the rows of a unit lie."""
+    """The part and the row numbers of a unit."""
 
     part: str
     unit_id: str

@@ -1,4 +1,4 @@
-"""What a map shows: rows of OUT with their vectors, and the columns that can colour them."""
+"""The rows of a map with their vectors, and the columns that can colour them."""
 
 import posixpath
 from collections.abc import Iterator

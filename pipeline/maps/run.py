@@ -28,7 +28,7 @@ COLUMNS = ("label", "prediction", "agreement", "score", "source", "width", "heig
 
 @dataclass(frozen=True)
 class MapOptions:
-    """What is mapped, how, and where to."""
+    """The options of `map`."""
 
     output: str
     page: str = declared(help="The page, one file", flags=("--html",), metavar="PAGE")
@@ -69,7 +69,7 @@ class MapOptions:
 
 @dataclass(frozen=True)
 class MapSummary:
-    """What was written.
+    """The files that were written, and their rows.
 
     Attributes:
         page: The page's file.

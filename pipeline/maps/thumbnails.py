@@ -1,4 +1,4 @@
-"""Which rows of a map get a thumbnail, and how many fit into its page."""
+"""Chooses the rows of a map that get a thumbnail, as many as fit into its page."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING

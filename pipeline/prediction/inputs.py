@@ -1,4 +1,4 @@
-"""What `predict` reads: the head; images, which its own spec extracts, or features; and whether they changed."""
+"""The inputs of `predict`: the head; images, which its own spec extracts, or features; and whether they changed."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""From tables of features to PRED's parts, batch by batch, and the count of what came out."""
+"""Labels tables of features batch by batch, writes PRED's parts, and counts the labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ _BATCH_NUMBERS = 2_000_000
 
 @dataclass
 class Tally:
-    """What was predicted, counted.
+    """Counts of what was predicted.
 
     Attributes:
         counts: C int64: rows by predicted class.

@@ -14,7 +14,7 @@ from transforms.predictors import imagenet
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(LabelOptions, ImageOptions):
-    """What `predict` was asked for; `inputs` may also be features: OUT of extract, or Parquet with vectors.
+    """The options of `predict`; `inputs` may also be features: OUT of extract, or Parquet with vectors.
 
     Attributes:
         head: HEAD, made absolute; or `imagenet` (a folder of that name is `./imagenet`).

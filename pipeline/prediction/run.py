@@ -20,13 +20,14 @@ from pipeline.prediction.summary import PredictSummary
 from transforms import storage
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
+from transforms.engines.versions import library_versions
 from transforms.network.weights import Weights
 from transforms.predictors import imagenet
 from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import check_weights
 from transforms.rows.table import Table
-from transforms.store.manifest import PredictionsManifest, library_versions
+from transforms.store.manifest import PredictionsManifest
 from transforms.store.predictions import Predictions
 
 # Without PRED, so many rows are predicted and shown.
@@ -35,7 +36,7 @@ SHOWN_ROWS = 20
 
 @dataclass(frozen=True)
 class _Source:
-    """What is predicted from.
+    """The rows or images that are predicted from.
 
     Attributes:
         predictor: Gives the labels.

@@ -1,4 +1,4 @@
-"""What a prediction came to, in words and numbers."""
+"""The result of a prediction, in words and numbers."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ _LABELS_SHOWN = 10
 
 @dataclass(frozen=True)
 class PredictSummary:
-    """What PRED holds, or what is shown if there is none.
+    """The totals of PRED, or the rows that are shown if there is none.
 
     Attributes:
         output: PRED, or None.

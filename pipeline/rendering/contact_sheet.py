@@ -35,7 +35,7 @@ class Tile:
 
     @property
     def folder(self) -> str:
-        """What stands before `name`, or where the row lies if the key doesn't say it."""
+        """The part of the key before `name`, or the row's source if the key doesn't name it."""
         lies = self.source is None or self.key.startswith(self.source)
         return self.key.removesuffix(self.name).rstrip("/") if lies else self.source
 

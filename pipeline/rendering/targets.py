@@ -42,7 +42,7 @@ def check_targets(
             if _is_read(source, full):
                 raise UsageError(f"cannot write {path}: it is one of the files of {source}; choose another place")
         if _is_outs_own(full):
-            raise UsageError(f"cannot write {path}: {folder} is kept for parts and books; choose another place")
+            raise UsageError(f"cannot write {path}: {folder} is kept for parts and totals; choose another place")
         if not path.lower().endswith(endings):
             more = "; featuremill sql --csv writes CSV" if path.lower().endswith(".csv") else ""
             raise UsageError(f"cannot write {path}: its ending has to be {' or '.join(endings)}{more}")
@@ -54,7 +54,7 @@ def _real(path: str) -> str:
 
 
 def _is_read(source: str, full: str) -> bool:
-    """Whether a file is the source or one of its files, or would be taken for one."""
+    """Returns whether a file is the source or one of its files, or would be taken for one."""
     source = storage.absolute(source)
     folders = [source, *(storage.join(source, name) for name in _FOLDERS)]
     if full == _real(source) or (full.endswith(".parquet") and os.path.dirname(full) in map(_real, folders)):
@@ -67,7 +67,7 @@ def _is_read(source: str, full: str) -> bool:
 
 
 def _is_outs_own(full: str) -> bool:
-    """Whether a file would lie among the books or the parts of an OUT, whatever is read."""
+    """Returns whether a file would lie among the files or the parts of an OUT, whatever is read."""
     folder, name = os.path.split(full)
     above, last = os.path.split(folder)
     if name in _FILES and _has_manifest(folder):

@@ -1,4 +1,4 @@
-"""What Dataflow is told by default, where the user doesn't say otherwise: one engine for each thing that computes."""
+"""Dataflow's defaults, where the user doesn't say otherwise: one engine for each thing that computes."""
 
 import argparse
 import os
@@ -61,14 +61,14 @@ def check_places(places: Iterable[str]) -> None:
 
 
 def has_gpu(args: Sequence[str]) -> bool:
-    """Whether the options ask for workers with an accelerator."""
+    """Returns whether the options ask for workers with an accelerator."""
     parsed = _parsed(args)
     asked = [*parsed.dataflow_service_options, *parsed.resource_hints]
     return any("worker_accelerator" in option or option.startswith("accelerator=") for option in asked)
 
 
 def is_template(args: Sequence[str]) -> bool:
-    """Whether the job is only written down for somebody else to start, as a Flex Template's launcher does."""
+    """Returns whether the job is only written down for somebody else to start, as a Flex Template's launcher does."""
     return bool(_parsed(args).template_location)
 
 

@@ -1,4 +1,4 @@
-"""What is to be known of the rows before any figure on a head, in words."""
+"""Facts about the data, shown before any metric."""
 
 from collections.abc import Sequence
 

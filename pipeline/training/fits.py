@@ -1,4 +1,4 @@
-"""What is fitted on what: a split's rows in cells, and the fits on them."""
+"""Puts a split's rows into cells, and plans the fits on them."""
 
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class FitPlan:
-    """What is fitted.
+    """The fits of a training, and the cells that they use.
 
     Attributes:
         cells: N int32, as in `Rows`.

@@ -18,7 +18,7 @@ _FOLDS = Bound(
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions:
-    """Where true labels come from; `labels` None is the inputs' own."""
+    """The source of true labels; `labels` None is the inputs' own."""
 
     labels: str | None = declared(
         None, help="CSV or Parquet with true labels by key", metavar="FILE", unset="those that came with the images"
@@ -29,7 +29,7 @@ class LabelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions(LabelOptions):
-    """What `train` was asked for; paths are made absolute.
+    """The options of `train`; paths are made absolute.
 
     Attributes:
         features: OUT of extract, or a Parquet file, folder or glob with a column of vectors.

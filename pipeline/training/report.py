@@ -1,4 +1,4 @@
-"""What a training came to, for people: the page, the lines on the terminal, the ranking of several heads."""
+"""The result of a training for people: the page, the lines on the terminal, the ranking of several heads."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict

@@ -15,6 +15,7 @@ from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import Run, metrics_text, ranking, report_html, verdict
 from transforms import heads
+from transforms.engines.versions import library_versions
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 from transforms.evaluation.split import Split, split
 from transforms.heads.cells import Rows
@@ -23,7 +24,6 @@ from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.table import DEFAULT_LABEL, Table, open_table
-from transforms.store.manifest import library_versions
 from transforms.text import printable, short
 
 # Judged vectors are given to a model by this many bytes.
@@ -34,7 +34,7 @@ _LEARNING_BYTES = 2**30
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
         head: The best one, as saved.

@@ -67,6 +67,7 @@ def _load(spec, weights_source, *, include_top, batch_size, threads):
 
 
 ENGINE = EngineInfo(
+    libraries=("click",),
     precisions=("float32",),
     load=_load,
     check=lambda: None,

@@ -64,7 +64,7 @@ def write_out(
         planned.append(PlannedUnit(name, unit))
         reports.append(report)
     write_plan(out, planned)
-    manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
+    manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None, versions={})
     if complete:
         write_units(out, reports)
         manifest = replace(manifest, status="complete", totals=add_up(reports))

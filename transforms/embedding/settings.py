@@ -1,4 +1,4 @@
-"""How images are embedded: the options of a worker, and the record that tells it all it has to know."""
+"""The settings of a worker: its options, and the record that says how images are embedded."""
 
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ from transforms.spec import FeatureSpec
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions:
-    """What a worker's speed and memory depend on, and not the numbers."""
+    """The options that a worker's speed and memory depend on, and not the numbers."""
 
     engine: str = declared("auto", help="What computes the network", choices=ENGINES)
     batch_size: int | None = declared(
@@ -35,7 +35,7 @@ class EmbedOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding(EmbedOptions):
-    """How images become features; small and picklable.
+    """The settings by which images become features; small and picklable.
 
     Attributes:
         spec: What decides the numbers.

@@ -22,7 +22,7 @@ UNDECODED_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Job(Embedding):
-    """What a worker needs to know besides its unit.
+    """The settings that a worker needs besides its unit.
 
     Attributes:
         output: OUT.
@@ -56,7 +56,7 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
 
     Raises:
         FeaturemillError: The input can't be reached, the output can't be written, or the engine is broken. Bad images
-            and broken shards don't raise: they are failures in the books.
+            and broken shards don't raise: they are counted as failures.
     """
     started = time.perf_counter()
     stages = _Stages()

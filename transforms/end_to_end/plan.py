@@ -1,4 +1,4 @@
-"""What is tuned, and from which layer on the network is computed."""
+"""Plans which layers are tuned, and from which layer on the network is computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from transforms.text import did_you_mean
 
 @dataclass(frozen=True)
 class TuningPlan:
-    """What is trained, and from where on the network is computed.
+    """The layers that are trained, and the layer from which on the network is computed.
 
     Attributes:
         table: The base, up to the deepest layer that the spec's weights reach to.
@@ -49,7 +49,7 @@ class TuningPlan:
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """Of one row, channels last: a tap's output, or an image."""
+        """The shape of one row, channels last: a tap's output, or an image."""
         return _input_shape(self.table, self.start, self.image_size)
 
     @property

@@ -26,7 +26,7 @@ _WEIGHT_STEPS = float(2**22)
 
 
 class _Window(NamedTuple):
-    """What an axis of the result shows: `count` pixels from `offset` on are the source from `start`, `scale` apart."""
+    """An axis of the result: its `count` pixels from `offset` on show the source from `start` on, `scale` apart."""
 
     start: Any
     scale: Any

@@ -141,7 +141,7 @@ class TuningNetwork:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What a training came to.
+    """The result of a training.
 
     Attributes:
         epochs: {"epoch", "loss", "validation_loss", "seconds" (of the training steps), "first_step_seconds",

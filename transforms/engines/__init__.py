@@ -93,6 +93,11 @@ def _able(precision: str) -> list[str]:
     return [name for name in ENGINES if name != "auto" and precision in _info(name).precisions]
 
 
+def engine_libraries() -> list[str]:
+    """Returns the names of the libraries that engines compute with, installed or not."""
+    return [library for name in ENGINES if name != "auto" for library in _info(name).libraries]
+
+
 def choose(name: str, precision: str) -> str:
     """Returns the engine that runs on this machine.
 

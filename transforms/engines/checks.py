@@ -1,4 +1,4 @@
-"""What every engine checks before it computes anything."""
+"""The checks of every engine before it computes anything."""
 
 from collections.abc import Sequence
 

@@ -46,9 +46,10 @@ class Engine(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
-    """What an engine's module says of it, known without loading it.
+    """The facts about an engine that are known without loading it.
 
     Attributes:
+        libraries: Distributions that it computes with, whose versions are recorded.
         precisions: What it computes in, as `FeatureSpec` calls it.
         load: Makes one; takes what `transforms.engines.load_engine` does, without the name.
         check: Raises FeaturemillError, with the cure, if it isn't installed or can't run here.
@@ -57,6 +58,7 @@ class EngineInfo:
         visible_device: Returns `CPU`, or `GPU (NVIDIA L4)`, as it sees it. None for one that knows no GPU.
     """
 
+    libraries: tuple[str, ...]
     precisions: tuple[str, ...]
     load: Callable[..., Engine]
     check: Callable[[], None]

@@ -170,6 +170,7 @@ def _check() -> None:
 
 
 ENGINE = EngineInfo(
+    libraries=("keras", "tensorflow"),
     precisions=("float32", "bfloat16"),
     load=_load,
     check=_check,

@@ -159,6 +159,7 @@ def _convolutions(pixels: np.ndarray, table: Sequence[Layer], path: str) -> np.n
 
 
 ENGINE = EngineInfo(
+    libraries=("ncnn",),
     precisions=("float32",),
     load=NcnnEngine,
     check=import_ncnn,

@@ -158,7 +158,7 @@ def _write(path: Path, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> N
 
 
 def _outputs_first(kernel: np.ndarray) -> memoryview:
-    """From Keras's height×width×in×out to ncnn's out×in×height×width; from in×out to out×in."""
+    """Turns Keras's height×width×in×out into ncnn's out×in×height×width, and in×out into out×in."""
     order = (3, 2, 0, 1) if kernel.ndim == 4 else (1, 0)
     return np.ascontiguousarray(kernel.transpose(order), "<f4").data
 

@@ -32,7 +32,7 @@ _NAMED = 5
 
 @dataclass(frozen=True)
 class Split:
-    """Where each of N rows is.
+    """The side of each of N rows.
 
     Attributes:
         sides: N int8: 0 train, 1 validation, 2 test, -1 unused (no label). With folds there is no validation side.

@@ -30,7 +30,7 @@ DEFAULT_PENALTIES = tuple(float(f"{10 ** (8 * i / 19 - 4):.3g}") for i in range(
 
 @dataclass(frozen=True, kw_only=True)
 class FitSettings:
-    """What decides a fit, beside the rows.
+    """The settings that decide a fit, beside the rows.
 
     Attributes:
         class_weights: Weigh a row by N / (C × rows of its class).
@@ -74,7 +74,7 @@ class Fitter(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a kind of head is.
+    """A kind of head.
 
     Attributes:
         fitter: Returns what fits such heads. Raises UsageError for a setting that it can't follow.

@@ -1,4 +1,4 @@
-"""What ridge regression needs of the data: sums that add up, over batches, units, workers and cells."""
+"""The sums that ridge regression needs of the data; they add up over batches and cells."""
 
 from collections.abc import Collection
 from dataclasses import dataclass, field

@@ -214,7 +214,7 @@ def _explain(error: Exception, max_pixels: int) -> ImageError:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings the image upright; None if it is, or if its EXIF data are broken."""
+    """Returns the operation that turns the image upright; None if it is, or if its EXIF data are broken."""
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION))
     except Exception:  # Broken EXIF data raise nearly anything, and the pixels are fine.

@@ -1,4 +1,4 @@
-"""How each of Pillow's modes becomes 8-bit RGB, on purpose.
+"""Turns each of Pillow's modes into 8-bit RGB, by a rule of its own.
 
 | mode | result |
 |---|---|

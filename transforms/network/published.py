@@ -1,4 +1,4 @@
-"""What Keras publishes, weights and class names: found in Keras's cache, or fetched into it, and checked by hash."""
+"""Keras's published weights and class names: found in its cache, or fetched into it, and checked by hash."""
 
 import hashlib
 import os

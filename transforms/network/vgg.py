@@ -64,7 +64,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """What a layer comes to at one image size.
+    """A layer's shape and costs at one image size.
 
     Attributes:
         layer: Its row in the table.

@@ -54,7 +54,7 @@ class Head:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the spec; None if there is none."""
+        """The fingerprint of the spec; None if there is none."""
         return self.spec.fingerprint if self.spec else None
 
     @property

@@ -22,7 +22,7 @@ PART_BYTES = 256 * 2**20
 
 @dataclass(frozen=True)
 class Predictor:
-    """What gives labels to vectors: a trained head, or ImageNet's.
+    """A head in use, trained or ImageNet's: it gives labels to vectors.
 
     Attributes:
         name: Folder of the head, or `imagenet`.

@@ -20,7 +20,7 @@ NAMED_KEYS = 5
 
 @dataclass(frozen=True)
 class Joined:
-    """What a join came to.
+    """The result of a join.
 
     Attributes:
         matched: Rows of features whose key is in the label file.

@@ -39,7 +39,7 @@ class HasHash(Protocol):
 
     @property
     def sha256(self) -> bytes:
-        """Of the encoded bytes."""
+        """SHA-256 of the encoded bytes."""
         ...
 
 
@@ -109,7 +109,7 @@ class ImageRows:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Of one image, uint8."""
+        """The shape of one image, uint8."""
         return self.spec.image_size, self.spec.image_size, 3
 
     @cached_property

@@ -159,7 +159,7 @@ def _origin(location: str) -> _Origin:
 
 @dataclass(frozen=True)
 class _FileInfo:
-    """What a Parquet file's footer says."""
+    """The facts in a Parquet file's footer."""
 
     uri: str
     schema: pa.Schema

@@ -1,4 +1,4 @@
-"""What a file holds, by its first bytes; and the shard that comes of it."""
+"""Looks at a file's first bytes and returns the shard that it holds."""
 
 import re
 import zlib
@@ -37,7 +37,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Looked:
-    """What a look inside came to: a shard, an image file, or neither for the `reason` given."""
+    """The result of a look inside: a shard, an image file, or neither for the `reason` given."""
 
     file: FileInfo
     kind: Literal["shard", "image", "unknown"]

@@ -1,4 +1,4 @@
-"""Which feature, column or member holds the image, the label and the name; and their values as text."""
+"""Names the feature, column or member that holds the image, the label and the name; and their values as text."""
 
 import difflib
 import math

@@ -114,7 +114,7 @@ def _row(shard: Shard, listed: ListedFile, future: Future[bytes]) -> EncodedImag
 
 
 def _is_files_own(error: OSError, folder: str, uri: str) -> bool:
-    """Whether it is only this file that can't be read; with the machine or a store in trouble, good images can't be."""
+    """Returns whether only this file can't be read; with the machine or a store in trouble, good images can't be."""
     if error.errno in _OUT_OF_RESOURCES:
         return False
     try:

@@ -1,4 +1,4 @@
-"""What a module of shards says of its format; `transforms.shards.detect` lists them."""
+"""The record in which a module of shards describes its format; `transforms.shards.detect` lists them."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""From what the user names to shards and image files: folders, globs, braces, lists."""
+"""Finds the shards and image files that the user names: folders, globs, braces, lists."""
 
 import difflib
 import glob
@@ -25,7 +25,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Found:
-    """What the inputs come to.
+    """The shards and files that were found.
 
     Attributes:
         shards: Sorted by URI, each once.

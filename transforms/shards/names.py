@@ -1,4 +1,4 @@
-"""What a file's name tells: image or not, hidden or not."""
+"""Reads a file's name: image or not, hidden or not."""
 
 # One list for folders, globs and tar members: what Pillow opens and people keep photographs in.
 IMAGE_EXTENSIONS = frozenset(

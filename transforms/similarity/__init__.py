@@ -1,1 +1,1 @@
-"""Which vectors are near each other: neighbours, copies, outliers, a plane."""
+"""Comparisons of vectors: neighbours, copies, outliers, a plane."""

@@ -1,4 +1,4 @@
-"""What a feature is and how it is stored: spec, fingerprint, schema, `open_features`. No Beam and no Keras here."""
+"""Opens the stored features of an OUT, checked by their fingerprint. No Beam and no Keras here."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -110,8 +110,8 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
 
     Example:
         >>> features = featuremill.open_features("features")
-        >>> features.rows, features.labels[:2]
-        (80, ['checker', 'checker'])
+        >>> features.rows, sorted(set(features.labels))
+        (80, ['checker', 'disc', 'square', 'stripes'])
         >>> features.to_numpy("embedding").shape
         (80, 512)
 

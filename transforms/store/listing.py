@@ -1,4 +1,4 @@
-"""What lies under OUT/features: a part per unit, known by its name, and merged parts, known by their footers."""
+"""Lists OUT/features: a part per unit, known by its name, and merged parts, known by their footers."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ _ENDING = ".parquet"
 
 @dataclass(frozen=True)
 class Footer:
-    """What a part's footer says.
+    """The facts in a part's footer.
 
     Attributes:
         fingerprint: Of the spec.

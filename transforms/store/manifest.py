@@ -1,11 +1,9 @@
 """manifest.json: what OUT or PRED is, typed, written and read."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from importlib import metadata
 from typing import Any
 
 from transforms import storage
@@ -14,7 +12,6 @@ from transforms.spec import FeatureSpec
 from transforms.store.layout import write_file
 from transforms.text import one_line
 
-_LIBRARIES = ("featuremill", "apache-beam", "keras", "tensorflow", "ncnn", "numpy", "pillow", "pyarrow", "scikit-learn")
 SCHEMA_VERSION = 1
 PREDICTIONS_SCHEMA_VERSION = 1
 PREDICTIONS = "predictions"
@@ -37,7 +34,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What an OUT is. `dataclasses.replace` makes the next one.
+    """The manifest of an OUT. `dataclasses.replace` makes the next one.
 
     Attributes:
         status: `running` or `complete`.
@@ -96,7 +93,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class PredictionsManifest:
-    """What a PRED is. The fields with a default are on disk only once they are known.
+    """The manifest of a PRED. The fields with a default are on disk only once they are known.
 
     Attributes:
         head: Name of the head.
@@ -163,7 +160,9 @@ def write_manifest(folder: str, manifest: Manifest | PredictionsManifest) -> Non
     write_file(folder, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
 
 
-def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, limit: int | None) -> Manifest:
+def new_manifest(
+    spec: FeatureSpec, *, weights: str, weights_are_random: bool, limit: int | None, versions: dict[str, str | None]
+) -> Manifest:
     """Returns the manifest of an OUT that holds nothing yet."""
     return Manifest(
         status="running",
@@ -172,20 +171,8 @@ def new_manifest(spec: FeatureSpec, *, weights: str, weights_are_random: bool, l
         weights=weights,
         weights_are_random=weights_are_random,
         sample_limit=limit,
-        versions=library_versions(),
+        versions=versions,
     )
-
-
-def library_versions() -> dict[str, str | None]:
-    """Returns the versions of Python and of what computes here, None for what isn't installed."""
-    return {"python": sys.version.split()[0], **{name: _version(name) for name in _LIBRARIES}}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def read_manifest(folder: str) -> Manifest:

@@ -30,7 +30,7 @@ _BATCH_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class PartFacts:
-    """What a merge is planned by.
+    """The facts that a merge is planned by.
 
     Attributes:
         name: File name.

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,6 +24,7 @@ from transforms.store.reports import read_units, units_uri, write_units
 from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import one_line
 
+_F = TypeVar("_F", bound="Folder")
 # What the temporary names of small files in _tmp begin with; each lies there for a moment.
 _SMALL = ("manifest.json.", "plan.", "units.parquet.")
 # What helps where nothing can be written at all, and where it no longer can.
@@ -51,7 +52,7 @@ class Folder:
         return storage.join(self.folder, *names)
 
     @contextmanager
-    def locked(self, *, alone: bool, other: str = "command") -> Iterator[Self]:
+    def locked(self: _F, *, alone: bool, other: str = "command") -> Iterator[_F]:
         """Opens it for work: keeps a compaction and extracts off the same local OUT, as long as this process lives.
 
         Args:
@@ -111,7 +112,7 @@ class Output(Folder):
 
     @cached_property
     def manifest(self) -> Manifest:
-        """From manifest.json; raises FeaturemillError where there is none, or it can't be read."""
+        """Read from manifest.json; raises FeaturemillError where there is none, or it can't be read."""
         return read_manifest(self.folder)
 
     @cached_property
@@ -132,7 +133,7 @@ class Output(Folder):
 
     @property
     def reports(self) -> list[UnitReport]:
-        """What units.parquet holds, nothing if it isn't there yet; read again if another run wrote it since."""
+        """The rows of units.parquet, none if it isn't there yet; read again if another run wrote it since."""
         version = storage.stat(units_uri(self.folder))
         if version != self._reports[0]:
             self._reports = version, read_units(self.folder)

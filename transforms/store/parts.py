@@ -1,4 +1,4 @@
-"""Writing one unit's part and committing it, so that its presence means: this unit is done, and its books balance."""
+"""Writing one unit's part and committing it, so that its presence means: this unit is done, and its report adds up."""
 
 import json
 import time
@@ -59,7 +59,7 @@ class PartWriter:
 
     @property
     def progress_uri(self) -> str:
-        """Where a local run says how far this unit has come."""
+        """The URI of the file in which a local run says how far this unit has come."""
         return f"{self._stem}.progress"
 
     def __enter__(self) -> "PartWriter":
@@ -122,7 +122,7 @@ class PartWriter:
         """Commits the failures, then the part.
 
         Raises:
-            FeaturemillError: The books don't balance, or the output can't be written; nothing is visible then.
+            FeaturemillError: The report doesn't add up, or the output can't be written; nothing is visible then.
         """
         if report.rows_read != self.embedded + self.failed:
             raise FeaturemillError(
@@ -139,7 +139,7 @@ class PartWriter:
                     "featuremill.report": json.dumps(asdict(report)),
                 }
             )
-            # The failures first: once the part is there, the unit is done, and its books must be whole.
+            # The failures first: once the part is there, the unit is done, and its failures must be there.
             if self._failures_parquet is not None:
                 self._finish(self._failures_parquet, self._failures_file)
                 self._publish(self._failures_name, self._failures_uri)

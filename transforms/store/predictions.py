@@ -20,7 +20,7 @@ class Predictions(Folder):
 
     @cached_property
     def manifest(self) -> PredictionsManifest | None:
-        """From manifest.json; None where nothing is yet.
+        """Read from manifest.json; None where nothing is yet.
 
         Raises:
             FeaturemillError: The folder holds something else.
@@ -39,17 +39,17 @@ class Predictions(Folder):
 
     @property
     def features_folder(self) -> str:
-        """Where images' features are: an OUT of extract inside PRED."""
+        """The folder of the images' features: an OUT of extract inside PRED."""
         return self.path("features")
 
     @property
     def parts(self) -> int:
-        """How many parts there are."""
+        """The number of parts."""
         return len(storage.list_folder(self.path("predictions")))
 
     @property
     def metrics(self) -> dict[str, Any] | None:
-        """From metrics.json, None where there is none."""
+        """Read from metrics.json; None where there is none."""
         if "metrics.json" not in storage.list_folder(self.folder):
             return None
         return json.loads(storage.read_bytes(self.path("metrics.json")))

@@ -37,7 +37,7 @@ def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
     DuckDB does it, because it spills to disk: a group-by in memory would grow with the rows.
 
     Returns:
-        None if even that didn't fit on this machine, in memory or on disk; the books don't hang on it.
+        None if even that didn't fit on this machine, in memory or on disk; the totals don't depend on it.
     """
     import duckdb
 

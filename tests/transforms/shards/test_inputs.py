@@ -402,4 +402,5 @@ def test_importing_needs_no_heavy_library():
     )
     modules = set(done.stdout.split())
     assert "transforms.shards" in modules
-    assert not modules & {"pyarrow", "google.protobuf", "apache_beam", "tensorflow", "PIL", "numpy"}
+    # Arrow (and with it NumPy) is what a worker writes its parts with, whatever it reads.
+    assert not modules & {"google.protobuf", "apache_beam", "tensorflow", "PIL"}
