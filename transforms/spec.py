@@ -49,7 +49,16 @@ class SpecOptions:
 
 
 @dataclass(frozen=True)
-class FeatureSpec(SpecOptions):
+class Computed:
+    """The network, its weights and what is taken from it; a base of `FeatureSpec`, whose first fields these are."""
+
+    backbone: str
+    weights: str
+    features: tuple[Feature, ...]
+
+
+@dataclass(frozen=True)
+class FeatureSpec(SpecOptions, Computed):
     """All that decides the numbers.
 
     Example:
@@ -64,10 +73,6 @@ class FeatureSpec(SpecOptions):
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
     """
-
-    backbone: str
-    weights: str
-    features: tuple[Feature, ...]
 
     def to_json(self) -> str:
         """Returns the canonical JSON: keys sorted, no blanks."""

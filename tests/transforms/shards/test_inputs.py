@@ -345,6 +345,15 @@ class FakeStore:
         parts = [".*" if p == "**" else "[^/]*" if p == "*" else re.escape(p) for p in re.split(r"(\*\*|\*)", pattern)]
         return [info for info in self._infos() if re.fullmatch("".join(parts), info.uri)]
 
+    def stat(self, uri):
+        return next((info for info in self._infos() if info.uri == uri), None)
+
+    def walk(self, folder):
+        return (info for info in self._infos() if info.uri.startswith(f"{folder}/"))
+
+    def is_folder(self, uri):
+        return any(self.walk(uri))
+
     def open_read(self, uri, **_):
         self.opened.append(uri)
         return open(uri.replace("gs://bucket", self.root), "rb")
@@ -356,7 +365,7 @@ def test_a_bucket(tmp_path, monkeypatch):
     write_tar(tmp_path / "s-1.tar", fake_items(20, size=1000))
     (tmp_path / "list.txt").write_text("s-0.tar\nphotos/cat/1.jpg\n")
     store = FakeStore(tmp_path)
-    for name in ("match", "open_read"):
+    for name in ("match", "open_read", "stat", "walk", "is_folder"):
         monkeypatch.setattr(f"transforms.storage.{name}", getattr(store, name))
     found = find(["gs://bucket/s-*.tar", "gs://bucket/photos/"])
     assert [shard.file.uri for shard in found.shards] == ["gs://bucket/s-0.tar", "gs://bucket/s-1.tar"]
