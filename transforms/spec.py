@@ -91,7 +91,7 @@ class FeatureSpec(SpecOptions, Computed):
 
 
 def parse_feature(text: str) -> Feature:
-    """Reads `NAME=TAP:POOL`; whether the backbone has the tap is checked by `backbone.check_feature`.
+    """Reads `NAME=TAP:POOL`; whether the backbone has the tap is checked by `network.vgg.check_feature`.
 
     Raises:
         UsageError: Not of that form, a pooling that isn't known, or a name that can't be a column.

@@ -25,7 +25,7 @@ def confusion_plot(judged: Mapping[str, Any], name: str) -> str:
     """Draws the confusion matrix; of more than 40 classes those that are confused most.
 
     Args:
-        judged: From `heads.metrics.judge`; its `confusion` mustn't be None.
+        judged: From `evaluation.metrics.judge`; its `confusion` mustn't be None.
         name: Starts the ids inside the SVG, so it has to be unique on the page.
     """
     matrix = np.array(judged["confusion"])

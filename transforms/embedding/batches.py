@@ -31,7 +31,7 @@ class Decoded:
         return _failure(self.image, self.sha256, stage=stage, error=error, message=message)
 
     def row(self) -> tuple:
-        """Returns the columns that a part has before its features, in the order of `features.ROW_COLUMNS`."""
+        """Returns the columns that a part has before its features, in the order of `spec.ROW_COLUMNS`."""
         image, result = self.image, self.result
         return image.key, image.label, image.source, image.position, self.sha256, result.width, result.height
 

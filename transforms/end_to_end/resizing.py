@@ -35,7 +35,7 @@ class _Window(NamedTuple):
 
 
 def resize(pixels: Any, spec: FeatureSpec) -> Any:
-    """Resizes images as `images.decode_image` does, to the same pixels, bit for bit.
+    """Resizes images as `images.decode.decode_image` does, to the same pixels, bit for bit.
 
     Args:
         pixels: N×H×W×3 uint8 in RGB, a symbolic tensor of Keras; H and W may be unknown.
@@ -82,7 +82,7 @@ def _axis(positions: Any, length: Any, longest: Any, shortest: Any, spec: Featur
 
 
 def _window(length: Any, longest: Any, shortest: Any, spec: FeatureSpec) -> _Window:
-    """Returns what `images._squash`, `_crop` and `_pad` do along one axis."""
+    """Returns what `images.decode._squash`, `_crop` and `_pad` do along one axis."""
     side = float(spec.image_size)
     zero = length * 0.0
     if spec.resize == "squash":

@@ -16,7 +16,7 @@ from transforms.network.vgg import build, preprocess
 from transforms.pools import pool_output
 
 Arrays = Mapping[str, tuple[np.ndarray, np.ndarray]]
-# (row numbers, inputs), see `tuning_rows.TuningRows.batches`.
+# (row numbers, inputs), see `inputs.TuningRows.batches`.
 Batches = Iterator[tuple[np.ndarray, np.ndarray]]
 
 

@@ -35,7 +35,7 @@ def network_text(table: Sequence) -> str:
     ReLU is part of its layer (`9=1`), so a tap is what Keras's layer of that name yields.
 
     Args:
-        table: From `backbone.layers`, perhaps `cut`, without dropouts.
+        table: From `network.vgg.layers`, perhaps `cut`, without dropouts.
     """
     lines, previous = [f"Input {INPUT} 0 1 {INPUT}"], INPUT
     for info in _infos(table):

@@ -34,7 +34,7 @@ class StoredPart:
 
 @dataclass(frozen=True)
 class StoredVectors:
-    """N vectors of D numbers in Parquet files, with the face of `rows.Vectors`.
+    """N vectors of D numbers in Parquet files, with the face of `Vectors`.
 
     Attributes:
         parts: The files; their rows one after the other are the N rows.

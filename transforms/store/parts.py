@@ -74,7 +74,7 @@ class PartWriter:
         """Adds a batch of N rows.
 
         Args:
-            rows: N tuples in the order of `features.ROW_COLUMNS`.
+            rows: N tuples in the order of `spec.ROW_COLUMNS`.
             vectors: {feature name: N×D}, in the stored dtype.
         """
         self._rows.extend(rows)
