@@ -199,7 +199,6 @@ def write_tar(path: str | Path, items: Iterable[Item], *, gzip: bool = False) ->
 
 def write_parquet(path: str | Path, items: Sequence[Item], *, row_group_size: int = 100) -> None:
     """Writes Hugging Face's layout: a struct `image` of `bytes` and `path`, and `label` as a numbered class."""
-
     classes = sorted({item.label for item in items if item.label is not None})
     numbers = {label: number for number, label in enumerate(classes)}
     features = {"image": {"_type": "Image"}, "label": {"names": classes, "_type": "ClassLabel"}}

@@ -97,7 +97,6 @@ def write_duplicates(found: Duplicates, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-
     kinds = [
         ("group", pa.int64()),
         ("rows_in_group", pa.int64()),

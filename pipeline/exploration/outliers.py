@@ -47,7 +47,6 @@ def write_outliers(found: Outliers, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-
     own = [("rank", pa.int64()), ("distance", pa.float64()), ("nearest_class", pa.string())]
     schema = pa.schema([*own, *row_fields()])
     values = [

@@ -198,7 +198,6 @@ def write_found(found: Found, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-
     schema = pa.schema(
         [("query", pa.string()), ("kind", pa.string()), ("rank", pa.int32()), ("score", pa.float64()), *row_fields()]
     )

@@ -107,7 +107,6 @@ def find_keys(table: Table, keys: Sequence[str]) -> list[int]:
     Raises:
         FeaturemillError: A key that isn't there, with those like it.
     """
-
     asked = [clean(key) for key in keys]
     there = np.flatnonzero(pc.is_in(table.keys, value_set=pa.array(asked, pa.string())).to_numpy())
     # Backwards, so that the first row of a repeated key stays.

@@ -115,7 +115,6 @@ def _views(output: Output, features: Features) -> dict[str, Any]:
 
 def _rows(features: Features) -> pa.Table | ds.Dataset:
     """Returns the rows with vectors as float32, because DuckDB takes no float16 from Arrow."""
-
     if not features.parts:
         return part_schema(replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)).empty_table()
     stored = ds.dataset(list(features.parts), format="parquet").schema

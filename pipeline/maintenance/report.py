@@ -171,7 +171,6 @@ def _facts(inspection: Inspection, totals: Totals) -> dict[str, str]:
 
 def _failures(inspection: Inspection) -> list[dict[str, Any]]:
     """Returns the reasons, the commonest first, each with some of the rows that failed for it."""
-
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
     missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}
     output = Output(inspection.output)

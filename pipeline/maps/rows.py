@@ -43,7 +43,6 @@ def read_map_rows(features: Features, name: str, *, limit: int) -> MapRows:
     Raises:
         FeaturemillError: There is no row, a vector isn't finite, or the vectors don't fit in memory.
     """
-
     if not features.rows:
         why = "see its failures" if features.complete else "the run is not finished: run the same extract command again"
         raise FeaturemillError(f"{features.output} holds no rows, so there is nothing to map; {why}")
@@ -130,7 +129,6 @@ def add_predictions(rows: MapRows, output: str) -> int:
     Raises:
         FeaturemillError: PRED holds no predictions, or none of these rows.
     """
-
     keys, positions = _one(rows.facts["key"]), _one(rows.facts["position"])
     predictions = _read_predictions(output)
     there = _unambiguous(predictions)
@@ -154,13 +152,11 @@ def add_predictions(rows: MapRows, output: str) -> int:
 
 def _places(keys: Any, positions: Any) -> Any:
     """Returns keys with their positions, as strings; of an unknown position only what sets it off is there."""
-
     return pc.binary_join_element_wise(keys, positions.cast(pa.string()), "@", null_handling="replace")
 
 
 def _unambiguous(predictions: pa.Table) -> pa.Table:
     """Returns the columns `place`, `label` and `score`, each place once; null for one with several labels."""
-
     places = predictions.append_column("place", _places(predictions["key"], predictions["position"]))
     columns = [("label", "first"), ("score", "first"), ("label", "count_distinct")]
     # In order, so that the first one is the same each time.
@@ -172,7 +168,6 @@ def _unambiguous(predictions: pa.Table) -> pa.Table:
 
 def _read_predictions(output: str) -> pa.Table:
     """Returns keys, positions, labels and scores of PRED."""
-
     folder = storage.join(storage.absolute(output), "predictions")
     names = sorted(name for name in storage.list_folder(folder) if name.endswith(".parquet"))
     if not names:

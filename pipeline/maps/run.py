@@ -179,7 +179,6 @@ def write_coordinates(path: str, rows: MapRows, places: np.ndarray) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-
     columns = {name.replace(" ", "_"): column for name, column in rows.columns.items() if name != "source"}
     table = {"key": rows.facts["key"], "x": pa.array(places[:, 0]), "y": pa.array(places[:, 1]), **columns}
     table["source"] = rows.facts["source"]

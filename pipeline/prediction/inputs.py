@@ -70,7 +70,6 @@ def _is_output(location: str) -> bool:
 
 def _has_vectors(uri: str) -> bool:
     """False too for what can't be read: whoever reads it then says why."""
-
     try:
         with storage.open_read(uri) as file:
             schema = pq.read_schema(file)
@@ -198,7 +197,6 @@ def open_tables(
     Raises:
         FeaturemillError: As `open_table` and `join_labels` do.
     """
-
     names = {"key_column": options.key_column, "label_column": options.label_column}
     own = {} if ours or options.labels else names
     if options.labels and not ours:

@@ -47,7 +47,6 @@ class Tally:
 
     def add(self, probabilities: np.ndarray, rows: pa.RecordBatch, codes: np.ndarray, *, keep: bool) -> None:
         """Counts a batch; keeps what judging it takes on request."""
-
         known = codes >= 0
         self.counts += np.bincount(probabilities.argmax(axis=1), minlength=len(self.counts))
         self.rows += len(codes)
@@ -70,7 +69,6 @@ class Tally:
 
     def judge(self, predictor: Predictor) -> dict[str, Any]:
         """Returns the metrics of the kept rows, as `transforms.evaluation.metrics.judge` does."""
-
         scores, codes, keys = zip(*self.judged, strict=True)
         return judge(
             RowScores(*map(np.concatenate, zip(*scores, strict=True))),
@@ -124,7 +122,6 @@ def _array(column: pa.ChunkedArray) -> pa.Array:
 
 def _facts(table: "Table") -> dict[str, pa.ChunkedArray]:
     """Returns the columns of PRED that are known before predicting, N each; places only for OUTs of extract."""
-
     rows = table.vectors.rows
     facts = {"key": table.keys, "true_label": table.labels}
     if table.spec is None:

@@ -19,7 +19,6 @@ def render(template: str, **values: Any) -> str:
 
     The template gets one thing beside the values: the filter `printable`, for text that others wrote.
     """
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=True,

@@ -23,7 +23,6 @@ _MOST_LETTERS = 100
 
 def row_fields() -> list[pa.Field]:
     """Returns the Arrow fields of `row_values`."""
-
     texts = [pa.field(name, pa.string()) for name in ("key", "label", "source")]
     sizes = [pa.field(name, pa.int32()) for name in ("width", "height")]
     return [*texts, pa.field("position", pa.int64()), pa.field("sha256", pa.binary()), *sizes]
@@ -85,7 +84,6 @@ def write_parquet(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema
     Raises:
         FeaturemillError: It can't be written there, or Parquet has no such type.
     """
-
     path = os.path.abspath(os.path.expanduser(path))
     temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:

@@ -121,7 +121,6 @@ def _learning_fits(table: Table, options: TrainOptions) -> bool:
 
 def make_rows(table: Table, cells: np.ndarray) -> Rows:
     """Returns the labelled rows in their cells; the classes are the labels of the rows that are used."""
-
     used = pc.filter(table.labels, pa.array(cells >= 0))
     classes = tuple(sorted(pc.unique(used).drop_null().to_pylist()))
     return Rows(table.vectors, encode_as(table.labels, classes), cells, classes)

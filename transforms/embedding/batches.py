@@ -70,7 +70,6 @@ def embed_batch(
     Returns:
         The rows that are good, and {feature name: M×D} for them, M ≤ N, in the stored dtype.
     """
-
     good: list[tuple] = []
     vectors: dict[str, list[np.ndarray]] = {}
     for images, features in _embed_or_split(batch, engine, fail):
@@ -95,7 +94,6 @@ def _embed_or_split(
     Raises:
         FeaturemillError: It isn't the image: the engine can't even embed a black one, or has no memory for one.
     """
-
     if not batch:
         return
     # Smaller than it was when the batch was gathered, perhaps, after another thread ran out of memory.

@@ -95,7 +95,8 @@ def _able(precision: str) -> list[str]:
 
 def engine_libraries() -> list[str]:
     """Returns the names of the libraries that engines compute with, installed or not."""
-    return [library for name in ENGINES if name != "auto" for library in _info(name).libraries]
+    # In the order in which manifests have always named them.
+    return [library for name in reversed(ENGINES) if name != "auto" for library in _info(name).libraries]
 
 
 def choose(name: str, precision: str) -> str:

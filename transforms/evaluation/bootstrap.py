@@ -1,13 +1,9 @@
 """Bootstrap intervals of what sums over rows decide; whole groups are drawn, and memory doesn't grow with N × 1,000."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.sparse import csr_matrix
-
-if TYPE_CHECKING:
-    from scipy.sparse import csr_matrix
 
 RESAMPLES = 1_000
 # More units than this are pooled: they would cost time and add nothing (see `draw_units`).
@@ -43,7 +39,7 @@ def draw_units(rows: int, groups: np.ndarray | None, *, seed: int) -> np.ndarray
     return (np.random.default_rng(seed).permutation(count) % MOST_UNITS)[units]
 
 
-def sum_by_unit(units: np.ndarray, width: int, entries: list[tuple[np.ndarray, np.ndarray]]) -> "csr_matrix":
+def sum_by_unit(units: np.ndarray, width: int, entries: list[tuple[np.ndarray, np.ndarray]]) -> csr_matrix:
     """Returns U×`width` float64: for each unit, the sums over its rows.
 
     Args:
@@ -51,7 +47,6 @@ def sum_by_unit(units: np.ndarray, width: int, entries: list[tuple[np.ndarray, n
         width: How many sums.
         entries: Pairs of N columns (which sum a row adds to) and N values (what it adds).
     """
-
     shape = (int(units.max()) + 1, width)
     total = csr_matrix(shape)
     for columns, values in entries:
@@ -60,7 +55,7 @@ def sum_by_unit(units: np.ndarray, width: int, entries: list[tuple[np.ndarray, n
 
 
 def intervals(
-    sums: "csr_matrix", statistics: Callable[[np.ndarray], dict[str, np.ndarray]], *, seed: int
+    sums: csr_matrix, statistics: Callable[[np.ndarray], dict[str, np.ndarray]], *, seed: int
 ) -> dict[str, dict[str, float]]:
     """Returns each statistic with its 95 % percentile interval (Efron and Tibshirani 1993, An Introduction to the
     Bootstrap, section 13.3).

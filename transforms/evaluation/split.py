@@ -136,7 +136,6 @@ def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
 
 def _components(table: Table, copies: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns (N int64 component numbers, C×3 draws): copies and rows of one group (or key, without one) together."""
-
     names, texts = encode(table.keys if table.groups is None else pc.coalesce(table.groups, table.keys))
     components = _connect(len(names), [names, copies])
     return components, _draw(_component_names(components, names, texts), seed)
@@ -144,7 +143,6 @@ def _components(table: Table, copies: np.ndarray, seed: int) -> tuple[np.ndarray
 
 def _connect(rows: int, codes: Sequence[np.ndarray], pairs: np.ndarray | None = None) -> np.ndarray:
     """Returns N int64 set numbers: rows of an equal code (not -1) are in one set, pairs are, and what these connect."""
-
     edges = [np.empty((0, 2), np.int64)] if pairs is None else [pairs]
     for code in codes:
         known = np.flatnonzero(code >= 0)
@@ -158,7 +156,6 @@ def _connect(rows: int, codes: Sequence[np.ndarray], pairs: np.ndarray | None = 
 
 def _component_names(components: np.ndarray, names: np.ndarray, texts: pa.Array) -> pa.Array:
     """Returns the smallest name of each component."""
-
     # All rows of one name are in one component.
     owners = np.empty(len(texts), np.int64)
     owners[names] = components

@@ -301,7 +301,6 @@ def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32") ->
         image_size: Pixels on a side.
         dtype: Keras's dtype policy of every layer.
     """
-
     keras = import_keras()
     # Said again for each layer, because a user's keras.json may say otherwise.
     image = {"data_format": "channels_last"}

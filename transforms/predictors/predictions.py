@@ -81,7 +81,6 @@ def predictions_schema(predictor: Predictor, *, probabilities: bool) -> pa.Schem
     `label` and `score` are the first of `top_labels` and `top_scores`; `source` and `position` say where an image lies,
     null for features that don't say it; `agrees` is null where the true label is unknown or no class of the head.
     """
-
     text, texts = pa.string(), pa.list_(pa.string())
     fields = {
         "key": text,
@@ -117,7 +116,6 @@ def prediction_rows(
         top: Classes to a row, at most C.
         keep_probabilities: Whether all C go into the row.
     """
-
     order, scores = rank(probabilities, top)
     columns = dict(facts)
     for ending, names in (("label", predictor.labels), ("wnid", predictor.wnids)):

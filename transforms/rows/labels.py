@@ -60,7 +60,6 @@ def read_labels(
         FeaturemillError: Not readable, no rows, a column missing, an empty key, or a key with two labels, groups or
             sides.
     """
-
     path = storage.absolute(path)
     names = {"key": key_column, "label": label_column, "group": group_column, "split": split_column}
     table = _read(path, [name for name in names.values() if name])
@@ -116,7 +115,6 @@ def _once(labels: pa.Table, names: Mapping[str, str], path: str) -> pa.Table:
         names: {role: name of the column in the file}.
         path: Of the file.
     """
-
     if pc.count_distinct(labels["key"]).as_py() == len(labels):
         return labels
     for role in labels.column_names[1:]:
@@ -146,7 +144,6 @@ def join_labels(table: Table, labels: pa.Table, path: str) -> tuple[Table, Joine
     Raises:
         FeaturemillError: No key matches.
     """
-
     found = pc.index_in(table.keys, value_set=labels["key"])
     matched = len(found) - found.null_count
     if not matched:

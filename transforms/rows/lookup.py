@@ -92,7 +92,6 @@ def _facts(schema: pa.Schema) -> list[str]:
 
     Those of other people's Parquet that only have the name, such as a position in words, don't count.
     """
-
     texts = types.is_string, types.is_large_string, types.is_string_view
     bytes_ = types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view
     numbers = (types.is_integer,)
@@ -103,7 +102,6 @@ def _facts(schema: pa.Schema) -> list[str]:
 
 def facts_schema(table: Table) -> pa.Schema:
     """Returns the columns that conditions can ask for: key, label, and those of a part that all files have."""
-
     kinds = {"position": pa.int64(), "sha256": pa.binary(), "width": pa.int32(), "height": pa.int32()}
     names = list(ROW_COLUMNS)
     for part in table.vectors.parts:
@@ -115,7 +113,6 @@ def facts_schema(table: Table) -> pa.Schema:
 
 def fact_batches(table: Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """Yields the columns of `facts_schema` for all N rows, in order."""
-
     first = 0
     names = [name for name in schema.names if name not in ("key", "label")]
     for part in table.vectors.parts:

@@ -210,7 +210,6 @@ def _misnamed(message: str, columns: list[str]) -> str:
 
 def nearest_texts(texts: pa.ChunkedArray, text: str, *, count: int = 3) -> list[str]:
     """Returns the texts that are like another: those that contain it first, then those with a third changed at most."""
-
     # A key of some kilobytes would take long, and nobody would see the difference.
     away = "levenshtein(left(text, 300), left($text, 300))"
     near = f"contains(text, $text) OR 3 * {away} <= least(300, length($text))"

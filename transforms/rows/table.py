@@ -249,7 +249,6 @@ def _leaves(kind: pa.DataType) -> int:
 
 def _read_columns(infos: Sequence[_FileInfo], texts: dict[str, str]) -> dict[str, "pa.ChunkedArray"]:
     """Returns {role: N values}: the text columns named, `key` and `label` in any case, `sha256` where files have it."""
-
     has_hash = any("sha256" in info.schema.names and _is_hash(info.schema.field("sha256").type) for info in infos)
     chunks: dict[str, list[pa.Array]] = {}
     for info in infos:
@@ -291,7 +290,6 @@ def _row_names(info: _FileInfo) -> pa.Array:
 
 def known(labels: pa.ChunkedArray) -> pa.ChunkedArray:
     """Returns labels with null for empty ones: a class needs a name."""
-
     return pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
 
 
@@ -301,7 +299,6 @@ def as_text(column: pa.ChunkedArray, name: str, uri: str) -> pa.ChunkedArray:
     Raises:
         FeaturemillError: It holds something else.
     """
-
     try:
         if types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)

@@ -109,7 +109,6 @@ class StoredVectors:
 
     def _matrix(self, batch: pa.RecordBatch, part: StoredPart) -> np.ndarray:
         """Returns the n×D float32 of a batch."""
-
         matrix, at = np.empty((len(batch), self.dims), np.float32), 0
         for name, width in zip(self.columns, self.widths, strict=True):
             column = batch.column(name)

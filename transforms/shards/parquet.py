@@ -78,7 +78,6 @@ class _DamagedError(Exception):
 @contextmanager
 def _damage(watched: _Watched) -> Iterator[None]:
     """Turns Arrow's errors about the data into _DamagedError; an error of the file itself rises as it is."""
-
     try:
         yield
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
@@ -120,7 +119,6 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
 
 def _leaves(schema: pa.Schema) -> dict[str, pa.DataType]:
     """Returns the columns and the fields of structs, by dotted path."""
-
     leaves = {}
     todo = [(field.name, field.type) for field in reversed(schema)]
     while todo:
@@ -169,7 +167,6 @@ def _optional(shard: Shard, leaves, role: str, *, asked: str | None, usual: tupl
 
 def _is_text(kind: pa.DataType) -> bool:
     """True for what `as_text` can write: text, bytes and numbers, plain or in a dictionary."""
-
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return not pa.types.is_nested(kind) and not pa.types.is_temporal(kind)
 
@@ -257,7 +254,6 @@ def _batch_rows(parquet: pq.ParquetFile, group: int) -> int:
 
 def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
     """Returns the values at a dotted path (null where a struct around them is null), None for an empty path."""
-
     if not path:
         return None
     for name in batch.schema.names:

@@ -38,7 +38,6 @@ _CRC_BYTES = 4
 
 def masked_crc(data: bytes) -> int:
     """Returns the masked CRC32C: rotated right by 15 bits, plus 0xa282ead8, modulo 2**32 (see the module's source)."""
-
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 

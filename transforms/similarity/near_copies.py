@@ -63,7 +63,6 @@ def near_copies(vectors: Vectors, threshold: float, *, wanted: np.ndarray | None
     Raises:
         FeaturemillError: There is no room for the temporary file.
     """
-
     with stored_units(vectors, wanted) as (rows, stored):
         if len(rows) < 2:
             return np.empty((0, 2), np.int64)

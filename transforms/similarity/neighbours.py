@@ -74,7 +74,6 @@ def nearest_rows(
     Raises:
         FeaturemillError: Stored vectors that can't be read, or hold NaN or infinity.
     """
-
     found = _Search(keys, queries, top, metric, without)
     vectors = replace(vectors, zeros_pass=True)
     cores = available_cores()

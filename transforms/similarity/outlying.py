@@ -94,7 +94,6 @@ def find_outliers(
 
 def _farthest(table: Table, distances: np.ndarray, compared: np.ndarray, top: int) -> np.ndarray:
     """Returns at most `top` of the compared rows; of those that are equally far, the first by key."""
-
     if len(compared) <= top:
         return compared
     least = np.partition(distances[compared], len(compared) - top)[len(compared) - top]
@@ -173,7 +172,6 @@ def _nearest_classes(
 
 def _from_neighbours(table: Table, neighbours: int) -> np.ndarray:
     """Returns N mean distances to the k nearest other rows, NaN for rows of zeros."""
-
     distances = np.full(table.vectors.rows, np.nan)
     with stored_units(replace(table.vectors, zeros_pass=True)) as (rows, stored):
         if len(rows) < 2:

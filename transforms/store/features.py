@@ -73,7 +73,6 @@ class Features:
         Raises:
             FeaturemillError: A column that isn't there.
         """
-
         valid = [*ROW_COLUMNS, *self.names]
         for name in columns or ():
             if name not in valid:
@@ -91,7 +90,6 @@ class Features:
 
     def to_numpy(self, feature: str = "embedding") -> np.ndarray:
         """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""
-
         if feature not in self.names:
             raise FeaturemillError(f"{self.output} has no feature {feature!r}{did_you_mean(feature, self.names)}")
         matrix, row = None, 0

@@ -46,7 +46,6 @@ class Footer:
 
     def unit_numbers(self) -> np.ndarray:
         """Returns for each of the N rows the index of its unit's report."""
-
         if not self.row_units:
             return np.zeros(self.rows, "<u2")
         return np.frombuffer(zlib.decompress(base64.b64decode(self.row_units)), "<u2")
@@ -63,7 +62,6 @@ def read_footer(part: str) -> Footer:
     Raises:
         FeaturemillError: Not a part, or not readable.
     """
-
     try:
         with storage.open_read(part) as file:
             return footer_of(pq.read_metadata(file))

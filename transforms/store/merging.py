@@ -111,7 +111,6 @@ def _part(parquet: pq.ParquetFile) -> _Part:
 
 def _sort(uris: Sequence[str]) -> tuple[list[_Part], np.ndarray]:
     """Returns what the footers say, and the order of all rows by key, int64 N."""
-
     parts, keys = [], []
     for uri in uris:
         with _open(uri) as parquet:
@@ -176,7 +175,6 @@ def _rows_in_order(
     uris: Sequence[str], rows: Sequence[int], order: np.ndarray, schema: pa.Schema
 ) -> Iterator[pa.Table]:
     """Yields the rows of several parts, numbered through from 0, in the given order, a row group at a time."""
-
     size = max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // max(1, vector_bytes(schema, schema.names))))
     firsts = np.cumsum([0, *rows])
     for start in range(0, len(order), size):
@@ -193,7 +191,6 @@ def _rows_in_order(
 
 def _take(uri: str, rows: np.ndarray) -> pa.Table:
     """Reads rows of a part, whose numbers ascend; only row groups and batches that hold some are kept."""
-
     found = []
     with _open(uri) as parquet:
         schema = parquet.schema_arrow.remove_metadata()

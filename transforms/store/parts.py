@@ -28,7 +28,6 @@ ROW_GROUP_ROWS = 65_536
 
 def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     """Returns what writes a part: compressed, with statistics, and without dictionaries for vectors."""
-
     return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["label", "source"], write_statistics=True)
 
 
@@ -104,7 +103,6 @@ class PartWriter:
 
     def flush(self) -> None:
         """Writes the rows that have gathered as a row group."""
-
         if not self._rows:
             return
         started = time.perf_counter()

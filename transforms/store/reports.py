@@ -30,7 +30,6 @@ def units_uri(output: str) -> str:
 
 def read_units(output: str) -> list[UnitReport]:
     """Returns what units.parquet holds; nothing if it isn't there yet."""
-
     uri = units_uri(output)
     if storage.stat(uri) is None:
         return []
@@ -48,7 +47,6 @@ def read_units(output: str) -> list[UnitReport]:
 
 def write_units(output: str, reports: Sequence[UnitReport]) -> None:
     """Writes units.parquet, one row per unit."""
-
     arrow = {str: pa.string(), int: pa.int64(), float: pa.float64()}
     schema = pa.schema([(f.name, arrow[f.type]) for f in fields(UnitReport)])
     buffer = io.BytesIO()
@@ -62,7 +60,6 @@ def write_units(output: str, reports: Sequence[UnitReport]) -> None:
 
 def parquet_rows(uri: str) -> int:
     """Returns the rows of a Parquet file by its footer, 0 if it can't be read."""
-
     try:
         with storage.open_read(uri) as file:
             return pq.read_metadata(file).num_rows

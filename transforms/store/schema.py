@@ -14,7 +14,6 @@ def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> pa.Schema:
         spec: Names the features and their dtype.
         sizes: {feature name: D}.
     """
-
     number = {"float32": pa.float32(), "float16": pa.float16()}[spec.dtype]
     return pa.schema(
         [
@@ -32,14 +31,12 @@ def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> pa.Schema:
 
 def vector_bytes(schema: pa.Schema, columns: Sequence[str]) -> int:
     """Returns the bytes of a row's vectors, as far as they are in these columns."""
-
     kinds = [schema.field(name).type for name in columns]
     return sum(k.list_size * k.value_type.bit_width // 8 for k in kinds if pa.types.is_fixed_size_list(k))
 
 
 def failures_schema() -> pa.Schema:
     """Returns the Arrow schema of a failures file, the fields of `Failure`."""
-
     return pa.schema(
         [
             pa.field("key", pa.string(), nullable=False),

@@ -116,7 +116,6 @@ def _planned(row: dict) -> PlannedUnit:
 
 def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
     """Writes OUT's plan, whole and at once."""
-
     schema = _schema()
     buffer = io.BytesIO()
     # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.
@@ -134,7 +133,6 @@ def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
     Returns:
         The chunks of the file, in order: what a graph has as elements, so that its size doesn't grow with the units'.
     """
-
     uri = storage.join(output, "_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet")
     schema = _schema()
     starts = range(0, len(planned), CHUNK_UNITS)
@@ -152,7 +150,6 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
     Raises:
         FeaturemillError: The file is gone or can't be read.
     """
-
     try:
         with storage.open_read(chunk.uri) as file:
             return [_planned(row) for row in pq.ParquetFile(file).read_row_group(chunk.number).to_pylist()]
@@ -165,7 +162,6 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
 
 def read_plan(output: str) -> list[PlannedUnit]:
     """Returns the units that OUT knows, with the files of its listings; none if it has no plan yet."""
-
     uri = plan_uri(output)
     if storage.stat(uri) is None:
         return []
@@ -186,7 +182,6 @@ def load_files(output: str, planned: PlannedUnit) -> Unit:
     Raises:
         FeaturemillError: The plan doesn't know the unit: it was replaced while this run was under way.
     """
-
     if not planned.unit.shard.is_listing:
         return planned.unit
     try:
