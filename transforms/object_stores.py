@@ -5,6 +5,7 @@ or HDFS server that takes a request and says nothing. So each request is made in
 long and no longer; a thread for which nobody waits any more ends with its connection, or with the process.
 """
 
+import ctypes
 import errno
 import io
 import math
@@ -350,11 +351,9 @@ class Writer(io.BufferedIOBase):
         self.close() if kind is None else self.discard()
 
     def __del__(self) -> None:
-        self.discard()
-
-
-# Uploads that an error ended: their streams are kept open, because forgotten ones publish what they have.
-_BROKEN: list["pa.NativeFile"] = []
+        # Without a folder for temporary files it has none.
+        if hasattr(self, "_file"):
+            self.discard()
 
 
 def _upload(file: IO[bytes], uri: str) -> None:
@@ -366,5 +365,6 @@ def _upload(file: IO[bytes], uri: str) -> None:
             ask(partial(stream.write, data), more=len(data) / _BYTES_PER_SECOND, is_answered=False)
         ask(stream.close)
     except BaseException:
-        _BROKEN.append(stream)
+        # Kept for ever, also when Python ends: a stream that is forgotten publishes what it has.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(stream))
         raise

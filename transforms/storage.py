@@ -265,7 +265,7 @@ def match(pattern: str) -> list[FileInfo]:
     """Returns the files that a glob pattern matches, sorted by URI; `**` crosses folders.
 
     Raises:
-        FeaturemillError: The file system can't be reached.
+        FeaturemillError: The file system can't be reached, or it is no pattern.
     """
     if is_local(pattern):
         infos = (stat(path) for path in glob.iglob(pattern, recursive=True))
@@ -276,7 +276,12 @@ def match(pattern: str) -> list[FileInfo]:
         return [info] if info else []
     folder, _, rest = pattern[: magic.start()].rpartition("/")
     rest += pattern[magic.start() :]
-    is_wanted = re.compile(_translated(rest), re.DOTALL).fullmatch
+    if folder.endswith("/"):
+        raise FeaturemillError(f"cannot look up {pattern}: the name of a bucket can't be a pattern; name each bucket")
+    try:
+        is_wanted = re.compile(_translated(rest), re.DOTALL).fullmatch
+    except re.error as error:
+        raise FeaturemillError(f"{pattern} is not a pattern: {error}; write [[] for a bracket that is meant") from error
     found = _listed(folder, recursive="/" in rest or "**" in rest)
     return [info for info in found if is_wanted(info.uri[len(folder) + 1 :])]
 

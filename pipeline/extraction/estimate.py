@@ -99,12 +99,12 @@ class Estimate:
 
     @property
     def images_per_second(self) -> float:
-        """Seconds of a run on this machine, after its start."""
+        """Images per second of a run on this machine, after its start."""
         return 1 / together_seconds(self.costs, self.cores)
 
     @property
     def hours(self) -> float:
-        """Seconds of a run on this machine, start included."""
+        """Hours of a run on this machine, start included."""
         return (self.start_seconds + self.images / self.images_per_second) / 3600
 
     @property

@@ -45,7 +45,7 @@ def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, wei
             "Choose another --output, the old settings, or --overwrite"
         )
     if not manifest.is_complete and manifest.sample_limit and manifest.sample_limit == options.limit:
-        # An unfinished sample is a sample: it is made anew.
+        # An unfinished sample isn't continued: it is made anew.
         output.clear()
         return new
     if manifest.sample_limit or options.limit:

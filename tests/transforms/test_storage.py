@@ -46,6 +46,15 @@ def test_a_pattern_stays_one():
     assert uris(storage.match("mem://b/[a]?")) == ["mem://b/a1", "mem://b/a2"]
 
 
+@pytest.mark.parametrize(
+    ("pattern", "error"),
+    [("mem://b*", "bucket can't be a pattern"), ("mem://*/x", "bucket"), ("mem://b/x[z-a]", "is not a")],
+)
+def test_what_is_no_pattern_is_an_error_in_one_line(pattern, error):
+    with pytest.raises(FeaturemillError, match=error):
+        storage.match(pattern)
+
+
 @pytest.mark.parametrize("pattern", ["**", "*/*", "a*/**", "[ab]1/?.tar", "[!c]1/*", "b1/[[]y].tar", "**.tar"])
 def test_a_pattern_means_on_a_store_what_it_means_on_disk(pattern, tmp_path):
     memory_store.OBJECTS.clear()

@@ -241,6 +241,14 @@ def _committed(
                 with suppress(OSError):
                     storage.delete([temporary])
             raise
+        if temporary == final:
+            # The upload took its time.
+            try:
+                before_commit()
+            except FeaturemillError:
+                # The parts that it was made of are all still there.
+                storage.delete([final])
+                raise
     except OSError as error:
         raise FeaturemillError(
             f"cannot write part {name} to {output}: {one_line(error)}; "

@@ -25,8 +25,9 @@ from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import one_line
 
 _F = TypeVar("_F", bound="Folder")
-# What the temporary names of small files in _tmp begin with; each lies there for a moment.
-_SMALL = ("manifest.json.", "plan.", "units.parquet.")
+# The names in _tmp of small files, each there for a moment, and of a run's units. The name of a part that is being
+# written begins with its shard's, which may be `plan` too.
+_OWN_NAME = re.compile(rf"((manifest\.json|plan|units\.parquet)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?")
 # What helps where nothing can be written at all, and where it no longer can.
 ELSEWHERE = "choose another --output or fix the permissions"
 SPACE = "free some space or fix the permissions and run again"
@@ -104,7 +105,9 @@ class Folder:
     def remove_files(self, names: Iterable[str]) -> None:
         """Removes those of these files that are there, in this order."""
         there = storage.list_folder(self.folder)
-        storage.delete(self.path(name) for name in names if name in there)
+        for name in names:
+            if name in there:
+                storage.delete([self.path(name)])
 
 
 class Output(Folder):
@@ -254,7 +257,7 @@ class Output(Folder):
             unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", name)
             # The version of a local file is its time in nanoseconds; a store's is in seconds, by the store's own clock.
             seconds = int(info.version) / 1e9 if self.is_local else float(info.version)
-            is_ours = name.startswith((TODO_PREFIX, *_SMALL)) or MERGED_STEM.fullmatch(unit_id)
+            is_ours = _OWN_NAME.fullmatch(name) or MERGED_STEM.fullmatch(unit_id)
             is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_ours and seconds < began)
             if unit_id in unit_ids or is_old:
                 storage.delete([info.uri])

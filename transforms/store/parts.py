@@ -32,11 +32,10 @@ def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
 
 
 class PartWriter:
-    """Writes one unit's rows to a temporary file and commits them under the unit's name.
+    """Writes one unit's rows and commits them under its name, whole: renamed on disks, uploaded on object stores.
 
-    Retries, speculative and zombie workers write the same rows under the same name, so whoever renames last changes
-    nothing. What a rename on an object store can't promise is that two writers never interleave; each writes a
-    temporary file of its own, so all they can do is replace one whole part by its twin.
+    Retries, speculative and zombie workers write the same rows under the same name, so whoever commits last changes
+    nothing. Each gathers its rows in a file of its own, so all they can do is replace one whole part by its twin.
     """
 
     def __init__(self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int]):

@@ -2,6 +2,7 @@
 
 import json
 import tarfile
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -112,3 +113,14 @@ def test_manifests_of_an_earlier_version_stay_as_they_are():
             kinds[type(manifest), manifest.status] += 1
             assert json.dumps(manifest.to_json(), indent=2) + "\n" == text
     assert len(kinds) == 4
+
+
+def test_a_part_of_a_shard_called_plan_is_no_leftover(tmp_path):
+    """Another run may be writing it; what is ours is removed once it is older than the run."""
+    (tmp_path / "_tmp").mkdir()
+    ours = [f"plan.{'0' * 32}", f"manifest.json.{'0' * 32}", f"todo.{'0' * 32}.parquet"]
+    theirs = f"plan.tar-000000000-{'a' * 16}.{'0' * 32}.parquet"
+    for name in (*ours, theirs):
+        (tmp_path / "_tmp" / name).touch()
+    Output(str(tmp_path)).tidy(set(), began=time.time() + 60)
+    assert [path.name for path in (tmp_path / "_tmp").iterdir()] == [theirs]
