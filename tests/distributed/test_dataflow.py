@@ -43,7 +43,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def store(server, monkeypatch):
     server.clear()
-    for name, value in server.env.items():
+    for name, value in server.direct_env.items():
         monkeypatch.setenv(name, value)
     return server
 
