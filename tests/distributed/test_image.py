@@ -121,7 +121,11 @@ def run(command: list[str], folder: Path, **env: str) -> str:
 
 
 def files(folder: Path) -> set[str]:
-    found = {path.relative_to(folder) for name in ("pipeline", "transforms") for path in (folder / name).rglob("*.*")}
+    found = {
+        path.relative_to(folder)
+        for name in ("featuremill", "pipeline", "transforms")
+        for path in (folder / name).rglob("*.*")
+    }
     return {str(path) for path in found if "__pycache__" not in path.parts and not path.name.startswith(".")}
 
 
