@@ -7,7 +7,7 @@ INSTALLED := .venv/.installed
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
-	$(BIN)/python -m pipeline.demo.__main__ demo
+	$(BIN)/python -m pipeline.demo demo
 
 # Two files at a time: half of the minutes are work of one core. Not the files with most tests first, which would keep the real
 # network's few long tests for the end, when the other core has nothing to do.
