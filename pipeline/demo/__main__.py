@@ -1,6 +1,6 @@
 """The demo: draws a small sample set, extracts it in every format, and looks into the result.
 
-Run as `python -m pipeline.demo.__main__ FOLDER`, which is what `make demo` does. It calls the command as a user would.
+Run as `python -m pipeline.demo FOLDER`, which is what `make demo` does. It calls the command as a user would.
 """
 
 import os
