@@ -92,6 +92,7 @@ class EncodedImage:
         position: Where in the source, for reading it again: byte offset of the record (tar, TFRecord), row
             number (Parquet), 0 (file).
         data: Encoded bytes, as stored.
+        unusable: Why a label that is there can't be used, in a few words that group; empty if it can, or there is none.
     """
 
     key: str
@@ -99,6 +100,7 @@ class EncodedImage:
     source: str
     position: int
     data: bytes
+    unusable: str = ""
 
 
 @dataclass(frozen=True)
