@@ -27,6 +27,7 @@ FLOORS = (
     {"transforms.store", "transforms.images", "transforms.shards", "transforms.network"},
     {"transforms.parquet_files"},
     {"transforms.storage", "transforms.spec"},
+    {"transforms.labels"},
     {"transforms.object_stores", "transforms.declared", "transforms.pools"},
     {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
 )

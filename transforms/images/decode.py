@@ -89,11 +89,13 @@ class DecodedImage:
         pixels: uint8 S×S×3, RGB.
         width: Pixels of the image at full size, upright.
         height: As `width`.
+        note: What there is to know of its pixels, as in `UnitReport.notes`, if anything.
     """
 
     pixels: np.ndarray
     width: int
     height: int
+    note: str | None = None
 
 
 def decode_image(data: bytes, spec: FeatureSpec, *, max_pixels: int) -> DecodedImage:
