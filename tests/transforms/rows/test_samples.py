@@ -38,3 +38,4 @@ def test_only_tars_have_samples():
     assert groups("7.jpg", "7.seg.png", shard="/x/a.parquet") == []
     assert sample_numbers(pa.chunked_array([["/x/7.jpg", "/x/7.seg.png"]])).tolist() == [-1, -1]
     assert sample_numbers(pa.chunked_array([], pa.string())).tolist() == []
+    assert groups("README", "LICENSE") == groups("README", "1.jpg", "1.jpg") == []
