@@ -31,6 +31,14 @@ class ListedFile:
 
 
 @dataclass(frozen=True)
+class SkippedFile:
+    """A file that was met in a folder and is no input, with the reason; `hidden` is the whole reason of hidden ones."""
+
+    file: FileInfo
+    reason: str
+
+
+@dataclass(frozen=True)
 class Shard:
     """One input file with many images, or a listing of plain image files.
 
