@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from transforms.declared import Bound, declared
 from transforms.errors import UsageError
@@ -36,7 +36,13 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOptions:
-    """The options that decide the numbers, besides the network, its weights and the features."""
+    """The options that decide the numbers, besides the network, its weights and the features.
+
+    Attributes:
+        pixel_rules: Version of the rules by which images become 8-bit RGB; not an option of commands. A new OUT has the
+            newest; one that is continued, and what is predicted with a head, keep theirs. Specs written before there
+            were versions don't name it, and their fingerprint stays what it was: they have 1.
+    """
 
     image_size: int = declared(224, help="Pixels on a side of what the network sees", bounds=(_FITS_IN_MEMORY,))
     resize: str = declared("squash", help="How an image becomes square", choices=("squash", "crop", "pad"))
@@ -49,6 +55,7 @@ class SpecOptions:
     exif: bool = declared(True, help="Turn images as their EXIF orientation says")
     precision: str = declared("float32", help="Type of the arithmetic", choices=("float32", "bfloat16"))
     dtype: str = declared("float32", help="Type of the stored numbers", choices=("float32", "float16"))
+    pixel_rules: int = PIXEL_RULES
 
 
 @dataclass(frozen=True)
@@ -75,11 +82,7 @@ class FeatureSpec(SpecOptions, Computed):
         backbone: `vgg19` or `vgg16`.
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
-        pixel_rules: Version of the rules by which images become 8-bit RGB. Specs written before there were versions
-            don't name it, so that their fingerprint stays what it was: they have 1.
     """
-
-    pixel_rules: int = field(default=PIXEL_RULES, kw_only=True)
 
     def to_json(self) -> str:
         """Returns the canonical JSON: keys sorted, no blanks."""

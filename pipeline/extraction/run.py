@@ -103,6 +103,8 @@ def _extract(
     say: Callable[[str], None],
     quiet: bool,
 ) -> Summary | None:
+    if output.holds_features and not options.overwrite:
+        options = replace(options, pixel_rules=output.manifest.spec.pixel_rules)
     spec = options.spec(weights)
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights, arrays={})
