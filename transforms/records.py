@@ -1,6 +1,6 @@
 """The small frozen records that travel between the steps. They import nothing of the project but errors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # The format of a listing of image files; shards have those of `transforms.shards.detect.FORMATS`.
@@ -92,6 +92,7 @@ class EncodedImage:
         position: Where in the source, for reading it again: byte offset of the record (tar, TFRecord), row
             number (Parquet), 0 (file).
         data: Encoded bytes, as stored.
+        unusable: Why a label that is there can't be used, in a few words that group; empty if it can, or there is none.
     """
 
     key: str
@@ -99,6 +100,7 @@ class EncodedImage:
     source: str
     position: int
     data: bytes
+    unusable: str = ""
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,9 @@ class UnitReport:
         write_seconds: Encoding the part's rows. The flush to disk comes after the report is written, and isn't in it.
         wall_seconds: From the first byte to the last row.
         engine: Which engine ran, with its device, such as `keras (tensorflow, CPU)`.
+        notes: {note: how many of its records it is true of}: what there is to know of records that are no failures. A
+            note reads on after "3 images", such as "with a label that can't be used"; reports of earlier versions have
+            none.
     """
 
     unit_id: str
@@ -161,3 +166,4 @@ class UnitReport:
     write_seconds: float
     wall_seconds: float
     engine: str
+    notes: dict[str, int] = field(default_factory=dict)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from transforms.declared import Bound, declared
 from transforms.errors import UsageError
@@ -14,6 +14,9 @@ DEFAULT_FEATURE = "embedding=block5_pool:avg"
 
 # Block 1 of a single image of this size takes 1 GiB.
 _FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 2048: one image would take gigabytes")
+
+# The version of the rules in `images.modes`: one more whenever an image's pixels become others by them.
+PIXEL_RULES = 2
 
 # The columns that every part has before its features.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
@@ -72,17 +75,24 @@ class FeatureSpec(SpecOptions, Computed):
         backbone: `vgg19` or `vgg16`.
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
+        pixel_rules: Version of the rules by which images become 8-bit RGB. Specs written before there were versions
+            don't name it, so that their fingerprint stays what it was: they have 1.
     """
+
+    pixel_rules: int = field(default=PIXEL_RULES, kw_only=True)
 
     def to_json(self) -> str:
         """Returns the canonical JSON: keys sorted, no blanks."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        values = asdict(self)
+        if self.pixel_rules == 1:
+            del values["pixel_rules"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "FeatureSpec":
         values = json.loads(text)
         values["features"] = tuple(Feature(**feature) for feature in values["features"])
-        return cls(**values)
+        return cls(**{"pixel_rules": 1, **values})
 
     @property
     def fingerprint(self) -> str:

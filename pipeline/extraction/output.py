@@ -16,7 +16,7 @@ from transforms.store.manifest import Manifest, new_manifest
 from transforms.store.merging import split_part
 from transforms.store.output import ELSEWHERE, Output
 from transforms.store.repeats import REPEATS_UP_TO_ROWS, find_repeats
-from transforms.store.reports import add_up
+from transforms.store.reports import add_notes, add_up
 from transforms.store.units import write_plan
 
 
@@ -165,6 +165,7 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
         status="complete",
         totals=totals,
         failures=dict(output.failures_by_reason(reports)),
+        notes=add_notes(reports),
         engines=sorted({report.engine for report in reports}),
         repeats=asdict(repeats) if repeats else None,
     )

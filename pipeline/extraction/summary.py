@@ -12,7 +12,7 @@ from transforms.network.weights import Weights
 from transforms.storage import readable
 from transforms.store.manifest import Totals
 from transforms.store.output import Output
-from transforms.store.reports import add_up
+from transforms.store.reports import add_up, note_lines
 from transforms.text import counted, size_text
 
 
@@ -30,6 +30,7 @@ class Summary:
         this_run: Over the units of this run.
         wall_seconds: Of this run's pipeline, start-up included.
         failures: {`stage: error`: count} over all of OUT.
+        notes: {note: records} over all of OUT, see `UnitReport`.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         stored_bytes: Of the Parquet parts.
         engines: Which engines embedded this run's units.
@@ -45,6 +46,7 @@ class Summary:
     this_run: Totals
     wall_seconds: float
     failures: dict[str, int]
+    notes: dict[str, int]
     repeats: dict[str, Any] | None
     stored_bytes: int
     engines: tuple[str, ...]
@@ -136,6 +138,7 @@ def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) 
         this_run=add_up(fresh),
         wall_seconds=wall_seconds,
         failures=manifest.failures,
+        notes=manifest.notes,
         repeats=manifest.repeats,
         stored_bytes=output.stored_bytes([planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
@@ -177,6 +180,7 @@ def _cautions(summary: Summary) -> list[str]:
     lines = []
     if summary.skipped:
         lines.append(f"note     {counted(summary.skipped, 'file')} passed over, neither images nor shards")
+    lines += [f"note     {line}" for line in note_lines(summary.notes)]
     repeats = summary.repeats or {"keys": 0, "contents": 0}
     if repeats["keys"]:
         lines.append(

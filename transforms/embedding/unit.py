@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,13 +38,14 @@ class Job(Embedding):
 
 @dataclass
 class _Stages:
-    """Seconds per stage, records and bytes read, added up by the threads of one unit."""
+    """Seconds per stage, records and bytes read, notes on records, added up by the threads of one unit."""
 
     read: float = 0.0
     decode: float = 0.0
     embed: float = 0.0
     rows_read: int = 0
     input_bytes: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_decode(self, seconds: float) -> None:
@@ -65,6 +67,7 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
         progress = _Progress(writer)
         images = _decode_ahead(shards.read(unit), job, stages, threads=decode_threads(engine))
         for batch in _batches(images, engine, writer):
+            stages.notes.update(image.result.note for image in batch if image.result.note)
             before = time.perf_counter()
             rows, vectors = embed_batch(batch, engine, writer.fail, dtype=job.spec.dtype)
             stages.embed += time.perf_counter() - before
@@ -88,6 +91,7 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
             write_seconds=writer.seconds,
             wall_seconds=time.perf_counter() - started,
             engine=engine.description,
+            notes=dict(stages.notes),
         )
         writer.commit(report)
     return report

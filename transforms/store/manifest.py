@@ -46,6 +46,7 @@ class Manifest:
         sample_limit: N of a sample, else None.
         totals: Over all units, None before the first run has finished.
         failures: {`stage: error`: count}.
+        notes: {note: records}, see `UnitReport`.
         engines: Which engines embedded the units.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         versions: Of the libraries that made it.
@@ -62,6 +63,7 @@ class Manifest:
     sample_limit: int | None = None
     totals: Totals | None = None
     failures: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     engines: list[str] = field(default_factory=list)
     repeats: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)

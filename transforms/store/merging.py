@@ -6,7 +6,7 @@ All hold a row group in memory and not a part: a window of the rows that come ne
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.store.layout import part_uri
 from transforms.store.listing import Footer, footer_of, merged_name, pack_row_units
@@ -266,23 +267,15 @@ def _committed(
     """Yields the writer of a part that appears under its name, whole, once the block ends without an error."""
     name = final.rsplit("/", 1)[-1]
     temporary = output.path("_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
-    temporary = storage.written_as(final, temporary)
     try:
-        try:
-            storage.make_folder(output.path("_tmp"))
-            with storage.open_write(temporary) as file:
-                with parquet_writer(file, schema) as writer:
-                    yield writer
-                storage.sync(file)
-                # On an object store closing commits.
-                before_commit()
-            storage.rename(temporary, final)
-        except BaseException:
-            if temporary != final:
-                with suppress(OSError):
-                    storage.delete([temporary])
-            raise
-        if temporary == final:
+        storage.make_folder(output.path("_tmp"))
+        with committed_file(final, temporary) as file:
+            with parquet_writer(file, schema) as writer:
+                yield writer
+            storage.sync(file)
+            # On an object store closing commits.
+            before_commit()
+        if storage.written_as(final, temporary) == final:
             # The upload took its time.
             try:
                 before_commit()

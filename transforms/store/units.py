@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, ListedFile, Shard, Unit
 from transforms.store.layout import TODO_PREFIX, plan_uri
@@ -127,7 +128,7 @@ def write_plan(output: str, planned: Sequence[PlannedUnit], *, relocation: str =
             rows = [_row(p) for p in planned[first : first + rows_per_group]]
             writer.write_table(pa.Table.from_pylist(rows, schema))
         writer.add_key_value_metadata({RELOCATION: relocation} if relocation else {})
-    storage.write_atomic(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
+    write_whole(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
 
 
 def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
