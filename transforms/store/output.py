@@ -52,11 +52,11 @@ class Folder:
 
     @contextmanager
     def locked(self: _F, *, alone: bool, other: str = "command") -> Iterator[_F]:
-        """Opens it for work: keeps a compaction and extracts off the same local OUT, as long as this process lives.
+        """Opens it for work: keeps who changes parts and extracts off the same local OUT, as long as this process is.
 
         Args:
-            alone: For who takes parts away that an extract may count on, a compaction or --overwrite; else extracts
-                don't mind each other.
+            alone: For who takes or changes parts that an extract may count on: compact, relocate, --overwrite; else
+                extracts don't mind each other.
             other: What may be at work there.
 
         Raises:
@@ -74,7 +74,7 @@ class Folder:
                 try:
                     fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    what = "in use" if alone else "being compacted or overwritten"
+                    what = "in use" if alone else "being compacted, relocated or overwritten"
                     raise FeaturemillError(
                         f"{self} is {what} by another {other}; wait for that to end, and run this one again"
                     ) from error
