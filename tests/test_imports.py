@@ -25,8 +25,9 @@ FLOORS = (
     {"transforms.embedding", "transforms.similarity"},
     {"transforms.rows", "transforms.engines"},
     {"transforms.store", "transforms.images", "transforms.shards", "transforms.network"},
-    {"transforms.parquet_files"},
+    {"transforms.parquet_files", "transforms.committed"},
     {"transforms.storage", "transforms.spec"},
+    {"transforms.labels"},
     {"transforms.object_stores", "transforms.declared", "transforms.pools"},
     {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
 )

@@ -31,6 +31,14 @@ class ListedFile:
 
 
 @dataclass(frozen=True)
+class SkippedFile:
+    """A file that was met in a folder and is no input, with the reason; `hidden` is the whole reason of hidden ones."""
+
+    file: FileInfo
+    reason: str
+
+
+@dataclass(frozen=True)
 class Shard:
     """One input file with many images, or a listing of plain image files.
 
@@ -92,6 +100,7 @@ class EncodedImage:
         position: Where in the source, for reading it again: byte offset of the record (tar, TFRecord), row
             number (Parquet), 0 (file).
         data: Encoded bytes, as stored.
+        unusable: Why a label that is there can't be used, in a few words that group; empty if it can, or there is none.
     """
 
     key: str
@@ -99,6 +108,7 @@ class EncodedImage:
     source: str
     position: int
     data: bytes
+    unusable: str = ""
 
 
 @dataclass(frozen=True)

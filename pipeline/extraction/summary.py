@@ -93,6 +93,11 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
             f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
             f"{_some([s.reason for s in plan.stale])}"
         )
+    if plan.recognised:
+        lines.append(
+            f"note     {counted(plan.recognised, 'image')} of inputs that were written again have the same bytes: "
+            "their rows are kept"
+        )
     if plan.unnamed:
         lines.append(f"note     {plan.unnamed} of them of inputs not named now: an earlier run was asked for them")
     if plan.dropped:
