@@ -105,6 +105,9 @@ class Manifest:
         found = {**self.stored, "schema_version": SCHEMA_VERSION, **values}
         if self.relocation is None:
             del found["relocation"]
+        if not self.notes and "notes" not in self.stored:
+            # An earlier version's manifest stays as it is.
+            del found["notes"]
         return found
 
 
