@@ -24,10 +24,11 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One image file of a listing, with the label that its folder gives it (None if it has none)."""
+    """One image file of a listing, with the label and the side that its folders give it (None if they don't)."""
 
     file: FileInfo
     label: str | None
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class EncodedImage:
         position: Where in the source, for reading it again: byte offset of the record (tar, TFRecord), row
             number (Parquet), 0 (file).
         data: Encoded bytes, as stored.
+        unusable: Why a label that is there can't be used, in a few words that group; empty if it can, or there is none.
+        split: The side that it was given for: train, validation or test; None if unknown.
     """
 
     key: str
@@ -99,6 +102,8 @@ class EncodedImage:
     source: str
     position: int
     data: bytes
+    unusable: str = ""
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +150,8 @@ class UnitReport:
         write_seconds: Encoding the part's rows. The flush to disk comes after the report is written, and isn't in it.
         wall_seconds: From the first byte to the last row.
         engine: Which engine ran, with its device, such as `keras (tensorflow, CPU)`.
+        labels_unusable: Images whose label can't be used, and is null.
+        labels_unusable_why: What these are, such as `-1, a list`.
     """
 
     unit_id: str
@@ -161,3 +168,5 @@ class UnitReport:
     write_seconds: float
     wall_seconds: float
     engine: str
+    labels_unusable: int = 0
+    labels_unusable_why: str = ""

@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -37,13 +38,14 @@ class Job(Embedding):
 
 @dataclass
 class _Stages:
-    """Seconds per stage, records and bytes read, added up by the threads of one unit."""
+    """Seconds per stage, records and bytes read, and unusable labels by kind, added up by a unit's threads."""
 
     read: float = 0.0
     decode: float = 0.0
     embed: float = 0.0
     rows_read: int = 0
     input_bytes: int = 0
+    unusable: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_decode(self, seconds: float) -> None:
@@ -88,6 +90,8 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
             write_seconds=writer.seconds,
             wall_seconds=time.perf_counter() - started,
             engine=engine.description,
+            labels_unusable=stages.unusable.total(),
+            labels_unusable_why=", ".join(sorted(stages.unusable)),
         )
         writer.commit(report)
     return report
@@ -145,6 +149,8 @@ def _decode_ahead(
                     put(record)
                 else:
                     stages.input_bytes += len(record.data)
+                    if record.unusable:
+                        stages.unusable[record.unusable] += 1
                     budget.take(len(record.data), stopped)
                     put(pool.submit(decode, record))
                 before = time.perf_counter()

@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from transforms.declared import Bound
 from transforms.text import clean
@@ -18,9 +19,9 @@ SIDES = {
 _SIDE = re.compile(rf"({'|'.join(SIDES)})(?:[_ -]?(?:set|data|images|imgs))?(?:20\d\d|\d)?")
 # Folders in which data sets keep the images of a class or a side.
 HOLDERS = frozenset(["image", "images", "img", "imgs", "data", "dataset", "jpegimages"])
-# A folder of a partitioned data set says the column and the value: `label=cat`.
+# Columns that hold a label, and the folders of a partitioned data set: `label=cat`.
 LABEL_NAMES = ("label", "labels", "class", "category")
-_PARTITION = re.compile(rf"(?:{'|'.join(LABEL_NAMES)})=(.*)", re.IGNORECASE)
+_NO_VALUE = ("", "__HIVE_DEFAULT_PARTITION__")
 REGEX = "regex:"
 RULES = ("folder", "parent", "grandparent", "none")
 
@@ -60,15 +61,19 @@ def side_of(folder: str) -> str | None:
     return SIDES[match.group(1)] if match else None
 
 
-def partition_label(name: str) -> str | None:
-    """Returns `cat` for a folder called `label=cat`, None for one of another kind."""
-    match = _PARTITION.fullmatch(name)
-    if not match or match.group(1) in ("", "__HIVE_DEFAULT_PARTITION__"):
-        return None
-    from urllib.parse import unquote
+def partition_value(path: str, column: str) -> str | None:
+    """Returns `cat` where a folder of a path is called `label=cat` and the column is `label`, else None."""
+    for folder in path.split("/")[:-1]:
+        name, equals, value = folder.partition("=")
+        if equals and name.casefold() == column.casefold() and value not in _NO_VALUE:
+            # Spark and pandas write what a path can't hold as %3A.
+            return unquote(value)
+    return None
 
-    # Spark and pandas write what a path can't hold as %3A.
-    return unquote(match.group(1))
+
+def partition_label(path: str) -> str | None:
+    """Returns the value of the folder in a path that is called like a column of labels, such as `label=cat`."""
+    return next(filter(None, (partition_value(path, name) for name in LABEL_NAMES)), None)
 
 
 def _is_rule(text: str) -> bool:
@@ -123,7 +128,7 @@ def _names(folder: str) -> list[str]:
 def _text(name: str | None) -> str | None:
     if name is None:
         return None
-    return clean(partition_label(name) or name)
+    return clean(partition_label(f"{name}/") or name)
 
 
 def _by_folder(places: Iterable[Place]) -> dict[Place, Said]:

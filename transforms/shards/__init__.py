@@ -1,9 +1,12 @@
 """Image shards, one module per format behind one face: find them, split them into units, read a unit."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 from transforms.errors import FeaturemillError
+from transforms.labels.folders import partition_value
+from transforms.labels.values import as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import files
 from transforms.shards.detect import FORMATS
@@ -54,10 +57,21 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
         FeaturemillError: The shard has vanished, or its disk or store fails.
     """
     try:
-        images = files.read(unit) if unit.shard.is_listing else FORMATS[unit.shard.format].read(unit)
+        images = files.read(unit) if unit.shard.is_listing else _read_shard(unit)
         yield from islice(images, unit.limit)
     except OSError as error:
         raise _unreadable(unit.shard, error) from error
+
+
+def _read_shard(unit: Unit) -> Iterator[EncodedImage | Failure]:
+    """Yields the images of a shard, with the label that a folder of its path gives to all of them, if one does."""
+    shard = unit.shard
+    read_format = FORMATS[shard.format].read
+    if not shard.label_field.endswith("="):
+        return read_format(unit)
+    label = as_label(partition_value(shard.file.uri, shard.label_field[:-1]))[0]
+    images = read_format(replace(unit, shard=replace(shard, label_field="")))
+    return (replace(image, label=label) if isinstance(image, EncodedImage) else image for image in images)
 
 
 def _unreadable(shard: Shard, error: OSError) -> FeaturemillError:

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from transforms import storage
@@ -19,7 +19,10 @@ PREDICTIONS = "predictions"
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over units; `rows_read = rows_embedded + rows_failed`."""
+    """Sums over units; `rows_read = rows_embedded + rows_failed`.
+
+    What has a default an earlier version didn't count; it is on disk only where it counted something.
+    """
 
     units: int
     rows_read: int
@@ -30,6 +33,7 @@ class Totals:
     decode_seconds: float
     embed_seconds: float
     write_seconds: float
+    labels_unusable: int = 0
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,20 @@ class Manifest:
             KeyError, TypeError: Its totals aren't such.
         """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        totals = values["totals"] and Totals(**{f.name: values["totals"][f.name] for f in fields(Totals)})
+        totals = values["totals"] and Totals(
+            **{f.name: values["totals"][f.name] for f in fields(Totals) if f.name in values["totals"]}
+        )
         return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object that is on disk."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("updated", "stored")}
         values["spec"] = self.stored.get("spec") or json.loads(self.spec.to_json())
-        values["totals"] = asdict(self.totals) if self.totals else None
+        values["totals"] = self.totals and {
+            f.name: getattr(self.totals, f.name)
+            for f in fields(Totals)
+            if f.default is MISSING or getattr(self.totals, f.name) != f.default
+        }
         updated = {"updated": self.updated} if self.updated else {}
         return {**self.stored, "schema_version": SCHEMA_VERSION, **values, **updated}
 

@@ -37,8 +37,13 @@ def read_units(output: str) -> list[UnitReport]:
         with storage.open_read(uri) as file:
             batches = pq.ParquetFile(file).iter_batches(columns=[f.name for f in fields(UnitReport)])
             # By columns: a million rows as dictionaries would take two gigabytes.
-            columns = ([column.to_pylist() for column in batch.columns] for batch in batches)
-            return [UnitReport(*row) for some in columns for row in zip(*some, strict=True)]
+            columns = ((batch.schema.names, [column.to_pylist() for column in batch.columns]) for batch in batches)
+            # By name: what an earlier version didn't count isn't there.
+            return [
+                UnitReport(**dict(zip(names, row, strict=True)))
+                for names, some in columns
+                for row in zip(*some, strict=True)
+            ]
     except (OSError, TypeError, pa.ArrowException) as error:
         raise FeaturemillError(
             f"cannot read {uri}: {one_line(error)}; delete it and run featuremill extract again"
