@@ -163,31 +163,31 @@ def _descend(places: Sequence[tuple[Place, list[str]]], split: str | None, said:
 
 
 def _is_no_class(name: str) -> bool:
-    return side_of(name) is not None or name.casefold() in HOLDERS
+    return side_of(name) is not None or _is_holder(name)
+
+
+def _is_holder(name: str) -> bool:
+    return name.casefold() in HOLDERS
 
 
 def _own_names(said: dict[Place, Said]) -> tuple[dict[Place, Said], set[str]]:
     """Returns what is said about folders given by themselves, side by side; and the folders that these lie in."""
-    groups: dict[str, dict[str, list[Place]]] = defaultdict(lambda: defaultdict(list))
     labelled = {place.root for place in said if said[place].label is not None}
+    groups: dict[str, dict[str, list[Place]]] = defaultdict(lambda: defaultdict(list))
     for place in said:
-        root = place.root or ""
-        # The images lie in it, or in `images` in it.
-        if root in labelled or not root.strip("/") or any(side_of(name) for name in place.below):
-            continue
-        parent, _, name = root.rpartition("/")
-        above, _, parent_name = parent.rpartition("/")
-        if side_of(name) is None:
-            groups[above if side_of(parent_name) else parent][root].append(place)
+        # The images lie in it, or in `images` in it; in a side of it there is no class.
+        if place.root and place.root not in labelled and not any(map(side_of, place.below)):
+            # Of `n01/images` and `n02/images` the class is what differs.
+            folder = _parent(place.root) if _is_holder(_last(place.root)) else place.root
+            if side_of(_last(folder)) is None:
+                above = _parent(folder)
+                groups[_parent(above) if side_of(_last(above)) else above][folder].append(place)
     own: dict[Place, Said] = {}
     parents = set()
-    for roots in groups.values():
-        if len(roots) < 2 or all(root.rpartition("/")[2].casefold() in HOLDERS for root in roots):
-            continue
-        for root, some in roots.items():
-            parent, _, name = root.rpartition("/")
-            parents.add(parent)
-            own |= {place: Said(_text(name), side_of(parent.rpartition("/")[2])) for place in some}
+    for folders in groups.values():
+        for folder, some in folders.items() if len(folders) > 1 else ():
+            parents.add(_parent(folder))
+            own |= {place: Said(_text(_last(folder)), side_of(_last(_parent(folder)))) for place in some}
     return own, parents
 
 
@@ -200,7 +200,7 @@ def _of_named(places: Sequence[Place], parents: set[str]) -> dict[Place, Said]:
     """
     said = {}
     # `tiny/*/images/*`: the class is what differs.
-    holders = {place.folder for place in places if _last(place.folder).casefold() in HOLDERS}
+    holders = {place.folder for place in places if _is_holder(_last(place.folder))}
     above = {_parent(folder) for folder in holders}
     classes = {place: _parent(place.folder) if place.folder in holders else place.folder for place in places}
     names = {_last(folder) for place, folder in classes.items() if place.folder not in parents}
