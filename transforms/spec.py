@@ -15,8 +15,9 @@ DEFAULT_FEATURE = "embedding=block5_pool:avg"
 # Block 1 of a single image of this size takes 1 GiB.
 _FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 2048: one image would take gigabytes")
 
-# The columns that every part has before its features.
+# The columns that every part has before its features; and those between the two that parts of earlier OUTs lack.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
+ADDED_COLUMNS = ("split",)
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,9 @@ def parse_feature(text: str) -> Feature:
     name, tap, pool = match.groups()
     if pool not in POOLS:
         raise UsageError(f"feature {text!r}: no pooling {pool!r}{did_you_mean(pool, POOLS)}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS + ADDED_COLUMNS:
         raise UsageError(
             f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
-            f"and none of {', '.join(ROW_COLUMNS)}"
+            f"and none of {', '.join(ROW_COLUMNS + ADDED_COLUMNS)}"
         )
     return Feature(name, tap, pool)

@@ -29,11 +29,13 @@ class Job(Embedding):
         output: OUT.
         sizes: {feature name: D}.
         batch_size: N of a batch; the engine's fixed shape.
+        added_columns: Which of `spec.ADDED_COLUMNS` OUT has.
     """
 
     output: str
     sizes: dict[str, int]
     batch_size: int
+    added_columns: tuple[str, ...] = ()
 
 
 @dataclass
@@ -63,7 +65,8 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     started = time.perf_counter()
     stages = _Stages()
     unit = load_files(job.output, planned)
-    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes) as writer:
+    added = job.added_columns
+    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes, added=added) as writer:
         progress = _Progress(writer)
         images = _decode_ahead(shards.read(unit), job, stages, threads=decode_threads(engine))
         for batch in _batches(images, engine, writer):

@@ -8,7 +8,7 @@ from typing import Any
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.spec import FeatureSpec
+from transforms.spec import ADDED_COLUMNS, FeatureSpec
 from transforms.store.layout import write_file
 from transforms.text import one_line
 
@@ -52,6 +52,7 @@ class Manifest:
         engines: Which engines embedded the units.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         versions: Of the libraries that made it.
+        added_columns: Which of `spec.ADDED_COLUMNS` the parts have; an OUT begun without them goes on without them.
         updated: When it was written, UTC.
         stored: The JSON that it was read from; what this version doesn't know of it is written again as it was.
     """
@@ -67,6 +68,7 @@ class Manifest:
     engines: list[str] = field(default_factory=list)
     repeats: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
+    added_columns: list[str] = field(default_factory=list)
     updated: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -97,6 +99,8 @@ class Manifest:
             for f in fields(Totals)
             if f.default is MISSING or getattr(self.totals, f.name) != f.default
         }
+        if not self.added_columns:
+            del values["added_columns"]
         updated = {"updated": self.updated} if self.updated else {}
         return {**self.stored, "schema_version": SCHEMA_VERSION, **values, **updated}
 
@@ -182,6 +186,7 @@ def new_manifest(
         weights_are_random=weights_are_random,
         sample_limit=limit,
         versions=versions,
+        added_columns=list(ADDED_COLUMNS),
     )
 
 

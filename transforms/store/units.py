@@ -66,10 +66,13 @@ def _decisive(listed: ListedFile) -> dict:
     return values
 
 
-def _schema() -> pa.Schema:
+def _schema(planned: Sequence[PlannedUnit]) -> pa.Schema:
     # Bytes, because a local file's name need not be text.
     file = [("uri", pa.binary()), ("size", pa.int64()), ("version", pa.string())]
     shard = [("format", pa.string()), ("compression", pa.string())]
+    # Only where there are sides: the plan of an OUT without them stays as it was.
+    has_split = any(listed.split is not None for p in planned for listed in p.unit.files)
+    split = [("split", pa.string())] if has_split else []
     fields = [("image_field", pa.string()), ("label_field", pa.string()), ("name_field", pa.string())]
     return pa.schema(
         [
@@ -82,7 +85,7 @@ def _schema() -> pa.Schema:
             ("first_index", pa.int64()),
             ("input_bytes", pa.int64()),
             ("limit", pa.int64()),
-            ("files", pa.list_(pa.struct([*file, ("label", pa.string())]))),
+            ("files", pa.list_(pa.struct([*file, ("label", pa.string()), *split]))),
         ]
     )
 
@@ -102,7 +105,7 @@ def _row(planned: PlannedUnit) -> dict:
         "first_index": unit.first_index,
         "input_bytes": unit.input_bytes,
         "limit": unit.limit,
-        "files": [{**_file_row(listed.file), "label": listed.label} for listed in unit.files],
+        "files": [{**_file_row(listed.file), "label": listed.label, "split": listed.split} for listed in unit.files],
     }
 
 
@@ -117,14 +120,14 @@ def _file(row: dict) -> FileInfo:
 def _planned(row: dict) -> PlannedUnit:
     file = _file(row)
     shard = Shard(file, row["format"], row["compression"], row["image_field"], row["label_field"], row["name_field"])
-    files = tuple(ListedFile(_file(f), f["label"]) for f in row["files"] or ())
+    files = tuple(ListedFile(_file(f), f["label"], f.get("split")) for f in row["files"] or ())
     unit = Unit(shard, row["start"], row["stop"], row["first_index"], row["input_bytes"], row["limit"], files)
     return PlannedUnit(row["unit_id"], unit)
 
 
 def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
     """Writes OUT's plan, whole and at once."""
-    schema = _schema()
+    schema = _schema(planned)
     buffer = io.BytesIO()
     # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.
     rows_per_group = 8 if any(p.unit.files for p in planned) else 65_536
@@ -142,7 +145,7 @@ def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
         The chunks of the file, in order: what a graph has as elements, so that its size doesn't grow with the units'.
     """
     uri = storage.join(output, "_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet")
-    schema = _schema()
+    schema = _schema([])
     starts = range(0, len(planned), CHUNK_UNITS)
     with storage.open_write(uri) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for start in starts:
