@@ -1,9 +1,10 @@
 """The plan and the result of a run, in words and numbers."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.extraction.labels import count_labels, describe_labels, look_at_labels, summarise_labels, why_unusable
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
@@ -34,6 +35,9 @@ class Summary:
         stored_bytes: Of the Parquet parts.
         engines: Which engines embedded this run's units.
         skipped: Files met in folders that are neither images nor shards.
+        labels: {label: rows} over all of OUT.
+        unlabelled: Rows without a label.
+        labels_unusable_why: What the labels are that can't be used; `totals` has their number.
     """
 
     output: str
@@ -49,6 +53,9 @@ class Summary:
     stored_bytes: int
     engines: tuple[str, ...]
     skipped: int
+    labels: dict[str, int] = field(default_factory=dict)
+    unlabelled: int = 0
+    labels_unusable_why: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return summary_text(self)
@@ -84,8 +91,7 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:
         lines.append(f"note     {counted(len(found.skipped), 'other file')} passed over: {_some(found.skipped)}")
-    if found.files and all(listed.label is None for listed in found.files):
-        lines.append("note     no image file has a label; for labels, name the folder above a folder per class")
+    lines += describe_labels(look_at_labels(found, options.fields), options, found)
     if plan.stale:
         lines.append(
             f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
@@ -121,6 +127,7 @@ def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) 
     todo = {planned.unit_id for planned in plan.todo}
     fresh = [report for report in output.reports if report.unit_id in todo] if todo else []
     manifest = output.manifest
+    counts = count_labels(output)
     return Summary(
         output=output.folder,
         fingerprint=manifest.fingerprint,
@@ -135,6 +142,9 @@ def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) 
         stored_bytes=output.stored_bytes([planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
         skipped=skipped,
+        labels={label: counts[label] for label in sorted(label for label in counts if label is not None)},
+        unlabelled=counts[None],
+        labels_unusable_why=why_unusable(report.labels_unusable_why for report in output.reports),
     )
 
 
@@ -163,6 +173,11 @@ def summary_text(summary: Summary) -> str:
         lines.append(f"engine   {', '.join(summary.engines)}")
     lines.append(
         f"output   {counted(totals.units, 'unit')}, {size_text(summary.stored_bytes)} in {readable(summary.output)}"
+    )
+    lines += summarise_labels(
+        {**summary.labels, None: summary.unlabelled},
+        unusable=totals.labels_unusable,
+        why=summary.labels_unusable_why,
     )
     lines += _cautions(summary)
     return "\n".join(lines)

@@ -24,6 +24,7 @@ __all__ = [
     "Fields",
     "Found",
     "find",
+    "look_at_labels",
     "read",
     "slice_files",
     "split",
@@ -61,6 +62,34 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
         yield from islice(images, unit.limit)
     except OSError as error:
         raise _unreadable(unit.shard, error) from error
+
+
+def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list[str | None], bool]:
+    """Returns the labels of a shard's first images, and whether these are all of them.
+
+    Args:
+        shard: Where to look.
+        records: At most so many.
+        most_bytes: No further image is read after so many bytes, where images must be read to get at labels.
+
+    Raises:
+        FeaturemillError: The shard can't be read.
+    """
+    look = FORMATS[shard.format].look
+    try:
+        if look and not shard.label_field.endswith("="):
+            return look(shard, records)
+        labels: list[str | None] = []
+        images = _read_shard(Unit(shard))
+        for image in images:
+            if len(labels) >= records or most_bytes <= 0:
+                return labels, False
+            if isinstance(image, EncodedImage):
+                labels.append(image.label)
+                most_bytes -= len(image.data)
+        return labels, True
+    except OSError as error:
+        raise _unreadable(shard, error) from error
 
 
 def _read_shard(unit: Unit) -> Iterator[EncodedImage | Failure]:

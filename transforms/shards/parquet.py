@@ -358,6 +358,26 @@ def narrow(unit: Unit, positions: Sequence[int]) -> Iterator[tuple[Unit, int]]:
         yield replace(unit, start=metadata.num_row_groups, stop=metadata.num_row_groups), len(positions) - at
 
 
+def look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
+    """Returns the labels of the first records, and whether there are no more; only their column is read."""
+    with storage.open_read(shard.file.uri) as file:
+        watched = _Watched(file)
+        try:
+            parquet = _open(watched)
+            rows = parquet.metadata.num_rows
+            if not shard.label_field or _why_unusable(parquet.schema_arrow, shard.label_field):
+                return [None] * min(rows, records), rows <= records
+            names, labels = _class_names(parquet, shard.label_field), []
+            with _damage(watched):
+                for batch in parquet.iter_batches(_BATCH_ROWS, columns=[shard.label_field], use_threads=False):
+                    labels += [_label(_value(value), names)[0] for value in _column(batch, shard.label_field)]
+                    if len(labels) >= records:
+                        break
+        except _DamagedError:
+            return [], False
+    return labels[:records], rows <= records
+
+
 def _count(shard: Shard) -> int | None:
     try:
         with storage.open_read(shard.file.uri) as file:
@@ -377,5 +397,6 @@ FORMAT = Format(
     split=split,
     read=read,
     narrow=narrow,
+    look=look,
     count=_count,
 )

@@ -54,7 +54,7 @@ def test_the_projector_gets_every_row_on_a_line_of_its_own(tmp_path, matrix):
     cells = [line.split("\t") for line in lines]
     assert head.split("\t") == [name for name in ROW_COLUMNS + ADDED_COLUMNS if name != "sha256"]
     assert [row[0].split()[0] for row in cells] == list(map(str, range(60)))
-    assert all(row[0].endswith(r"\t\n\r end") and len(row) == 6 for row in cells)
+    assert all(row[0].endswith(r"\t\n\r end") and len(row) == 7 for row in cells)
     assert [row[1] for row in cells[:4]] == [r"x\ty", "", "", "ü"]
     assert 'tensor_name: "embedding"' in (tmp_path / "copy/projector_config.pbtxt").read_text()
 
