@@ -18,8 +18,9 @@ _FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 204
 # The version of the rules in `images.modes`: one more whenever an image's pixels become others by them.
 PIXEL_RULES = 2
 
-# The columns that every part has before its features.
+# The columns that every part has before its features; and those between the two that parts of earlier OUTs lack.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
+ADDED_COLUMNS = ("split",)
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,9 @@ def parse_feature(text: str) -> Feature:
     name, tap, pool = match.groups()
     if pool not in POOLS:
         raise UsageError(f"feature {text!r}: no pooling {pool!r}{did_you_mean(pool, POOLS)}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS + ADDED_COLUMNS:
         raise UsageError(
             f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
-            f"and none of {', '.join(ROW_COLUMNS)}"
+            f"and none of {', '.join(ROW_COLUMNS + ADDED_COLUMNS)}"
         )
     return Feature(name, tap, pool)

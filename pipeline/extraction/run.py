@@ -111,6 +111,9 @@ def _extract(
     if options.overwrite:
         output.clear()
     manifest = check_output(output, options, spec, weights)
+    if "split" not in manifest.added_columns:
+        # An OUT begun before there were sides goes on without them.
+        found = replace(found, files=tuple(replace(listed, split=None) for listed in found.files))
     plan = make_plan(
         output,
         found,
@@ -125,7 +128,7 @@ def _extract(
     plan = _settle(plan, output, options, spec)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
-    job = options.job(weights)
+    job = replace(options.job(weights), added_columns=tuple(manifest.added_columns))
     started, began = time.perf_counter(), time.time()
     if plan.todo or plan.remove or plan.dropped or not output.is_whole:
         begin_output(output, manifest, plan)
