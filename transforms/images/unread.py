@@ -2,9 +2,9 @@
 
 import re
 
-_PLAIN = "convert it to JPEG or PNG"
-_RAW = "develop it to JPEG or to TIFF of 16 bits, such as with darktable-cli or dcraw_emu"
-_DICOM = "convert it to PNG of 16 bits, such as with dcmj2pnm +on2"
+_PLAIN = "convert them to JPEG or PNG"
+_RAW = "develop them to JPEG or to TIFF of 16 bits, such as with darktable-cli or dcraw_emu"
+_DICOM = "convert them to PNG of 16 bits, such as with dcmj2pnm +on2"
 _CAMERA_RAW = "camera RAW"
 
 # By their first bytes, from the place named.

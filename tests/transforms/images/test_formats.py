@@ -250,7 +250,7 @@ def test_formats_that_are_not_read_are_named(data, name, words):
     error = fail(data, name=name)
     assert error.reason == "unsupported"
     assert f"{words} files aren't read" in str(error) or f"{words} (camera RAW) files aren't read" in str(error)
-    assert "convert it to" in str(error) or "develop it to" in str(error)
+    assert "convert them to" in str(error) or "develop them to" in str(error)
 
 
 def test_every_ending_of_a_picture_that_is_not_read_has_a_name():
