@@ -52,7 +52,9 @@ UNREAD_EXTENSIONS = frozenset(
         *("psd", "psb", "xcf", "svg", "svgz", "eps", "wmf", "emf", "dcm", "dicom", "fits", "fit", "fts", "djvu"),
     ]
 )
+# Why a file is passed over, where that is all there is to say.
 HIDDEN = "hidden"
+BY_NAME = "neither image nor shard by its name"
 # What stands behind the ending where a name was made from an address, or a copy was numbered.
 _BEHIND = re.compile(
     rf"\.({'|'.join(sorted(IMAGE_EXTENSIONS))})(\?.*|[^a-z0-9./?][^./]*|\.\d+)$", re.IGNORECASE | re.DOTALL
