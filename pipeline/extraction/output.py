@@ -42,6 +42,8 @@ def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, wei
     if not output.holds_features:
         return new
     manifest = output.manifest
+    if manifest.relocation:
+        raise FeaturemillError(f"{output} is relocated only in part; finish that with {manifest.cure} first")
     if manifest.fingerprint != spec.fingerprint:
         differences = _differences(manifest, spec, weights)
         raise FeaturemillError(
@@ -73,6 +75,18 @@ def _differences(manifest: Manifest, spec: FeatureSpec, weights: Weights) -> lis
     if there.weights != spec.weights:
         lines.append(f"weights {manifest.weights} ({there.weights[:12]}) | {weights.origin} ({spec.weights[:12]})")
     return lines
+
+
+def keep_touched(output: Output, plan: Plan) -> None:
+    """Writes the new times of touched inputs into OUT's plan, so that they aren't compared again, whatever comes next.
+
+    Their units keep their ids, so that their parts go on to count.
+    """
+    now = {planned.unit_id: planned for planned in plan.touched}
+    output.plan = [now.get(planned.unit_id, planned) for planned in output.plan]
+    with output.writing():
+        storage.make_folder(output.path("_tmp"))
+        write_plan(output.folder, output.plan)
 
 
 def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
@@ -166,7 +180,10 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
     if totals.rows_embedded <= REPEATS_UP_TO_ROWS:
         # The footers were read for the reports; `open_features` would read them all again.
         parts = tuple(output.path("features", name) for name in output.listing.names)
-        features = Features(output.folder, manifest.spec, manifest.fingerprint, True, parts, totals.rows_embedded)
+        added = tuple(manifest.added_columns)
+        features = Features(
+            output.folder, manifest.spec, manifest.fingerprint, True, parts, totals.rows_embedded, added
+        )
         repeats = find_repeats(features)
     manifest = replace(
         manifest,

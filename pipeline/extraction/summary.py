@@ -1,9 +1,10 @@
 """The plan and the result of a run, in words and numbers."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.extraction.labels import count_labels, describe_labels, look_at_labels, summarise_labels
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
@@ -38,6 +39,8 @@ class Summary:
         engines: Which engines embedded this run's units.
         skipped: Files that were met in folders and are no input; OUT/skipped.parquet lists them.
         skipped_endings: {ending, `no ending` or `hidden`: how many of them}, the commonest first.
+        labels: {label: rows} over all of OUT.
+        unlabelled: Rows without a label.
     """
 
     output: str
@@ -54,7 +57,9 @@ class Summary:
     stored_bytes: int
     engines: tuple[str, ...]
     skipped: int
-    skipped_endings: dict[str, int]
+    skipped_endings: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    unlabelled: int = 0
 
     def __repr__(self) -> str:
         return summary_text(self)
@@ -93,12 +98,16 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         said = sorted(found.skipped, key=lambda each: (each.reason == HIDDEN, each.reason == BY_NAME))
         such = f", such as {readable(said[0].file.uri)} ({clean(said[0].reason)})"
         lines.append(f"note     {skipped_text(len(said), count_by_ending(said))}{such}")
-    if found.files and all(listed.label is None for listed in found.files):
-        lines.append("note     no image file has a label; for labels, name the folder above a folder per class")
+    lines += describe_labels(look_at_labels(found, options.fields), options, found)
     if plan.stale:
         lines.append(
             f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
             f"{_some([s.reason for s in plan.stale])}"
+        )
+    if plan.recognised:
+        lines.append(
+            f"note     {counted(plan.recognised, 'image')} of inputs that were written again have the same bytes: "
+            "their rows are kept"
         )
     if plan.unnamed:
         lines.append(f"note     {plan.unnamed} of them of inputs not named now: an earlier run was asked for them")
@@ -136,6 +145,7 @@ def summarise(output: Output, plan: Plan, *, wall_seconds: float) -> Summary:
     todo = {planned.unit_id for planned in plan.todo}
     fresh = [report for report in output.reports if report.unit_id in todo] if todo else []
     manifest = output.manifest
+    counts = count_labels(output)
     return Summary(
         output=output.folder,
         fingerprint=manifest.fingerprint,
@@ -152,6 +162,8 @@ def summarise(output: Output, plan: Plan, *, wall_seconds: float) -> Summary:
         engines=tuple(sorted({report.engine for report in fresh})),
         skipped=len(output.skipped),
         skipped_endings=count_by_ending(output.skipped),
+        labels={label: counts[label] for label in sorted(label for label in counts if label is not None)},
+        unlabelled=counts[None],
     )
 
 
@@ -181,6 +193,7 @@ def summary_text(summary: Summary) -> str:
     lines.append(
         f"output   {counted(totals.units, 'unit')}, {size_text(summary.stored_bytes)} in {readable(summary.output)}"
     )
+    lines += summarise_labels({**summary.labels, None: summary.unlabelled})
     lines += _cautions(summary)
     return "\n".join(lines)
 

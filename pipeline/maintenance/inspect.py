@@ -78,7 +78,7 @@ class Inspection:
     @property
     def problems(self) -> tuple[str, ...]:
         """The disagreements, and that the run is not finished; empty if all is well."""
-        unfinished = f"the last run did not finish (status {self.manifest.status}): run the same extract command again"
+        unfinished = f"the last run did not finish (status {self.manifest.status}): run {self.manifest.cure} again"
         return self.disagreements if self.finished else (*self.disagreements, unfinished)
 
     @property

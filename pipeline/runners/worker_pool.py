@@ -1,7 +1,7 @@
 """Starts workers for Flink and Spark here, without Docker.
 
-Started by `python -m featuremill.own pipeline.runners.worker_pool --port 50000`, because with `-m pipeline…` Python runs
-a user's own pipeline.py where one lies in the current folder.
+Started by `python -m featuremill.own pipeline.runners.worker_pool --port 50000`, because with `-m pipeline…` Python
+runs a user's own pipeline.py where one lies in the current folder.
 
 Beam's own pool (`apache_beam.runners.worker.worker_pool_main`) serves one TaskManager: it knows workers by an id that
 each TaskManager counts for itself, so when a second one on the same machine has finished, it ends the first one's

@@ -14,6 +14,7 @@ import bracex
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
+from transforms.labels.folders import REGEX, Place, by_pattern, read_folders
 from transforms.records import FileInfo, ListedFile, Shard, SkippedFile
 from transforms.shards.detect import (
     FORMATS,
@@ -64,15 +65,18 @@ class _Candidate:
 
     Attributes:
         file: The file.
-        label: Label if it turns out to be an image.
-        named: Whether an input named it, by itself or by a pattern; else it was met in a folder.
+        roots: The folders in which it was met, as they were given; None stands for an input that named it, by itself or
+            by a pattern.
         hidden: Whether it, or a folder on the way to it, is hidden.
     """
 
     file: FileInfo
-    label: str | None
-    named: bool
+    roots: tuple[str | None, ...]
     hidden: bool = False
+
+    @property
+    def named(self) -> bool:
+        return None in self.roots
 
 
 _DETECT = Fields()
@@ -82,11 +86,10 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT, *, output: str | None 
     """Finds the shards and image files that the inputs name.
 
     Args:
-        inputs: Any mix of shard files, image files, folders (walked; an image's label is its first sub-folder), globs
-            (`*`, `?`, `[…]`, `**`), braces (`{000..099}`, `{a,b}`) and `@list.txt`, a file of such inputs, one a line.
-            A local path that exists as it is written wins over its reading as a pattern. An image that isn't met in
-            a folder has the name of its parent folder as its label.
-        fields: Where in the shards the images, labels and names are.
+        inputs: Any mix of shard files, image files, folders (which are walked), globs (`*`, `?`, `[…]`, `**`), braces
+            (`{000..099}`, `{a,b}`) and `@list.txt`, a file of such inputs, one a line. A local path that exists as it
+            is written wins over its reading as a pattern.
+        fields: Where in the shards the images, labels and names are, and what gives an image file its label.
         output: A folder that no input may lie in, whatever pattern, list or link leads there.
 
     Raises:
@@ -97,32 +100,44 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT, *, output: str | None 
     candidates: dict[str, _Candidate] = {}
     for candidate in (candidate for several in by_input for candidate in several):
         known = candidates.get(candidate.file.uri)
-        # A file that is met in a folder and named as well counts as named: it may not be skipped. Of several labels
-        # the first counts, but any label is better than none, in whatever order the inputs are given.
         if known is None:
             candidates[candidate.file.uri] = candidate
         else:
-            label = candidate.label if known.label is None else known.label
-            named, hidden = known.named or candidate.named, known.hidden and candidate.hidden
-            candidates[candidate.file.uri] = replace(known, label=label, named=named, hidden=hidden)
+            roots = known.roots + tuple(root for root in candidate.roots if root not in known.roots)
+            candidates[candidate.file.uri] = replace(known, roots=roots, hidden=known.hidden and candidate.hidden)
     # Before looking inside: that a part holds no images would be a strange thing to hear.
     _check_apart(candidates, output)
     inside = _look(candidates.values(), fields)
-    shards, files, skipped = [], [], []
+    shards, images, skipped = [], [], []
     for uri, candidate in candidates.items():
         looked = inside.get(uri)
         if looked is not None and looked.shard is not None:
             shards.append(looked.shard)
         elif looked.kind == "image" if looked is not None else is_picture(uri) and not candidate.hidden:
-            files.append(ListedFile(candidate.file, candidate.label))
+            images.append(candidate)
         else:
             skipped.append(SkippedFile(candidate.file, _why(candidate, looked)))
     _check_each(inputs, by_input, skipped)
     return Found(
         tuple(sorted(shards, key=lambda shard: shard.file.uri)),
-        tuple(sorted(files, key=lambda listed: listed.file.uri)),
+        tuple(sorted(_listed(images, fields.file_labels), key=lambda listed: listed.file.uri)),
         tuple(sorted(skipped, key=lambda each: each.file.uri)),
     )
+
+
+def _listed(images: Sequence[_Candidate], rule: str) -> list[ListedFile]:
+    """Returns image files with what their folders say."""
+    at = [(candidate, candidate.file.uri.rpartition("/")[0]) for candidate in images]
+    said = read_folders(rule, {Place(folder, root) for candidate, folder in at for root in candidate.roots})
+    listed = []
+    for candidate, folder in at:
+        # Of several labels the first counts, but any label is better than none, in whatever order inputs are given.
+        some = [said[Place(folder, root)] for root in candidate.roots]
+        found = next((each for each in some if each.label is not None), some[0])
+        split = next(filter(None, (each.split for each in (found, *some))), None)
+        label = by_pattern(rule, candidate.file.uri) if rule.startswith(REGEX) else found.label
+        listed.append(ListedFile(candidate.file, label, split))
+    return listed
 
 
 def _check_apart(uris: Iterable[str], output: str | None) -> None:
@@ -275,7 +290,7 @@ def _resolve(path: str, base: str) -> list[_Candidate]:
     if storage.is_local(literal) or not is_glob:
         info = storage.stat(literal)
         if info is not None:
-            return [_Candidate(info, _parent(literal), named=True)]
+            return [_Candidate(info, (None,))]
         found = [] if storage.is_local(literal) and not os.path.isdir(literal) else _walk(literal)
         if found or storage.is_folder(literal):
             return found
@@ -285,7 +300,7 @@ def _resolve(path: str, base: str) -> list[_Candidate]:
     relative = storage.is_local(path) and not path.startswith(("/", "~"))
     pattern = storage.join(glob.escape(base), path) if relative else literal
     infos = [replace(info, uri=storage.absolute(info.uri)) for info in storage.match(pattern)]
-    named = [_Candidate(info, _parent(info.uri), named=True) for info in infos if not is_hidden(base_name(info.uri))]
+    named = [_Candidate(info, (None,)) for info in infos if not is_hidden(base_name(info.uri))]
     if storage.is_local(pattern) and "**" not in pattern:
         # Folders too, as when a shell expands the pattern.
         folders = sorted(path for path in glob.iglob(pattern) if os.path.isdir(path))
@@ -296,18 +311,11 @@ def _resolve(path: str, base: str) -> list[_Candidate]:
 
 
 def _walk(folder: str) -> list[_Candidate]:
-    found = []
-    for info in storage.walk(folder):
-        inside = info.uri.removeprefix(folder).lstrip("/")
-        sub_folder, slash, _ = inside.partition("/")
-        label = clean(sub_folder) if slash else None
-        found.append(_Candidate(info, label, named=False, hidden=is_hidden(inside)))
-    return found
-
-
-def _parent(uri: str) -> str | None:
-    parts = uri.split("/")
-    return clean(parts[-2]) or None if len(parts) > 1 else None
+    root = (folder.rstrip("/"),)
+    return [
+        _Candidate(info, root, hidden=is_hidden(info.uri.removeprefix(folder).lstrip("/")))
+        for info in storage.walk(folder)
+    ]
 
 
 def _missing(path: str, literal: str, base: str) -> FeaturemillError:

@@ -17,8 +17,10 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 
 from transforms import storage
+from transforms.labels.folders import LABEL_NAMES, is_no_class, partition_value
+from transforms.labels.values import as_label, as_text
 from transforms.records import EncodedImage, Failure, Shard, Unit
-from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
+from transforms.shards.fields import Fields, missing
 from transforms.shards.format import Format
 from transforms.shards.names import base_name, is_image, is_picture
 from transforms.shards.stream import (
@@ -37,10 +39,6 @@ from transforms.text import clean
 _TEXTS = ("cls", "json")
 # What `Shard.label_field` says besides a member's extension or a key of `.json`; neither can be one.
 _FROM_FOLDER, _NO_LABEL = "/", "/none"
-# Names of folders that hold images of all classes.
-_NO_CLASS = frozenset(["", ".", "..", "train", "training", "val", "valid", "validation", "dev", "test", "testing"])
-_NO_CLASS |= {"image", "images", "img", "imgs", "jpg", "jpeg", "jpegs", "png", "photo", "photos", "picture", "pictures"}
-_NO_CLASS |= {"data", "dataset"}
 # A label is a few bytes; of annotations that large nothing can be one.
 _TEXT_BYTES = 16 << 20
 # A sample of more is handed on in pieces: in `cat.0.jpg`, `cat.1.jpg`, … all have one base name.
@@ -128,7 +126,7 @@ class _Sample:
         for row in rows:
             yield row if isinstance(row, Failure) else self._labelled(row)
         if not self.has_image:
-            if self._gives_label() and not apart.is_joined(self.first.base):
+            if self.gives_label and not apart.is_joined(self.first.base):
                 yield self._lonely()
         elif self.continued or not self.takes_labels:
             yield from map(self._too_late, self._lost(rows))
@@ -187,7 +185,9 @@ class _Sample:
         )
         return failure(self.shard, key=member.name, position=member.offset, error="no image", message=message)
 
-    def _gives_label(self) -> bool:
+    @property
+    def gives_label(self) -> bool:
+        """Whether a member gives a label, usable or not."""
         return any(map(self._text_gives_label, self.texts))
 
     def _text_gives_label(self, name: str) -> bool:
@@ -202,8 +202,6 @@ class _Sample:
     def _labelled(self, row: EncodedImage) -> EncodedImage:
         try:
             return replace(row, label=self._label(row))
-        except WrongFieldError:
-            return replace(row, unusable="a list or an object")
         except _UnusableError as error:
             return replace(row, unusable=str(error))
 
@@ -215,7 +213,9 @@ class _Sample:
         if found:
             return _plain(text)
         found, text = self._text("json", row)
-        label = as_text(parse_json(text).get(asked or "label")) if found else None
+        label, why = as_label(parse_json(text).get(asked or "label")) if found else (None, "")
+        if why:
+            raise _UnusableError(why)
         if label is None and self.shard.label_field == _FROM_FOLDER:
             return folder_label(self.shard, _member_name(row))
         return label
@@ -293,7 +293,7 @@ def folder_label(shard: Shard, name: str) -> str | None:
     """Returns the class that a member's folder names: the nearest that isn't one of images of all classes."""
     archive = base_name(shard.file.uri).partition(".")[0].lower()
     folders = name.split("/")[:-1]
-    label = next((f for f in reversed(folders) if f.lower() not in _NO_CLASS and f.lower() != archive), None)
+    label = next((f for f in reversed(folders) if not is_no_class(f) and f.lower() != archive), None)
     return as_text(label)
 
 
@@ -314,8 +314,12 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
         raise missing(shard.file.uri, role="image", wanted=wanted, present=present)
     if fields.label and samples:
         _check_label(shard, samples, fields.label)
-    elif fields.label is None and samples and _is_from_folders(shard, samples):
-        return image, _FROM_FOLDER, ""
+    elif fields.label is None and samples and not any(sample.gives_label for sample in samples):
+        column = next((name for name in LABEL_NAMES if partition_value(shard.file.uri, name) is not None), None)
+        if column:
+            return image, f"{column}=", ""
+        if fields.label_from != "none" and _is_from_folders(shard, samples):
+            return image, _FROM_FOLDER, ""
     return image, shard.label_field, ""
 
 
@@ -353,10 +357,8 @@ def _check_label(shard: Shard, samples: list[_Sample], wanted: str) -> None:
 
 
 def _is_from_folders(shard: Shard, samples: list[_Sample]) -> bool:
-    """Returns whether no member gives a label, as far as can be told, and all first images lie in class folders."""
+    """Returns whether all first images lie in class folders, and no member gives a label, as far as headers tell."""
     rows = [row for sample in samples for row in sample.rows]
-    if any(sample._gives_label() for sample in samples):
-        return False
     return all(folder_label(shard, _member_name(row)) for row in rows) and _survey(shard) == _Survey()
 
 
