@@ -84,7 +84,7 @@ def is_image(name: str) -> bool:
 
 def is_picture(name: str) -> bool:
     """True if it is that of an image, or of a picture of a kind that isn't read."""
-    return extension(name) in UNREAD_EXTENSIONS or is_image(name)
+    return is_image(name) or extension(name) in UNREAD_EXTENSIONS
 
 
 def count_by_ending(skipped: Iterable[SkippedFile]) -> dict[str, int]:
