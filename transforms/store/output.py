@@ -14,18 +14,20 @@ from typing import Any, TypeVar
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.parquet_files import open_parquet
-from transforms.records import FileInfo, UnitReport
-from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, TODO_PREFIX, failures_uri, part_uri
+from transforms.records import FileInfo, SkippedFile, UnitReport
+from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, SKIPPED_FILE, TODO_PREFIX, failures_uri, part_uri
 from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, read_footers
 from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
-from transforms.store.reports import read_units, units_uri, write_units
+from transforms.store.reports import read_skipped, read_units, units_uri, write_skipped, write_units
 from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import one_line
 
 _F = TypeVar("_F", bound="Folder")
 # The names in _tmp of small files, each there for a moment, and of a run's units. The name of a part that is being
 # written begins with its shard's, which may be `plan` too.
-_OWN_NAME = re.compile(rf"((manifest\.json|plan|units\.parquet)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?")
+_OWN_NAME = re.compile(
+    rf"((manifest\.json|plan|(units|skipped)\.parquet)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?"
+)
 # What helps where nothing can be written at all, and where it no longer can.
 ELSEWHERE = "choose another --output or fix the permissions"
 SPACE = "free some space or fix the permissions and run again"
@@ -132,6 +134,17 @@ class Output(Folder):
         names = storage.list_folder(self.path("failures"))
         return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
 
+    @cached_property
+    def skipped(self) -> list[SkippedFile]:
+        """The files that were met in folders and are no input."""
+        return read_skipped(self.folder)
+
+    def write_skipped(self, skipped: list[SkippedFile]) -> None:
+        """Writes the list of skipped files."""
+        storage.make_folder(self.path("_tmp"))
+        write_skipped(self.folder, skipped)
+        self.skipped = skipped
+
     @property
     def reports(self) -> list[UnitReport]:
         """The rows of units.parquet, none if it isn't there yet; read again if another run wrote it since."""
@@ -167,7 +180,8 @@ class Output(Folder):
     @property
     def is_whole(self) -> bool:
         """True if the last run finished, nobody removed its files since, and no compaction was cut off."""
-        there = set(OUTPUT_FILES) <= storage.list_folder(self.folder)
+        # Where no file was skipped, and in an OUT of an earlier version, there is no list of them.
+        there = set(OUTPUT_FILES) - {SKIPPED_FILE} <= storage.list_folder(self.folder)
         return there and self.manifest.is_complete and not self.listing.leftovers
 
     def clear(self) -> None:
@@ -189,7 +203,7 @@ class Output(Folder):
         for name in OUTPUT_FOLDERS:
             storage.remove_tree(self.path(name))
         self.remove_files(reversed(OUTPUT_FILES))
-        self._forget("manifest", "plan", "_reports", "listing", "failed_ids")
+        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped")
 
     def remove_leftovers(self) -> None:
         """Removes the parts whose rows are in a merged one as well: a compaction was cut off."""
