@@ -98,7 +98,7 @@ def relocate(
         raise UsageError(f"--check is {' or '.join(CHECKS)}, not {check}")
     if not moves:
         raise UsageError("no move was given; write OLD=NEW, such as /old/photos=/new/photos")
-    with Output(output).locked(alone=True) as out:
+    with Output(output).locked() as out:
         manifest = out.manifest
         if not out.is_local and not storage.written_as(out.folder, ""):
             raise FeaturemillError(f"{out} is on a file system that can't replace a file; copy it to a disk first")
