@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 
 from transforms.declared import Bound, declared
 from transforms.errors import UsageError
@@ -18,8 +18,9 @@ _FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 204
 # The version of the rules in `images.modes`: one more whenever an image's pixels become others by them.
 PIXEL_RULES = 2
 
-# The columns that every part has before its features.
+# The columns that every part has before its features; and those between the two that parts of earlier OUTs lack.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
+ADDED_COLUMNS = ("split",)
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOptions:
-    """The options that decide the numbers, besides the network, its weights and the features."""
+    """The options that decide the numbers, besides the network, its weights and the features.
+
+    Attributes:
+        pixel_rules: Version of the rules by which images become 8-bit RGB; not an option of commands. A new OUT has the
+            newest; one that is continued, and what is predicted with a head, keep theirs. Specs written before there
+            were versions don't name it, and their fingerprint stays what it was: they have 1.
+    """
 
     image_size: int = declared(224, help="Pixels on a side of what the network sees", bounds=(_FITS_IN_MEMORY,))
     resize: str = declared("squash", help="How an image becomes square", choices=("squash", "crop", "pad"))
@@ -49,6 +56,7 @@ class SpecOptions:
     exif: bool = declared(True, help="Turn images as their EXIF orientation says")
     precision: str = declared("float32", help="Type of the arithmetic", choices=("float32", "bfloat16"))
     dtype: str = declared("float32", help="Type of the stored numbers", choices=("float32", "float16"))
+    pixel_rules: int = PIXEL_RULES
 
 
 @dataclass(frozen=True)
@@ -75,11 +83,7 @@ class FeatureSpec(SpecOptions, Computed):
         backbone: `vgg19` or `vgg16`.
         weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
         features: What is stored, in the order of the columns; all computed in one pass.
-        pixel_rules: Version of the rules by which images become 8-bit RGB. Specs written before there were versions
-            don't name it, so that their fingerprint stays what it was: they have 1.
     """
-
-    pixel_rules: int = field(default=PIXEL_RULES, kw_only=True)
 
     def to_json(self) -> str:
         """Returns the canonical JSON: keys sorted, no blanks."""
@@ -112,9 +116,9 @@ def parse_feature(text: str) -> Feature:
     name, tap, pool = match.groups()
     if pool not in POOLS:
         raise UsageError(f"feature {text!r}: no pooling {pool!r}{did_you_mean(pool, POOLS)}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS + ADDED_COLUMNS:
         raise UsageError(
             f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
-            f"and none of {', '.join(ROW_COLUMNS)}"
+            f"and none of {', '.join(ROW_COLUMNS + ADDED_COLUMNS)}"
         )
     return Feature(name, tap, pool)

@@ -116,7 +116,8 @@ def _views(output: Output, features: Features) -> dict[str, Any]:
 def _rows(features: Features) -> pa.Table | ds.Dataset:
     """Returns the rows with vectors as float32, because DuckDB takes no float16 from Arrow."""
     if not features.parts:
-        return part_schema(replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)).empty_table()
+        spec, sizes = replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)
+        return part_schema(spec, sizes, features.added_columns).empty_table()
     stored = ds.dataset(list(features.parts), format="parquet").schema
     wide = {name: pa.list_(pa.float32(), stored.field(name).type.list_size) for name in features.names}
     schema = pa.schema([field.with_type(wide.get(field.name, field.type)) for field in stored])

@@ -158,7 +158,10 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
     if totals.rows_embedded <= REPEATS_UP_TO_ROWS:
         # The footers were read for the reports; `open_features` would read them all again.
         parts = tuple(output.path("features", name) for name in output.listing.names)
-        features = Features(output.folder, manifest.spec, manifest.fingerprint, True, parts, totals.rows_embedded)
+        added = tuple(manifest.added_columns)
+        features = Features(
+            output.folder, manifest.spec, manifest.fingerprint, True, parts, totals.rows_embedded, added
+        )
         repeats = find_repeats(features)
     manifest = replace(
         manifest,

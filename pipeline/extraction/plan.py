@@ -166,7 +166,7 @@ def incomplete_shards(units: Iterable[Unit]) -> set[str]:
 def _with_survivors(found: shards.Found, units: Sequence[Unit], elsewhere: dict[str, FileInfo]) -> shards.Found:
     """Adds the inputs of these units that still exist, but weren't given."""
     files = {
-        listed.file.uri: ListedFile(elsewhere[listed.file.uri], listed.label)
+        listed.file.uri: replace(listed, file=elsewhere[listed.file.uri])
         for unit in units
         for listed in unit.files
         if listed.file.uri in elsewhere
@@ -269,6 +269,8 @@ def _file_change(old: ListedFile, new: ListedFile | None, elsewhere: dict[str, F
         return _info_change(old.file, elsewhere.get(old.file.uri))
     if old.label != new.label:
         return f"{clean(old.file.uri)} had label {old.label!r}, now {new.label!r}"
+    if old.split != new.split:
+        return f"{clean(old.file.uri)} was on side {old.split!r}, now on {new.split!r}"
     return _info_change(old.file, new.file)
 
 

@@ -103,12 +103,17 @@ def _extract(
     say: Callable[[str], None],
     quiet: bool,
 ) -> Summary | None:
+    if output.holds_features and not options.overwrite:
+        options = replace(options, pixel_rules=output.manifest.spec.pixel_rules)
     spec = options.spec(weights)
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights, arrays={})
     if options.overwrite:
         output.clear()
     manifest = check_output(output, options, spec, weights)
+    if "split" not in manifest.added_columns:
+        # An OUT begun before there were sides goes on without them.
+        found = replace(found, files=tuple(replace(listed, split=None) for listed in found.files))
     plan = make_plan(
         output,
         found,
@@ -123,7 +128,7 @@ def _extract(
     plan = _settle(plan, output, options, spec)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
-    job = options.job(weights)
+    job = replace(options.job(weights), added_columns=tuple(manifest.added_columns))
     started, began = time.perf_counter(), time.time()
     if plan.todo or plan.remove or plan.dropped or not output.is_whole:
         begin_output(output, manifest, plan)

@@ -1,9 +1,10 @@
 """The plan and the result of a run, in words and numbers."""
 
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.extraction.labels import count_labels, describe_labels, look_at_labels, summarise_labels
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
@@ -35,6 +36,8 @@ class Summary:
         stored_bytes: Of the Parquet parts.
         engines: Which engines embedded this run's units.
         skipped: Files met in folders that are neither images nor shards.
+        labels: {label: rows} over all of OUT.
+        unlabelled: Rows without a label.
     """
 
     output: str
@@ -51,6 +54,8 @@ class Summary:
     stored_bytes: int
     engines: tuple[str, ...]
     skipped: int
+    labels: dict[str, int] = field(default_factory=dict)
+    unlabelled: int = 0
 
     def __repr__(self) -> str:
         return summary_text(self)
@@ -86,8 +91,7 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:
         lines.append(f"note     {counted(len(found.skipped), 'other file')} passed over: {_some(found.skipped)}")
-    if found.files and all(listed.label is None for listed in found.files):
-        lines.append("note     no image file has a label; for labels, name the folder above a folder per class")
+    lines += describe_labels(look_at_labels(found, options.fields), options, found)
     if plan.stale:
         lines.append(
             f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
@@ -128,6 +132,7 @@ def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) 
     todo = {planned.unit_id for planned in plan.todo}
     fresh = [report for report in output.reports if report.unit_id in todo] if todo else []
     manifest = output.manifest
+    counts = count_labels(output)
     return Summary(
         output=output.folder,
         fingerprint=manifest.fingerprint,
@@ -143,6 +148,8 @@ def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) 
         stored_bytes=output.stored_bytes([planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
         skipped=skipped,
+        labels={label: counts[label] for label in sorted(label for label in counts if label is not None)},
+        unlabelled=counts[None],
     )
 
 
@@ -172,6 +179,7 @@ def summary_text(summary: Summary) -> str:
     lines.append(
         f"output   {counted(totals.units, 'unit')}, {size_text(summary.stored_bytes)} in {readable(summary.output)}"
     )
+    lines += summarise_labels({**summary.labels, None: summary.unlabelled})
     lines += _cautions(summary)
     return "\n".join(lines)
 

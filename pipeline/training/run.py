@@ -23,7 +23,7 @@ from transforms.heads.model import Model
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
-from transforms.rows.table import DEFAULT_LABEL, Table, open_table
+from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.text import printable, short
 
 # Judged vectors are given to a model by this many bytes.
@@ -96,20 +96,19 @@ def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
 
 
 def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
-    features = partial(open_table, options.features, columns=options.columns, key_column=options.key_column)
-    names = {name: getattr(options, name) for name in ("label_column", "group_column", "split_column")}
+    key_column = options.key_column or DEFAULT_KEY
+    features = partial(open_table, options.features, columns=options.columns, key_column=key_column)
+    names = {"group_column": options.group_column, "split_column": options.split_column}
     if not options.labels:
-        return features(**names), None
+        return features(label_column=options.label_column or DEFAULT_LABEL, **names), None
 
-    labels = read_labels(options.labels, key_column=options.key_column, **names)
-    # What the file has the features needn't have.
-    names = {"label_column": DEFAULT_LABEL}
-    names |= {
-        f"{role}_column": getattr(options, f"{role}_column")
-        for role in ("group", "split")
-        if role not in labels.column_names
-    }
-    return join_labels(features(labels_file=options.labels, **names), labels, options.labels)
+    file = read_labels(options.labels, key_column=options.key_column, label_column=options.label_column, **names)
+    # What the file has the features needn't have; only an update looks whether they do.
+    if options.labels_mode == "replace":
+        names = {name: column for name, column in names.items() if column not in file.columns.values()}
+    table = features(labels_file=options.labels, optional=file.columns.values(), **names)
+    (table,), joined = join_labels([table], file, mode=options.labels_mode)
+    return table, joined
 
 
 def _learning_fits(table: Table, options: TrainOptions) -> bool:
@@ -257,7 +256,8 @@ def _head(
 
 def _split_options(options: TrainOptions) -> dict[str, Any]:
     """Returns what `finetune` needs to split the same rows in the same way again."""
-    names = ("labels", "label_column", "key_column", "group_column", "split_column", "validation", "test", "folds")
+    names = ("labels", "labels_mode", "label_column", "key_column", "group_column", "split_column")
+    names += ("validation", "test", "folds")
     values = asdict(options)
     return {**{name: values[name] for name in names}, "near": options.near_duplicates, "seed": options.settings.seed}
 

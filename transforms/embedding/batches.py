@@ -31,9 +31,9 @@ class Decoded:
         return _failure(self.image, self.sha256, stage=stage, error=error, message=message)
 
     def row(self) -> tuple:
-        """Returns the columns that a part has before its features, in the order of `spec.ROW_COLUMNS`."""
-        image, result = self.image, self.result
-        return image.key, image.label, image.source, image.position, self.sha256, result.width, result.height
+        """Returns what a part has before its features, in the order of `spec.ROW_COLUMNS` and `spec.ADDED_COLUMNS`."""
+        image, size = self.image, (self.result.width, self.result.height)
+        return image.key, image.label, image.source, image.position, self.sha256, *size, image.split
 
 
 def decode_threads(engine: Engine) -> int:

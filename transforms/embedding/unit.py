@@ -12,7 +12,7 @@ from transforms import shards, storage
 from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
-from transforms.records import EncodedImage, Failure, UnitReport
+from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, UnitReport
 from transforms.store.parts import PartWriter
 from transforms.store.units import PlannedUnit, load_files
 from transforms.text import clean
@@ -29,11 +29,13 @@ class Job(Embedding):
         output: OUT.
         sizes: {feature name: D}.
         batch_size: N of a batch; the engine's fixed shape.
+        added_columns: Which of `spec.ADDED_COLUMNS` OUT has.
     """
 
     output: str
     sizes: dict[str, int]
     batch_size: int
+    added_columns: tuple[str, ...] = ()
 
 
 @dataclass
@@ -63,7 +65,8 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     started = time.perf_counter()
     stages = _Stages()
     unit = load_files(job.output, planned)
-    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes) as writer:
+    added = job.added_columns
+    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes, added=added) as writer:
         progress = _Progress(writer)
         images = _decode_ahead(shards.read(unit), job, stages, threads=decode_threads(engine))
         for batch in _batches(images, engine, writer):
@@ -149,6 +152,8 @@ def _decode_ahead(
                     put(record)
                 else:
                     stages.input_bytes += len(record.data)
+                    if record.unusable:
+                        stages.notes[f"{UNUSABLE_LABEL}: {record.unusable}"] += 1
                     budget.take(len(record.data), stopped)
                     put(pool.submit(decode, record))
                 before = time.perf_counter()

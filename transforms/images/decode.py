@@ -110,10 +110,10 @@ def decode_image(data: bytes, spec: FeatureSpec, *, max_pixels: int, name: str =
 
     Args:
         data: Encoded bytes, of one of `FORMATS`.
-        spec: Its `image_size`, `resize`, `interpolation`, `decode` and `exif` are used.
-        name: The image's name or key; its ending names the format of bytes that can't be decoded.
+        spec: Its `image_size`, `resize`, `interpolation`, `decode`, `exif` and `pixel_rules` are used.
         max_pixels: Images with more pixels (width × height) are refused before they are decoded; at most
             `PIXEL_CEILING` has an effect.
+        name: The image's name or key; its ending names the format of bytes that can't be decoded.
 
     Raises:
         ImageError: The image can't be decoded. Nothing else is raised, whatever the bytes.
@@ -167,7 +167,8 @@ def _decode(data: bytes, spec: FeatureSpec, max_pixels: int) -> DecodedImage:
         raise
     except Exception as error:
         explained = _explain(error, max_pixels)
-        raise (explained.reason == "corrupt" and _unread_jpeg(data)) or explained from error
+        kind = _unread_jpeg(data) if explained.reason == "corrupt" else None
+        raise kind or explained from error
     return DecodedImage(pixels, *size, note)
 
 
@@ -176,13 +177,12 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if data.startswith(b"\0\0\1\0"):
         # Pillow decodes icons as it opens them, so their size is looked up beforehand.
         _check_size(_icon_size(data), max_pixels)
-    known = unread.by_content(data)
-    if known:
-        raise ImageError("unsupported", unread.message(known))
     try:
         if data.startswith(jpeg.SIGNATURE):
             # Without a look at the list of further pictures (MPO), which may be broken.
             image = JpegImagePlugin.JpegImageFile(BytesIO(data))
+        elif known := unread.by_content(data):
+            raise ImageError("unsupported", unread.message(known))
         elif data.startswith(tiff.PREFIXES):
             image = tiff.TiffFile(BytesIO(data))
         else:

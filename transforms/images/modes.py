@@ -150,7 +150,10 @@ def _deep_converter(
     def convert(box: tuple[int, int, int, int]) -> Image.Image:
         values = samples.read(image, box)
         colours, missing = _colours(values, samples)
-        finite = np.nan_to_num(colours.astype(np.float64), nan=black, posinf=black, neginf=black)
+        with np.errstate(invalid="ignore"):
+            # Some NaNs are said to be invalid when they are widened.
+            wide = colours.astype(np.float64)
+        finite = np.nan_to_num(wide, nan=black, posinf=black, neginf=black)
         grey = (finite - black) * 255 / (white - black)
         if samples.white_is_zero:
             grey = 255 - grey

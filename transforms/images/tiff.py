@@ -49,6 +49,7 @@ _GREY = {
     (64, _FLOAT): ("F", "F;64NF", "f4"),
 }
 _MULTIPLIED, _IGNORED = 1, 0
+_COMPRESSION, _JPEG = 259, 7
 
 
 class _Layout:
@@ -117,7 +118,7 @@ class TiffFile(TiffImagePlugin.TiffImageFile):
             except SyntaxError as error:
                 if "unknown" in str(error) or "samples per pixel" in str(error):
                     raise NotImplementedError(
-                        f"a TIFF of {layout} isn't read; convert it to 1 or 3 samples of 8 or 16 bits, or of floats"
+                        f"a TIFF of {layout} isn't read; convert it to 1, 3 or 4 samples of 8 or 16 bits"
                     ) from error
                 raise
             return
@@ -167,7 +168,12 @@ def _deep(layout: _Layout, tags: Any) -> tuple[str, str, dict[int, Any], Samples
         if layout.bits == 16 and layout.format in (_UNSIGNED, _SIGNED):
             dtype = "=u2" if layout.format == _UNSIGNED else "=i2"
             return mode, f"{mode};16{_NATIVE}", stand_in, replace(samples, dtype=dtype, alpha=alpha)
-        if kind == (8, _UNSIGNED) and no_data is not None and layout.samples == 3 and tags.get(259, 1) != 7:
+        if (
+            kind == (8, _UNSIGNED)
+            and no_data is not None
+            and layout.samples == 3
+            and _number(tags, _COMPRESSION, 1) != _JPEG
+        ):
             return mode, mode, stand_in, replace(samples, dtype="u1")
     return None
 

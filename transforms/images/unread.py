@@ -17,7 +17,6 @@ _STARTS = (
     (0, b"\xff\x0a", "JPEG XL"),
     (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (0, b"II\xbc\x01", "JPEG XR"),
-    (0, b"\xff\xd8\xff\xf7", "JPEG-LS"),
     (0, b"v/1\x01", "OpenEXR"),
     (0, b"#?RADIANCE", "Radiance HDR"),
     (0, b"#?RGBE", "Radiance HDR"),

@@ -37,8 +37,10 @@ def cautions(counts: Mapping[str | None, int], *, whole: bool = True) -> list[st
 
 def _names_of_something_else(labels: list[str]) -> str:
     """Returns why none of the labels is likely to be a class."""
-    if all(side_of(label) for label in labels):
-        return f"the labels are {_names(labels)}: names of sides, not of classes"
+    sides = [label for label in labels if side_of(label)]
+    # A train is a class beside a bus; beside a test it isn't.
+    if len(sides) == len(labels) or len(set(map(side_of, sides))) > 1:
+        return f"{_names(sides)} {'are' if len(sides) > 1 else 'is'} among the labels: names of sides, not of classes"
     if all(label.strip().casefold() in HOLDERS for label in labels):
         return f"the labels are {_names(labels)}: names of folders that hold images, not of classes"
     # Numbers of one width, filled up with zeros.

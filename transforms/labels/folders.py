@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from urllib.parse import unquote
 
 from transforms.declared import Bound
 from transforms.text import clean
@@ -17,10 +18,10 @@ SIDES = {
 # `train2017`, `test_set`, `val-images` too.
 _SIDE = re.compile(rf"({'|'.join(SIDES)})(?:[_ -]?(?:set|data|images|imgs))?(?:20\d\d|\d)?")
 # Folders in which data sets keep the images of a class or a side.
-HOLDERS = frozenset(["image", "images", "img", "imgs", "data", "dataset", "jpegimages"])
-# A folder of a partitioned data set says the column and the value: `label=cat`.
+HOLDERS = frozenset(["image", "images", "img", "imgs", "data", "dataset", "jpg", "jpeg", "jpegs", "jpegimages", "png"])
+# Columns that hold a label, and the folders of a partitioned data set: `label=cat`.
 LABEL_NAMES = ("label", "labels", "class", "category")
-_PARTITION = re.compile(rf"(?:{'|'.join(LABEL_NAMES)})=(.*)", re.IGNORECASE)
+_NO_VALUE = ("", "__HIVE_DEFAULT_PARTITION__")
 REGEX = "regex:"
 RULES = ("folder", "parent", "grandparent", "none")
 
@@ -60,15 +61,19 @@ def side_of(folder: str) -> str | None:
     return SIDES[match.group(1)] if match else None
 
 
-def partition_label(name: str) -> str | None:
-    """Returns `cat` for a folder called `label=cat`, None for one of another kind."""
-    match = _PARTITION.fullmatch(name)
-    if not match or match.group(1) in ("", "__HIVE_DEFAULT_PARTITION__"):
-        return None
-    from urllib.parse import unquote
+def partition_value(path: str, column: str) -> str | None:
+    """Returns `cat` where a folder of a path is called `label=cat` and the column is `label`, else None."""
+    for folder in path.split("/")[:-1]:
+        name, equals, value = folder.partition("=")
+        if equals and name.casefold() == column.casefold() and value not in _NO_VALUE:
+            # Spark and pandas write what a path can't hold as %3A.
+            return unquote(value)
+    return None
 
-    # Spark and pandas write what a path can't hold as %3A.
-    return unquote(match.group(1))
+
+def partition_label(path: str) -> str | None:
+    """Returns the value of the folder in a path that is called like a column of labels, such as `label=cat`."""
+    return next(filter(None, (partition_value(path, name) for name in LABEL_NAMES)), None)
 
 
 def _is_rule(text: str) -> bool:
@@ -123,7 +128,7 @@ def _names(folder: str) -> list[str]:
 def _text(name: str | None) -> str | None:
     if name is None:
         return None
-    return clean(partition_label(name) or name)
+    return clean(partition_label(f"{name}/") or name)
 
 
 def _by_folder(places: Iterable[Place]) -> dict[Place, Said]:
@@ -149,7 +154,7 @@ def _descend(places: Sequence[tuple[Place, list[str]]], split: str | None, said:
         else:
             said[place] = Said(None, split)
     # `train` beside `bus` and `car` is a class.
-    none_is_a_class = all(_is_no_class(name) for name in branches)
+    none_is_a_class = all(is_no_class(name) for name in branches)
     for name, branch in branches.items():
         if none_is_a_class:
             _descend(branch, side_of(name) or split, said)
@@ -157,32 +162,33 @@ def _descend(places: Sequence[tuple[Place, list[str]]], split: str | None, said:
             said |= {place: Said(_text(name), split) for place, _ in branch}
 
 
-def _is_no_class(name: str) -> bool:
-    return side_of(name) is not None or name.casefold() in HOLDERS
+def is_no_class(name: str) -> bool:
+    """True for a folder that is called like a side, or like what holds images of all classes."""
+    return name in ("", ".", "..") or side_of(name) is not None or _is_holder(name)
+
+
+def _is_holder(name: str) -> bool:
+    return name.casefold() in HOLDERS
 
 
 def _own_names(said: dict[Place, Said]) -> tuple[dict[Place, Said], set[str]]:
     """Returns what is said about folders given by themselves, side by side; and the folders that these lie in."""
-    groups: dict[str, dict[str, list[Place]]] = defaultdict(lambda: defaultdict(list))
     labelled = {place.root for place in said if said[place].label is not None}
+    groups: dict[str, dict[str, list[Place]]] = defaultdict(lambda: defaultdict(list))
     for place in said:
-        root = place.root or ""
-        # The images lie in it, or in `images` in it.
-        if root in labelled or not root.strip("/") or any(side_of(name) for name in place.below):
-            continue
-        parent, _, name = root.rpartition("/")
-        above, _, parent_name = parent.rpartition("/")
-        if side_of(name) is None:
-            groups[above if side_of(parent_name) else parent][root].append(place)
+        # The images lie in it, or in `images` in it; in a side of it there is no class.
+        if place.root and place.root not in labelled and not any(map(side_of, place.below)):
+            # Of `n01/images` and `n02/images` the class is what differs.
+            folder = _parent(place.root) if _is_holder(_last(place.root)) else place.root
+            if side_of(_last(folder)) is None:
+                above = _parent(folder)
+                groups[_parent(above) if side_of(_last(above)) else above][folder].append(place)
     own: dict[Place, Said] = {}
     parents = set()
-    for roots in groups.values():
-        if len(roots) < 2 or all(root.rpartition("/")[2].casefold() in HOLDERS for root in roots):
-            continue
-        for root, some in roots.items():
-            parent, _, name = root.rpartition("/")
-            parents.add(parent)
-            own |= {place: Said(_text(name), side_of(parent.rpartition("/")[2])) for place in some}
+    for folders in groups.values():
+        for folder, some in folders.items() if len(folders) > 1 else ():
+            parents.add(_parent(folder))
+            own |= {place: Said(_text(_last(folder)), side_of(_last(_parent(folder)))) for place in some}
     return own, parents
 
 
@@ -195,11 +201,11 @@ def _of_named(places: Sequence[Place], parents: set[str]) -> dict[Place, Said]:
     """
     said = {}
     # `tiny/*/images/*`: the class is what differs.
-    holders = {place.folder for place in places if _last(place.folder).casefold() in HOLDERS}
+    holders = {place.folder for place in places if _is_holder(_last(place.folder))}
     above = {_parent(folder) for folder in holders}
     classes = {place: _parent(place.folder) if place.folder in holders else place.folder for place in places}
     names = {_last(folder) for place, folder in classes.items() if place.folder not in parents}
-    only_sides = all(_is_no_class(name) for name in names)
+    only_sides = all(is_no_class(name) for name in names)
     for place, folder in classes.items():
         name = _last(folder)
         if only_sides or place.folder in parents or (place.folder in holders and len(above) < 2):

@@ -17,8 +17,10 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 
 from transforms import storage
+from transforms.labels.folders import is_no_class
+from transforms.labels.values import as_label, as_text
 from transforms.records import EncodedImage, Failure, Shard, Unit
-from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
+from transforms.shards.fields import Fields, missing
 from transforms.shards.format import Format
 from transforms.shards.names import base_name, is_image, is_picture
 from transforms.shards.stream import (
@@ -37,10 +39,6 @@ from transforms.text import clean
 _TEXTS = ("cls", "json")
 # What `Shard.label_field` says besides a member's extension or a key of `.json`; neither can be one.
 _FROM_FOLDER, _NO_LABEL = "/", "/none"
-# Names of folders that hold images of all classes.
-_NO_CLASS = frozenset(["", ".", "..", "train", "training", "val", "valid", "validation", "dev", "test", "testing"])
-_NO_CLASS |= {"image", "images", "img", "imgs", "jpg", "jpeg", "jpegs", "png", "photo", "photos", "picture", "pictures"}
-_NO_CLASS |= {"data", "dataset"}
 # A label is a few bytes; of annotations that large nothing can be one.
 _TEXT_BYTES = 16 << 20
 # A sample of more is handed on in pieces: in `cat.0.jpg`, `cat.1.jpg`, … all have one base name.
@@ -202,8 +200,6 @@ class _Sample:
     def _labelled(self, row: EncodedImage) -> EncodedImage:
         try:
             return replace(row, label=self._label(row))
-        except WrongFieldError:
-            return replace(row, unusable="a list or an object")
         except _UnusableError as error:
             return replace(row, unusable=str(error))
 
@@ -215,7 +211,9 @@ class _Sample:
         if found:
             return _plain(text)
         found, text = self._text("json", row)
-        label = as_text(parse_json(text).get(asked or "label")) if found else None
+        label, why = as_label(parse_json(text).get(asked or "label")) if found else (None, "")
+        if why:
+            raise _UnusableError(why)
         if label is None and self.shard.label_field == _FROM_FOLDER:
             return folder_label(self.shard, _member_name(row))
         return label
@@ -268,7 +266,7 @@ def _plain(text: bytes | None) -> str | None:
             return as_text(label)
         except RecursionError:
             pass
-        raise _UnusableError("a list or an object")
+        raise _UnusableError("a list" if label[0] == "[" else "an object")
     return as_text(label)
 
 
@@ -293,8 +291,7 @@ def folder_label(shard: Shard, name: str) -> str | None:
     """Returns the class that a member's folder names: the nearest that isn't one of images of all classes."""
     archive = base_name(shard.file.uri).partition(".")[0].lower()
     folders = name.split("/")[:-1]
-    label = next((f for f in reversed(folders) if f.lower() not in _NO_CLASS and f.lower() != archive), None)
-    return as_text(label)
+    return next((f for f in reversed(folders) if not is_no_class(f) and f.lower() != archive), None)
 
 
 def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:

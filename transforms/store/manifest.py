@@ -9,7 +9,7 @@ from typing import Any
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.spec import FeatureSpec
+from transforms.spec import ADDED_COLUMNS, FeatureSpec
 from transforms.store.layout import write_file
 from transforms.text import clean, one_line
 
@@ -50,6 +50,7 @@ class Manifest:
         engines: Which engines embedded the units.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         versions: Of the libraries that made it.
+        added_columns: Which of `spec.ADDED_COLUMNS` the parts have; an OUT begun without them goes on without them.
         relocation: The moves of a relocation that is under way or was cut off; on disk only then.
         updated: When it was written, UTC.
         stored: The JSON that it was read from; what this version doesn't know of it is written again as it was.
@@ -67,6 +68,7 @@ class Manifest:
     engines: list[str] = field(default_factory=list)
     repeats: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
+    added_columns: list[str] = field(default_factory=list)
     relocation: dict[str, Any] | None = None
     updated: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -92,7 +94,9 @@ class Manifest:
             KeyError, TypeError: Its totals aren't such.
         """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        totals = values["totals"] and Totals(**{f.name: values["totals"][f.name] for f in fields(Totals)})
+        totals = values["totals"] and Totals(
+            **{f.name: values["totals"][f.name] for f in fields(Totals) if f.name in values["totals"]}
+        )
         return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
 
     def to_json(self) -> dict[str, Any]:
@@ -100,12 +104,13 @@ class Manifest:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("updated", "stored")}
         values["spec"] = self.stored.get("spec") or json.loads(self.spec.to_json())
         values["totals"] = asdict(self.totals) if self.totals else None
-        if self.updated:
-            values["updated"] = self.updated
-        found = {**self.stored, "schema_version": SCHEMA_VERSION, **values}
-        if self.relocation is None:
-            del found["relocation"]
-        return found
+        for name in ("relocation", "added_columns", "notes"):
+            # An earlier version's manifest stays as it was.
+            if not values[name]:
+                del values[name]
+        updated = {"updated": self.updated} if self.updated else {}
+        stored = {name: value for name, value in self.stored.items() if name != "relocation"}
+        return {**stored, "schema_version": SCHEMA_VERSION, **values, **updated}
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,7 @@ def new_manifest(
         weights_are_random=weights_are_random,
         sample_limit=limit,
         versions=versions,
+        added_columns=list(ADDED_COLUMNS),
     )
 
 

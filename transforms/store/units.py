@@ -49,7 +49,7 @@ def unit_id(unit: Unit, fingerprint: str) -> str:
     """
     digest = hashlib.sha256(fingerprint.encode())
     if unit.files:
-        digest.update(_JSON.encode([asdict(file) for file in unit.files]).encode())
+        digest.update(_JSON.encode([_decisive(listed) for listed in unit.files]).encode())
     else:
         # By hand: `asdict` copies everything, which takes four fifths of the time of a plan of a million units.
         shard = {**vars(unit.shard), "file": vars(unit.shard.file)}
@@ -61,10 +61,21 @@ def unit_id(unit: Unit, fingerprint: str) -> str:
     return f"{name}-{unit.first_index:09d}-{digest.hexdigest()[:16]}"
 
 
-def _schema() -> pa.Schema:
+def _decisive(listed: ListedFile) -> dict:
+    values = asdict(listed)
+    if listed.split is None:
+        # As before there were sides: the id stays what it was.
+        del values["split"]
+    return values
+
+
+def _schema(planned: Sequence[PlannedUnit]) -> pa.Schema:
     # Bytes, because a local file's name need not be text.
     file = [("uri", pa.binary()), ("size", pa.int64()), ("version", pa.string())]
     shard = [("format", pa.string()), ("compression", pa.string())]
+    # Only where there are sides: the plan of an OUT without them stays as it was.
+    has_split = any(listed.split is not None for p in planned for listed in p.unit.files)
+    split = [("split", pa.string())] if has_split else []
     fields = [("image_field", pa.string()), ("label_field", pa.string()), ("name_field", pa.string())]
     return pa.schema(
         [
@@ -77,7 +88,7 @@ def _schema() -> pa.Schema:
             ("first_index", pa.int64()),
             ("input_bytes", pa.int64()),
             ("limit", pa.int64()),
-            ("files", pa.list_(pa.struct([*file, ("label", pa.string())]))),
+            ("files", pa.list_(pa.struct([*file, ("label", pa.string()), *split]))),
         ]
     )
 
@@ -97,7 +108,7 @@ def _row(planned: PlannedUnit) -> dict:
         "first_index": unit.first_index,
         "input_bytes": unit.input_bytes,
         "limit": unit.limit,
-        "files": [{**_file_row(listed.file), "label": listed.label} for listed in unit.files],
+        "files": [{**_file_row(listed.file), "label": listed.label, "split": listed.split} for listed in unit.files],
     }
 
 
@@ -112,14 +123,14 @@ def _file(row: dict) -> FileInfo:
 def _planned(row: dict) -> PlannedUnit:
     file = _file(row)
     shard = Shard(file, row["format"], row["compression"], row["image_field"], row["label_field"], row["name_field"])
-    files = tuple(ListedFile(_file(f), f["label"]) for f in row["files"] or ())
+    files = tuple(ListedFile(_file(f), f["label"], f.get("split")) for f in row["files"] or ())
     unit = Unit(shard, row["start"], row["stop"], row["first_index"], row["input_bytes"], row["limit"], files)
     return PlannedUnit(row["unit_id"], unit)
 
 
 def write_plan(output: str, planned: Sequence[PlannedUnit], *, relocation: str = "") -> None:
     """Writes OUT's plan, whole and at once; if a relocation changed it, with the token of that."""
-    schema = _schema()
+    schema = _schema(planned)
     buffer = io.BytesIO()
     # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.
     rows_per_group = 8 if any(p.unit.files for p in planned) else 65_536
@@ -138,7 +149,7 @@ def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
         The chunks of the file, in order: what a graph has as elements, so that its size doesn't grow with the units'.
     """
     uri = storage.join(output, "_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet")
-    schema = _schema()
+    schema = _schema([])
     starts = range(0, len(planned), CHUNK_UNITS)
     with storage.open_write(uri) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for start in starts:

@@ -48,7 +48,7 @@ def wait_for_parts(command: subprocess.Popen, output: Path, count: int = 1) -> N
 
 
 def all_readable(output: Path) -> bool:
-    return all(pq.read_table(part).num_columns == 8 for part in (output / "features").glob("*"))
+    return all(pq.read_table(part).num_columns == 9 for part in (output / "features").glob("*"))
 
 
 @pytest.fixture(scope="module")

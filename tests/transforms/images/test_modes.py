@@ -166,6 +166,16 @@ def test_alpha_of_16_bits_lies_over_white(colours):
         assert np.abs(pixels(data) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("deflate", [False, True])
+@pytest.mark.parametrize("values", [RAMP, COLOURS])
+def test_deep_tiffs_are_turned(values, deflate):
+    turned = np.ascontiguousarray(np.rot90(deep(values)))
+    found = decode(tiff(turned, tags={274: 6}, deflate=deflate))
+    assert (found.width, found.height) == (8, 6)
+    expected = np.rint(deep(values) / 257)
+    np.testing.assert_array_equal(found.pixels[1:7], expected if values.ndim == 3 else expected[..., None].repeat(3, 2))
+
+
 def test_a_transparent_colour_of_16_bits_becomes_white():
     values = np.full((6, 8, 3), 300, np.uint16)
     values[0, 0] = (300, 301, 300)
