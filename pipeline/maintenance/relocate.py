@@ -217,7 +217,7 @@ def _check(out: Output, units: dict[str, tuple[Unit, Unit]], check: str, say: Ca
         return len(files), 0
     read = size_text(sum(new.input_bytes for _, new in pairs.values()))
     say(f"comparing the images of {counted(len(files), 'file')} with their stored hashes ({read})")
-    compared = list(compare_contents(out, pairs))
+    compared = list(compare_contents(out, pairs, unread_pass=True))
     _refuse(out, sorted(one.difference for one in compared if one.difference))
     return len(files), sum(one.records for one in compared)
 
