@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipeline.training.facts import describe_data
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import Run, metrics_text, ranking, report_html, verdict
-from transforms import heads
+from transforms import heads, storage
 from transforms.engines.versions import library_versions
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 from transforms.evaluation.split import Split, split
@@ -24,7 +24,11 @@ from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.table import DEFAULT_LABEL, Table, open_table
+from transforms.store.output import Output
 from transforms.text import printable, short
+
+# The column of an OUT with the sides of its folders.
+SPLIT_COLUMN = "split"
 
 # Judged vectors are given to a model by this many bytes.
 _GATHERED_BYTES = 2**23
@@ -63,6 +67,9 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
         FeaturemillError: With the thing, the cause and the cure. HEAD is written whole or not at all.
     """
     check_place(options.output, overwrite=options.overwrite)
+    options, why = with_stored_sides(options)
+    for line in why:
+        say(line)
     table, joined, parts = split_table(options)
     plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
     rows = make_rows(table, plan.cells)
@@ -79,6 +86,32 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
     page = report_html(f"Head {best.run['kind']}", runs, facts)
     save_head(head, options.output, files={"report.html": page.encode()}, overwrite=options.overwrite)
     return Trained(head, runs, facts, options.output)
+
+
+def with_stored_sides(options: TrainOptions) -> tuple[TrainOptions, list[str]]:
+    """Returns the options with the split column of an OUT whose folders gave sides, and what to say about it.
+
+    It is used unless another split was asked for, and if it says for every labelled row where it belongs, and there are
+    rows to train on and others.
+    """
+    told = options.split_column is not None or options.folds is not None or options.test
+    if told or not storage.stat(storage.join(options.features, "manifest.json")):
+        return options, []
+    output = Output(options.features)
+    if SPLIT_COLUMN not in output.manifest.added_columns:
+        return options, []
+    asked = replace(options, split_column=SPLIT_COLUMN)
+    table, _ = _labelled_table(asked)
+    sides = pc.filter(table.sides, table.labels.is_valid())
+    known = set(pc.unique(sides).to_pylist())
+    if known <= {None}:
+        return options, []
+    otherwise = "--split-column '' splits by chance"
+    if None in known or "train" not in known or len(known) < 2:
+        named = ", ".join(sorted(filter(None, known)))
+        lacking = f"{sides.null_count:,} rows have none" if None in known else "there are no others"
+        return options, [f"{'sides':<9}of the folders not used ({named}; {lacking})"]
+    return asked, [f"{'sides':<9}of the folders are used, by column {SPLIT_COLUMN}; {otherwise}"]
 
 
 def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":

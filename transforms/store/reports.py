@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -51,9 +51,10 @@ def read_units(output: str) -> list[UnitReport]:
 
 
 def write_units(output: str, reports: Sequence[UnitReport]) -> None:
-    """Writes units.parquet, one row per unit."""
+    """Writes units.parquet, one row per unit; what no unit counted has no column, as in an OUT made earlier."""
     arrow = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    schema = pa.schema([(f.name, arrow[f.type]) for f in fields(UnitReport)])
+    there = [f for f in fields(UnitReport) if any(getattr(report, f.name) != f.default for report in reports)]
+    schema = pa.schema([(f.name, arrow[f.type]) for f in fields(UnitReport) if f in there or f.default is MISSING])
     buffer = io.BytesIO()
     with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
         for first in range(0, len(reports), UNITS_PER_GROUP):
