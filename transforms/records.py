@@ -1,10 +1,12 @@
 """The small frozen records that travel between the steps. They import nothing of the project but errors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # The format of a listing of image files; shards have those of `transforms.shards.detect.FORMATS`.
 LISTING = "files"
+# How the note on a label begins that is there and can't be used; what it is follows after a colon.
+UNUSABLE_LABEL = "whose label can't be used"
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class ListedFile:
     file: FileInfo
     label: str | None
     split: str | None = None
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that was met in a folder and is no input, with the reason; `hidden` is the whole reason of hidden ones."""
+
+    file: FileInfo
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,9 @@ class UnitReport:
         write_seconds: Encoding the part's rows. The flush to disk comes after the report is written, and isn't in it.
         wall_seconds: From the first byte to the last row.
         engine: Which engine ran, with its device, such as `keras (tensorflow, CPU)`.
-        labels_unusable: Images whose label can't be used, and is null.
-        labels_unusable_why: What these are, such as `-1, a list`.
+        notes: {note: how many of its records it is true of}: what there is to know of records that are no failures. A
+            note reads on after "3 images", such as "whose label can't be used: a list"; reports of earlier
+            versions have none.
     """
 
     unit_id: str
@@ -168,5 +179,4 @@ class UnitReport:
     write_seconds: float
     wall_seconds: float
     engine: str
-    labels_unusable: int = 0
-    labels_unusable_why: str = ""
+    notes: dict[str, int] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from pipeline.cli import exploration, extraction, heads, maintenance
 
 EXIT_INTERRUPTED = 130
 # Commands that commit as they go; the others write at their end.
-_RESUMED = (["extract"], ["predict"], ["compact"])
+_RESUMED = (["extract"], ["predict"], ["compact"], ["relocate"])
 # Of what the system itself says where no module has said it better.
 _CURES = {
     errno.EACCES: "fix the permissions",

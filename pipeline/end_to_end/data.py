@@ -125,7 +125,8 @@ def open_weights(head: Head, features: Features, plan: TuningPlan, options: Fine
 def open_data(head: Head, features: Features, plan: TuningPlan, options: FinetuneOptions) -> TuningData:
     """Opens the rows and splits them as the head's were."""
     recorded = head.split.get("options", {})
-    shared = ("label_column", "key_column", "group_column", "split_column", "validation", "test", "folds")
+    shared = ("labels_mode", "label_column", "key_column", "group_column", "split_column")
+    shared += ("validation", "test", "folds")
     asked = TrainOptions(
         features=options.features,
         output=options.output,

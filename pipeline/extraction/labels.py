@@ -1,7 +1,7 @@
 """The labels of a run, before it and after it: their classes with counts, where they come from, what looks wrong."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -135,22 +135,13 @@ def _count_part(part: str) -> Counter[str | None]:
     return counts
 
 
-def summarise_labels(counts: Mapping[str | None, int], *, unusable: int, why: Sequence[str]) -> list[str]:
-    """Returns the lines of a summary about labels.
-
-    Args:
-        counts: {label: rows} of OUT.
-        unusable: Images whose label can't be used.
-        why: What these labels are.
-    """
+def summarise_labels(counts: Mapping[str | None, int]) -> list[str]:
+    """Returns the lines of a summary about labels, given {label: rows} of OUT."""
     known = {label: count for label, count in counts.items() if label is not None}
     without = counts.get(None, 0)
     lines = [f"labels   {_classes(known)}"] if known else []
     if without and known:
         lines.append(f"note     {counted(without, 'row')} without a label")
-    if unusable:
-        what = f": {', '.join(why)}" if why else ""
-        lines.append(f"note     {counted(unusable, 'label')} can't be used and {_is(unusable)} null{what}")
     return lines + [f"CAUTION  {caution}" for caution in cautions(counts)]
 
 
@@ -162,8 +153,3 @@ def _classes(known: Mapping[str, int]) -> str:
     shown = ", ".join(f"{short(label, _NAME_LENGTH)} {known[label]:,}" for label in sorted(known)[:_NAMED])
     more = ", …" if len(known) > _NAMED else ""
     return f"{len(known):,} class{'es' * (len(known) != 1)}: {shown}{more}"
-
-
-def why_unusable(reasons: Iterable[str]) -> tuple[str, ...]:
-    """Returns each reason of several units once."""
-    return tuple(sorted({part for reason in reasons for part in reason.split(", ") if part}))

@@ -16,7 +16,7 @@ from transforms.store.manifest import Manifest, new_manifest
 from transforms.store.merging import split_part
 from transforms.store.output import ELSEWHERE, Output
 from transforms.store.repeats import REPEATS_UP_TO_ROWS, find_repeats
-from transforms.store.reports import add_up
+from transforms.store.reports import add_notes, add_up
 from transforms.store.units import write_plan
 
 
@@ -38,6 +38,8 @@ def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, wei
     if not output.holds_features:
         return new
     manifest = output.manifest
+    if manifest.relocation:
+        raise FeaturemillError(f"{output} is relocated only in part; finish that with {manifest.cure} first")
     if manifest.fingerprint != spec.fingerprint:
         differences = _differences(manifest, spec, weights)
         raise FeaturemillError(
@@ -69,6 +71,18 @@ def _differences(manifest: Manifest, spec: FeatureSpec, weights: Weights) -> lis
     if there.weights != spec.weights:
         lines.append(f"weights {manifest.weights} ({there.weights[:12]}) | {weights.origin} ({spec.weights[:12]})")
     return lines
+
+
+def keep_touched(output: Output, plan: Plan) -> None:
+    """Writes the new times of touched inputs into OUT's plan, so that they aren't compared again, whatever comes next.
+
+    Their units keep their ids, so that their parts go on to count.
+    """
+    now = {planned.unit_id: planned for planned in plan.touched}
+    output.plan = [now.get(planned.unit_id, planned) for planned in output.plan]
+    with output.writing():
+        storage.make_folder(output.path("_tmp"))
+        write_plan(output.folder, output.plan)
 
 
 def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
@@ -154,6 +168,7 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
         status="complete",
         totals=totals,
         failures=dict(output.failures_by_reason(reports)),
+        notes=add_notes(reports),
         engines=sorted({report.engine for report in reports}),
         repeats=asdict(repeats) if repeats else None,
     )

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.extraction.options import ExtractOptions
-from pipeline.extraction.output import begin_output, check_output, close_output
+from pipeline.extraction.output import begin_output, check_output, close_output, keep_touched
 from pipeline.extraction.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.extraction.progress import Committed, Progress
 from pipeline.extraction.summary import Summary, describe_plan, summarise
@@ -103,6 +103,8 @@ def _extract(
     say: Callable[[str], None],
     quiet: bool,
 ) -> Summary | None:
+    if output.holds_features and not options.overwrite:
+        options = replace(options, pixel_rules=output.manifest.spec.pixel_rules)
     spec = options.spec(weights)
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights, arrays={})
@@ -119,7 +121,10 @@ def _extract(
         # A sample reads whole shards from their start: cutting them all up first would cost more than the sample.
         unit_bytes=sys.maxsize if options.limit else options.unit_bytes,
         workers=options.workers,
+        say=say,
     )
+    if plan.touched:
+        keep_touched(output, plan)
     plan = _settle(plan, output, options, spec)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
@@ -144,9 +149,11 @@ def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSp
     if plan.stale and not options.prune:
         named = "; ".join(stale.reason for stale in plan.stale[:3])
         more = f" and {len(plan.stale) - 3} more" if len(plan.stale) > 3 else ""
+        gone = any(stale.reason.endswith(" is gone") for stale in plan.stale)
+        moved = "; if they were moved, featuremill relocate keeps what was embedded" if gone else ""
         raise FeaturemillError(
             f"{output} holds {len(plan.stale)} parts whose input is no longer what it was: {named}{more}. "
-            "Pass --prune to remove these parts (what is still there is embedded anew)"
+            f"Pass --prune to remove these parts (what is still there is embedded anew){moved}"
         )
     plan = replace(plan, remove=tuple(stale.unit_id for stale in plan.stale))
     if options.retry_failed:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pipeline.extraction.labels import count_labels, describe_labels, look_at_labels, summarise_labels, why_unusable
+from pipeline.extraction.labels import count_labels, describe_labels, look_at_labels, summarise_labels
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
@@ -13,7 +13,7 @@ from transforms.network.weights import Weights
 from transforms.storage import readable
 from transforms.store.manifest import Totals
 from transforms.store.output import Output
-from transforms.store.reports import add_up
+from transforms.store.reports import add_up, note_lines
 from transforms.text import counted, size_text
 
 
@@ -31,13 +31,13 @@ class Summary:
         this_run: Over the units of this run.
         wall_seconds: Of this run's pipeline, start-up included.
         failures: {`stage: error`: count} over all of OUT.
+        notes: {note: records} over all of OUT, see `UnitReport`.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         stored_bytes: Of the Parquet parts.
         engines: Which engines embedded this run's units.
         skipped: Files met in folders that are neither images nor shards.
         labels: {label: rows} over all of OUT.
         unlabelled: Rows without a label.
-        labels_unusable_why: What the labels are that can't be used; `totals` has their number.
     """
 
     output: str
@@ -49,13 +49,13 @@ class Summary:
     this_run: Totals
     wall_seconds: float
     failures: dict[str, int]
+    notes: dict[str, int]
     repeats: dict[str, Any] | None
     stored_bytes: int
     engines: tuple[str, ...]
     skipped: int
     labels: dict[str, int] = field(default_factory=dict)
     unlabelled: int = 0
-    labels_unusable_why: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return summary_text(self)
@@ -96,6 +96,11 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         lines.append(
             f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
             f"{_some([s.reason for s in plan.stale])}"
+        )
+    if plan.recognised:
+        lines.append(
+            f"note     {counted(plan.recognised, 'image')} of inputs that were written again have the same bytes: "
+            "their rows are kept"
         )
     if plan.unnamed:
         lines.append(f"note     {plan.unnamed} of them of inputs not named now: an earlier run was asked for them")
@@ -138,13 +143,13 @@ def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) 
         this_run=add_up(fresh),
         wall_seconds=wall_seconds,
         failures=manifest.failures,
+        notes=manifest.notes,
         repeats=manifest.repeats,
         stored_bytes=output.stored_bytes([planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
         skipped=skipped,
         labels={label: counts[label] for label in sorted(label for label in counts if label is not None)},
         unlabelled=counts[None],
-        labels_unusable_why=why_unusable(report.labels_unusable_why for report in output.reports),
     )
 
 
@@ -174,11 +179,7 @@ def summary_text(summary: Summary) -> str:
     lines.append(
         f"output   {counted(totals.units, 'unit')}, {size_text(summary.stored_bytes)} in {readable(summary.output)}"
     )
-    lines += summarise_labels(
-        {**summary.labels, None: summary.unlabelled},
-        unusable=totals.labels_unusable,
-        why=summary.labels_unusable_why,
-    )
+    lines += summarise_labels({**summary.labels, None: summary.unlabelled})
     lines += _cautions(summary)
     return "\n".join(lines)
 
@@ -187,6 +188,7 @@ def _cautions(summary: Summary) -> list[str]:
     lines = []
     if summary.skipped:
         lines.append(f"note     {counted(summary.skipped, 'file')} passed over, neither images nor shards")
+    lines += [f"note     {line}" for line in note_lines(summary.notes)]
     repeats = summary.repeats or {"keys": 0, "contents": 0}
     if repeats["keys"]:
         lines.append(

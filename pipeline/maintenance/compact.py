@@ -100,7 +100,7 @@ def compact(
 def _complete(output: Output) -> Output:
     if not output.manifest.is_complete:
         raise FeaturemillError(
-            f"{output} is not finished (status {output.manifest.status}); finish it with the same extract command first"
+            f"{output} is not finished (status {output.manifest.status}); finish it with {output.manifest.cure} first"
         )
     return output
 

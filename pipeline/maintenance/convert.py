@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import numpy as np
@@ -13,6 +12,7 @@ from pyarrow import csv
 
 from pipeline.rendering.tables import write_parquet
 from transforms import storage
+from transforms.committed import committed_folder
 from transforms.errors import FeaturemillError, UsageError
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature, open_features
@@ -166,17 +166,13 @@ def _as_width(matrix: np.ndarray, dtype: str, batch: pa.RecordBatch, name: str, 
 
 
 def _write_projector(features: Features, name: str, output: str) -> None:
-    """Writes the folder under a temporary name beside `output`, then moves it there."""
-    parent = os.path.dirname(output)
+    """Writes the folder, whole or not at all."""
     try:
-        with TemporaryDirectory(prefix=f".{os.path.basename(output)}.", dir=parent) as temporary:
-            new = storage.join(temporary, "new")
-            os.mkdir(new)
+        with committed_folder(output) as new:
             _write_tables(features, name, new)
             config = f'embeddings {{ tensor_name: "{name}" tensor_path: "{VECTORS}" metadata_path: "{METADATA}" }}\n'
             with open(storage.join(new, CONFIG), "w", encoding="utf-8") as file:
                 file.write(config)
-            storage.replace_folder(new, output)
     except OSError as error:
         raise FeaturemillError(f"cannot write {output}: {one_line(error)}; choose another --output") from error
 

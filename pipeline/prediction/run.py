@@ -26,7 +26,7 @@ from transforms.predictors import imagenet
 from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import check_weights
-from transforms.rows.table import Table
+from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
 from transforms.store.manifest import PredictionsManifest
 from transforms.store.predictions import Predictions
 
@@ -195,8 +195,10 @@ def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
         "top": min(options.top, len(source.predictor.labels)),
         "probabilities": options.probabilities,
         "labels": options.labels and storage.absolute(options.labels),
-        "label_column": options.label_column,
-        "key_column": options.key_column,
+        "label_column": options.label_column or DEFAULT_LABEL,
+        "key_column": options.key_column or DEFAULT_KEY,
+        # Predictions of earlier versions don't say what they didn't know.
+        **({"labels_mode": options.labels_mode} if options.labels_mode != "replace" else {}),
         "fields": asdict(options.fields),
         "max_pixels": options.max_pixels,
     }
@@ -242,10 +244,10 @@ def _open_features(options: PredictOptions, source: _Source, locations: Sequence
     Raises:
         FeaturemillError: They aren't, or can't be judged by.
     """
-    tables = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
-    notes: dict[str, None] = {}
+    tables, said = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
+    notes = dict.fromkeys(said)
     if source.head is not None:
-        notes = dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
+        notes |= dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
     if options.evaluate:
         check_true_labels(tables, source.predictor)
     return _Opened(tables, tuple(notes))

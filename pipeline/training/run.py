@@ -17,13 +17,13 @@ from pipeline.training.report import Run, metrics_text, ranking, report_html, ve
 from transforms import heads, storage
 from transforms.engines.versions import library_versions
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
-from transforms.evaluation.split import Split, split
+from transforms.evaluation.split import SIDES, Split, split
 from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
-from transforms.rows.table import DEFAULT_LABEL, Table, open_table
+from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.store.output import Output
 from transforms.text import printable, short
 
@@ -67,10 +67,8 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
         FeaturemillError: With the thing, the cause and the cure. HEAD is written whole or not at all.
     """
     check_place(options.output, overwrite=options.overwrite)
-    options, why = with_stored_sides(options)
-    for line in why:
-        say(line)
-    table, joined, parts = split_table(options)
+    options, table, joined = _with_stored_sides(options, say)
+    parts = _split(table, options)
     plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
     rows = make_rows(table, plan.cells)
     facts = describe_data(table, joined, parts, rows)
@@ -88,36 +86,14 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
     return Trained(head, runs, facts, options.output)
 
 
-def with_stored_sides(options: TrainOptions) -> tuple[TrainOptions, list[str]]:
-    """Returns the options with the split column of an OUT whose folders gave sides, and what to say about it.
-
-    It is used unless another split was asked for, and if it says for every labelled row where it belongs, and there are
-    rows to train on and others.
-    """
-    told = options.split_column is not None or options.folds is not None or options.test
-    if told or not storage.stat(storage.join(options.features, "manifest.json")):
-        return options, []
-    output = Output(options.features)
-    if SPLIT_COLUMN not in output.manifest.added_columns:
-        return options, []
-    asked = replace(options, split_column=SPLIT_COLUMN)
-    table, _ = _labelled_table(asked)
-    sides = pc.filter(table.sides, table.labels.is_valid())
-    known = set(pc.unique(sides).to_pylist())
-    if known <= {None}:
-        return options, []
-    otherwise = "--split-column '' splits by chance"
-    if None in known or "train" not in known or len(known) < 2:
-        named = ", ".join(sorted(filter(None, known)))
-        lacking = f"{sides.null_count:,} rows have none" if None in known else "there are no others"
-        return options, [f"{'sides':<9}of the folders not used ({named}; {lacking})"]
-    return asked, [f"{'sides':<9}of the folders are used, by column {SPLIT_COLUMN}; {otherwise}"]
-
-
 def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
     """Opens the features, with labels from a file where one is named, and splits them as the options say."""
     table, joined = _labelled_table(options)
-    parts = split(
+    return table, joined, _split(table, options)
+
+
+def _split(table: Table, options: TrainOptions) -> Split:
+    return split(
         table,
         validation=options.validation,
         test=options.test,
@@ -125,24 +101,50 @@ def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
         seed=options.settings.seed,
         near=options.near_duplicates,
     )
-    return table, joined, parts
+
+
+def _with_stored_sides(
+    options: TrainOptions, say: Callable[[str], None]
+) -> "tuple[TrainOptions, Table, Joined | None]":
+    """Opens the features; the options then name the split column of an OUT whose folders gave sides.
+
+    It is used unless another split was asked for, and if it says for every labelled row where it belongs, and there are
+    rows to train on and others.
+    """
+    told = options.split_column is not None or options.folds is not None or options.test > 0
+    if told or not _has_sides(options.features):
+        return options, *_labelled_table(options)
+    asked = replace(options, split_column=SPLIT_COLUMN)
+    table, joined = _labelled_table(asked)
+    found = pc.unique(pc.filter(table.sides, table.labels.is_valid())).to_pylist()
+    if set(found) <= set(SIDES) and "train" in found and len(found) > 1:
+        say(f"{'sides':<9}as column {SPLIT_COLUMN} says; --split-column '' splits by chance")
+        return asked, table, joined
+    if set(found) > {None}:
+        why = "not all rows with a label have one" if None in found else "none to train on, or no other"
+        say(f"{'sides':<9}by chance, not as column {SPLIT_COLUMN} says: {why}")
+    return options, replace(table, sides=None, sides_from=""), joined
+
+
+def _has_sides(features: str) -> bool:
+    is_output = storage.stat(storage.join(features, "manifest.json")) is not None
+    return is_output and SPLIT_COLUMN in Output(features).manifest.added_columns
 
 
 def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
-    features = partial(open_table, options.features, columns=options.columns, key_column=options.key_column)
-    names = {name: getattr(options, name) for name in ("label_column", "group_column", "split_column")}
+    key_column = options.key_column or DEFAULT_KEY
+    features = partial(open_table, options.features, columns=options.columns, key_column=key_column)
+    names = {"group_column": options.group_column, "split_column": options.split_column}
     if not options.labels:
-        return features(**names), None
+        return features(label_column=options.label_column or DEFAULT_LABEL, **names), None
 
-    labels = read_labels(options.labels, key_column=options.key_column, **names)
-    # What the file has the features needn't have.
-    names = {"label_column": DEFAULT_LABEL}
-    names |= {
-        f"{role}_column": getattr(options, f"{role}_column")
-        for role in ("group", "split")
-        if role not in labels.column_names
-    }
-    return join_labels(features(labels_file=options.labels, **names), labels, options.labels)
+    file = read_labels(options.labels, key_column=options.key_column, label_column=options.label_column, **names)
+    # What the file has the features needn't have; only an update looks whether they do.
+    if options.labels_mode == "replace":
+        names = {name: column for name, column in names.items() if column not in file.columns.values()}
+    table = features(labels_file=options.labels, optional=file.columns.values(), **names)
+    (table,), joined = join_labels([table], file, mode=options.labels_mode)
+    return table, joined
 
 
 def _learning_fits(table: Table, options: TrainOptions) -> bool:
@@ -290,7 +292,8 @@ def _head(
 
 def _split_options(options: TrainOptions) -> dict[str, Any]:
     """Returns what `finetune` needs to split the same rows in the same way again."""
-    names = ("labels", "label_column", "key_column", "group_column", "split_column", "validation", "test", "folds")
+    names = ("labels", "labels_mode", "label_column", "key_column", "group_column", "split_column")
+    names += ("validation", "test", "folds")
     values = asdict(options)
     return {**{name: values[name] for name in names}, "near": options.near_duplicates, "seed": options.settings.seed}
 

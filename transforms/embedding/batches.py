@@ -45,7 +45,7 @@ def decode_record(image: EncodedImage, how: Embedding) -> Decoded | Failure:
     """Decodes one image; one that can't be is a failure."""
     sha256 = hashlib.sha256(image.data).digest()
     try:
-        result = decode_image(image.data, how.spec, max_pixels=how.max_pixels)
+        result = decode_image(image.data, how.spec, max_pixels=how.max_pixels, name=image.key)
     except ImageError as error:
         return _failure(image, sha256, stage="decode", error=error.reason, message=str(error))
     # The encoded bytes aren't needed any more, and a queue of large ones would add up.

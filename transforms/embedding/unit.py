@@ -12,7 +12,7 @@ from transforms import shards, storage
 from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
-from transforms.records import EncodedImage, Failure, UnitReport
+from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, UnitReport
 from transforms.store.parts import PartWriter
 from transforms.store.units import PlannedUnit, load_files
 from transforms.text import clean
@@ -40,14 +40,14 @@ class Job(Embedding):
 
 @dataclass
 class _Stages:
-    """Seconds per stage, records and bytes read, and unusable labels by kind, added up by a unit's threads."""
+    """Seconds per stage, records and bytes read, notes on records, added up by the threads of one unit."""
 
     read: float = 0.0
     decode: float = 0.0
     embed: float = 0.0
     rows_read: int = 0
     input_bytes: int = 0
-    unusable: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_decode(self, seconds: float) -> None:
@@ -70,6 +70,7 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
         progress = _Progress(writer)
         images = _decode_ahead(shards.read(unit), job, stages, threads=decode_threads(engine))
         for batch in _batches(images, engine, writer):
+            stages.notes.update(image.result.note for image in batch if image.result.note)
             before = time.perf_counter()
             rows, vectors = embed_batch(batch, engine, writer.fail, dtype=job.spec.dtype)
             stages.embed += time.perf_counter() - before
@@ -93,8 +94,7 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
             write_seconds=writer.seconds,
             wall_seconds=time.perf_counter() - started,
             engine=engine.description,
-            labels_unusable=stages.unusable.total(),
-            labels_unusable_why=", ".join(sorted(stages.unusable)),
+            notes=dict(stages.notes),
         )
         writer.commit(report)
     return report
@@ -153,7 +153,7 @@ def _decode_ahead(
                 else:
                     stages.input_bytes += len(record.data)
                     if record.unusable:
-                        stages.unusable[record.unusable] += 1
+                        stages.notes[f"{UNUSABLE_LABEL}: {record.unusable}"] += 1
                     budget.take(len(record.data), stopped)
                     put(pool.submit(decode, record))
                 before = time.perf_counter()

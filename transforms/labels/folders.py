@@ -18,7 +18,7 @@ SIDES = {
 # `train2017`, `test_set`, `val-images` too.
 _SIDE = re.compile(rf"({'|'.join(SIDES)})(?:[_ -]?(?:set|data|images|imgs))?(?:20\d\d|\d)?")
 # Folders in which data sets keep the images of a class or a side.
-HOLDERS = frozenset(["image", "images", "img", "imgs", "data", "dataset", "jpegimages"])
+HOLDERS = frozenset(["image", "images", "img", "imgs", "data", "dataset", "jpg", "jpeg", "jpegs", "jpegimages", "png"])
 # Columns that hold a label, and the folders of a partitioned data set: `label=cat`.
 LABEL_NAMES = ("label", "labels", "class", "category")
 _NO_VALUE = ("", "__HIVE_DEFAULT_PARTITION__")
@@ -154,7 +154,7 @@ def _descend(places: Sequence[tuple[Place, list[str]]], split: str | None, said:
         else:
             said[place] = Said(None, split)
     # `train` beside `bus` and `car` is a class.
-    none_is_a_class = all(_is_no_class(name) for name in branches)
+    none_is_a_class = all(is_no_class(name) for name in branches)
     for name, branch in branches.items():
         if none_is_a_class:
             _descend(branch, side_of(name) or split, said)
@@ -162,8 +162,9 @@ def _descend(places: Sequence[tuple[Place, list[str]]], split: str | None, said:
             said |= {place: Said(_text(name), split) for place, _ in branch}
 
 
-def _is_no_class(name: str) -> bool:
-    return side_of(name) is not None or _is_holder(name)
+def is_no_class(name: str) -> bool:
+    """True for a folder that is called like a side, or like what holds images of all classes."""
+    return name in ("", ".", "..") or side_of(name) is not None or _is_holder(name)
 
 
 def _is_holder(name: str) -> bool:
@@ -204,7 +205,7 @@ def _of_named(places: Sequence[Place], parents: set[str]) -> dict[Place, Said]:
     above = {_parent(folder) for folder in holders}
     classes = {place: _parent(place.folder) if place.folder in holders else place.folder for place in places}
     names = {_last(folder) for place, folder in classes.items() if place.folder not in parents}
-    only_sides = all(_is_no_class(name) for name in names)
+    only_sides = all(is_no_class(name) for name in names)
     for place, folder in classes.items():
         name = _last(folder)
         if only_sides or place.folder in parents or (place.folder in holders and len(above) < 2):

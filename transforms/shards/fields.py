@@ -20,14 +20,18 @@ class Fields:
     """The names that the user gave; None means: detect. An empty label or name means: there is none.
 
     Attributes:
-        image: TFRecord feature or Parquet column with the encoded image (`--image-field`). Tar has no such field.
+        image: TFRecord feature or Parquet column with the encoded image (`--image-field`); for tar the ending of the
+            members that are images.
         label: The same for the label; for tar a member's extension or a key of the `.json` member (`--label-field`).
         name: The same for the image's own name (`--name-field`). Tar has no such field.
         label_from: What gives image files their label (`--label-from`); see `transforms.labels.folders`.
     """
 
     image: str | None = declared(
-        None, help="TFRecord key or Parquet column of the image", flags=("--image-field",), unset="detected"
+        None,
+        help="TFRecord key or Parquet column of the image; for tar the ending of its members, such as jpg or seg.png",
+        flags=("--image-field",),
+        unset="detected",
     )
     label: str | None = declared(
         None,
@@ -57,6 +61,10 @@ class Fields:
         return "none" if self.label == "" else self.label_from
 
 
+class NoImageError(FeaturemillError):
+    """A shard of a known format without an image: metadata that lies beside the images, most likely."""
+
+
 def missing(uri: str, *, role: str, wanted: str, present: Collection[str]) -> FeaturemillError:
     """Returns the error for a field that isn't in a shard.
 
@@ -69,9 +77,8 @@ def missing(uri: str, *, role: str, wanted: str, present: Collection[str]) -> Fe
     near = difflib.get_close_matches(wanted, present, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     there = ", ".join(sorted(map(clean, present))) or "nothing"
-    return FeaturemillError(
-        f"no {role} in {clean(uri)}: looked for {wanted}, found {there}{hint}; pass {OPTIONS[role]} NAME"
-    )
+    kind = NoImageError if role == "image" else FeaturemillError
+    return kind(f"no {role} in {clean(uri)}: looked for {wanted}, found {there}{hint}; pass {OPTIONS[role]} NAME")
 
 
 def usual(names: Sequence[str], present: Collection[str]) -> str:

@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet_files import open_parquet
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest
 from transforms.store.output import Output
 from transforms.store.schema import vector_bytes
-from transforms.text import counted, did_you_mean, one_line
+from transforms.text import counted, did_you_mean
 
 # What a batch of rows may hold of features, unless the caller says how many rows.
 BATCH_BYTES = 32 * 2**20
@@ -90,15 +89,9 @@ class Features:
             if name not in valid:
                 raise FeaturemillError(f"{self.output} has no column {name!r}{did_you_mean(name, valid)}")
         for part in self.parts:
-            try:
-                with storage.open_read(part) as file:
-                    parquet = pq.ParquetFile(file)
-                    fits = BATCH_BYTES // max(1, vector_bytes(parquet.schema_arrow, columns or valid))
-                    yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
-            except (OSError, pa.ArrowException) as error:
-                raise FeaturemillError(
-                    f"{part} can't be read ({one_line(error)}); delete it and run extract again"
-                ) from error
+            with open_parquet(part, cure="delete it and run extract again") as parquet:
+                fits = BATCH_BYTES // max(1, vector_bytes(parquet.schema_arrow, columns or valid))
+                yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
 
     def to_numpy(self, feature: str = "embedding") -> np.ndarray:
         """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""

@@ -4,6 +4,7 @@ import os
 import uuid
 
 from transforms import storage
+from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
 
@@ -29,7 +30,7 @@ def write_file(output: str, name: str, data: bytes) -> None:
     """
     temporary = storage.join(output, "_tmp", f"{os.path.basename(name)}.{uuid.uuid4().hex}")
     try:
-        storage.write_atomic(storage.join(output, name), data, temporary)
+        write_whole(storage.join(output, name), data, temporary)
     except OSError as error:
         raise FeaturemillError(
             f"cannot write {name} to {output}: {one_line(error)}; free some space or fix the permissions "

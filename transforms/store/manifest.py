@@ -1,16 +1,17 @@
 """manifest.json: what OUT or PRED is, typed, written and read."""
 
 import json
+import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.spec import ADDED_COLUMNS, FeatureSpec
 from transforms.store.layout import write_file
-from transforms.text import one_line
+from transforms.text import clean, one_line
 
 SCHEMA_VERSION = 1
 PREDICTIONS_SCHEMA_VERSION = 1
@@ -19,10 +20,7 @@ PREDICTIONS = "predictions"
 
 @dataclass(frozen=True)
 class Totals:
-    """Sums over units; `rows_read = rows_embedded + rows_failed`.
-
-    What has a default an earlier version didn't count; it is on disk only where it counted something.
-    """
+    """Sums over units; `rows_read = rows_embedded + rows_failed`."""
 
     units: int
     rows_read: int
@@ -33,7 +31,6 @@ class Totals:
     decode_seconds: float
     embed_seconds: float
     write_seconds: float
-    labels_unusable: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,12 @@ class Manifest:
         sample_limit: N of a sample, else None.
         totals: Over all units, None before the first run has finished.
         failures: {`stage: error`: count}.
+        notes: {note: records}, see `UnitReport`.
         engines: Which engines embedded the units.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         versions: Of the libraries that made it.
         added_columns: Which of `spec.ADDED_COLUMNS` the parts have; an OUT begun without them goes on without them.
+        relocation: The moves of a relocation that is under way or was cut off; on disk only then.
         updated: When it was written, UTC.
         stored: The JSON that it was read from; what this version doesn't know of it is written again as it was.
     """
@@ -65,10 +64,12 @@ class Manifest:
     sample_limit: int | None = None
     totals: Totals | None = None
     failures: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     engines: list[str] = field(default_factory=list)
     repeats: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     added_columns: list[str] = field(default_factory=list)
+    relocation: dict[str, Any] | None = None
     updated: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -76,6 +77,14 @@ class Manifest:
     def is_complete(self) -> bool:
         """True if the last run finished."""
         return self.status == "complete"
+
+    @property
+    def cure(self) -> str:
+        """The command that finishes what isn't finished, in words."""
+        if self.relocation:
+            moves = " ".join(shlex.quote(clean(f"{old}={new}")) for old, new in self.relocation["moves"])
+            return f"featuremill relocate OUT {moves}"
+        return "the same extract command"
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], spec: FeatureSpec) -> "Manifest":
@@ -94,15 +103,14 @@ class Manifest:
         """Returns the JSON object that is on disk."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("updated", "stored")}
         values["spec"] = self.stored.get("spec") or json.loads(self.spec.to_json())
-        values["totals"] = self.totals and {
-            f.name: getattr(self.totals, f.name)
-            for f in fields(Totals)
-            if f.default is MISSING or getattr(self.totals, f.name) != f.default
-        }
-        if not self.added_columns:
-            del values["added_columns"]
+        values["totals"] = asdict(self.totals) if self.totals else None
+        for name in ("relocation", "added_columns", "notes"):
+            # An earlier version's manifest stays as it was.
+            if not values[name]:
+                del values[name]
         updated = {"updated": self.updated} if self.updated else {}
-        return {**self.stored, "schema_version": SCHEMA_VERSION, **values, **updated}
+        stored = {name: value for name, value in self.stored.items() if name != "relocation"}
+        return {**stored, "schema_version": SCHEMA_VERSION, **values, **updated}
 
 
 @dataclass(frozen=True)

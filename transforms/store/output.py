@@ -11,11 +11,9 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet_files import open_parquet
 from transforms.records import FileInfo, UnitReport
 from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, TODO_PREFIX, failures_uri, part_uri
 from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, read_footers
@@ -54,11 +52,11 @@ class Folder:
 
     @contextmanager
     def locked(self: _F, *, alone: bool, other: str = "command") -> Iterator[_F]:
-        """Opens it for work: keeps a compaction and extracts off the same local OUT, as long as this process lives.
+        """Opens it for work: keeps who changes parts and extracts off the same local OUT, as long as this process is.
 
         Args:
-            alone: For who takes parts away that an extract may count on, a compaction or --overwrite; else extracts
-                don't mind each other.
+            alone: For who takes or changes parts that an extract may count on: compact, relocate, --overwrite; else
+                extracts don't mind each other.
             other: What may be at work there.
 
         Raises:
@@ -76,7 +74,7 @@ class Folder:
                 try:
                     fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    what = "in use" if alone else "being compacted or overwritten"
+                    what = "in use" if alone else "being compacted, relocated or overwritten"
                     raise FeaturemillError(
                         f"{self} is {what} by another {other}; wait for that to end, and run this one again"
                     ) from error
@@ -227,14 +225,9 @@ class Output(Folder):
     def failures(self, unit_id: str, columns: list[str]) -> Iterator[dict[str, Any]]:
         """Yields the failures of a unit that has some; raises FeaturemillError where they can't be read."""
         uri = failures_uri(self.folder, unit_id)
-        try:
-            with storage.open_read(uri) as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=columns):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(
-                f"{uri} can't be read ({one_line(error)}); delete it and its part, and run extract again"
-            ) from error
+        with open_parquet(uri, cure="delete it and its part, and run extract again") as parquet:
+            for batch in parquet.iter_batches(columns=columns):
+                yield from batch.to_pylist()
 
     def stored_bytes(self, unit_ids: Iterable[str]) -> int:
         """Returns the bytes of the units' parts; 0 where it isn't local (a listing there costs requests)."""

@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, ListedFile, Shard, Unit
 from transforms.store.layout import TODO_PREFIX, plan_uri
 from transforms.text import one_line
 
+# In a footer: the token of the relocation that last rewrote the file.
+RELOCATION = "featuremill.relocation"
 # Units per element of a graph's first step: a hundred thousand units are a hundred elements.
 CHUNK_UNITS = 1000
 _JSON = json.JSONEncoder(sort_keys=True)
@@ -125,8 +128,8 @@ def _planned(row: dict) -> PlannedUnit:
     return PlannedUnit(row["unit_id"], unit)
 
 
-def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
-    """Writes OUT's plan, whole and at once."""
+def write_plan(output: str, planned: Sequence[PlannedUnit], *, relocation: str = "") -> None:
+    """Writes OUT's plan, whole and at once; if a relocation changed it, with the token of that."""
     schema = _schema(planned)
     buffer = io.BytesIO()
     # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.
@@ -135,7 +138,8 @@ def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
         for first in range(0, len(planned), rows_per_group):
             rows = [_row(p) for p in planned[first : first + rows_per_group]]
             writer.write_table(pa.Table.from_pylist(rows, schema))
-    storage.write_atomic(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
+        writer.add_key_value_metadata({RELOCATION: relocation} if relocation else {})
+    write_whole(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
 
 
 def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
@@ -169,6 +173,12 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
             f"cannot read the run's units from {chunk.uri}: {one_line(error)}; workers must reach the output "
             "under the same name as the launching machine: run again with such a one"
         ) from error
+
+
+def is_relocated(output: str, token: str) -> bool:
+    """Returns whether OUT's plan was written by the relocation with this token."""
+    with storage.open_read(plan_uri(output)) as file:
+        return (pq.read_metadata(file).metadata or {}).get(RELOCATION.encode()) == token.encode()
 
 
 def read_plan(output: str) -> list[PlannedUnit]:

@@ -92,7 +92,7 @@ def test_a_copy_is_replaced_when_asked_and_else_kept(tmp_path, matrix, name, cap
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.rendering.tables.os.replace", full)
-        patch.setattr("pipeline.maintenance.convert.storage.rename", full)
+        patch.setattr("transforms.committed._put", full)
         assert converted(second, "-o", copy, "--overwrite") == 1
     assert "No space left" in capsys.readouterr().err
     assert file.read_bytes() == before
