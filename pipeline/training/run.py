@@ -120,7 +120,8 @@ def _with_stored_sides(
     if set(found) <= set(SIDES) and "train" in found and len(found) > 1:
         say(f"{'sides':<9}as column {SPLIT_COLUMN} says; --split-column '' splits by chance")
         return asked, table, joined
-    if set(found) - {None}:
+    # Whoever extracted the training side alone expects no other.
+    if set(found) - {None} and found != ["train"]:
         why = "not all rows with a label have one" if None in found else "none to train on, or no other"
         say(f"{'sides':<9}by chance, not as column {SPLIT_COLUMN} says: {why}")
     return options, replace(table, sides=None, sides_from=""), joined
