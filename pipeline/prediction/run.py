@@ -26,11 +26,15 @@ from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import check_weights
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
+from transforms.shards import Fields
 from transforms.store.manifest import PredictionsManifest
 from transforms.store.predictions import Predictions
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
+
+# Predictions of earlier versions don't say it.
+_OLD_RULE = ("label_from", Fields().label_from)
 
 
 @dataclass(frozen=True)
@@ -195,7 +199,7 @@ def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
         "key_column": options.key_column or DEFAULT_KEY,
         # Predictions of earlier versions don't say what they didn't know.
         **({"labels_mode": options.labels_mode} if options.labels_mode != "replace" else {}),
-        "fields": asdict(options.fields),
+        "fields": {name: value for name, value in asdict(options.fields).items() if (name, value) != _OLD_RULE},
         "max_pixels": options.max_pixels,
     }
 
