@@ -7,7 +7,7 @@ from typing import Any
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
-from transforms.engines import device
+from transforms.engines import device, precision_note
 from transforms.network.weights import Weights
 from transforms.storage import readable
 from transforms.store.manifest import Totals
@@ -80,6 +80,8 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         f"{counted(options.workers, 'worker')} × {threads or 'all'} threads, {options.runner}",
         f"output   {readable(options.output)}",
     ]
+    if options.engine_name != "auto" and (note := precision_note(options.engine_name, options.precision)):
+        lines.append(f"note     {note}")
     if weights.is_random:
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:

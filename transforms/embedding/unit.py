@@ -66,7 +66,7 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
         images = _decode_ahead(shards.read(unit), job, stages, threads=decode_threads(engine))
         for batch in _batches(images, engine, writer):
             before = time.perf_counter()
-            rows, vectors = embed_batch(batch, engine, writer.fail, dtype=job.spec.dtype)
+            rows, vectors = embed_batch(batch, engine, writer.fail, spec=job.spec)
             stages.embed += time.perf_counter() - before
             if rows:
                 writer.add(rows, vectors)
