@@ -268,7 +268,7 @@ def _plain(text: bytes | None) -> str | None:
             return as_text(label)
         except RecursionError:
             pass
-        raise _UnusableError("a list or an object")
+        raise _UnusableError("a list" if label[0] == "[" else "an object")
     return as_text(label)
 
 

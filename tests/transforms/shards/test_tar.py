@@ -70,7 +70,7 @@ def test_labels(tmp_path, members, label):
 @pytest.mark.parametrize(
     ("name", "text", "why"),
     [
-        ("a.cls", b"[0, 1]", "a list or an object"),
+        ("a.cls", b"[0, 1]", "a list"),
         ("a.json", b'{"label": ["a", "b"]}', "a list"),
         ("a.json", b"[1, 2]", "JSON that is no object"),
         ("a.json", b"{", "JSON that can't be read"),
