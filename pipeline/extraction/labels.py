@@ -19,9 +19,9 @@ from transforms.store.output import Output
 from transforms.text import counted, one_line, short
 
 # A look at shards reads no more than this: at so many of them, evenly drawn, and at the first images of each.
-_SHARDS = 4
+_SHARDS = 8
 _RECORDS = 250
-_BYTES = 4 * 2**20
+_BYTES = 2 * 2**20
 _NAMED = 10
 _NAME_LENGTH = 24
 _THREADS = 16

@@ -87,9 +87,9 @@ def run(
             beam.Pipeline(**beam_settings(options))
         except ValueError as error:
             raise UsageError(f"Beam's options: {one_line(error)}") from error
-    found = shards.find(options.inputs, options.fields, output=options.output)
-    weights = weights or options.load_weights()
-    with Output(options.output).locked(alone=options.overwrite) as output:
+    with Output(options.output).locked() as output:
+        found = shards.find(options.inputs, options.fields, output=options.output)
+        weights = weights or options.load_weights()
         return _extract(output, options, found, weights, load=load, say=say, quiet=quiet)
 
 

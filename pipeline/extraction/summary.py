@@ -8,7 +8,7 @@ from pipeline.extraction.labels import count_labels, describe_labels, look_at_la
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
-from transforms.engines import device
+from transforms.engines import device, precision_note
 from transforms.network.weights import Weights
 from transforms.shards.names import BY_NAME, HIDDEN, count_by_ending
 from transforms.storage import readable
@@ -91,6 +91,8 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         f"{counted(options.workers, 'worker')} × {threads or 'all'} threads, {options.runner}",
         f"output   {readable(options.output)}",
     ]
+    if options.engine_name != "auto" and (note := precision_note(options.engine_name, options.precision)):
+        lines.append(f"note     {note}")
     if weights.is_random:
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:

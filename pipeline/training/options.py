@@ -78,7 +78,9 @@ class TrainOptions(LabelOptions):
         None, help="Judge every row once, by a head that K-1 folds made", metavar="K", bounds=(_FOLDS,)
     )
     split_column: str | None = declared(
-        None, help="Column that says train, validation or test, in --labels FILE or else FEATURES"
+        None,
+        help="Column that says train, validation or test, in --labels FILE or else FEATURES; '' for a split by chance",
+        unset="the sides that OUT has from its folders, without --test-fraction and --folds",
     )
     group_column: str | None = declared(
         None,

@@ -12,6 +12,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from transforms.errors import FeaturemillError, UsageError
+from transforms.labels.folders import SIDES as FOLDER_SIDES
 from transforms.rows.labels import encode
 from transforms.rows.samples import sample_numbers
 from transforms.rows.table import Table
@@ -22,8 +23,7 @@ SIDES = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 MAX_FOLDS = 100
 # What a split column may say, in any case.
-_SIDE_NAMES = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "dev": VALIDATION}
-_SIDE_NAMES["test"] = TEST
+_SIDE_NAMES = {name: SIDES.index(side) for name, side in FOLDER_SIDES.items()}
 # Chunks of the learning curve end at these shares of the components.
 _CHUNK_ENDS = (1 / 8, 1 / 4, 1 / 2)
 # Names made Python strings at a time.
@@ -88,7 +88,7 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
         dealt = np.where(np.isin(sides, (UNUSED, TEST)), -1, (draws[:, 1] * folds).astype(int)[components])
         dealt = dealt.astype(np.int8)
     wants_test = test > 0 if given is None else bool((given == TEST).any())
-    cure = "--seed or --val-fraction" if given is None else "split column"
+    cure = "--seed or --val-fraction" if given is None else "split column ('' splits by chance)"
     _check(sides, dealt, labels, classes, folds=folds, wants_test=wants_test, cure=cure)
     report = {
         "seed": seed,

@@ -2,12 +2,14 @@
 
 import os
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -53,35 +55,44 @@ class Folder:
         return storage.join(self.folder, *names)
 
     @contextmanager
-    def locked(self: _F, *, alone: bool, other: str = "command") -> Iterator[_F]:
-        """Opens it for work: keeps who changes parts and extracts off the same local OUT, as long as this process is.
+    def locked(self: _F) -> Iterator[_F]:
+        """Opens it for work: keeps other commands off the same local folder, as long as this process is.
 
-        Args:
-            alone: For who takes or changes parts that an extract may count on: compact, relocate, --overwrite; else
-                extracts don't mind each other.
-            other: What may be at work there.
+        The folder is made if it isn't there, so that it is held from the first moment on; if nothing came of that, it
+        is removed again.
 
         Raises:
-            FeaturemillError: Another process is at work there.
+            FeaturemillError: Another command is at work there.
         """
-        if not self.is_local or not os.path.isdir(self.folder):
+        if not self.is_local:
             yield self
             return
         import fcntl
 
+        is_new = not os.path.lexists(self.folder)
+        with suppress(OSError):
+            # Where it can't be made, who writes to it says so.
+            os.makedirs(self.folder, exist_ok=True)
+        if not os.path.isdir(self.folder):
+            yield self
+            return
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             # Some network file systems have no locks; there, as on stores, only the manifest is compared.
             with suppress(OSError):
                 try:
-                    fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    what = "in use" if alone else "being compacted, relocated or overwritten"
                     raise FeaturemillError(
-                        f"{self} is {what} by another {other}; wait for that to end, and run this one again"
+                        f"{self} is in use by another command{_holder(descriptor)}; wait for that to end, and run this "
+                        "one again"
                     ) from error
             yield self
         finally:
+            if is_new:
+                # Only if it is still empty.
+                with suppress(OSError):
+                    os.rmdir(self.folder)
             os.close(descriptor)
 
     @contextmanager
@@ -108,6 +119,22 @@ class Folder:
         for name in names:
             if name in there:
                 storage.delete([self.path(name)])
+
+
+def _holder(descriptor: int) -> str:
+    """Returns who holds the lock on an open folder, such as ` (process 4711 on host, since 2026-11-26 10:31)`.
+
+    Linux only knows of this machine's processes; of others nothing is said.
+    """
+    with suppress(OSError, ValueError):
+        inode = str(os.fstat(descriptor).st_ino)
+        with open("/proc/locks") as file:
+            rows = [line.split() for line in file]
+        pid = next((int(row[4]) for row in rows if row[1] == "FLOCK" and row[5].split(":")[-1] == inode), 0)
+        # The folder of a process is as old as the process.
+        began = datetime.fromtimestamp(os.stat(f"/proc/{pid}").st_ctime)
+        return f" (process {pid} on {socket.gethostname()}, since {began:%Y-%m-%d %H:%M})"
+    return ""
 
 
 class Output(Folder):

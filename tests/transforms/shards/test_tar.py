@@ -414,16 +414,11 @@ def test_class_folders_give_labels(tmp_path):
     members = [("cats/1.jpg", b"1"), ("dogs/2.jpg", b"2"), ("dogs/old/3.jpg", b"3"), ("dogs/about.txt", b"")]
     assert list(read_members(tmp_path, members).values()) == ["cats", "dogs", "old"]
     assert list(read_members(tmp_path, members, label="").values()) == [None] * 3
-    assert list(read_members(tmp_path, members, label_from="none").values()) == [None] * 3
     sides = [("x/train/cats/images/1.jpg", b"1"), ("x/val/dogs/2.jpg", b"2")]
     assert list(read_members(tmp_path, sides).values()) == ["cats", "dogs"]
     for folder in ("train", "x", ".", "images"):
         # The folder of all images, or that of the archive itself.
         assert list(read_members(tmp_path, [(f"{folder}/{i}.jpg", b"1") for i in range(3)]).values()) == [None] * 3
-    # The folder that the tar lies in gives it to all, where it is called like a column.
-    (tmp_path / "label=bee").mkdir()
-    [row] = rows(found_in(tmp_path / "label=bee/y.tar", tar_bytes([("cats/1.jpg", b"1")])))
-    assert row.label == "bee"
     many = [(f"cats/{i}.jpg", b"1") for i in range(30)]
     # Only if no member gives labels, wherever it is.
     for more in (("dogs/9.cls", b"1"), ("cats/3.json", b'{"label": 5}')):
