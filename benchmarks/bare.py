@@ -1,10 +1,9 @@
 """The bare stages, each by itself and warm: an engine on pixels that are there, the decoder on bytes that are there.
 
-Run as `python -m benchmarks.bare engine NAME`, `… decode FOLDER` or `… matmul`; prints JSON.
+Run as `python -m benchmarks.bare engine NAME` or `… decode FOLDER`; prints JSON.
 """
 
 import argparse
-import dataclasses
 import json
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +22,12 @@ _SECONDS = 15.0
 
 def engine(name: str, weights: str, precision: str, batch_size: int | None) -> dict:
     """Returns images a second of the engine alone, at the batch and with the threads that `extract` gives it."""
-    options = ExtractOptions(inputs=("none",), output="nowhere", weights=weights, engine=name, batch_size=batch_size)
+    chosen = {"weights": weights, "engine": name, "precision": precision, "batch_size": batch_size}
+    options = ExtractOptions(inputs=("none",), output="nowhere", **chosen)
     size = options.engine_batch_size
-    # Not one of the options, which don't offer float16: VGG's activations come near its largest number.
-    spec = dataclasses.replace(options.spec(options.load_weights()), precision=precision)
     loaded = load_engine(
         name,
-        spec,
+        options.spec(options.load_weights()),
         weights,
         include_top=False,
         batch_size=size,
@@ -62,24 +60,6 @@ def decode(folder: str, mode: str, threads: int) -> dict:
     return {"mode": mode, "threads": threads, "images": len(files), "images_per_second": len(files) / seconds}
 
 
-def matmul(precision: str, side: int) -> dict:
-    """Returns the rate of one large matrix product on the Keras backend's device, in 10^12 operations a second."""
-    from transforms.network.keras_import import import_keras
-
-    keras = import_keras()
-    step = keras.ops.convert_to_tensor(np.random.default_rng(0).standard_normal((side, side)) / side, precision)
-    count, total = 0, keras.ops.matmul(step, step)
-    float(keras.ops.sum(total))
-    started = time.perf_counter()
-    while (seconds := time.perf_counter() - started) < _SECONDS / 3:
-        for _ in range(10):
-            total = keras.ops.matmul(step, total)
-        # Waits for the device.
-        float(keras.ops.sum(total))
-        count += 10
-    return {"precision": precision, "side": side, "tera_per_second": count * 2 * side**3 / seconds / 1e12}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True)
@@ -92,11 +72,8 @@ def main() -> None:
     sub.add_argument("folder")
     sub.add_argument("--mode", default="exact")
     sub.add_argument("--threads", type=int, default=available_cores())
-    sub = commands.add_parser("matmul")
-    sub.add_argument("--precision", default="float32")
-    sub.add_argument("--side", type=int, default=8192)
     given = vars(parser.parse_args())
-    print(json.dumps({"engine": engine, "decode": decode, "matmul": matmul}[given.pop("command")](**given)))
+    print(json.dumps({"engine": engine, "decode": decode}[given.pop("command")](**given)))
 
 
 if __name__ == "__main__":

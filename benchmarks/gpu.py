@@ -1,66 +1,298 @@
-"""The engine `keras` on a GPU: batch sizes and precisions, alone and in the whole command, against the card's own rate.
+"""The engine `keras` on a GPU: the bare engine, how exact it is, and the whole command from a tar to Parquet.
 
-Run as `python -m benchmarks.gpu`, with `KERAS_BACKEND=jax` or `torch` where TensorFlow sees no GPU. What it prints is
-saved nowhere. It also runs on a CPU, which takes hours at the large batches: try `--batch-sizes 8 --side 1024`.
+Run as `python -m benchmarks.gpu`, with `KERAS_BACKEND=jax` or `torch` where TensorFlow sees no GPU. It takes about 4
+minutes on a data centre's card, needs no network, and writes gpu.json and gpu.md into `--out`. What fails (a batch that
+doesn't fit, a precision that the device hasn't) is written down with its error, and the rest goes on. It also runs on a
+CPU: `--batch-sizes 2 --images 20 --image-size 64 --seconds 1`.
 """
 
 import argparse
+import datetime
+import io
 import json
 import sys
 import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from benchmarks import photos
-from benchmarks.__main__ import Lab
-from benchmarks.process import run
-from transforms.network.vgg import describe, layers
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
 
-_PRECISIONS = ("float32", "bfloat16", "float16")
+from benchmarks.process import run, say
+from pipeline.demo.samples import Item, write_tar
+from pipeline.extraction.options import ExtractOptions
+from transforms.engines import load_engine
+from transforms.engines.checks import computed_layers, convolutions
+from transforms.engines.keras import KerasEngine
+from transforms.images.decode import decode_image
+from transforms.machine import available_cores
+from transforms.network.vgg import describe, layers, preprocess
+from transforms.pools import pool_planes
+from transforms.spec import FeatureSpec
+from transforms.text import one_line
+
+_PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+# Of the photos that the drawn ones stand for, and how many different ones there are: a tar repeats them.
+_SIDES, _DRAWN = (500, 375), 100
+_COMPARED = 4
+_STAGES = ("read", "decode", "embed", "write")
 
 
-def operations() -> float:
-    """Returns what VGG19's base computes for an image of 224×224 by direct convolution, in 10^12 operations."""
-    return sum(2 * info.macs for info in describe(layers("vgg19"), 224)) / 1e12
+def options(given: argparse.Namespace, precision: str) -> ExtractOptions:
+    return ExtractOptions(
+        inputs=("none",),
+        output="nowhere",
+        weights="random:0",
+        engine="keras",
+        precision=precision,
+        image_size=given.image_size,
+    )
+
+
+def photo(seed: int) -> bytes:
+    """Returns a drawn JPEG of about a photo's size in bytes: soft colours, with some noise over them."""
+    rng = np.random.default_rng(seed)
+    soft = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(_SIDES, Image.Resampling.BICUBIC)
+    noisy = np.asarray(soft) + rng.normal(0, 8, (_SIDES[1], _SIDES[0], 1))
+    file = io.BytesIO()
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def drawn(count: int) -> list[bytes]:
+    with ThreadPoolExecutor(available_cores()) as pool:
+        return list(pool.map(photo, range(count)))
+
+
+def reference(spec: FeatureSpec, pixels: np.ndarray, weights: dict) -> np.ndarray:
+    """Returns N×D of the spec's only feature, in float64 by NumPy."""
+    kernels = {name: (kernel.reshape(-1, len(bias)).T, bias) for name, (kernel, bias) in weights.items()}
+    (feature,), table = spec.features, computed_layers(spec)
+    planes = [preprocess(image).transpose(2, 0, 1).astype(np.float64) for image in pixels]
+    found = [convolutions(image, table, kernels, channels_first=False)[feature.tap] for image in planes]
+    return np.stack([pool_planes(output, feature.pool) for output in found])
+
+
+def agreement(found: np.ndarray, expected: np.ndarray) -> dict:
+    """Returns the largest difference as a share of the largest value, and the least cosine of an image's vectors."""
+    found = found.astype(np.float64)
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    return {
+        "largest_relative_difference": float(np.abs(found - expected).max() / np.abs(expected).max()),
+        "least_cosine": float(((found * expected).sum(axis=1) / lengths).min()),
+    }
+
+
+def grid(given: argparse.Namespace) -> dict:
+    """Returns rates of the bare engine at one precision, for each batch size, and at the best one otherwise compiled.
+
+    Otherwise: compiled where the engine doesn't compile on this backend, and the other way round.
+    """
+    (precision,) = given.precisions
+    chosen = options(given, precision)
+    weights = chosen.load_weights()
+    spec = chosen.spec(weights)
+    started = time.perf_counter()
+    settings = {"include_top": False, "batch_size": _COMPARED, "threads": None}
+    engine = load_engine("keras", spec, "random:0", **settings)
+    found = {"engine": engine.description, "load_seconds": time.perf_counter() - started, "rates": []}
+    images = [decode_image(photo(seed), spec, max_pixels=10**6).pixels for seed in range(_COMPARED)]
+    found |= agreement(engine.embed(np.stack(images))["embedding"], reference(spec, np.stack(images), weights.arrays))
+    compiled = engine._backend.compiled
+    for size in given.batch_sizes:
+        found["rates"].append(_rate(engine, size, compiled, given.seconds))
+    if best := max((each for each in found["rates"] if "error" not in each), key=_images_per_second, default=None):
+        found["rates"].append(_rate(engine, best["batch_size"], not compiled, given.seconds))
+    return found
+
+
+def _images_per_second(found: dict) -> float:
+    return found["images_per_second"]
+
+
+def _rate(engine: KerasEngine, size: int, compiled: bool, seconds: float) -> dict:
+    found = {"batch_size": size, "compiled": compiled}
+    side = engine._spec.image_size
+    pixels = np.random.default_rng(0).integers(0, 256, (size, side, side, 3), np.uint8)
+    started = time.perf_counter()
+    try:
+        engine.resize(size)
+        engine._model.compile(jit_compile=compiled)
+        for _ in range(2):
+            engine.embed(pixels)
+        found["first_seconds"] = time.perf_counter() - started
+        started, images = time.perf_counter(), 0
+        while (passed := time.perf_counter() - started) < seconds:
+            engine.embed(pixels)
+            images += size
+    except Exception as error:
+        return found | {"error": f"{type(error).__name__}: {one_line(error)[:200]}"}
+    return found | {"images_per_second": images / passed}
+
+
+def decoding(encoded: list[bytes], spec: FeatureSpec, seconds: float) -> dict:
+    """Returns images a second of decoding alone in one process, {threads: rate}."""
+
+    def decode(data: bytes) -> None:
+        decode_image(data, spec, max_pixels=10**6)
+
+    rates = {}
+    for threads in sorted({1, available_cores()}):
+        with ThreadPoolExecutor(threads) as pool:
+            started, images = time.perf_counter(), 0
+            while (passed := time.perf_counter() - started) < seconds:
+                list(pool.map(decode, encoded))
+                images += len(encoded)
+        rates[threads] = images / passed
+    return rates
+
+
+def whole(given: argparse.Namespace, precision: str, batch_size: int, tar: Path) -> dict:
+    """Returns what `extract` of a tar makes at one precision, by its own summary and by the clock."""
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as output:
+        command = [sys.executable, "-m", "pipeline.cli", "extract", str(tar), "--output", output, "--quiet", "--json"]
+        command += ["--engine", "keras", "--weights", "random:0", "--image-size", str(given.image_size)]
+        done = run([*command, "--precision", precision, "--batch-size", str(batch_size)])
+        # They run one after the other; what is left of the command's time is start-up and the last look at OUT.
+        units = pq.read_table(Path(output, "units.parquet"), columns=["wall_seconds"])["wall_seconds"].to_pylist()
+    summary = json.loads(done.printed)
+    stages = summary["this_run"]
+    found = {
+        "batch_size": batch_size,
+        "images": stages["rows_embedded"],
+        "seconds": done.seconds,
+        "cpu_seconds": done.cpu_seconds,
+        "peak_mb": done.peak_mb,
+        "units_seconds": sum(units),
+    }
+    return found | {f"{name}_seconds": stages[f"{name}_seconds"] for name in _STAGES}
+
+
+def tabled(found: dict) -> str:
+    """Returns the figures as Markdown."""
+    lines = [f"{found['device']}, {found['versions']}, {found['date']}, {found['image_size']} pixels.", ""]
+    sizes = found["batch_sizes"]
+    lines += [
+        f"| bare engine, images/s | {' | '.join(f'batch {size}' for size in sizes)} | otherwise compiled | TFLOP/s | "
+        "largest difference | least cosine |",
+        "|---|" + "---|" * (len(sizes) + 4),
+    ]
+    for precision, figures in found["precisions"].items():
+        if "error" in figures:
+            lines.append(f"| {precision} | {figures['error']} |{' |' * (len(sizes) + 3)}")
+            continue
+        rates = [f"{each['images_per_second']:,.0f}" if "error" not in each else "–" for each in figures["rates"]]
+        rates += ["–"] * (len(sizes) + 1 - len(rates))
+        teras = max((each.get("images_per_second", 0.0) for each in figures["rates"]), default=0.0) * found["tera"]
+        lines.append(
+            f"| {precision} | {' | '.join(rates)} | {teras:.0f} | {figures['largest_relative_difference']:.1e} | "
+            f"{figures['least_cosine']:.7f} |"
+        )
+    head = ["whole command", "images/s in units", "of bare", "seconds", "in units", *_STAGES, "processor"]
+    lines += ["", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for precision, figures in found["precisions"].items():
+        if not (each := figures.get("whole")):
+            continue
+        if "error" in each:
+            lines.append(f"| {precision} | {each['error']} |{' |' * (len(head) - 2)}")
+            continue
+        rate = each["images"] / each["units_seconds"]
+        bare = max(one["images_per_second"] for one in figures["rates"] if "error" not in one)
+        seconds = [each["seconds"], each["units_seconds"], *(each[f"{name}_seconds"] for name in _STAGES)]
+        lines.append(
+            f"| {precision}, batch {each['batch_size']} | {rate:,.0f} | {rate / bare:.2f} | "
+            f"{' | '.join(f'{value:.1f}' for value in seconds)} | {each['cpu_seconds']:.1f} |"
+        )
+    alone = ", ".join(f"{rate:,.0f} with {threads} threads" for threads, rate in found["decoding"].items())
+    jpegs = f"{found['images']:,} JPEGs of {_SIDES[0]}×{_SIDES[1]} and {found['jpeg_bytes'] / 1000:.0f} kB in a tar"
+    return "\n".join([*lines, "", f"{jpegs}. Decoding alone in one process, images/s: {alone}.", ""])
+
+
+def _versions() -> tuple[str, str]:
+    """Returns the device, and what computes on it."""
+    printed = run([sys.executable, "-c", _ASK]).printed.splitlines()
+    return printed[-2], printed[-1]
+
+
+_ASK = """
+import keras
+from transforms.engines.backends import load_backend
+from transforms.engines.keras import visible_device
+print(visible_device())
+print(load_backend().version + ", keras " + keras.__version__)
+"""
+
+
+def measure(given: argparse.Namespace) -> dict:
+    device, versions = _versions()
+    say(f"{device}, {versions}")
+    cores = available_cores()
+    found = {
+        "device": f"{device}, {cores} cores",
+        "versions": versions,
+        "date": datetime.date.today().isoformat(),
+        "image_size": given.image_size,
+        "images": given.images,
+        "batch_sizes": given.batch_sizes,
+        "tera": sum(2 * info.macs for info in describe(layers("vgg19"), given.image_size)) / 1e12,
+        "precisions": {},
+    }
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
+        encoded = drawn(min(_DRAWN, given.images))
+        found["jpeg_bytes"] = sum(map(len, encoded)) / len(encoded)
+        tar = Path(folder, "photos.tar")
+        numbers = range(given.images)
+        write_tar(tar, (Item(f"{i:06}.jpg", f"class{i % 2}", encoded[i % len(encoded)]) for i in numbers))
+        spec = FeatureSpec(backbone="vgg19", weights="", features=(), image_size=given.image_size)
+        found["decoding"] = decoding(encoded, spec, given.seconds)
+        say(f"decoding alone: {found['decoding']}")
+        for precision in given.precisions:
+            figures = found["precisions"][precision] = _grid_apart(given, precision)
+            say(f"{precision}: {figures}")
+            rates = [each for each in figures.get("rates", ()) if "error" not in each]
+            if rates:
+                best = max(rates, key=_images_per_second)
+                try:
+                    figures["whole"] = whole(given, precision, best["batch_size"], tar)
+                except RuntimeError as error:
+                    figures["whole"] = {"error": one_line(error)[-300:]}
+                say(f"{precision}, whole: {figures['whole']}")
+            _save(given, found)
+    return found
+
+
+def _grid_apart(given: argparse.Namespace, precision: str) -> dict:
+    """Runs `grid` in a process of its own: what breaks there breaks nothing else, and its memory goes with it."""
+    command = [sys.executable, "-m", "benchmarks.gpu", "--grid", "--precisions", precision]
+    command += ["--image-size", str(given.image_size), "--seconds", str(given.seconds)]
+    try:
+        return run([*command, "--batch-sizes", *map(str, given.batch_sizes)]).figures
+    except RuntimeError as error:
+        return {"error": one_line(error)[-300:]}
+
+
+def _save(given: argparse.Namespace, found: dict) -> None:
+    given.out.mkdir(parents=True, exist_ok=True)
+    (given.out / "gpu.json").write_text(json.dumps(found, indent=1) + "\n")
+    (given.out / "gpu.md").write_text(tabled(found))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=photos.LARGE, help="Images of the whole command.")
+    parser.add_argument("--images", type=int, default=8000, help="Of the whole command.")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[32, 64, 128, 256, 512])
     parser.add_argument("--precisions", nargs="+", choices=_PRECISIONS, default=_PRECISIONS)
-    parser.add_argument("--side", type=int, default=8192, help="Of the matrices that the card's rate is measured with.")
-    parser.add_argument("--photos", help="A folder of photos; by default the shared ones, else drawn images.")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--seconds", type=float, default=2.0, help="Of each rate.")
+    parser.add_argument("--out", type=Path, default=Path("."), help="Folder of gpu.json and gpu.md.")
+    parser.add_argument("--grid", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    bare = [sys.executable, "-m", "benchmarks.bare"]
-    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
-        lab = Lab(Path(folder), photos.source(given.photos)[0], 1)
-        images = lab.images(given.images)
-        for precision in given.precisions:
-            found = run([*bare, "matmul", "--precision", precision, "--side", str(given.side)]).figures
-            peak = found["tera_per_second"]
-            print(f"{precision}: matrices of {given.side} make {peak:.1f} TFLOP/s")
-            best = 0.0
-            for size in given.batch_sizes:
-                command = [*bare, "engine", "keras", "--precision", precision, "--batch-size", str(size)]
-                found = run(command).figures
-                rate = found["images_per_second"]
-                share = rate * operations() / peak
-                print(f"  batch {size}: {rate:.1f} images/s, {share:.0%} of that; {found['engine']}")
-                if rate > best:
-                    best, best_size = rate, size
-            if precision == "float16":
-                continue
-            options = ("--engine", "keras", "--precision", precision, "--batch-size", str(best_size))
-            whole = run(lab.extract(images, *options)())
-            summary = json.loads(whole.printed)
-            rate = given.images / whole.seconds
-            stages = {name: summary["this_run"][f"{name}_seconds"] for name in ("read", "decode", "embed", "write")}
-            print(
-                f"  extract, batch {best_size}: {rate:.1f} images/s with start-up, {rate / best:.0%} of the bare engine"
-            )
-            print(
-                f"  of {whole.seconds:.1f} s: {', '.join(f'{name} {seconds:.1f}' for name, seconds in stages.items())}"
-            )
+    if given.grid:
+        print(json.dumps(grid(given)))
+    else:
+        print(tabled(measure(given)))
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ class SpecOptions:
         "exact", help="How JPEGs are decoded, fast being large ones at reduced scale", choices=("exact", "fast")
     )
     exif: bool = declared(True, help="Turn images as their EXIF orientation says")
-    precision: str = declared("float32", help="Type of the arithmetic", choices=("float32", "bfloat16"))
+    precision: str = declared(
+        "float32", help="Type of the arithmetic", choices=("float32", "tf32", "bfloat16", "float16")
+    )
     dtype: str = declared("float32", help="Type of the stored numbers", choices=("float32", "float16"))
     pixel_rules: int = PIXEL_RULES
 
@@ -97,6 +99,11 @@ class FeatureSpec(SpecOptions, Computed):
         values = json.loads(text)
         values["features"] = tuple(Feature(**feature) for feature in values["features"])
         return cls(**{"pixel_rules": 1, **values})
+
+    @property
+    def layer_dtype(self) -> str:
+        """Keras's dtype of the layers: TF32 is a way to multiply float32."""
+        return "float32" if self.precision == "tf32" else self.precision
 
     @property
     def fingerprint(self) -> str:

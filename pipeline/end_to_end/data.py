@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.end_to_end.options import FinetuneOptions
-from pipeline.training.facts import describe_data, never_trained_text
+from pipeline.training.facts import describe_data, label_origin, never_trained_text
 from pipeline.training.fits import Fit, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import split_table
@@ -44,6 +44,7 @@ class TuningData:
         classes: The head's.
         facts: What the report says of the data, in words.
         split_options: What the split came from, to be recorded.
+        origin: Where the labels came from, to be recorded.
         never_trained: Names of the frozen layers whose weights are random.
     """
 
@@ -55,6 +56,7 @@ class TuningData:
     classes: tuple[str, ...]
     facts: dict[str, str]
     split_options: dict[str, Any]
+    origin: dict[str, Any]
     never_trained: tuple[str, ...]
 
     def wanted(self, *cells: int) -> np.ndarray:
@@ -157,6 +159,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         classes=head.classes,
         facts={**facts, "training": _training_fact(plan, options)},
         split_options={**recorded, "labels": asked.labels},
+        origin=label_origin(table, joined),
         never_trained=never_trained,
     )
 

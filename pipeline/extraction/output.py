@@ -1,6 +1,7 @@
 """OUT under a run: whether the run may continue it, what beginning and closing it mean."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from pipeline.extraction.options import ExtractOptions
@@ -9,6 +10,8 @@ from transforms import storage
 from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
 from transforms.network.weights import Weights
+from transforms.records import FileInfo, SkippedFile
+from transforms.shards import Found
 from transforms.spec import FeatureSpec
 from transforms.store.features import Features
 from transforms.store.layout import OUTPUT_FOLDERS, failures_uri, part_uri
@@ -18,6 +21,7 @@ from transforms.store.output import ELSEWHERE, Output
 from transforms.store.repeats import REPEATS_UP_TO_ROWS, find_repeats
 from transforms.store.reports import add_notes, add_up
 from transforms.store.units import write_plan
+from transforms.text import clean
 
 
 def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, weights: Weights) -> Manifest:
@@ -102,6 +106,24 @@ def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
             output.write_reports([report for report in output.reports if report.unit_id in kept])
         _remove_parts(output, plan)
         write_plan(output.folder, plan.units)
+
+
+def list_skipped(output: Output, found: Found, inputs: Sequence[str]) -> None:
+    """Brings the list of skipped files up to date: what this run met, and what earlier runs met elsewhere."""
+    folders = tuple(f"{storage.absolute(given)}/" for given in inputs)
+    inputs_now = {clean(item.file.uri) for item in (*found.shards, *found.files)}
+    listed = {
+        each.file.uri: each
+        for each in output.skipped
+        if not each.file.uri.startswith(folders) and each.file.uri not in inputs_now
+    }
+    for each in found.skipped:
+        uri = clean(each.file.uri)
+        listed[uri] = SkippedFile(FileInfo(uri, each.file.size, ""), clean(each.reason))
+    skipped = [listed[uri] for uri in sorted(listed)]
+    if skipped != output.skipped:
+        with output.writing():
+            output.write_skipped(skipped)
 
 
 def _remove_parts(output: Output, plan: Plan) -> None:

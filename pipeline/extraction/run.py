@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.extraction.options import ExtractOptions
-from pipeline.extraction.output import begin_output, check_output, close_output, keep_touched
+from pipeline.extraction.output import begin_output, check_output, close_output, keep_touched, list_skipped
 from pipeline.extraction.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.extraction.progress import Committed, Progress
 from pipeline.extraction.summary import Summary, describe_plan, summarise
@@ -87,9 +87,9 @@ def run(
             beam.Pipeline(**beam_settings(options))
         except ValueError as error:
             raise UsageError(f"Beam's options: {one_line(error)}") from error
-    found = shards.find(options.inputs, options.fields, output=options.output)
-    weights = weights or options.load_weights()
-    with Output(options.output).locked(alone=options.overwrite) as output:
+    with Output(options.output).locked() as output:
+        found = shards.find(options.inputs, options.fields, output=options.output)
+        weights = weights or options.load_weights()
         return _extract(output, options, found, weights, load=load, say=say, quiet=quiet)
 
 
@@ -132,12 +132,15 @@ def _extract(
     started, began = time.perf_counter(), time.time()
     if plan.todo or plan.remove or plan.dropped or not output.is_whole:
         begin_output(output, manifest, plan)
+        list_skipped(output, found, options.inputs)
         if plan.todo:
             _run_pipeline(options, plan, job, load=load, quiet=quiet)
             if is_template(options.beam_args):
                 return None
         close_output(output, manifest, plan, began=began)
-    return summarise(output, plan, skipped=len(found.skipped), wall_seconds=time.perf_counter() - started)
+    else:
+        list_skipped(output, found, options.inputs)
+    return summarise(output, plan, wall_seconds=time.perf_counter() - started)
 
 
 def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSpec) -> Plan:

@@ -170,7 +170,7 @@ class _Bench:
 
     def _embed(self, batch: list[Decoded], watch: Watch) -> None:
         with watch.running():
-            rows, vectors = embed_batch(batch, self._engine, self._writer.fail, dtype=self._job.spec.dtype)
+            rows, vectors = embed_batch(batch, self._engine, self._writer.fail, spec=self._job.spec)
         if rows:
             with self.write.running():
                 self._writer.add(rows, vectors)

@@ -68,7 +68,7 @@ def compact(
     started = time.perf_counter()
     if target_bytes < 1:
         raise UsageError(f"--target-bytes must be at least 1, not {target_bytes}")
-    with _complete(Output(output)).locked(alone=True) as out:
+    with _complete(Output(output)).locked() as out:
         _tidy(out)
         before, bytes_before = out.listing.names, out.stored_bytes(out.listing.unit_ids())
         facts = _read_facts(out)

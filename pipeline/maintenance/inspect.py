@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.extraction.plan import incomplete_shards
+from pipeline.extraction.summary import skipped_text
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
+from transforms.shards.names import count_by_ending
 from transforms.storage import readable
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
@@ -48,6 +50,8 @@ class Inspection:
         notes: {note: records}, see `UnitReport`.
         vectors: {feature: statistics}.
         repeats: Keys and contents seen more than once.
+        skipped: Files that were met in folders and are no input.
+        skipped_endings: {ending, `no ending` or `hidden`: how many of them}.
         stored_bytes: Bytes of the parts.
         disagreements: Where parts, footers and manifest disagree, a line each.
     """
@@ -61,6 +65,8 @@ class Inspection:
     notes: dict[str, int]
     vectors: dict[str, VectorStatistics]
     repeats: Repeats | None
+    skipped: int
+    skipped_endings: dict[str, int]
     stored_bytes: int
     disagreements: tuple[str, ...]
 
@@ -118,6 +124,8 @@ def inspect(output: str) -> Inspection:
         notes=add_notes(reports),
         vectors={name: total.statistics() for name, total in sums.items()},
         repeats=find_repeats(features),
+        skipped=len(out.skipped),
+        skipped_endings=count_by_ending(out.skipped),
         stored_bytes=out.stored_bytes([report.unit_id for report in reports]),
         disagreements=tuple(problems + _check_rows(features, labels)),
     )
@@ -273,6 +281,8 @@ def inspection_text(inspection: Inspection) -> str:
         "failures     " + (", ".join(f"{n} × {reason}" for reason, n in inspection.failures.items()) or "none"),
         f"labels       {_label_text(inspection.labels)}",
     ]
+    if inspection.skipped:
+        lines.append(f"skipped      {skipped_text(inspection.skipped, inspection.skipped_endings)}")
     lines += [f"note         {line}" for line in note_lines(inspection.notes)]
     lines += [_vector_line(name, v) for name, v in inspection.vectors.items() if v.rows]
     lines += _repeat_lines(inspection.repeats)

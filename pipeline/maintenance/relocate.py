@@ -98,7 +98,7 @@ def relocate(
         raise UsageError(f"--check is {' or '.join(CHECKS)}, not {check}")
     if not moves:
         raise UsageError("no move was given; write OLD=NEW, such as /old/photos=/new/photos")
-    with Output(output).locked(alone=True) as out:
+    with Output(output).locked() as out:
         manifest = out.manifest
         if not out.is_local and not storage.written_as(out.folder, ""):
             raise FeaturemillError(f"{out} is on a file system that can't replace a file; copy it to a disk first")
@@ -217,7 +217,7 @@ def _check(out: Output, units: dict[str, tuple[Unit, Unit]], check: str, say: Ca
         return len(files), 0
     read = size_text(sum(new.input_bytes for _, new in pairs.values()))
     say(f"comparing the images of {counted(len(files), 'file')} with their stored hashes ({read})")
-    compared = list(compare_contents(out, pairs))
+    compared = list(compare_contents(out, pairs, unread_pass=True))
     _refuse(out, sorted(one.difference for one in compared if one.difference))
     return len(files), sum(one.records for one in compared)
 

@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -117,10 +116,7 @@ def _predict(
     say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
     # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
     opened = None if source.images else _open_features(options, source, options.inputs)
-    with suppress(OSError):
-        # Where it can't be made, who writes to it says so.
-        storage.make_folder(output.folder)
-    with output.locked(alone=True, other="predict"):
+    with output.locked():
         if there and options.overwrite:
             output.clear()
         output.begin(manifest)

@@ -1,9 +1,13 @@
 """Facts about the data, shown before any metric."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
 
 from transforms.evaluation.split import Split
 from transforms.heads.cells import Rows
+from transforms.labels.cautions import cautions
 from transforms.rows.labels import Joined
 from transforms.rows.table import Table
 from transforms.text import counted, printable
@@ -38,8 +42,31 @@ def describe_data(table: Table, joined: Joined | None, parts: Split, rows: Rows)
         facts["labels"] += f"; {counted(unlabelled, 'row')} without a label left out"
     if joined:
         facts["joined"] = joined_text(joined)
+    doubts = cautions(_counts(table.labels))
+    if doubts:
+        facts["CAUTION"] = "; ".join(doubts)
     facts["split"] = _split_text(parts)
     return facts
+
+
+def _counts(labels: pa.ChunkedArray) -> dict[str | None, int]:
+    counted_labels = labels.value_counts()
+    return dict(zip(*(counted_labels.field(at).to_pylist() for at in range(2)), strict=True))
+
+
+def label_origin(table: Table, joined: Joined | None) -> dict[str, Any]:
+    """Returns where the labels came from, as JSON values for the head."""
+    labelled = len(table.labels) - table.labels.null_count
+    if not joined:
+        return {"stored": labelled, "from_file": 0}
+    return {
+        "stored": joined.stored,
+        "from_file": labelled - joined.stored,
+        "file": joined.file.path,
+        "columns": dict(joined.file.columns),
+        "rule": joined.rule,
+        "unmatched": joined.unmatched,
+    }
 
 
 def joined_text(joined: Joined) -> str:

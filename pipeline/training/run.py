@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.training.facts import describe_data
+from pipeline.training.facts import describe_data, label_origin
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import Run, metrics_text, ranking, report_html, verdict
@@ -25,7 +25,7 @@ from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.store.output import Output
-from transforms.text import printable, short
+from transforms.text import counted, printable, short
 
 # The column of an OUT with the sides of its folders.
 SPLIT_COLUMN = "split"
@@ -80,7 +80,8 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
         say(f"{kind:<9}fitted in {outcomes[-1].run['seconds']:.1f} s")
     runs = tuple(outcome.run for outcome in outcomes)
     best = outcomes[runs.index(ranking(runs)[0])]
-    head = _head(best, rows.classes, table, parts, options, runs)
+    origin = label_origin(table, joined)
+    head = _head(best, rows.classes, table, parts, options, runs, origin)
     page = report_html(f"Head {best.run['kind']}", runs, facts)
     save_head(head, options.output, files={"report.html": page.encode()}, overwrite=options.overwrite)
     return Trained(head, runs, facts, options.output)
@@ -266,6 +267,7 @@ def _head(
     parts: Split,
     options: TrainOptions,
     runs: Sequence[Run],
+    origin: dict[str, Any],
 ) -> Head:
     # Without seconds: the same seed and data give the same head, bit for bit.
     compared = [{"kind": run["kind"], "metrics": run["judged"]["metrics"]} for run in runs]
@@ -285,7 +287,7 @@ def _head(
         weights=table.weights,
         weights_are_random=table.weights_are_random,
         source=table.location,
-        split={**parts.report, "options": _split_options(options)},
+        split={**parts.report, "options": _split_options(options), "labels": origin},
         metrics=metrics,
         versions=library_versions(),
     )
@@ -304,7 +306,7 @@ def trained_text(trained: Trained) -> str:
     best = next(run for run in trained.runs if run["kind"] == trained.head.model.kind)
     lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(best['judged'])}"]
     lines += [
-        f"  {pair['rows']} {short(pair['true'])} taken for {short(pair['predicted'])}, such as "
+        f"  {counted(pair['rows'], 'row')} of {short(pair['true'])!r} taken for {short(pair['predicted'])!r}, such as "
         f"{printable(pair['keys'][0])}"
         for pair in best["judged"]["most_confused"][:3]
     ]

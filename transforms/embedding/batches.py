@@ -12,6 +12,7 @@ from transforms.errors import FeaturemillError
 from transforms.images.decode import DecodedImage, ImageError, decode_image
 from transforms.machine import available_cores
 from transforms.records import EncodedImage, Failure
+from transforms.spec import FeatureSpec
 from transforms.text import one_line
 
 # Two threads hide decoding behind any engine that computes on the same cores: more would only take these from it, and
@@ -57,7 +58,7 @@ def _failure(image: EncodedImage, sha256: bytes, *, stage: str, error: str, mess
 
 
 def embed_batch(
-    batch: list[Decoded], engine: Engine, fail: Callable[[Failure], None], *, dtype: str
+    batch: list[Decoded], engine: Engine, fail: Callable[[Failure], None], *, spec: FeatureSpec
 ) -> tuple[list[tuple], dict[str, "np.ndarray"]]:
     """Embeds a batch of N images; those that can't be embedded are failures.
 
@@ -65,7 +66,7 @@ def embed_batch(
         batch: N decoded images, of any number: the engine takes them in batches of its own size.
         engine: A loaded one.
         fail: Is called with each failure.
-        dtype: Of the stored numbers.
+        spec: The engine's; its dtype is that of the stored numbers.
 
     Returns:
         The rows that are good, and {feature name: M×D} for them, M ≤ N, in the stored dtype.
@@ -74,16 +75,21 @@ def embed_batch(
     vectors: dict[str, list[np.ndarray]] = {}
     for images, features in _embed_or_split(batch, engine, fail):
         with np.errstate(over="ignore"):
-            stored = {name: array.astype(dtype, copy=False) for name, array in features.items()}
+            stored = {name: array.astype(spec.dtype, copy=False) for name, array in features.items()}
         finite = np.all([np.isfinite(array).all(axis=1) for array in stored.values()], axis=0)
         good.extend(image.row() for image, ok in zip(images, finite, strict=True) if ok)
         for image, ok in zip(images, finite, strict=True):
             if not ok:
-                message = f"its features hold NaN, or numbers too large for {dtype}"
-                fail(image.failure("embed", "not finite", message))
+                fail(image.failure("embed", "not finite", _not_finite(spec)))
         for name, array in stored.items():
             vectors.setdefault(name, []).append(array[finite])
     return good, {name: np.concatenate(arrays) for name, arrays in vectors.items()}
+
+
+def _not_finite(spec: FeatureSpec) -> str:
+    if spec.precision == "float16":
+        return "a layer's numbers are NaN, or too large for float16; --precision bfloat16 holds them"
+    return f"its features hold NaN, or numbers too large for {spec.dtype}"
 
 
 def _embed_or_split(

@@ -135,7 +135,7 @@ class _Embed(beam.DoFn):
         results = [pending.decoded.result() for pending in taken]
         failures = [result for result in results if isinstance(result, Failure)]
         decoded = [result for result in results if isinstance(result, Decoded)]
-        rows, vectors = embed_batch(decoded, self._engine, failures.append, dtype=self._embedding.spec.dtype)
+        rows, vectors = embed_batch(decoded, self._engine, failures.append, spec=self._embedding.spec)
         by_number = {pending.number: pending for pending in taken}
         for row, (key, _, _, number, sha256, width, height, *_) in enumerate(rows):
             features = {name: array[row] for name, array in vectors.items()}

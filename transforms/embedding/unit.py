@@ -72,7 +72,7 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
         for batch in _batches(images, engine, writer):
             stages.notes.update(image.result.note for image in batch if image.result.note)
             before = time.perf_counter()
-            rows, vectors = embed_batch(batch, engine, writer.fail, dtype=job.spec.dtype)
+            rows, vectors = embed_batch(batch, engine, writer.fail, spec=job.spec)
             stages.embed += time.perf_counter() - before
             if rows:
                 writer.add(rows, vectors)

@@ -43,7 +43,7 @@ def _classifier(head: Head, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]])
     by_name = {feature.name: feature for feature in spec.features}
     features = [by_name[name] for name in head.columns]
     table = cut(layers(spec.backbone, include_top=True), [feature.tap for feature in features])
-    network = build(table, spec.image_size, dtype=spec.precision)
+    network = build(table, spec.image_size, dtype=spec.layer_dtype)
     pixels = keras.Input((spec.image_size, spec.image_size, CHANNELS), dtype="float32", name="pixels")
     outputs, current = {}, preprocess(pixels)
     for layer in network.layers:

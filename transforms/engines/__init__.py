@@ -110,22 +110,27 @@ def choose(name: str, precision: str) -> str:
 
     Raises:
         UsageError: See `check_engine`.
-        FeaturemillError: The engine isn't installed, or can't be loaded here.
+        FeaturemillError: The engine isn't installed, or can't be loaded here, or its device hasn't this precision.
     """
     check_engine(name, precision)
     if name != "auto":
-        _info(name).check()
+        _check_here(name, precision)
         return name
     here, problem = [], UsageError(f"no engine computes in {precision!r}")
     for candidate in _able(precision):
         try:
-            _info(candidate).check()
+            _check_here(candidate, precision)
             here.append(candidate)
         except FeaturemillError as error:
             problem = error
     if not here:
         raise problem
     return next((each for each in here if _info(each).visible_device and _has_gpu(each)), here[0])
+
+
+def _check_here(name: str, precision: str) -> None:
+    _info(name).check()
+    _info(name).check_precision(precision)
 
 
 def _has_gpu(engine: str) -> bool:
@@ -143,6 +148,11 @@ def device(engine: str) -> str:
     may_see = info.visible_device and (has_files or not sys.platform.startswith("linux"))
     found = info.visible_device() if may_see else "CPU"
     return f"CPU (there is a GPU{info.idle_gpu})" if found == "CPU" and has_files and not hidden else found
+
+
+def precision_note(engine: str, precision: str) -> str:
+    """Returns what there is to say of a precision on the GPU that an engine will run on, or nothing."""
+    return _info(engine).precision_note(precision) if _has_gpu(engine) else ""
 
 
 def default_batch_size(engine: str, threads: int | None) -> int:

@@ -1,12 +1,23 @@
 """The checks of every engine before it computes anything."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from transforms.errors import FeaturemillError
-from transforms.network.vgg import CHANNELS, Layer, check_feature, check_top, cut, layers
+from transforms.network.vgg import (
+    CHANNELS,
+    KERNEL,
+    MIN_IMAGE_SIZE,
+    Layer,
+    check_feature,
+    check_top,
+    cut,
+    layers,
+    preprocess,
+)
 from transforms.network.weights import Weights, load_weights
+from transforms.pools import pool_planes
 from transforms.spec import FeatureSpec
 
 
@@ -53,3 +64,82 @@ def check_pixels(pixels: np.ndarray, *, side: int, batch_size: int) -> None:
         raise ValueError(f"expected N×{side}×{side}×{CHANNELS} uint8, got {pixels.shape} {pixels.dtype}")
     if not 0 < count <= batch_size:
         raise ValueError(f"a batch has 1 to {batch_size} images, not {count}")
+
+
+def check_arithmetic(
+    what: str,
+    embed: Callable[[np.ndarray, str], np.ndarray],
+    table: Sequence[Layer],
+    kernels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    channels_first: bool,
+    tolerance: float,
+    cure: str,
+) -> None:
+    """Compares an engine's convolutions, on one small fixed image, with NumPy's.
+
+    It takes a few hundredths of a second, and catches a build that miscalculates on this machine, or that has a switch
+    for coarser arithmetic, on by default.
+
+    Args:
+        what: The engine, for the error.
+        embed: Takes S×S×3 uint8 and the name of a tap, and returns its output, flattened: D float32.
+        table: The network.
+        kernels: As `convolutions` takes them, with `channels_first`.
+        channels_first: The same.
+        tolerance: The largest difference that is fine, as a share of the largest value.
+        cure: What to do about it, for the error.
+
+    Raises:
+        FeaturemillError: They differ by more; the engine must not be used.
+    """
+    last = [layer.name for layer in table if layer.kind in ("conv", "pool")][-1]
+    # Not of full contrast: no number comes near the largest of float16.
+    pixels = np.random.default_rng(0).integers(64, 192, (MIN_IMAGE_SIZE, MIN_IMAGE_SIZE, CHANNELS), np.uint8)
+    found = embed(pixels, last)
+    planes = preprocess(pixels).transpose(2, 0, 1)
+    outputs = convolutions(planes, table, kernels, channels_first=channels_first)
+    expected = pool_planes(outputs[last], "flatten")
+    drift = float(np.abs(found - expected).max() / np.abs(expected).max()) if expected.any() else 0.0
+    if not drift <= tolerance:
+        raise FeaturemillError(
+            f"the engine {what} miscalculates on this machine: {last} differs from NumPy's by {drift:.1e} of its "
+            f"largest value, {tolerance:.0e} is allowed; {cure}"
+        )
+
+
+def convolutions(
+    planes: np.ndarray,
+    table: Sequence[Layer],
+    kernels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    *,
+    channels_first: bool,
+) -> dict[str, np.ndarray]:
+    """Computes the convolutions and poolings of one image in NumPy: matrix products over the 3×3 windows.
+
+    Args:
+        planes: C×H×W, preprocessed; float64 for float64 arithmetic.
+        table: The network; its other layers are passed over.
+        kernels: {layer name: (kernel, bias)}, kernels of outputs × inputs.
+        channels_first: Whether a kernel's inputs are in the order channel, row, column, else row, column, channel.
+
+    Returns:
+        {name of a convolution or pooling: C×H×W}.
+    """
+    outputs, output = {}, planes
+    order = (0, 3, 4, 1, 2) if channels_first else (3, 4, 0, 1, 2)
+    for layer in table:
+        if layer.kind == "conv":
+            kernel, bias = kernels[layer.name]
+            padded = np.pad(output, ((0, 0), (KERNEL // 2,) * 2, (KERNEL // 2,) * 2))
+            windows = np.lib.stride_tricks.sliding_window_view(padded, (KERNEL, KERNEL), axis=(1, 2))
+            columns = windows.transpose(order).reshape(kernel.shape[1], -1)
+            output = np.maximum(kernel @ columns + bias[:, None], 0).reshape(-1, *output.shape[1:])
+        elif layer.kind == "pool":
+            channels, height, width = output.shape
+            output = output[:, : height // 2 * 2, : width // 2 * 2]
+            output = output.reshape(channels, height // 2, 2, width // 2, 2).max(axis=(2, 4))
+        else:
+            continue
+        outputs[layer.name] = output
+    return outputs

@@ -56,6 +56,9 @@ class EngineInfo:
         batch_size: Returns its default N; takes its CPU threads (None: all cores) and whether it has a GPU.
         idle_gpu: What to say, with the cure, behind "there is a GPU" where it runs on the CPU all the same.
         visible_device: Returns `CPU`, or `GPU (NVIDIA L4)`, as it sees it. None for one that knows no GPU.
+        check_precision: Raises FeaturemillError, with the cure, if this machine's device hasn't the arithmetic of one
+            of the precisions.
+        precision_note: Returns what the plan should say of a precision on this machine's GPU, or nothing.
     """
 
     libraries: tuple[str, ...]
@@ -65,3 +68,5 @@ class EngineInfo:
     batch_size: Callable[[int | None, bool], int]
     idle_gpu: str
     visible_device: Callable[[], str] | None = None
+    check_precision: Callable[[str], None] = lambda precision: None
+    precision_note: Callable[[str], str] = lambda precision: ""

@@ -1,27 +1,37 @@
-"""The engine `keras`: the cut network and its poolings as one compiled graph. TensorFlow by default."""
+"""The engine `keras`: the cut network and its poolings as one graph, of TensorFlow by default, of JAX or of PyTorch."""
 
 import logging
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from transforms.engines.checks import check_pixels, computed_layers, planned_weights
+from transforms.engines.backends import load_backend
+from transforms.engines.checks import check_arithmetic, check_pixels, computed_layers, planned_weights
 from transforms.engines.engine import Engine, EngineInfo, OutOfMemory
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import CHANNELS, Layer, build, preprocess
 from transforms.pools import pool_output
-from transforms.spec import FeatureSpec
+from transforms.spec import Feature, FeatureSpec
 from transforms.text import counted, one_line
 
 if TYPE_CHECKING:
     import keras
 
 CPU_INFO = "/proc/cpuinfo"
+# What CPUs call their arithmetic of a precision.
+_CPU_FLAGS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+# How far the self-check may be off: each is several times what its arithmetic comes to, and what a coarser one exceeds.
+SELF_CHECK_TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
+# NVIDIA's first cards with TF32, and with tensor cores that take every precision here but float32.
+_AMPERE = (8, 0)
+# One for all engines of a process: they share its device, and its switch for TF32.
+_turn = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
@@ -34,30 +44,35 @@ class KerasEngine:
         table = computed_layers(spec, include_top=include_top)
         weights = planned_weights(weights_source, table, spec)
         self._spec = spec
-        self._lock = threading.Lock()
-        backend = _prepare_backend(threads)
+        self._backend = load_backend()
+        self._backend.prepare(threads)
         _warn_if_slow(spec.precision)
         self._network = _network(table, weights.arrays, spec)
+        with _turn:
+            self._backend.allow_tf32(spec.precision == "tf32")
+            _self_check(self._network, table, weights.arrays, spec, compiled=self._backend.compiled)
         device = visible_device()
         self.on_cpu = device.startswith("CPU")
-        self.description = f"keras ({backend}, {device}, {_threads()})"
+        threads = self._backend.threads() or available_cores()
+        self.description = f"keras ({self._backend.version}, {device}, {counted(threads, 'thread')})"
         self.resize(batch_size)
 
     def resize(self, batch_size: int) -> None:
         """Fixes another batch size; the next batch compiles the graph anew."""
-        with self._lock:
+        with _turn:
             self.batch_size = batch_size
-            self._model = _graph(self._network, self._spec, batch_size)
+            self._model = _graph(self._network, self._spec, batch_size, compiled=self._backend.compiled)
 
     def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
         """Computes the features of N images, N at most the batch size."""
-        with self._lock:
+        with _turn:
             check_pixels(pixels, side=self._spec.image_size, batch_size=self.batch_size)
             count = len(pixels)
             try:
                 if count < self.batch_size:
                     empty = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
                     pixels = np.concatenate([pixels, empty])
+                self._backend.allow_tf32(self._spec.precision == "tf32")
                 outputs = self._model.predict_on_batch(pixels)
             except Exception as error:
                 if _is_out_of_memory(error):
@@ -67,85 +82,101 @@ class KerasEngine:
 
 
 def _network(table: Sequence[Layer], arrays: Any, spec: FeatureSpec) -> "keras.Sequential":
-    network = build(table, spec.image_size, dtype=spec.precision)
+    network = build(table, spec.image_size, dtype=spec.layer_dtype, kernels="zeros")
     for name, pair in arrays.items():
         network.get_layer(name).set_weights(pair)
     return network
 
 
-def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int) -> "keras.Model":
-    """Returns the model from N×S×S×3 uint8 to {feature name: N×D float32}; its layers are the network's own."""
+def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int, *, compiled: bool) -> "keras.Model":
+    """Returns the model from N×S×S×3 uint8 to {feature name: N×D float32}; its layers are the network's own.
+
+    At float16, all features of an image are NaN if any layer's output is too large for it. They may not show it
+    themselves: the first such number is an infinity, but later ones are NaN, and some ReLUs and poolings make 0 of it.
+    """
     keras = import_keras()
     pixels = keras.Input(batch_shape=(batch_size, spec.image_size, spec.image_size, CHANNELS), dtype="uint8")
-    outputs, current = {}, preprocess(pixels)
+    outputs, current, peaks = {}, preprocess(pixels), []
     for layer in network.layers:
         current = layer(current)
+        if spec.precision == "float16" and layer.weights:
+            peaks.append(keras.ops.max(current, axis=tuple(range(1, len(current.shape)))))
         for feature in spec.features:
             if feature.tap == layer.name:
                 outputs[feature.name] = pool_output(current, feature.pool)
+        if len(outputs) == len(spec.features):
+            break
+    if peaks:
+        fits = keras.ops.all(keras.ops.isfinite(keras.ops.stack(peaks, axis=1)), axis=1, keepdims=True)
+        outputs = {name: keras.ops.where(fits, output, np.nan) for name, output in outputs.items()}
     model = keras.Model(pixels, outputs)
-    # Keras would choose XLA, which is no faster for these layers (measured on a CPU) and compiles twice as long.
-    model.compile(jit_compile=False)
+    model.compile(jit_compile=compiled)
     return model
 
 
-def _prepare_backend(threads: int | None) -> str:
-    """Sets what has to be set before the first computation; returns the backend's name and version."""
-    keras = import_keras()
-    if keras.backend.backend() != "tensorflow":
-        return keras.backend.backend()
-    import tensorflow as tf
+def _self_check(
+    network: "keras.Sequential", table: Sequence[Layer], arrays: Any, spec: FeatureSpec, *, compiled: bool
+) -> None:
+    """Compares the convolutions, on one small image, with NumPy's; see `check_arithmetic`.
 
-    threading_options = tf.config.threading
-    try:
-        if threads and threads != threading_options.get_intra_op_parallelism_threads():
-            threading_options.set_intra_op_parallelism_threads(threads)
-            threading_options.set_inter_op_parallelism_threads(threads)
-        for gpu in tf.config.list_physical_devices("GPU"):
-            # Otherwise the first process takes all of the memory, and a second has none.
-            tf.config.experimental.set_memory_growth(gpu, True)
-    except (RuntimeError, ValueError):
-        _log.warning("TensorFlow was in use before: its threads and memory stay as they were set then")
-    # Ampere and later round float32 to 10 bits of mantissa in convolutions unless told not to: 1e-3 off, not 1e-6.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    return f"tensorflow {tf.__version__}"
+    Through a graph that is made as the real one is: its compiler may err where single operations don't.
+    """
+
+    def embed(pixels: np.ndarray, tap: str) -> np.ndarray:
+        small = replace(spec, features=(Feature("all", tap, "flatten"),), image_size=len(pixels))
+        model = _graph(network, small, 1, compiled=compiled)
+        return np.asarray(model.predict_on_batch(pixels[None])["all"])[0]
+
+    check_arithmetic(
+        f"keras at {spec.precision}",
+        embed,
+        table,
+        {name: (kernel.reshape(-1, len(bias)).T, bias) for name, (kernel, bias) in arrays.items()},
+        channels_first=False,
+        tolerance=SELF_CHECK_TOLERANCES[spec.precision],
+        cure="pass another --precision or --engine, or install another version of Keras's backend",
+    )
 
 
 def visible_device() -> str:
-    """Returns `CPU`, or `GPU (NVIDIA L4)`, as the backend sees it, without taking any of the GPU's memory."""
-    keras = import_keras()
-    if keras.backend.backend() != "tensorflow":
-        names = [str(name) for name in keras.distribution.list_devices()]
-        return "CPU" if all(name.startswith("cpu") for name in names) else names[0]
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
-        name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "unknown")
-        return f"GPU ({name})" if len(gpus) == 1 else f"GPU ({name}, first of {len(gpus)})"
-    return "CPU"
+    """Returns `CPU`, or `GPU (NVIDIA L4)`, as the backend sees it."""
+    gpus = load_backend().gpus()
+    if not gpus:
+        return "CPU"
+    return f"GPU ({gpus[0].name})" if len(gpus) == 1 else f"GPU ({gpus[0].name}, first of {len(gpus)})"
 
 
-def _threads() -> str:
-    """Says how many threads the backend computes with, as far as it tells: else all the cores that we may use."""
-    count = 0
-    if import_keras().backend.backend() == "tensorflow":
-        import tensorflow as tf
+def _check_precision(precision: str) -> None:
+    # Everything else is computed everywhere, if slowly.
+    if precision == "tf32" and not _has_tensor_cores():
+        raise FeaturemillError(
+            "--precision tf32 needs an NVIDIA GPU of compute capability 8.0 or more, and Keras runs on "
+            f"{visible_device()} here; pass --precision float32"
+        )
 
-        count = tf.config.threading.get_intra_op_parallelism_threads()
-    return counted(count or available_cores(), "thread")
+
+def _has_tensor_cores() -> bool:
+    gpus = load_backend().gpus()
+    return bool(gpus and gpus[0].capability and gpus[0].capability >= _AMPERE)
+
+
+def _precision_note(precision: str) -> str:
+    if precision != "float32" or not _has_tensor_cores():
+        return ""
+    return "float32 doesn't use this card's tensor cores; --precision tf32, bfloat16 and float16 do"
 
 
 def _warn_if_slow(precision: str) -> None:
-    if precision == "float32" or not visible_device().startswith("CPU"):
+    if precision not in _CPU_FLAGS or not visible_device().startswith("CPU"):
         return
     try:
         with open(CPU_INFO, encoding="ascii", errors="replace") as file:
             flags = next((line.split() for line in file if line.startswith("flags")), [])
     except OSError:
         return
-    if not {"avx512_bf16", "amx_bf16"} & set(flags):
-        _log.warning("this CPU has no bfloat16 arithmetic (AVX512-BF16, AMX): float32 is likely faster, and exacter")
+    if not set(_CPU_FLAGS[precision]) & set(flags):
+        names = ", ".join(flag.upper().replace("_", "-") for flag in _CPU_FLAGS[precision])
+        _log.warning("this CPU has no %s arithmetic (%s): float32 is likely faster, and exacter", precision, names)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -171,11 +202,13 @@ def _check() -> None:
 
 ENGINE = EngineInfo(
     libraries=("keras", "tensorflow"),
-    precisions=("float32", "bfloat16"),
+    precisions=("float32", "tf32", "bfloat16", "float16"),
     load=_load,
     check=_check,
     # See benchmarks: more gains nothing and costs memory.
     batch_size=lambda threads, on_gpu: 64 if on_gpu else 8,
     idle_gpu=", but Keras's backend can't use it: pip install 'featuremill[gpu]'",
     visible_device=lambda: visible_device(),
+    check_precision=_check_precision,
+    precision_note=_precision_note,
 )

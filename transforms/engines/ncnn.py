@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from transforms.engines.checks import check_pixels, computed_layers, planned_weights
+from transforms.engines.checks import check_arithmetic, check_pixels, computed_layers, planned_weights
 from transforms.engines.engine import EngineInfo, OutOfMemory
 from transforms.engines.ncnn_model import INPUT, network_text, read_weights, weight_file
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
-from transforms.network.vgg import CHANNELS, KERNEL, MIN_IMAGE_SIZE, Layer, preprocess
+from transforms.network.vgg import Layer, preprocess
 from transforms.pools import pool_planes
 from transforms.spec import FeatureSpec
 from transforms.text import counted, one_line
@@ -120,42 +120,16 @@ def _run(net: Any, pixels: np.ndarray, taps: Sequence[str]) -> dict[str, np.ndar
 
 
 def _self_check(net: Any, table: Sequence[Layer], path: str) -> None:
-    """Compares the convolutions, on one small fixed image, with NumPy's.
-
-    It takes a few hundredths of a second, and catches a build of ncnn that miscalculates on this CPU, or that has a new
-    switch for reduced precision, on by default.
-
-    Raises:
-        FeaturemillError: They differ by more than rounding; the engine must not be used.
-    """
-    last = [layer.name for layer in table if layer.kind in ("conv", "pool")][-1]
-    pixels = np.random.default_rng(0).integers(0, 256, (MIN_IMAGE_SIZE, MIN_IMAGE_SIZE, CHANNELS), np.uint8)
-    found = _run(net, pixels, [last])[last]
-    expected = _convolutions(pixels, table, path)
-    drift = float(np.abs(found - expected).max() / np.abs(expected).max()) if expected.any() else 0.0
-    if not drift <= SELF_CHECK_TOLERANCE:
-        raise FeaturemillError(
-            f"the engine ncnn miscalculates on this machine: {last} differs from NumPy's by {drift:.1e} of its largest "
-            f"value, {SELF_CHECK_TOLERANCE:.0e} is allowed; pass --engine keras, or install another version of ncnn"
-        )
-
-
-def _convolutions(pixels: np.ndarray, table: Sequence[Layer], path: str) -> np.ndarray:
-    """Returns C×H×W of the last convolution or pooling: matrix products over the 3×3 windows."""
-    weights = read_weights(path, table)
-    output = preprocess(pixels).transpose(2, 0, 1)
-    for layer in table:
-        if layer.kind == "conv":
-            kernel, bias = weights[layer.name]
-            padded = np.pad(output, ((0, 0), (KERNEL // 2,) * 2, (KERNEL // 2,) * 2))
-            windows = np.lib.stride_tricks.sliding_window_view(padded, (KERNEL, KERNEL), axis=(1, 2))
-            columns = windows.transpose(0, 3, 4, 1, 2).reshape(kernel.shape[1], -1)
-            output = np.maximum(kernel @ columns + bias[:, None], 0).reshape(-1, *output.shape[1:])
-        elif layer.kind == "pool":
-            channels, height, width = output.shape
-            output = output[:, : height // 2 * 2, : width // 2 * 2]
-            output = output.reshape(channels, height // 2, 2, width // 2, 2).max(axis=(2, 4))
-    return output
+    """Compares the convolutions, on one small image, with NumPy's; see `check_arithmetic`."""
+    check_arithmetic(
+        "ncnn",
+        lambda pixels, tap: pool_planes(_run(net, pixels, [tap])[tap], "flatten"),
+        table,
+        read_weights(path, table),
+        channels_first=True,
+        tolerance=SELF_CHECK_TOLERANCE,
+        cure="pass --engine keras, or install another version of ncnn",
+    )
 
 
 ENGINE = EngineInfo(

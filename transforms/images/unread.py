@@ -2,9 +2,9 @@
 
 import re
 
-_PLAIN = "convert it to JPEG or PNG"
-_RAW = "develop it to JPEG or to TIFF of 16 bits, such as with darktable-cli or dcraw_emu"
-_DICOM = "convert it to PNG of 16 bits, such as with dcmj2pnm +on2"
+_PLAIN = "convert them to JPEG or PNG"
+_RAW = "develop them to JPEG or to TIFF of 16 bits, such as with darktable-cli or dcraw_emu"
+_DICOM = "convert them to PNG of 16 bits, such as with dcmj2pnm +on2"
 _CAMERA_RAW = "camera RAW"
 
 # By their first bytes, from the place named.
@@ -25,6 +25,7 @@ _STARTS = (
     (0, b"DDS ", "DDS"),
     (0, b"icns", "ICNS"),
     (0, b"BPG\xfb", "BPG"),
+    (0, b"FLIF", "FLIF"),
     (0, b"AT&TFORM", "DjVu"),
     (128, b"DICM", "DICOM"),
     (344, b"n+1\0", "NIfTI"),
@@ -39,8 +40,8 @@ _STARTS = (
     (8, b"CR\x02\0", _CAMERA_RAW),
 )
 _CAMERA_RAW_ENDINGS = (
-    *("3fr", "arw", "cr2", "cr3", "crw", "dcr", "erf", "iiq", "kdc", "mef", "mos", "mrw"),
-    *("nef", "nrw", "orf", "pef", "raf", "rw2", "rwl", "srw", "x3f"),
+    *("3fr", "arw", "cr2", "cr3", "crw", "dcr", "erf", "gpr", "iiq", "kdc", "mef", "mos", "mrw"),
+    *("nef", "nrw", "orf", "pef", "raf", "rw2", "rwl", "sr2", "srf", "srw", "x3f"),
 )
 # By the endings of their names: some have no bytes of their own, and of damaged ones the name is all there is to tell.
 _ENDINGS = {
@@ -54,13 +55,19 @@ _ENDINGS = {
     **dict.fromkeys(("jxr", "wdp", "hdp"), "JPEG XR"),
     **dict.fromkeys(("fits", "fit", "fts"), "FITS"),
     **dict.fromkeys(("wmf", "emf"), "Windows metafile"),
+    "bpg": "BPG",
+    "dds": "DDS",
+    "djvu": "DjVu",
     "exr": "OpenEXR",
+    "flif": "FLIF",
     "hdr": "Radiance HDR",
+    "icns": "ICNS",
     "jls": "JPEG-LS",
     "jxl": "JPEG XL",
     "nii": "NIfTI",
     "pcx": "PCX",
     "pdf": "PDF",
+    "qoi": "QOI",
     "sgi": "SGI",
     "xcf": "GIMP",
 }

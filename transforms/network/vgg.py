@@ -289,7 +289,9 @@ def preprocess(pixels: Any) -> Any:
     return ops.flip(ops.cast(pixels, "float32"), axis=-1) - BGR_MEANS
 
 
-def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32") -> "keras.Sequential":
+def build(
+    table: Sequence[Layer], image_size: int, *, dtype: str = "float32", kernels: str = "glorot_uniform"
+) -> "keras.Sequential":
     """Builds the network, freshly initialised; its input is what `preprocess` returns.
 
     Example:
@@ -300,6 +302,7 @@ def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32") ->
         table: From `layers`, perhaps `cut`.
         image_size: Pixels on a side.
         dtype: Keras's dtype policy of every layer.
+        kernels: Keras's initializer of the kernels; `zeros` is quickest where weights will be set.
     """
     keras = import_keras()
     # Said again for each layer, because a user's keras.json may say otherwise.
@@ -307,15 +310,16 @@ def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32") ->
     stack = [keras.Input((image_size, image_size, CHANNELS), dtype="float32")]
     for layer in table:
         named = {"name": layer.name, "dtype": dtype}
+        drawn = {"kernel_initializer": kernels}
         if layer.kind == "conv":
             window = {"padding": "same", "activation": layer.activation}
-            new = keras.layers.Conv2D(layer.units, KERNEL, **window, **image, **named)
+            new = keras.layers.Conv2D(layer.units, KERNEL, **window, **image, **drawn, **named)
         elif layer.kind == "pool":
             new = keras.layers.MaxPooling2D(2, **image, **named)
         elif layer.kind == "flatten":
             new = keras.layers.Flatten(**image, **named)
         elif layer.kind == "dense":
-            new = keras.layers.Dense(layer.units, activation=layer.activation, **named)
+            new = keras.layers.Dense(layer.units, activation=layer.activation, **drawn, **named)
         else:
             new = keras.layers.Dropout(layer.rate, **named)
         stack.append(new)

@@ -38,7 +38,9 @@ class Compared:
     difference: str
 
 
-def compare_contents(output: Output, units: Mapping[str, tuple[Unit, Unit]]) -> Iterator[Compared]:
+def compare_contents(
+    output: Output, units: Mapping[str, tuple[Unit, Unit]], *, unread_pass: bool = False
+) -> Iterator[Compared]:
     """Reads units again and compares the hashes of their records with the stored ones, in no particular order.
 
     Nothing is decoded. Up to four parts are under way at once, each with the keys and hashes of its rows in memory.
@@ -47,21 +49,22 @@ def compare_contents(output: Output, units: Mapping[str, tuple[Unit, Unit]]) -> 
         output: OUT.
         units: {id: (the unit as OUT knows it, the same where and as it is now)}; all have a part. Both may have but
             some of a listing's files; then only these are compared.
+        unread_pass: Let it pass if a file that couldn't be read now can be; else it is a difference.
 
     Raises:
         FeaturemillError: A part that can't be read. A source that can't be is a difference.
     """
-    by_part: dict[str, list[str]] = defaultdict(list)
+    by_part: dict[str, set[str]] = defaultdict(set)
     holders = {report.unit_id: name for name, footer in output.listing.merged.items() for report in footer.reports}
     for unit_id in units:
-        by_part[holders.get(unit_id, f"{unit_id}.parquet")].append(unit_id)
+        by_part[holders.get(unit_id, f"{unit_id}.parquet")].add(unit_id)
     with ThreadPoolExecutor(_PARTS_AT_ONCE, "compare") as pool:
-        for compared in pool.map(lambda part: _compare_part(output, *part, units), by_part.items()):
+        for compared in pool.map(lambda part: _compare_part(output, *part, units, unread_pass), by_part.items()):
             yield from compared
 
 
 def _compare_part(
-    output: Output, name: str, unit_ids: list[str], units: Mapping[str, tuple[Unit, Unit]]
+    output: Output, name: str, unit_ids: set[str], units: Mapping[str, tuple[Unit, Unit]], unread_pass: bool
 ) -> list[Compared]:
     with open_parquet(output.path("features", name), cure="delete it and run extract again") as parquet:
         footer = footer_of(parquet.metadata)
@@ -81,11 +84,11 @@ def _compare_part(
             for row in stored
             if row["source"] in places
         }
-        compared.append(Compared(report.unit_id, len(expected), _difference(expected, new)))
+        compared.append(Compared(report.unit_id, len(expected), _difference(expected, new, unread_pass)))
     return compared
 
 
-def _difference(expected: dict[tuple[str, int], bytes | None], new: Unit) -> str:
+def _difference(expected: dict[tuple[str, int], bytes | None], new: Unit, unread_pass: bool) -> str:
     """Returns the first difference to these hashes; takes out what is the same."""
     try:
         for record in shards.read(new):
@@ -93,7 +96,7 @@ def _difference(expected: dict[tuple[str, int], bytes | None], new: Unit) -> str
             if there is _NONE:
                 return f"{record.key} was not there before"
             now = record.sha256 if isinstance(record, Failure) else hashlib.sha256(record.data).digest()
-            if now != there:
+            if now != there and not (there is None and unread_pass):
                 return f"{record.key} {_change(record, there)}"
     except FeaturemillError as error:
         return f"{clean(new.shard.file.uri)} can't be read: {cause_of(error)}"

@@ -25,7 +25,7 @@ from transforms.shards.detect import (
     named_format,
 )
 from transforms.shards.fields import Fields
-from transforms.shards.names import HIDDEN, base_name, count_by_ending, extension, is_hidden, is_picture
+from transforms.shards.names import BY_NAME, HIDDEN, base_name, count_by_ending, extension, is_hidden, is_picture
 from transforms.text import clean, one_line
 
 _GLOB = re.compile(r"[*?\[]")
@@ -192,7 +192,7 @@ def _why(candidate: _Candidate, looked: Looked | None) -> str:
         return "it is packed; unpack it, or pack a tar or TFRecord with gzip"
     if not storage.is_local(candidate.file.uri) and may_be_anything(candidate.file.uri):
         return "its name says nothing, and a look inside costs a request: name it, by itself or by a pattern"
-    return "neither image nor shard by its name"
+    return BY_NAME
 
 
 def _check_each(inputs: Sequence[str], by_input: list[list[_Candidate]], skipped: Sequence[SkippedFile]) -> None:

@@ -52,7 +52,9 @@ UNREAD_EXTENSIONS = frozenset(
         *("psd", "psb", "xcf", "svg", "svgz", "eps", "wmf", "emf", "dcm", "dicom", "fits", "fit", "fts", "djvu"),
     ]
 )
+# Why a file is passed over, where that is all there is to say.
 HIDDEN = "hidden"
+BY_NAME = "neither image nor shard by its name"
 # What stands behind the ending where a name was made from an address, or a copy was numbered.
 _BEHIND = re.compile(
     rf"\.({'|'.join(sorted(IMAGE_EXTENSIONS))})(\?.*|[^a-z0-9./?][^./]*|\.\d+)$", re.IGNORECASE | re.DOTALL
@@ -82,7 +84,7 @@ def is_image(name: str) -> bool:
 
 def is_picture(name: str) -> bool:
     """True if it is that of an image, or of a picture of a kind that isn't read."""
-    return extension(name) in UNREAD_EXTENSIONS or is_image(name)
+    return is_image(name) or extension(name) in UNREAD_EXTENSIONS
 
 
 def count_by_ending(skipped: Iterable[SkippedFile]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 
 from transforms import storage
-from transforms.labels.folders import is_no_class
+from transforms.labels.folders import LABEL_NAMES, is_no_class, partition_value
 from transforms.labels.values import as_label, as_text
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import Fields, missing
@@ -126,7 +126,7 @@ class _Sample:
         for row in rows:
             yield row if isinstance(row, Failure) else self._labelled(row)
         if not self.has_image:
-            if self._gives_label() and not apart.is_joined(self.first.base):
+            if self.gives_label and not apart.is_joined(self.first.base):
                 yield self._lonely()
         elif self.continued or not self.takes_labels:
             yield from map(self._too_late, self._lost(rows))
@@ -185,7 +185,9 @@ class _Sample:
         )
         return failure(self.shard, key=member.name, position=member.offset, error="no image", message=message)
 
-    def _gives_label(self) -> bool:
+    @property
+    def gives_label(self) -> bool:
+        """Whether a member gives a label, usable or not."""
         return any(map(self._text_gives_label, self.texts))
 
     def _text_gives_label(self, name: str) -> bool:
@@ -291,7 +293,8 @@ def folder_label(shard: Shard, name: str) -> str | None:
     """Returns the class that a member's folder names: the nearest that isn't one of images of all classes."""
     archive = base_name(shard.file.uri).partition(".")[0].lower()
     folders = name.split("/")[:-1]
-    return next((f for f in reversed(folders) if not is_no_class(f) and f.lower() != archive), None)
+    label = next((f for f in reversed(folders) if not is_no_class(f) and f.lower() != archive), None)
+    return as_text(label)
 
 
 def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
@@ -311,8 +314,12 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
         raise missing(shard.file.uri, role="image", wanted=wanted, present=present)
     if fields.label and samples:
         _check_label(shard, samples, fields.label)
-    elif fields.label is None and samples and _is_from_folders(shard, samples):
-        return image, _FROM_FOLDER, ""
+    elif fields.label is None and samples and not any(sample.gives_label for sample in samples):
+        column = next((name for name in LABEL_NAMES if partition_value(shard.file.uri, name) is not None), None)
+        if column:
+            return image, f"{column}=", ""
+        if fields.label_from != "none" and _is_from_folders(shard, samples):
+            return image, _FROM_FOLDER, ""
     return image, shard.label_field, ""
 
 
@@ -350,10 +357,8 @@ def _check_label(shard: Shard, samples: list[_Sample], wanted: str) -> None:
 
 
 def _is_from_folders(shard: Shard, samples: list[_Sample]) -> bool:
-    """Returns whether no member gives a label, as far as can be told, and all first images lie in class folders."""
+    """Returns whether all first images lie in class folders, and no member gives a label, as far as headers tell."""
     rows = [row for sample in samples for row in sample.rows]
-    if any(sample._gives_label() for sample in samples):
-        return False
     return all(folder_label(shard, _member_name(row)) for row in rows) and _survey(shard) == _Survey()
 
 

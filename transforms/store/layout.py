@@ -9,7 +9,8 @@ from transforms.errors import FeaturemillError
 from transforms.text import one_line
 
 # What a run writes at the top of OUT; --overwrite removes these and nothing else.
-OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet")
+SKIPPED_FILE = "skipped.parquet"
+OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet", SKIPPED_FILE)
 OUTPUT_FOLDERS = ("features", "failures", "_tmp")
 # What a prediction writes at the top of PRED; --overwrite removes these and nothing else.
 PREDICTION_FILES = ("metrics.json", "manifest.json")

@@ -109,7 +109,7 @@ class Manifest:
             if not values[name]:
                 del values[name]
         updated = {"updated": self.updated} if self.updated else {}
-        stored = {name: value for name, value in self.stored.items() if name != "relocation"}
+        stored = {name: value for name, value in self.stored.items() if name not in ("relocation", "notes")}
         return {**stored, "schema_version": SCHEMA_VERSION, **values, **updated}
 
 

@@ -1,4 +1,4 @@
-"""units.parquet: what each unit came to, written, read and added up."""
+"""units.parquet and skipped.parquet: what each unit came to, and which files are in none; read, written, added up."""
 
 import io
 import json
@@ -11,14 +11,15 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.records import UnitReport
-from transforms.store.layout import write_file
+from transforms.records import FileInfo, SkippedFile, UnitReport
+from transforms.store.layout import SKIPPED_FILE, write_file
 from transforms.store.manifest import Totals
-from transforms.text import counted, one_line
+from transforms.text import clean, counted, one_line
 
 UNITS_PER_GROUP = 65_536
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 _SCHEMA = pa.schema([(f.name, _ARROW.get(f.type, pa.string())) for f in fields(UnitReport)])
+_SKIPPED = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("reason", pa.string())])
 
 
 def add_up(reports: Iterable[UnitReport]) -> Totals:
@@ -92,3 +93,36 @@ def parquet_rows(uri: str) -> int:
             return pq.read_metadata(file).num_rows
     except (OSError, pa.ArrowException):
         return 0
+
+
+def read_skipped(output: str) -> list[SkippedFile]:
+    """Returns the files that OUT lists, without their versions; none where nothing was skipped.
+
+    Raises:
+        FeaturemillError: The list can't be read.
+    """
+    uri = storage.join(output, SKIPPED_FILE)
+    if storage.stat(uri) is None:
+        return []
+    try:
+        with storage.open_read(uri) as file:
+            columns = pq.read_table(file, schema=_SKIPPED).to_pydict().values()
+    except (OSError, pa.ArrowException) as error:
+        raise FeaturemillError(f"cannot read {uri}: {one_line(error)}; delete it and run extract again") from error
+    return [SkippedFile(FileInfo(uri, size, ""), reason) for uri, size, reason in zip(*columns, strict=True)]
+
+
+def write_skipped(output: str, skipped: Sequence[SkippedFile]) -> None:
+    """Writes the list, one row per file; no files, no list."""
+    if not skipped:
+        storage.delete([storage.join(output, SKIPPED_FILE)])
+        return
+    columns = [
+        [clean(each.file.uri) for each in skipped],
+        [each.file.size for each in skipped],
+        [clean(each.reason) for each in skipped],
+    ]
+    buffer = io.BytesIO()
+    table = pa.table([pa.array(column, f.type) for column, f in zip(columns, _SKIPPED, strict=True)], schema=_SKIPPED)
+    pq.write_table(table, buffer, compression="zstd")
+    write_file(output, SKIPPED_FILE, buffer.getvalue())

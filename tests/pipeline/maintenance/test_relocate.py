@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -23,7 +24,7 @@ from tests.support.factories import draw_items, write_folder, write_parquet, wri
 from transforms.errors import FeaturemillError, UsageError
 from transforms.store.listing import list_parts
 from transforms.store.reports import read_units
-from transforms.store.units import read_plan
+from transforms.store.units import read_plan, write_plan
 
 UNITS = {"unit_bytes": 12_000}
 
@@ -305,6 +306,31 @@ def test_on_object_stores(made, tmp_path):
     assert inspect(out).problems == ()
     assert not [name for name in memory_store.OBJECTS if "/_tmp/" in name]
     assert extract("mem://bucket/photos", out, load=never).this_run.units == 0
+
+
+def test_what_could_not_be_read_before(own):
+    """It stays a failure until --retry-failed, and doesn't keep a folder from being relocated."""
+    file = own / "in/photos/disc/disc_000.jpg"
+    data = file.read_bytes()
+    file.unlink()
+    file.symlink_to("nowhere")
+    shutil.rmtree(own / "out")
+    failed = extract(own / "in", own / "out").totals.rows_failed
+    (own / "in").rename(own / "new")
+    file = own / "new/photos/disc/disc_000.jpg"
+    file.unlink()
+    file.write_bytes(data)
+    with pytest.raises(FeaturemillError, match=r"disc_000\.jpg has \d+ bytes"):
+        relocate(str(own / "out"), [f"{own}/in={own}/new"])
+    # Of the same size, as where only the permissions were wrong.
+    plan = read_plan(str(own / "out"))
+    [found] = [f for p in plan for f in p.unit.files if f.file.uri.endswith("disc_000.jpg")]
+    sized = replace(found, file=replace(found.file, size=len(data)))
+    units = [replace(p.unit, files=tuple(sized if f == found else f for f in p.unit.files)) for p in plan]
+    write_plan(str(own / "out"), [replace(p, unit=unit) for p, unit in zip(plan, units, strict=True)])
+    relocate(str(own / "out"), [f"{own}/in={own}/new"])
+    assert extract(own / "new", own / "out", load=never).totals.rows_failed == failed
+    assert extract(own / "new", own / "out", retry_failed=True).totals.rows_failed == failed - 1
 
 
 def test_names_with_signs_and_odd_bytes(tmp_path):

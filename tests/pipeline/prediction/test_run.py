@@ -315,8 +315,8 @@ def test_two_on_one_place(inputs, run, tmp_path, kind):
     run(inputs[kind], top=1)
     before = files(tmp_path / "PRED")
     with (
-        Predictions(str(tmp_path / "PRED")).locked(alone=True),
-        pytest.raises(FeaturemillError, match="in use by another predict"),
+        Predictions(str(tmp_path / "PRED")).locked(),
+        pytest.raises(FeaturemillError, match="in use by another command"),
     ):
         run(inputs[kind], overwrite=True)
     assert files(tmp_path / "PRED") == before

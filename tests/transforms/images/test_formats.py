@@ -15,7 +15,8 @@ from tests import ROOT
 from tests.support.tiffs import tiff
 from transforms.images.decode import ImageError, decode_image
 from transforms.images.jpeg import frame_of
-from transforms.images.unread import by_content
+from transforms.images.unread import by_content, by_name
+from transforms.shards.names import UNREAD_EXTENSIONS
 from transforms.spec import FeatureSpec
 
 PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8))
@@ -249,7 +250,11 @@ def test_formats_that_are_not_read_are_named(data, name, words):
     error = fail(data, name=name)
     assert error.reason == "unsupported"
     assert f"{words} files aren't read" in str(error) or f"{words} (camera RAW) files aren't read" in str(error)
-    assert "convert it to" in str(error) or "develop it to" in str(error)
+    assert "convert them to" in str(error) or "develop them to" in str(error)
+
+
+def test_every_ending_of_a_picture_that_is_not_read_has_a_name():
+    assert {ending for ending in UNREAD_EXTENSIONS if by_name(f"a.{ending.upper()}") is None} == set()
 
 
 def test_an_ending_does_not_hide_a_picture():

@@ -293,7 +293,7 @@ def test_other_layouts_are_named(data, words):
     error = fail(data)
     assert error.reason == "unsupported"
     assert words in str(error)
-    assert "convert it to" in str(error) or "develop it" in str(error)
+    assert "convert it to" in str(error) or "develop them" in str(error)
 
 
 # --- versions of the rules -------------------------------------------------------------------------------------------

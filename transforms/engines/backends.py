@@ -1,0 +1,162 @@
+"""What differs between Keras's backends: threads, devices, and how float32 is multiplied."""
+
+import logging
+from dataclasses import dataclass
+from typing import Protocol
+
+from transforms.errors import FeaturemillError
+from transforms.network.keras_import import import_keras
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A graphics card.
+
+    Attributes:
+        name: As its driver calls it.
+        capability: NVIDIA's compute capability, such as (9, 0); None for another maker's.
+    """
+
+    name: str
+    capability: tuple[int, int] | None
+
+
+class Backend(Protocol):
+    """What the engine asks of a backend beside Keras's own operations.
+
+    Attributes:
+        version: Name and version, such as `tensorflow 2.21.0`.
+        compiled: Whether its own compiler is used for the graph.
+    """
+
+    version: str
+    compiled: bool
+
+    def prepare(self, threads: int | None) -> None:
+        """Sets what has to be set before the first computation."""
+        ...
+
+    def threads(self) -> int:
+        """Returns how many threads it computes with on a CPU, 0 if it doesn't tell."""
+        ...
+
+    def gpus(self) -> list[Gpu]:
+        """Returns the cards that it can use."""
+        ...
+
+    def allow_tf32(self, allowed: bool) -> None:
+        """Lets float32 be rounded to 10 bits of mantissa before it is multiplied, or not, in the whole process."""
+        ...
+
+
+class _TensorFlow:
+    # XLA is no faster for these layers (measured on a CPU) and compiles twice as long.
+    compiled = False
+
+    def __init__(self) -> None:
+        import tensorflow
+
+        self._tf = tensorflow
+        self.version = f"tensorflow {tensorflow.__version__}"
+
+    def prepare(self, threads: int | None) -> None:
+        config = self._tf.config
+        try:
+            if threads and threads != config.threading.get_intra_op_parallelism_threads():
+                config.threading.set_intra_op_parallelism_threads(threads)
+                config.threading.set_inter_op_parallelism_threads(threads)
+            for gpu in config.list_physical_devices("GPU"):
+                # Otherwise the first process takes all of the memory, and a second has none.
+                config.experimental.set_memory_growth(gpu, True)
+        except (RuntimeError, ValueError):
+            _log.warning("TensorFlow was in use before: its threads and memory stay as they were set then")
+
+    def threads(self) -> int:
+        return self._tf.config.threading.get_intra_op_parallelism_threads()
+
+    def gpus(self) -> list[Gpu]:
+        # Takes none of their memory.
+        config = self._tf.config
+        details = [config.experimental.get_device_details(each) for each in config.list_physical_devices("GPU")]
+        return [Gpu(each.get("device_name", "unknown"), each.get("compute_capability")) for each in details]
+
+    def allow_tf32(self, allowed: bool) -> None:
+        self._tf.config.experimental.enable_tensor_float_32_execution(allowed)
+
+
+class _Jax:
+    # Otherwise each operation would be compiled and run by itself.
+    compiled = True
+
+    def __init__(self) -> None:
+        import jax
+
+        self._jax = jax
+        self.version = f"jax {jax.__version__}"
+
+    def prepare(self, threads: int | None) -> None:
+        """Nothing: JAX takes all cores, and `import_keras` has told it not to take all of a GPU's memory."""
+
+    def threads(self) -> int:
+        return 0
+
+    def gpus(self) -> list[Gpu]:
+        return [Gpu(each.device_kind, _capability(each)) for each in self._jax.devices() if each.platform != "cpu"]
+
+    def allow_tf32(self, allowed: bool) -> None:
+        self._jax.config.update("jax_default_matmul_precision", "tensorfloat32" if allowed else "highest")
+
+
+def _capability(device: object) -> tuple[int, int] | None:
+    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
+class _Torch:
+    compiled = False
+
+    def __init__(self) -> None:
+        import torch
+
+        self._torch = torch
+        self.version = f"torch {torch.__version__}"
+
+    def prepare(self, threads: int | None) -> None:
+        if threads:
+            self._torch.set_num_threads(threads)
+
+    def threads(self) -> int:
+        return self._torch.get_num_threads()
+
+    def gpus(self) -> list[Gpu]:
+        cuda = self._torch.cuda
+        if not cuda.is_available():
+            return []
+        # AMD's cards answer to the same calls, with numbers of their own.
+        numbers = range(cuda.device_count())
+        is_nvidia = self._torch.version.cuda is not None
+        return [Gpu(cuda.get_device_name(i), cuda.get_device_capability(i) if is_nvidia else None) for i in numbers]
+
+    def allow_tf32(self, allowed: bool) -> None:
+        self._torch.backends.cuda.matmul.allow_tf32 = allowed
+        self._torch.backends.cudnn.allow_tf32 = allowed
+
+
+_BACKENDS = {"tensorflow": _TensorFlow, "jax": _Jax, "torch": _Torch}
+
+
+def load_backend() -> Backend:
+    """Returns the backend that Keras was imported with.
+
+    Raises:
+        FeaturemillError: One that this project doesn't know.
+        ImportError: It isn't installed.
+    """
+    name = import_keras().backend.backend()
+    if name not in _BACKENDS:
+        raise FeaturemillError(
+            f"Keras's backend {name} isn't supported; set KERAS_BACKEND to {', '.join(list(_BACKENDS)[:-1])} or torch"
+        )
+    return _BACKENDS[name]()
