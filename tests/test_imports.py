@@ -56,7 +56,11 @@ OWNERS = {
         "transforms/network/weight_files.py",
         "pipeline/end_to_end/export.py",
     },
-    "tensorflow": {"transforms/engines/keras.py", "transforms/end_to_end/signatures.py"},
+    "tensorflow": {
+        "transforms/engines/backends.py",
+        "transforms/engines/keras.py",
+        "transforms/end_to_end/signatures.py",
+    },
     "apache_beam": {
         "transforms/embedding/embed_images.py",
         "transforms/embedding/extract_units.py",

@@ -60,7 +60,7 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
 
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         kept = "what was committed is kept: run the same command again to go on"
-        return EXIT_INTERRUPTED, f"interrupted; {kept if args[:1] in _RESUMED else 'what was written is whole'}"
+        return EXIT_INTERRUPTED, f"interrupted; {kept if args[:1] in _RESUMED else 'nothing is left half written'}"
     if isinstance(error, FeaturemillError):
         return (2 if isinstance(error, UsageError) else 1), str(error)
     cure = _CURES.get(error.errno) if isinstance(error, OSError) else None

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
@@ -26,6 +27,7 @@ from transforms.rows.labels import join_labels, read_labels
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec, SpecOptions
+from transforms.text import clean
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -204,8 +206,19 @@ def open_tables(
     columns = options.feature_columns or predictor.columns
     tables = [open_table(location, columns=columns, **own) for location in locations]
     tables = [replace(table, vectors=replace(table.vectors, zeros_pass=True)) for table in tables]
+    if ours:
+        tables = [_without_folder_labels(table, options.inputs) for table in tables]
     if not options.labels or not tables:
         return tables, ()
     file = read_labels(options.labels, key_column=options.key_column, label_column=options.label_column)
     tables, joined = join_labels(tables, file, mode=options.labels_mode)
     return tables, (f"true labels {joined_text(joined)}",)
+
+
+def _without_folder_labels(table: Table, inputs: Sequence[str]) -> Table:
+    """Returns the table without labels where single files of one folder were named: its name is no truth about them."""
+    named = [clean(storage.absolute(given)) for given in inputs]
+    if len({uri.rpartition("/")[0] for uri in named}) > 1:
+        return table
+    is_named = pc.is_in(table.keys, value_set=pa.array(named, pa.string()))
+    return replace(table, labels=pc.if_else(is_named, pa.scalar(None, pa.string()), table.labels))

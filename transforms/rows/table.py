@@ -15,6 +15,7 @@ from transforms.parquet_files import open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
 from transforms.store.features import open_features
+from transforms.store.manifest import other_kind
 from transforms.store.output import Output
 from transforms.text import did_you_mean, one_line
 
@@ -157,7 +158,7 @@ def _origin(location: str) -> _Origin:
     if not parts:
         raise FeaturemillError(
             f"{location} has no features: no OUT of featuremill extract, no Parquet file, nor a folder or pattern of "
-            "some; check the path"
+            f"some{other_kind(location)}; check the path"
         )
     return _Origin(tuple(parts))
 

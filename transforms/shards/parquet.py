@@ -19,7 +19,7 @@ from transforms.errors import FeaturemillError
 from transforms.labels.folders import LABEL_NAMES
 from transforms.labels.values import as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
-from transforms.shards.fields import OPTIONS, Fields, choose, missing, name_or, usual
+from transforms.shards.fields import OPTIONS, Fields, NoImageError, choose, missing, name_or, usual
 from transforms.shards.format import Format
 from transforms.shards.stream import MAX_ENCODED_BYTES, failure
 from transforms.text import clean, one_line
@@ -151,6 +151,8 @@ def _image_column(shard: Shard, leaves: dict[str, pa.DataType], asked: str | Non
     if name:
         return found[name]
     candidates = sorted(set(found.values()))
+    for name in (asked,) if asked else IMAGE_COLUMNS:
+        _check_kind(shard, leaves, name)
     if asked or not candidates:
         wanted = asked or "a column of bytes or a struct with a field bytes"
         raise missing(shard.file.uri, role="image", wanted=wanted, present=list(leaves))
@@ -160,6 +162,28 @@ def _image_column(shard: Shard, leaves: dict[str, pa.DataType], asked: str | Non
             f"pass {OPTIONS['image']} NAME for the one with the image"
         )
     return candidates[0]
+
+
+def _check_kind(shard: Shard, leaves: dict[str, pa.DataType], name: str) -> None:
+    """Raises where the column that should hold images holds something else than bytes, with what would help."""
+    kind = leaves.get(name)
+    if kind is None:
+        inner = ", ".join(path for path in leaves if path.startswith(f"{name}."))
+        what, cure = f"a struct of {inner}", "write the images' bytes into its field bytes, or into a plain column"
+        if not inner:
+            return
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        what, cure = f"lists ({kind})", "write a row for each image, with its encoded bytes"
+    elif pa.types.is_dictionary(kind):
+        what, cure = f"a dictionary ({kind})", "write the images' bytes into a plain column"
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        what, cure = "text", "of paths make a list and pass it as @FILE; base64 must be decoded into a column of bytes"
+    else:
+        what, cure = str(kind), f"pass {OPTIONS['image']} NAME for another column"
+    raise NoImageError(
+        f"no image in {clean(shard.file.uri)}: looked for {clean(name)}, found that it holds {clean(what)}, not the "
+        f"bytes of image files; {cure}"
+    )
 
 
 def _optional(shard: Shard, schema: pa.Schema, role: str, *, asked: str | None, names: tuple[str, ...]) -> str:

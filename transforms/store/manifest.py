@@ -198,6 +198,18 @@ def new_manifest(
     )
 
 
+def other_kind(folder: str) -> str:
+    """Returns what a folder is that is none of what was asked for, as the end of a clause; empty for strange ones."""
+    names = storage.list_folder(folder)
+    if "head.json" in names:
+        return ": it is a head of featuremill train"
+    if storage.is_folder(storage.join(folder, PREDICTIONS)):
+        return f": it holds predictions of featuremill predict, which are Parquet files in {folder}/{PREDICTIONS}"
+    if "manifest.json" in names and storage.is_folder(storage.join(folder, "features")):
+        return ": it holds features of featuremill extract"
+    return "" if names or storage.is_folder(folder) else ": there is no such folder"
+
+
 def read_manifest(folder: str) -> Manifest:
     """Returns OUT's manifest.
 
@@ -212,12 +224,12 @@ def read_manifest(folder: str) -> Manifest:
         if isinstance(error, PermissionError):
             raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); fix the permissions") from error
         raise FeaturemillError(
-            f"{folder} holds no features: can't read manifest.json ({one_line(error)}); {cure}"
+            f"{folder} holds no features of featuremill extract{other_kind(folder)}; {cure}"
         ) from error
     except ValueError as error:
         raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
     if isinstance(values, dict) and values.get("kind") == PREDICTIONS:
-        raise FeaturemillError(f"{folder} holds predictions of featuremill predict, not features; {cure}")
+        raise FeaturemillError(f"{folder} holds no features of featuremill extract{other_kind(folder)}; {cure}")
     if not isinstance(values, dict) or not {"fingerprint", "spec", "status", "totals"} <= values.keys():
         raise FeaturemillError(f"{uri} is not a manifest of featuremill; restore it or extract to another folder")
     if values.get("schema_version") != SCHEMA_VERSION:

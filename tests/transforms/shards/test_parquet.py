@@ -299,3 +299,22 @@ def test_a_value_over_the_limit_is_a_failure(tmp_path, monkeypatch):
     first, second = rows(found_shard(write(tmp_path / "x.parquet", {"image": [b"x" * 101, b"y"]})))
     assert first.error == "too large"
     assert second.data == b"y"
+
+
+@pytest.mark.parametrize(
+    ("column", "holds"),
+    [
+        (pa.array([[b"x"]]), r"lists \(list<.*binary>\), .*; write a row for each image"),
+        (pa.array([[1, 2]]), r"lists \(list<.*int64>\)"),
+        (pa.array(["photos/a.jpg"]), r"text, .*; of paths make a list and pass it as @FILE; base64 must be decoded"),
+        (pa.array([b"x"]).dictionary_encode(), r"a dictionary \(.*; write the images' bytes into a plain column"),
+        (pa.array([{"path": "a.jpg"}]), r"a struct of image\.path, .*; write the images' bytes into its field bytes"),
+        (pa.array([1]), "int64, .*; pass --image-field NAME"),
+    ],
+)
+def test_what_an_image_column_holds_instead_is_said(tmp_path, column, holds):
+    write(tmp_path / "a.parquet", {"image": column, "label": pa.array([1])})
+    with pytest.raises(
+        FeaturemillError, match=rf"no image in .*a\.parquet: looked for image, found that it holds {holds}"
+    ):
+        shards.find((str(tmp_path / "a.parquet"),), shards.Fields())
