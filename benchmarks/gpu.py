@@ -77,7 +77,7 @@ def reference(spec: FeatureSpec, pixels: np.ndarray, weights: dict) -> np.ndarra
 
 def agreement(found: np.ndarray, expected: np.ndarray) -> dict:
     """Returns the largest difference as a share of the largest value, and the least cosine of an image's vectors."""
-    found = found.astype(np.float64)
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
     lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
     return {
         "largest_relative_difference": float(np.abs(found - expected).max() / np.abs(expected).max()),
@@ -257,7 +257,7 @@ def measure(given: argparse.Namespace) -> dict:
                 try:
                     figures["whole"] = whole(given, precision, best["batch_size"], tar)
                 except RuntimeError as error:
-                    figures["whole"] = {"error": one_line(error)[-300:]}
+                    figures["whole"] = {"error": _last_line(error)}
                 say(f"{precision}, whole: {figures['whole']}")
             _save(given, found)
     return found
@@ -270,7 +270,11 @@ def _grid_apart(given: argparse.Namespace, precision: str) -> dict:
     try:
         return run([*command, "--batch-sizes", *map(str, given.batch_sizes)]).figures
     except RuntimeError as error:
-        return {"error": one_line(error)[-300:]}
+        return {"error": _last_line(error)}
+
+
+def _last_line(error: RuntimeError) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _save(given: argparse.Namespace, found: dict) -> None:
