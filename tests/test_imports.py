@@ -56,11 +56,9 @@ OWNERS = {
         "transforms/network/weight_files.py",
         "pipeline/end_to_end/export.py",
     },
-    "tensorflow": {
-        "transforms/engines/backends.py",
-        "transforms/engines/keras.py",
-        "transforms/end_to_end/signatures.py",
-    },
+    "tensorflow": {"transforms/engines/backends.py", "transforms/end_to_end/signatures.py"},
+    "jax": {"transforms/engines/backends.py"},
+    "torch": {"transforms/engines/backends.py"},
     "apache_beam": {
         "transforms/embedding/embed_images.py",
         "transforms/embedding/extract_units.py",

@@ -33,7 +33,7 @@ def inspect(output: str, as_json: bool) -> int:
     "--tolerance",
     type=float,
     help="Largest drift, as a share of a vector's largest value.  "
-    "[default: 1e-4; 1e-3 if stored as float16; 2e-2 at bfloat16]",
+    "[default: 1e-4; 1e-3 if stored as float16; 2e-2 at other precisions than float32]",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the sample; another one draws other rows.")
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")

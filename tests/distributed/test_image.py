@@ -41,7 +41,7 @@ PARAMETERS = {
     "backbone": ("vgg16", "vgg16", ["vgg", "resnet50"]),
     "feature": ("pooled=block4_pool:gem", ("pooled=block4_pool:gem",), ["block4_pool", "a=b", "a=b:mean", "2=b:avg"]),
     "image_size": ("96", 96, ["0", "-1", "large", "1.5"]),
-    "precision": ("bfloat16", "bfloat16", ["float16"]),
+    "precision": ("bfloat16", "bfloat16", ["float64"]),
     "engine": ("keras", "keras", ["tensorflow"]),
     "batch_size": ("32", 32, ["0", "many"]),
     "unit_bytes": ("1.5MiB", 3 << 19, ["lots", "1.2.3MiB", "-1"]),

@@ -2,19 +2,22 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests import ROOT
 from transforms import engines
-from transforms.engines import checks, default_batch_size, device, load_engine
+from transforms.engines import backends, checks, choose, default_batch_size, device, load_engine
 from transforms.engines import keras as keras_engine
+from transforms.engines.backends import Gpu
 from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.vgg import BACKBONES, build, cut, layers
@@ -205,6 +208,87 @@ def test_bfloat16_warns_where_the_cpu_has_none(tmp_path, monkeypatch, caplog, fl
         monkeypatch.setattr(keras_engine, "visible_device", lambda: "GPU (x)")
         keras_engine._warn_if_slow("bfloat16")
         assert not caplog.text
+
+
+def test_float16_is_near_and_says_what_is_too_large_for_it():
+    """Above 65504 the first number is an infinity, and what follows may be 0, which shows nothing by itself."""
+    features = ("deep=block2_pool:avg", "first=block1_conv1:max")
+    pixels = make_pixels(3, 32)
+    # Nothing is left of it but the means that preprocessing takes off.
+    pixels[1] = (124, 117, 104)
+    exact = make_engine(features).embed(pixels)
+    engine = make_engine(features, precision="float16")
+    for name, values in engine.embed(pixels).items():
+        assert values.dtype == np.float32
+        assert 1e-5 < relative_difference(values, exact[name]) < 1e-2
+    kernel, bias = engine._network.get_layer("block1_conv2").get_weights()
+    engine._network.get_layer("block1_conv2").set_weights([kernel * 5000, bias])
+    for values in engine.embed(pixels).values():
+        np.testing.assert_array_equal(np.isnan(values).all(axis=1), [True, False, True])
+        assert np.isfinite(values[1]).all()
+
+
+def cards(*found):
+    return lambda: SimpleNamespace(gpus=lambda: list(found))
+
+
+@pytest.mark.parametrize(
+    ("card", "runs"),
+    [
+        (Gpu("NVIDIA H100", (9, 0)), True),
+        (Gpu("NVIDIA A100", (8, 0)), True),
+        (Gpu("Tesla T4", (7, 5)), False),
+        (Gpu("Radeon", None), False),
+        (None, False),
+    ],
+)
+def test_tf32_needs_tensor_cores_for_it(monkeypatch, card, runs):
+    monkeypatch.setattr(keras_engine, "load_backend", cards(*filter(None, [card])))
+    assert [bool(keras_engine._precision_note(each)) for each in ("float32", "bfloat16")] == [runs, False]
+    if runs:
+        assert choose("keras", "tf32") == choose("auto", "tf32") == "keras"
+        return
+    for name in ("keras", "auto"):
+        place = re.escape(f"GPU ({card.name})") if card else "CPU"
+        with pytest.raises(FeaturemillError, match=f"--precision tf32 needs an NVIDIA GPU .*{place} here; pass"):
+            choose(name, "tf32")
+    assert choose("keras", "float16") == "keras"
+
+
+def test_tf32_is_off_again_for_each_batch(engine):
+    """Another engine of the same process may have let it on."""
+    import tensorflow as tf
+
+    engine._backend.allow_tf32(True)
+    engine.embed(make_pixels(1, 32))
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
+def test_self_check_refuses_with_the_figure(monkeypatch):
+    real = keras_engine._graph
+
+    def off(network, spec, *args, **options):
+        """As far off as TF32."""
+        model = real(network, spec, *args, **options)
+        batch = model.predict_on_batch
+        model.predict_on_batch = lambda pixels: {name: values * 1.001 for name, values in batch(pixels).items()}
+        return model
+
+    monkeypatch.setattr(keras_engine, "_graph", off)
+    with pytest.raises(
+        FeaturemillError,
+        match=r"keras at float32 miscalculates .* block2_pool differs from NumPy's by 1\.0e-03 of .*--prec",
+    ):
+        make_engine(["a=block2_pool:avg"])
+
+
+def test_unknown_backend_is_named(monkeypatch):
+    backend = SimpleNamespace(backend=SimpleNamespace(backend=lambda: "openvino"))
+    monkeypatch.setattr(backends, "import_keras", lambda: backend)
+    with pytest.raises(
+        FeaturemillError, match="openvino isn't supported; set KERAS_BACKEND to tensorflow, jax or torch"
+    ):
+        backends.load_backend()
 
 
 class Failing:
