@@ -204,10 +204,23 @@ def other_kind(folder: str) -> str:
     if "head.json" in names:
         return ": it is a head of featuremill train"
     if storage.is_folder(storage.join(folder, PREDICTIONS)):
-        return f": it holds predictions of featuremill predict, which are Parquet files in {folder}/{PREDICTIONS}"
+        return _predictions_in(folder)
     if "manifest.json" in names and storage.is_folder(storage.join(folder, "features")):
         return ": it holds features of featuremill extract"
-    return "" if names or storage.is_folder(folder) else ": there is no such folder"
+    return ""
+
+
+def _predictions_in(folder: str) -> str:
+    return f": it holds predictions of featuremill predict, which are Parquet files in {folder}/{PREDICTIONS}"
+
+
+def why_missing(folder: str, name: str, error: OSError) -> str:
+    """Returns why a folder's own file can't be read, as the end of a clause: what it is instead, or the error."""
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return f": {name} can't be read ({one_line(error)})"
+    if storage.is_folder(folder):
+        return other_kind(folder) or f": it has no {name}"
+    return ": it is a file" if storage.stat(folder) else ": there is no such folder"
 
 
 def read_manifest(folder: str) -> Manifest:
@@ -224,12 +237,12 @@ def read_manifest(folder: str) -> Manifest:
         if isinstance(error, PermissionError):
             raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); fix the permissions") from error
         raise FeaturemillError(
-            f"{folder} holds no features of featuremill extract{other_kind(folder)}; {cure}"
+            f"{folder} holds no features of featuremill extract{why_missing(folder, 'manifest.json', error)}; {cure}"
         ) from error
     except ValueError as error:
         raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
     if isinstance(values, dict) and values.get("kind") == PREDICTIONS:
-        raise FeaturemillError(f"{folder} holds no features of featuremill extract{other_kind(folder)}; {cure}")
+        raise FeaturemillError(f"{folder} holds no features of featuremill extract{_predictions_in(folder)}; {cure}")
     if not isinstance(values, dict) or not {"fingerprint", "spec", "status", "totals"} <= values.keys():
         raise FeaturemillError(f"{uri} is not a manifest of featuremill; restore it or extract to another folder")
     if values.get("schema_version") != SCHEMA_VERSION:

@@ -231,7 +231,7 @@ def test_edited_json_is_refused(head, tmp_path, changes):
 
 
 def test_what_is_no_head(head, tmp_path):
-    with pytest.raises(FeaturemillError, match=r"is no head.* pass the folder that featuremill train wrote"):
+    with pytest.raises(FeaturemillError, match=r"is no head: .*; pass the folder that featuremill train wrote"):
         load_head(str(tmp_path))
     for text in ("[1]", "{}", "\xff", "{"):
         (tmp_path / "head.json").write_text(text, encoding="latin-1")
