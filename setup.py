@@ -68,6 +68,7 @@ setup(
         'ncnn>=1.0.20250503; platform_machine in "x86_64 AMD64 arm64 aarch64"',
         "numpy>=1.26",
         "pillow>=11.3",
+        "pillow-heif>=1.3",
         "plotly>=6.0",
         "protobuf>=4.25",
         "psutil>=5.9",

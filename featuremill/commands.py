@@ -93,6 +93,8 @@ def _say(quiet: bool) -> Callable[[str], None]:
 
 
 def _check_failures(summary: Summary | PredictSummary, allowed: float) -> None:
+    if summary.failure_rate == 1:
+        raise FeaturemillError(f"all images failed; see {summary.output}/failures")
     if summary.failure_rate > allowed:
         raise FeaturemillError(
             f"{summary.failure_rate:.2%} of the images failed, over max_failure_rate {allowed:.2%}; "
@@ -119,7 +121,7 @@ def extract(*inputs: Place, output: Place, quiet: bool = False, **options: Any) 
         options: See `featuremill extract --help`; Beam's own go into `beam_args`. `overwrite` doesn't ask.
 
     Raises:
-        FeaturemillError: With the thing, the cause and the cure, or over `max_failure_rate`; what was
+        FeaturemillError: With the thing, the cause and the cure, over `max_failure_rate` or all failed; what was
             committed is kept.
     """
     asked: ExtractOptions = _build(ExtractOptions, options, inputs=_texts(inputs), output=os.fspath(output))
@@ -178,7 +180,7 @@ def predict(
         options: See `featuremill predict --help`.
 
     Raises:
-        FeaturemillError: With the thing, the cause and the cure, or over `max_failure_rate`; what was
+        FeaturemillError: With the thing, the cause and the cure, over `max_failure_rate` or all failed; what was
             committed is kept.
     """
     place = None if output is None else os.fspath(output)

@@ -1,8 +1,9 @@
 """Our packages `pipeline` and `transforms`, where a user has modules of the same names.
 
 The command and its workers run nothing but our code, so they load ours, wherever else the path leads: also a module,
-`python -m featuremill.own pipeline.runners.worker`. In somebody's own program both would be wanted, and only one can be
-had: there it is an error.
+`python -m featuremill.own pipeline.runners.worker_pool`. Processes that we start ourselves run this file by its place:
+with `-m`, Python would look into the current folder first. In somebody's own program both would be wanted, and only one
+can be had: there it is an error.
 """
 
 import sys
@@ -41,6 +42,11 @@ def check() -> None:
 if __name__ == "__main__":
     import runpy
 
+    # The current folder, or this file's; only Python's safe path leaves both out.
+    if not getattr(sys.flags, "safe_path", sys.flags.isolated):
+        del sys.path[0]
+    if str(_BESIDE) not in sys.path:
+        sys.path.insert(0, str(_BESIDE))
     load()
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

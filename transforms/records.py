@@ -1,10 +1,12 @@
 """The small frozen records that travel between the steps. They import nothing of the project but errors."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 # The format of a listing of image files; shards have those of `transforms.shards.detect.FORMATS`.
 LISTING = "files"
+# How the note on a label begins that is there and can't be used; what it is follows after a colon.
+UNUSABLE_LABEL = "whose label can't be used"
 
 
 @dataclass(frozen=True)
@@ -24,10 +26,19 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One image file of a listing, with the label that its folder gives it (None if it has none)."""
+    """One image file of a listing, with the label and the side that its folders give it (None if they don't)."""
 
     file: FileInfo
     label: str | None
+    split: str | None = None
+
+
+@dataclass(frozen=True)
+class SkippedFile:
+    """A file that was met in a folder and is no input, with the reason; `hidden` is the whole reason of hidden ones."""
+
+    file: FileInfo
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -92,6 +103,8 @@ class EncodedImage:
         position: Where in the source, for reading it again: byte offset of the record (tar, TFRecord), row
             number (Parquet), 0 (file).
         data: Encoded bytes, as stored.
+        unusable: Why a label that is there can't be used, in a few words that group; empty if it can, or there is none.
+        split: The side that it was given for: train, validation or test; None if unknown.
     """
 
     key: str
@@ -99,6 +112,8 @@ class EncodedImage:
     source: str
     position: int
     data: bytes
+    unusable: str = ""
+    split: str | None = None
 
 
 @dataclass(frozen=True)
@@ -145,6 +160,9 @@ class UnitReport:
         write_seconds: Encoding the part's rows. The flush to disk comes after the report is written, and isn't in it.
         wall_seconds: From the first byte to the last row.
         engine: Which engine ran, with its device, such as `keras (tensorflow, CPU)`.
+        notes: {note: how many of its records it is true of}: what there is to know of records that are no failures. A
+            note reads on after "3 images", such as "whose label can't be used: a list"; reports of earlier
+            versions have none.
     """
 
     unit_id: str
@@ -161,3 +179,4 @@ class UnitReport:
     write_seconds: float
     wall_seconds: float
     engine: str
+    notes: dict[str, int] = field(default_factory=dict)

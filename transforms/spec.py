@@ -15,8 +15,12 @@ DEFAULT_FEATURE = "embedding=block5_pool:avg"
 # Block 1 of a single image of this size takes 1 GiB.
 _FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 2048: one image would take gigabytes")
 
-# The columns that every part has before its features.
+# The version of the rules in `images.modes`: one more whenever an image's pixels become others by them.
+PIXEL_RULES = 2
+
+# The columns that every part has before its features; and those between the two that parts of earlier OUTs lack.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
+ADDED_COLUMNS = ("split",)
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,13 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class SpecOptions:
-    """The options that decide the numbers, besides the network, its weights and the features."""
+    """The options that decide the numbers, besides the network, its weights and the features.
+
+    Attributes:
+        pixel_rules: Version of the rules by which images become 8-bit RGB; not an option of commands. A new OUT has the
+            newest; one that is continued, and what is predicted with a head, keep theirs. Specs written before there
+            were versions don't name it, and their fingerprint stays what it was: they have 1.
+    """
 
     image_size: int = declared(224, help="Pixels on a side of what the network sees", bounds=(_FITS_IN_MEMORY,))
     resize: str = declared("squash", help="How an image becomes square", choices=("squash", "crop", "pad"))
@@ -48,6 +58,7 @@ class SpecOptions:
         "float32", help="Type of the arithmetic", choices=("float32", "tf32", "bfloat16", "float16")
     )
     dtype: str = declared("float32", help="Type of the stored numbers", choices=("float32", "float16"))
+    pixel_rules: int = PIXEL_RULES
 
 
 @dataclass(frozen=True)
@@ -78,13 +89,16 @@ class FeatureSpec(SpecOptions, Computed):
 
     def to_json(self) -> str:
         """Returns the canonical JSON: keys sorted, no blanks."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        values = asdict(self)
+        if self.pixel_rules == 1:
+            del values["pixel_rules"]
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> "FeatureSpec":
         values = json.loads(text)
         values["features"] = tuple(Feature(**feature) for feature in values["features"])
-        return cls(**values)
+        return cls(**{"pixel_rules": 1, **values})
 
     @property
     def layer_dtype(self) -> str:
@@ -109,9 +123,9 @@ def parse_feature(text: str) -> Feature:
     name, tap, pool = match.groups()
     if pool not in POOLS:
         raise UsageError(f"feature {text!r}: no pooling {pool!r}{did_you_mean(pool, POOLS)}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS + ADDED_COLUMNS:
         raise UsageError(
             f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
-            f"and none of {', '.join(ROW_COLUMNS)}"
+            f"and none of {', '.join(ROW_COLUMNS + ADDED_COLUMNS)}"
         )
     return Feature(name, tap, pool)

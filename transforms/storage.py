@@ -10,7 +10,6 @@ import io
 import os
 import re
 import shutil
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -119,6 +118,30 @@ def sync(file: BinaryIO) -> None:
     _flush(file.fileno())
 
 
+def sync_tree(folder: str) -> None:
+    """Flushes a local folder with all that is in it to disk.
+
+    Raises:
+        OSError: As `sync`.
+    """
+    for path, _, files in os.walk(folder):
+        for name in (*(os.path.join(path, file) for file in files), path):
+            sync_name(name)
+
+
+def sync_name(path: str) -> None:
+    """Flushes a local file or folder to disk, by its name.
+
+    Raises:
+        OSError: As `sync`.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _flush(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _flush(descriptor: int) -> None:
     try:
         os.fsync(descriptor)
@@ -141,11 +164,7 @@ def rename(old: str, new: str) -> None:
         return
     if is_local(new):
         os.replace(old, new)
-        folder = os.open(os.path.dirname(new), os.O_RDONLY)
-        try:
-            _flush(folder)
-        finally:
-            os.close(folder)
+        sync_name(os.path.dirname(new))
         return
     source, target = place(old), place(new)
     try:
@@ -154,43 +173,6 @@ def rename(old: str, new: str) -> None:
         # An object that is there may be the one that was to be replaced.
         if _is_object_store(new) or stat(new) is None:
             raise
-
-
-def replace_folder(new: str, folder: str) -> None:
-    """Moves a finished local folder into place, replacing one that is there.
-
-    A folder can't replace one that isn't empty: that is moved away just before, and back if the other move fails.
-    Between the two there is none, never half of one. Where `folder` is a link, what it leads to is replaced.
-
-    Raises:
-        OSError: The folder couldn't be moved.
-    """
-    folder = os.path.realpath(folder)
-    old = f"{folder}.{uuid.uuid4().hex}.old"
-    if os.path.isdir(folder):
-        os.rename(folder, old)
-    try:
-        rename(new, folder)
-    except OSError:
-        if os.path.isdir(old):
-            os.rename(old, folder)
-        raise
-    if os.path.isdir(old):
-        remove_tree(old)
-
-
-def write_atomic(uri: str, data: bytes, temporary: str) -> None:
-    """Writes `data` to `uri`, so that readers see the old file or the new one, whole.
-
-    Local files are written under `temporary` and moved; so are HDFS's, of which one that is there is deleted before.
-    """
-    name = written_as(uri, temporary)
-    with open_write(name) as file:
-        file.write(data)
-        sync(file)
-    if name != uri and not is_local(uri):
-        delete([uri])
-    rename(name, uri)
 
 
 def make_folder(uri: str) -> None:

@@ -15,7 +15,7 @@ from pipeline.cli import exploration, extraction, heads, maintenance
 
 EXIT_INTERRUPTED = 130
 # Commands that commit as they go; the others write at their end.
-_RESUMED = (["extract"], ["predict"], ["compact"])
+_RESUMED = (["extract"], ["predict"], ["compact"], ["relocate"])
 # Of what the system itself says where no module has said it better.
 _CURES = {
     errno.EACCES: "fix the permissions",
@@ -60,7 +60,7 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
 
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         kept = "what was committed is kept: run the same command again to go on"
-        return EXIT_INTERRUPTED, f"interrupted; {kept if args[:1] in _RESUMED else 'what was written is whole'}"
+        return EXIT_INTERRUPTED, f"interrupted; {kept if args[:1] in _RESUMED else 'nothing is left half written'}"
     if isinstance(error, FeaturemillError):
         return (2 if isinstance(error, UsageError) else 1), str(error)
     cure = _CURES.get(error.errno) if isinstance(error, OSError) else None

@@ -1,4 +1,4 @@
-"""The commands on an OUT that is there: inspect, verify, compact, convert, report."""
+"""The commands on an OUT that is there: inspect, verify, compact, relocate, convert, report."""
 
 import json
 from typing import Any
@@ -71,6 +71,31 @@ def compact(output: str, target_bytes: int, as_json: bool) -> int:
 
 @click.command()
 @click.argument("output", metavar="OUT")
+@click.argument("moves", nargs=-1, required=True, metavar="OLD=NEW...")
+@click.option(
+    "--check",
+    type=click.Choice(["all", "size"]),
+    default="all",
+    show_default=True,
+    help="Compare every image with its stored hash, which reads all files, or only the files' sizes.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@debug_option
+def relocate(output: str, moves: tuple[str, ...], check: str, as_json: bool) -> int:
+    """Tell OUT that its images lie elsewhere now, so that nothing is embedded again.
+
+    OLD is a folder or a file that was embedded, NEW the place where it is now. Files that are missing there, or aren't
+    the same, are named, and nothing is changed. Cut off, the same command again finishes it.
+    """
+    from pipeline.maintenance import relocate as module
+
+    summary = module.relocate(output, moves, check=check, say=lambda line: click.echo(line, err=True))
+    click.echo(json.dumps(module.relocate_json(summary), indent=2) if as_json else module.relocate_text(summary))
+    return 0
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
 @click.option("--output", "-o", "copy", required=True, metavar="COPY", help="FILE.parquet, or a folder for TSV.")
 @click.option("--feature", metavar="NAME", help="Copy only this column of vectors.  [default: all; for TSV embedding]")
 @click.option("--dtype", help="Type of the numbers, for Parquet: float16, float32 or float64.  [default: as stored]")
@@ -104,4 +129,4 @@ def report(output: str, **given: Any) -> int:
     return 0
 
 
-COMMANDS = (inspect, verify, compact, convert, report)
+COMMANDS = (inspect, verify, compact, relocate, convert, report)

@@ -171,7 +171,10 @@ def together(*options: Callable) -> Callable:
 
 
 def failures_exit_code(rate: float, allowed: float, where: str) -> int:
-    """Returns a command's exit code, after a line on standard error if too many images failed."""
+    """Returns a command's exit code, after a line on standard error if too many images failed, or all."""
+    if rate == 1:
+        click.echo(f"featuremill: all images failed; see {where}", err=True)
+        return EXIT_FAILURES
     if rate <= allowed:
         return 0
     click.echo(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.end_to_end.options import FinetuneOptions
-from pipeline.training.facts import describe_data, never_trained_text
+from pipeline.training.facts import describe_data, label_origin, never_trained_text
 from pipeline.training.fits import Fit, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import split_table
@@ -44,6 +44,7 @@ class TuningData:
         classes: The head's.
         facts: What the report says of the data, in words.
         split_options: What the split came from, to be recorded.
+        origin: Where the labels came from, to be recorded.
         never_trained: Names of the frozen layers whose weights are random.
     """
 
@@ -55,6 +56,7 @@ class TuningData:
     classes: tuple[str, ...]
     facts: dict[str, str]
     split_options: dict[str, Any]
+    origin: dict[str, Any]
     never_trained: tuple[str, ...]
 
     def wanted(self, *cells: int) -> np.ndarray:
@@ -125,7 +127,8 @@ def open_weights(head: Head, features: Features, plan: TuningPlan, options: Fine
 def open_data(head: Head, features: Features, plan: TuningPlan, options: FinetuneOptions) -> TuningData:
     """Opens the rows and splits them as the head's were."""
     recorded = head.split.get("options", {})
-    shared = ("label_column", "key_column", "group_column", "split_column", "validation", "test", "folds")
+    shared = ("labels_mode", "label_column", "key_column", "group_column", "split_column")
+    shared += ("validation", "test", "folds")
     asked = TrainOptions(
         features=options.features,
         output=options.output,
@@ -156,6 +159,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         classes=head.classes,
         facts={**facts, "training": _training_fact(plan, options)},
         split_options={**recorded, "labels": asked.labels},
+        origin=label_origin(table, joined),
         never_trained=never_trained,
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import uuid
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.training.facts import never_trained_text
 from transforms import storage
+from transforms.committed import committed_file, committed_folder
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import Weights, load_weights
@@ -120,7 +122,7 @@ def _notes(head: Head, weights: Weights) -> dict[str, Any]:
 
 
 def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file: bool) -> None:
-    """Writes the model under a temporary name beside `output`, then moves it there."""
+    """Writes the model, whole or not at all."""
     text = json.dumps(notes, indent=2)
     if not as_file:
         from transforms.end_to_end.signatures import check_backend
@@ -128,16 +130,15 @@ def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file:
         check_backend()
     try:
         os.makedirs(os.path.dirname(output), exist_ok=True)
-        with TemporaryDirectory(prefix=f".{os.path.basename(output)}.", dir=os.path.dirname(output)) as temporary:
-            new = storage.join(temporary, "model.keras" if as_file else "model")
-            if as_file:
-                model.save(new)
-                with zipfile.ZipFile(new, "a") as archive:
+        if as_file:
+            # Keras wants a name that ends so, and writes into the file that is open here.
+            with committed_file(output, f"{output}.{uuid.uuid4().hex}.tmp.keras") as file:
+                model.save(file.name)
+                with zipfile.ZipFile(file.name, "a") as archive:
                     archive.writestr(NOTES, text)
-                storage.rename(new, output)
-            else:
+        else:
+            with committed_folder(output) as new:
                 _save_folder(model, new, notes["classes"], text)
-                storage.replace_folder(new, output)
     except OSError as error:
         raise FeaturemillError(
             f"cannot write the model to {output} ({one_line(error)}); free some space or fix the permissions"
@@ -147,10 +148,11 @@ def _write(model: "keras.Model", output: str, notes: dict[str, Any], *, as_file:
 def _save_folder(model: "keras.Model", folder: str, classes: list[str], text: str) -> None:
     from transforms.end_to_end.signatures import save_signatures
 
-    path = storage.join(os.path.dirname(folder), NOTES)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-    save_signatures(model, classes, folder, notes=path)
+    with TemporaryDirectory() as temporary:
+        path = storage.join(temporary, NOTES)
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        save_signatures(model, classes, folder, notes=path)
 
 
 def export_text(exported: dict[str, Any]) -> str:

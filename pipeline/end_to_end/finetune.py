@@ -172,7 +172,7 @@ def _close(
         weights=WEIGHT_FILE,
         weights_are_random=bool(data.never_trained),
         source=data.table.location,
-        split={**data.parts.report, "options": data.split_options},
+        split={**data.parts.report, "options": data.split_options, "labels": data.origin},
         metrics={**runs[1]["judged"], "curve": runs[1]["curve"], "learning": [], "before": runs[0]["judged"]},
         versions=library_versions(),
     )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, TextIO
 
@@ -13,12 +13,12 @@ import pyarrow.dataset as ds
 from pipeline.rendering.tables import as_json, text_table, write_csv, write_parquet
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.records import UnitReport
 from transforms.rows.sandbox import check_query, explained, interruptibly, sandbox
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
 from transforms.store.listing import read_footers
 from transforms.store.output import Output
+from transforms.store.reports import units_table
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
 
@@ -109,28 +109,19 @@ def _views(output: Output, features: Features) -> dict[str, Any]:
         "failures": ds.dataset(failed, failures_schema(), format="parquet")
         if failed
         else failures_schema().empty_table(),
-        "units": _units(reports),
+        "units": units_table(reports),
     }
 
 
 def _rows(features: Features) -> pa.Table | ds.Dataset:
     """Returns the rows with vectors as float32, because DuckDB takes no float16 from Arrow."""
     if not features.parts:
-        return part_schema(replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)).empty_table()
+        spec, sizes = replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)
+        return part_schema(spec, sizes, features.added_columns).empty_table()
     stored = ds.dataset(list(features.parts), format="parquet").schema
     wide = {name: pa.list_(pa.float32(), stored.field(name).type.list_size) for name in features.names}
     schema = pa.schema([field.with_type(wide.get(field.name, field.type)) for field in stored])
     return ds.dataset(list(features.parts), schema, format="parquet")
-
-
-def _units(reports: Sequence[UnitReport]) -> pa.Table:
-    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    return pa.table(
-        {
-            field.name: pa.array([getattr(report, field.name) for report in reports], kinds[field.type])
-            for field in fields(UnitReport)
-        }
-    )
 
 
 def answer_text(answer: Answer) -> str:

@@ -16,6 +16,7 @@ from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import available_cores
 from transforms.network.weights import Weights
+from transforms.spec import ADDED_COLUMNS
 from transforms.text import counted, size_text
 
 # An OUT for `ExtractOptions` that no input lies in: nothing is ever written there.
@@ -174,7 +175,8 @@ def estimate(
         # Here and not above: Beam is part of a run's start.
         import transforms.embedding.extract_units  # noqa: F401
 
-        job = replace(options.job(weights or options.load_weights()), output=folder)
+        job = options.job(weights or options.load_weights())
+        job = replace(job, output=folder, added_columns=ADDED_COLUMNS)
         engine = (load or Job.load_engine)(job)
         start_seconds = perf_counter() - started
         measured = measure(sample.records, job, engine, seconds=seconds * (1 - _READ_SHARE))

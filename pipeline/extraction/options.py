@@ -37,7 +37,9 @@ class ImageOptions(EmbedOptions):
         unset="256MiB",
     )
     fields: Fields = field(default_factory=Fields)
-    max_failure_rate: float = declared(1.0, help="End with exit code 3 if a larger share fails", bounds=(SHARE,))
+    max_failure_rate: float = declared(
+        1.0, help="End with exit code 3 if a larger share fails, and always if all do", bounds=(SHARE,)
+    )
 
     def __post_init__(self) -> None:
         check(self)

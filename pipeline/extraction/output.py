@@ -1,6 +1,7 @@
 """OUT under a run: whether the run may continue it, what beginning and closing it mean."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from pipeline.extraction.options import ExtractOptions
@@ -9,6 +10,8 @@ from transforms import storage
 from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
 from transforms.network.weights import Weights
+from transforms.records import FileInfo, SkippedFile
+from transforms.shards import Found
 from transforms.spec import FeatureSpec
 from transforms.store.features import Features
 from transforms.store.layout import OUTPUT_FOLDERS, failures_uri, part_uri
@@ -16,8 +19,9 @@ from transforms.store.manifest import Manifest, new_manifest
 from transforms.store.merging import split_part
 from transforms.store.output import ELSEWHERE, Output
 from transforms.store.repeats import REPEATS_UP_TO_ROWS, find_repeats
-from transforms.store.reports import add_up
+from transforms.store.reports import add_notes, add_up
 from transforms.store.units import write_plan
+from transforms.text import clean
 
 
 def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, weights: Weights) -> Manifest:
@@ -38,6 +42,8 @@ def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, wei
     if not output.holds_features:
         return new
     manifest = output.manifest
+    if manifest.relocation:
+        raise FeaturemillError(f"{output} is relocated only in part; finish that with {manifest.cure} first")
     if manifest.fingerprint != spec.fingerprint:
         differences = _differences(manifest, spec, weights)
         raise FeaturemillError(
@@ -71,6 +77,18 @@ def _differences(manifest: Manifest, spec: FeatureSpec, weights: Weights) -> lis
     return lines
 
 
+def keep_touched(output: Output, plan: Plan) -> None:
+    """Writes the new times of touched inputs into OUT's plan, so that they aren't compared again, whatever comes next.
+
+    Their units keep their ids, so that their parts go on to count.
+    """
+    now = {planned.unit_id: planned for planned in plan.touched}
+    output.plan = [now.get(planned.unit_id, planned) for planned in output.plan]
+    with output.writing():
+        storage.make_folder(output.path("_tmp"))
+        write_plan(output.folder, output.plan)
+
+
 def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
     """Makes OUT's folders, says in the manifest that a run is under way, removes what is redone, writes the plan.
 
@@ -88,6 +106,24 @@ def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
             output.write_reports([report for report in output.reports if report.unit_id in kept])
         _remove_parts(output, plan)
         write_plan(output.folder, plan.units)
+
+
+def list_skipped(output: Output, found: Found, inputs: Sequence[str]) -> None:
+    """Brings the list of skipped files up to date: what this run met, and what earlier runs met elsewhere."""
+    folders = tuple(f"{storage.absolute(given)}/" for given in inputs)
+    inputs_now = {clean(item.file.uri) for item in (*found.shards, *found.files)}
+    listed = {
+        each.file.uri: each
+        for each in output.skipped
+        if not each.file.uri.startswith(folders) and each.file.uri not in inputs_now
+    }
+    for each in found.skipped:
+        uri = clean(each.file.uri)
+        listed[uri] = SkippedFile(FileInfo(uri, each.file.size, ""), clean(each.reason))
+    skipped = [listed[uri] for uri in sorted(listed)]
+    if skipped != output.skipped:
+        with output.writing():
+            output.write_skipped(skipped)
 
 
 def _remove_parts(output: Output, plan: Plan) -> None:
@@ -144,13 +180,17 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
     if totals.rows_embedded <= REPEATS_UP_TO_ROWS:
         # The footers were read for the reports; `open_features` would read them all again.
         parts = tuple(output.path("features", name) for name in output.listing.names)
-        features = Features(output.folder, manifest.spec, manifest.fingerprint, True, parts, totals.rows_embedded)
+        added = tuple(manifest.added_columns)
+        features = Features(
+            output.folder, manifest.spec, manifest.fingerprint, True, parts, totals.rows_embedded, added
+        )
         repeats = find_repeats(features)
     manifest = replace(
         manifest,
         status="complete",
         totals=totals,
         failures=dict(output.failures_by_reason(reports)),
+        notes=add_notes(reports),
         engines=sorted({report.engine for report in reports}),
         repeats=asdict(repeats) if repeats else None,
     )

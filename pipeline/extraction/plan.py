@@ -1,16 +1,17 @@
 """The plan of a run: compares the inputs with what OUT already holds."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
 from transforms import shards, storage
 from transforms.records import FileInfo, ListedFile, Shard, Unit
+from transforms.rows.contents import compare_contents
 from transforms.store.output import Output
 from transforms.store.units import PlannedUnit, unit_id
-from transforms.text import clean
+from transforms.text import clean, counted, size_text
 
 # A listing is cut into units of at most this many files: small enough to lose little, large enough to cost little.
 FILES_PER_UNIT = 1024
@@ -33,11 +34,14 @@ class Plan:
 
     Attributes:
         todo: Units without a part, of the given inputs and of those that an earlier run was asked for.
-        done: Units whose part is there and whose input, given or not, is unchanged.
+        done: Units whose part is there and whose input, given or not, is unchanged; touched ones (another time, the
+            same bytes) among them, with the time that they have now.
         stale: Parts whose input changed or vanished.
         dropped: Units without a part whose input changed or vanished; what is left of it is planned anew.
         unnamed: How many of `todo` are of inputs that this run doesn't name.
         remove: Ids of the units whose part is removed before the work begins: stale ones, and those done again.
+        touched: The touched units among `done`.
+        recognised: How many images these hold.
     """
 
     todo: tuple[PlannedUnit, ...]
@@ -46,6 +50,8 @@ class Plan:
     dropped: tuple[PlannedUnit, ...]
     unnamed: int = 0
     remove: tuple[str, ...] = ()
+    touched: tuple[PlannedUnit, ...] = ()
+    recognised: int = 0
 
     @cached_property
     def units(self) -> tuple[PlannedUnit, ...]:
@@ -53,12 +59,24 @@ class Plan:
         return tuple(sorted((*self.done, *self.todo), key=lambda planned: planned.unit_id))
 
 
-def make_plan(output: Output, found: shards.Found, *, fingerprint: str, unit_bytes: int, workers: int) -> Plan:
+def make_plan(
+    output: Output,
+    found: shards.Found,
+    *,
+    fingerprint: str,
+    unit_bytes: int,
+    workers: int,
+    say: Callable[[str], None] = lambda line: None,
+) -> Plan:
     """Plans the inputs against what OUT knows.
 
     A unit that OUT knows is kept as it was cut, whatever the settings are now. So adding files to a folder, or
     another `unit_bytes`, only plans what is new, and nothing that is done is done again. What was asked for once and
     isn't done stays to be done, also by a run that doesn't name it: else OUT would be complete without it.
+
+    Where only the time of an input changed, its bytes are read and compared with the stored hashes. If they are the
+    same, the unit stays, under its id, and has the new time in the plan. So does a unit that was relocated: an id is
+    made when a unit is first planned, and afterwards it is a name.
 
     Args:
         output: OUT.
@@ -66,18 +84,31 @@ def make_plan(output: Output, found: shards.Found, *, fingerprint: str, unit_byt
         fingerprint: Of the run's spec.
         unit_bytes: Shards larger than this are split.
         workers: Processes, to size the units of a small listing.
+        say: Is called with a line before much is read.
     """
     given = {shard.file.uri: shard for shard in found.shards}
     files = {listed.file.uri: listed for listed in found.files}
     known, parts = output.plan, output.listing.unit_ids()
-    elsewhere = _look_up(known, given, files)
+    elsewhere = look_up(
+        file.uri
+        for planned in known
+        for file in [listed.file for listed in planned.unit.files] or [planned.unit.shard.file]
+        if file.uri not in given and file.uri not in files
+    )
     incomplete = incomplete_shards(planned.unit for planned in known)
     # Planned anew as a whole: parts of units that are cut the same way again count.
-    again = [planned.unit for planned in known if planned.unit.shard.file.uri in incomplete]
+    ids = {planned.unit: planned.unit_id for planned in known if planned.unit.shard.file.uri in incomplete}
+    again = list(ids)
     known = [planned for planned in known if planned.unit.shard.file.uri not in incomplete]
     todo, done, stale, dropped = [], [], [], []
+    reasons = {planned.unit_id: _why_stale(planned.unit, given, files, elsewhere=elsewhere) for planned in known}
+    suspects = [planned for planned in known if reasons[planned.unit_id] and planned.unit_id in parts]
+    touched, recognised = _compare_touched(output, suspects, reasons, given, files, elsewhere=elsewhere, say=say)
     for planned in known:
-        reason = _why_stale(planned.unit, given, files, elsewhere=elsewhere)
+        if planned.unit_id in touched:
+            done.append(touched[planned.unit_id])
+            continue
+        reason = reasons[planned.unit_id]
         if not reason:
             (done if planned.unit_id in parts else todo).append(planned)
             continue
@@ -90,14 +121,24 @@ def make_plan(output: Output, found: shards.Found, *, fingerprint: str, unit_byt
     covered = {p.unit.shard.file.uri for p in (*todo, *done)} | {
         listed.file.uri for p in (*todo, *done) for listed in p.unit.files
     }
-    new = _new_units(found, covered, fingerprint=fingerprint, unit_bytes=unit_bytes, workers=workers)
+    units = _new_units(found, covered, unit_bytes=unit_bytes, workers=workers)
+    taken = {planned.unit_id for planned in known}
+    new = [PlannedUnit(ids.get(unit) or _free_id(unit, fingerprint, taken), unit) for unit in units]
     # A part that was made under a plan that is lost counts, if the same unit is planned again.
     done += [planned for planned in new if planned.unit_id in parts]
     todo += [planned for planned in new if planned.unit_id not in parts]
     unknown = parts - {planned.unit_id for planned in (*known, *new)}
     stale += [Stale(name, f"part {name} is in no plan") for name in sorted(unknown)]
     unnamed = sum(not _is_named(planned.unit, given, files) for planned in todo)
-    return Plan(tuple(todo), tuple(done), tuple(stale), tuple(dropped), unnamed)
+    return Plan(
+        todo=tuple(todo),
+        done=tuple(done),
+        stale=tuple(stale),
+        dropped=tuple(dropped),
+        unnamed=unnamed,
+        touched=tuple(touched.values()),
+        recognised=recognised,
+    )
 
 
 def _is_named(unit: Unit, given: dict[str, Shard], files: dict[str, ListedFile]) -> bool:
@@ -125,7 +166,7 @@ def incomplete_shards(units: Iterable[Unit]) -> set[str]:
 def _with_survivors(found: shards.Found, units: Sequence[Unit], elsewhere: dict[str, FileInfo]) -> shards.Found:
     """Adds the inputs of these units that still exist, but weren't given."""
     files = {
-        listed.file.uri: ListedFile(elsewhere[listed.file.uri], listed.label)
+        listed.file.uri: replace(listed, file=elsewhere[listed.file.uri])
         for unit in units
         for listed in unit.files
         if listed.file.uri in elsewhere
@@ -142,14 +183,72 @@ def _with_survivors(found: shards.Found, units: Sequence[Unit], elsewhere: dict[
     )
 
 
-def _new_units(
-    found: shards.Found, covered: set[str], *, fingerprint: str, unit_bytes: int, workers: int
-) -> list[PlannedUnit]:
+def _new_units(found: shards.Found, covered: set[str], *, unit_bytes: int, workers: int) -> list[Unit]:
     files = [listed for listed in found.files if listed.file.uri not in covered]
     per_unit = min(FILES_PER_UNIT, max(SMALLEST_UNIT, -(-len(files) // (UNITS_PER_WORKER * workers))))
     units = [unit for s in found.shards if s.file.uri not in covered for unit in shards.split(s, unit_bytes)]
-    units += shards.slice_files(files, per_unit)
-    return [PlannedUnit(unit_id(unit, fingerprint), unit) for unit in units]
+    return units + shards.slice_files(files, per_unit)
+
+
+def _free_id(unit: Unit, fingerprint: str, taken: set[str]) -> str:
+    """Returns the unit's id, or another one where a unit that has moved away since has kept it."""
+    name = unit_id(unit, fingerprint)
+    while name in taken:
+        name = unit_id(unit, name)
+    return name
+
+
+def _compare_touched(
+    output: Output,
+    suspects: Sequence[PlannedUnit],
+    reasons: dict[str, str],
+    given: dict[str, Shard],
+    files: dict[str, ListedFile],
+    *,
+    elsewhere: dict[str, FileInfo],
+    say: Callable[[str], None],
+) -> tuple[dict[str, PlannedUnit], int]:
+    """Finds the units of which nothing but the time changed.
+
+    Reading them costs less than embedding them, for which they would be read as well.
+
+    Returns:
+        {id: the unit as it is now}, and how many images these hold. The reasons of the others are made more precise.
+    """
+    renewed = {planned.unit_id: (planned.unit, _renewed(planned.unit, given, files, elsewhere)) for planned in suspects}
+    pairs = {unit_id: (old, new) for unit_id, (old, new) in renewed.items() if new}
+    if pairs:
+        read = size_text(sum(old.input_bytes for old, _ in pairs.values()))
+        say(f"inputs of {counted(len(pairs), 'unit')} were written again: comparing their bytes ({read})")
+    touched, images = {}, 0
+    for compared in compare_contents(output, pairs) if pairs else ():
+        if compared.difference:
+            reasons[compared.unit_id] = compared.difference
+        else:
+            touched[compared.unit_id] = PlannedUnit(compared.unit_id, pairs[compared.unit_id][1])
+            images += compared.records
+    return touched, images
+
+
+def _renewed(
+    unit: Unit, given: dict[str, Shard], files: dict[str, ListedFile], elsewhere: dict[str, FileInfo]
+) -> Unit | None:
+    """Returns the unit with the versions that its inputs have now; None if anything else changed, or they are gone."""
+    if unit.shard.is_listing:
+        now = []
+        for listed in unit.files:
+            uri = listed.file.uri
+            there = files[uri] if uri in files else replace(listed, file=elsewhere.get(uri))
+            if there.file is None or replace(there, file=replace(there.file, version=listed.file.version)) != listed:
+                return None
+            now.append(there)
+        return shards.slice_files(now, len(now))[0]
+    old = unit.shard
+    file = given[old.file.uri].file if old.file.uri in given else elsewhere.get(old.file.uri)
+    if file is None or replace(file, version=old.file.version) != old.file:
+        return None
+    shard = given.get(old.file.uri, replace(old, file=file))
+    return replace(unit, shard=shard) if replace(shard, file=old.file) == old else None
 
 
 def _why_stale(
@@ -170,6 +269,8 @@ def _file_change(old: ListedFile, new: ListedFile | None, elsewhere: dict[str, F
         return _info_change(old.file, elsewhere.get(old.file.uri))
     if old.label != new.label:
         return f"{clean(old.file.uri)} had label {old.label!r}, now {new.label!r}"
+    if old.split != new.split:
+        return f"{clean(old.file.uri)} was on side {old.split!r}, now on {new.split!r}"
     return _info_change(old.file, new.file)
 
 
@@ -190,15 +291,11 @@ def _info_change(old: FileInfo, new: FileInfo | None) -> str:
     return "" if old.version == new.version else f"{clean(old.uri)} was written again since"
 
 
-def _look_up(
-    known: Sequence[PlannedUnit], given: dict[str, Shard], files: dict[str, ListedFile]
-) -> dict[str, FileInfo]:
-    """Returns the known inputs that weren't given and still exist, by one listing per folder: no request per file."""
+def look_up(uris: Iterable[str]) -> dict[str, FileInfo]:
+    """Returns those of the files that are there, by one listing per folder: no request per file."""
     by_folder: dict[str, set[str]] = defaultdict(set)
-    for planned in known:
-        for file in [listed.file for listed in planned.unit.files] or [planned.unit.shard.file]:
-            if file.uri not in given and file.uri not in files:
-                by_folder[file.uri.rsplit("/", 1)[0]].add(file.uri)
+    for uri in uris:
+        by_folder[uri.rsplit("/", 1)[0]].add(uri)
     found = {}
     for folder, wanted in by_folder.items():
         found.update({info.uri: info for info in storage.list_infos(folder) if info.uri in wanted})

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.extraction.options import ExtractOptions
-from pipeline.extraction.output import begin_output, check_output, close_output
+from pipeline.extraction.output import begin_output, check_output, close_output, keep_touched, list_skipped
 from pipeline.extraction.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.extraction.progress import Committed, Progress
 from pipeline.extraction.summary import Summary, describe_plan, summarise
@@ -87,9 +87,9 @@ def run(
             beam.Pipeline(**beam_settings(options))
         except ValueError as error:
             raise UsageError(f"Beam's options: {one_line(error)}") from error
-    found = shards.find(options.inputs, options.fields, output=options.output)
-    weights = weights or options.load_weights()
-    with Output(options.output).locked(alone=options.overwrite) as output:
+    with Output(options.output).locked() as output:
+        found = shards.find(options.inputs, options.fields, output=options.output)
+        weights = weights or options.load_weights()
         return _extract(output, options, found, weights, load=load, say=say, quiet=quiet)
 
 
@@ -103,12 +103,17 @@ def _extract(
     say: Callable[[str], None],
     quiet: bool,
 ) -> Summary | None:
+    if output.holds_features and not options.overwrite:
+        options = replace(options, pixel_rules=output.manifest.spec.pixel_rules)
     spec = options.spec(weights)
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights, arrays={})
     if options.overwrite:
         output.clear()
     manifest = check_output(output, options, spec, weights)
+    if "split" not in manifest.added_columns:
+        # An OUT begun before there were sides goes on without them.
+        found = replace(found, files=tuple(replace(listed, split=None) for listed in found.files))
     plan = make_plan(
         output,
         found,
@@ -116,20 +121,26 @@ def _extract(
         # A sample reads whole shards from their start: cutting them all up first would cost more than the sample.
         unit_bytes=sys.maxsize if options.limit else options.unit_bytes,
         workers=options.workers,
+        say=say,
     )
+    if plan.touched:
+        keep_touched(output, plan)
     plan = _settle(plan, output, options, spec)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
-    job = options.job(weights)
+    job = replace(options.job(weights), added_columns=tuple(manifest.added_columns))
     started, began = time.perf_counter(), time.time()
     if plan.todo or plan.remove or plan.dropped or not output.is_whole:
         begin_output(output, manifest, plan)
+        list_skipped(output, found, options.inputs)
         if plan.todo:
             _run_pipeline(options, plan, job, load=load, quiet=quiet)
             if is_template(options.beam_args):
                 return None
         close_output(output, manifest, plan, began=began)
-    return summarise(output, plan, skipped=len(found.skipped), wall_seconds=time.perf_counter() - started)
+    else:
+        list_skipped(output, found, options.inputs)
+    return summarise(output, plan, wall_seconds=time.perf_counter() - started)
 
 
 def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSpec) -> Plan:
@@ -141,9 +152,11 @@ def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSp
     if plan.stale and not options.prune:
         named = "; ".join(stale.reason for stale in plan.stale[:3])
         more = f" and {len(plan.stale) - 3} more" if len(plan.stale) > 3 else ""
+        gone = any(stale.reason.endswith(" is gone") for stale in plan.stale)
+        moved = "; if they were moved, featuremill relocate keeps what was embedded" if gone else ""
         raise FeaturemillError(
             f"{output} holds {len(plan.stale)} parts whose input is no longer what it was: {named}{more}. "
-            "Pass --prune to remove these parts (what is still there is embedded anew)"
+            f"Pass --prune to remove these parts (what is still there is embedded anew){moved}"
         )
     plan = replace(plan, remove=tuple(stale.unit_id for stale in plan.stale))
     if options.retry_failed:

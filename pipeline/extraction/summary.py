@@ -1,19 +1,22 @@
 """The plan and the result of a run, in words and numbers."""
 
-from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pipeline.extraction.labels import count_labels, describe_labels, look_at_labels, summarise_labels
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
 from transforms.engines import device, precision_note
 from transforms.network.weights import Weights
+from transforms.shards.names import BY_NAME, HIDDEN, count_by_ending
 from transforms.storage import readable
+from transforms.store.layout import SKIPPED_FILE
 from transforms.store.manifest import Totals
 from transforms.store.output import Output
-from transforms.store.reports import add_up
-from transforms.text import counted, size_text
+from transforms.store.reports import add_up, note_lines
+from transforms.text import clean, counted, size_text
 
 
 @dataclass(frozen=True)
@@ -30,10 +33,14 @@ class Summary:
         this_run: Over the units of this run.
         wall_seconds: Of this run's pipeline, start-up included.
         failures: {`stage: error`: count} over all of OUT.
+        notes: {note: records} over all of OUT, see `UnitReport`.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         stored_bytes: Of the Parquet parts.
         engines: Which engines embedded this run's units.
-        skipped: Files met in folders that are neither images nor shards.
+        skipped: Files that were met in folders and are no input; OUT/skipped.parquet lists them.
+        skipped_endings: {ending, `no ending` or `hidden`: how many of them}, the commonest first.
+        labels: {label: rows} over all of OUT.
+        unlabelled: Rows without a label.
     """
 
     output: str
@@ -45,10 +52,14 @@ class Summary:
     this_run: Totals
     wall_seconds: float
     failures: dict[str, int]
+    notes: dict[str, int]
     repeats: dict[str, Any] | None
     stored_bytes: int
     engines: tuple[str, ...]
     skipped: int
+    skipped_endings: dict[str, int] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    unlabelled: int = 0
 
     def __repr__(self) -> str:
         return summary_text(self)
@@ -85,13 +96,20 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
     if weights.is_random:
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:
-        lines.append(f"note     {counted(len(found.skipped), 'other file')} passed over: {_some(found.skipped)}")
-    if found.files and all(listed.label is None for listed in found.files):
-        lines.append("note     no image file has a label; for labels, name the folder above a folder per class")
+        # Those that say the most first.
+        said = sorted(found.skipped, key=lambda each: (each.reason == HIDDEN, each.reason == BY_NAME))
+        such = f", such as {readable(said[0].file.uri)} ({clean(said[0].reason)})"
+        lines.append(f"note     {skipped_text(len(said), count_by_ending(said))}{such}")
+    lines += describe_labels(look_at_labels(found, options.fields), options, found)
     if plan.stale:
         lines.append(
             f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
             f"{_some([s.reason for s in plan.stale])}"
+        )
+    if plan.recognised:
+        lines.append(
+            f"note     {counted(plan.recognised, 'image')} of inputs that were written again have the same bytes: "
+            "their rows are kept"
         )
     if plan.unnamed:
         lines.append(f"note     {plan.unnamed} of them of inputs not named now: an earlier run was asked for them")
@@ -109,6 +127,12 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
     return lines
 
 
+def skipped_text(files: int, endings: Mapping[str, int]) -> str:
+    """Returns how many files were passed over, by ending."""
+    shown = [f"{count} {ending}" for ending, count in list(endings.items())[:6]]
+    return f"{counted(files, 'other file')} passed over: {', '.join(shown)}{', …' if len(endings) > 6 else ''}"
+
+
 def _engine_text(name: str) -> str:
     return "auto (each worker chooses)" if name == "auto" else f"{name} on {device(name)}"
 
@@ -118,11 +142,12 @@ def _some(names: Collection[str]) -> str:
     return ", ".join(shown) + (", …" if len(names) > 3 else "")
 
 
-def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) -> Summary:
+def summarise(output: Output, plan: Plan, *, wall_seconds: float) -> Summary:
     """Returns what OUT holds and what this run, which was to do `plan`, added to it."""
     todo = {planned.unit_id for planned in plan.todo}
     fresh = [report for report in output.reports if report.unit_id in todo] if todo else []
     manifest = output.manifest
+    counts = count_labels(output)
     return Summary(
         output=output.folder,
         fingerprint=manifest.fingerprint,
@@ -133,10 +158,14 @@ def summarise(output: Output, plan: Plan, *, skipped: int, wall_seconds: float) 
         this_run=add_up(fresh),
         wall_seconds=wall_seconds,
         failures=manifest.failures,
+        notes=manifest.notes,
         repeats=manifest.repeats,
         stored_bytes=output.stored_bytes([planned.unit_id for planned in plan.units]),
         engines=tuple(sorted({report.engine for report in fresh})),
-        skipped=skipped,
+        skipped=len(output.skipped),
+        skipped_endings=count_by_ending(output.skipped),
+        labels={label: counts[label] for label in sorted(label for label in counts if label is not None)},
+        unlabelled=counts[None],
     )
 
 
@@ -166,6 +195,7 @@ def summary_text(summary: Summary) -> str:
     lines.append(
         f"output   {counted(totals.units, 'unit')}, {size_text(summary.stored_bytes)} in {readable(summary.output)}"
     )
+    lines += summarise_labels({**summary.labels, None: summary.unlabelled})
     lines += _cautions(summary)
     return "\n".join(lines)
 
@@ -173,7 +203,9 @@ def summary_text(summary: Summary) -> str:
 def _cautions(summary: Summary) -> list[str]:
     lines = []
     if summary.skipped:
-        lines.append(f"note     {counted(summary.skipped, 'file')} passed over, neither images nor shards")
+        text = skipped_text(summary.skipped, summary.skipped_endings)
+        lines.append(f"note     {text}; {readable(summary.output)}/{SKIPPED_FILE} lists them")
+    lines += [f"note     {line}" for line in note_lines(summary.notes)]
     repeats = summary.repeats or {"keys": 0, "contents": 0}
     if repeats["keys"]:
         lines.append(

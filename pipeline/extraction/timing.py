@@ -104,9 +104,9 @@ def measure(records: Sequence[EncodedImage | Failure], job: Job, engine: Engine,
     """
     for name in ("features", "failures"):
         storage.make_folder(storage.join(job.output, name))
-    with PartWriter(job.output, "warm-up", spec=job.spec, sizes=job.sizes) as writer:
+    with PartWriter(job.output, "warm-up", spec=job.spec, sizes=job.sizes, added=job.added_columns) as writer:
         _Bench(job, engine, writer).run(records[: engine.batch_size], seconds=seconds)
-    with PartWriter(job.output, "sample", spec=job.spec, sizes=job.sizes) as writer:
+    with PartWriter(job.output, "sample", spec=job.spec, sizes=job.sizes, added=job.added_columns) as writer:
         bench = _Bench(job, engine, writer)
         bench.run(records, seconds=seconds)
         report = bench.report()

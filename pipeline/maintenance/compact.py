@@ -68,7 +68,7 @@ def compact(
     started = time.perf_counter()
     if target_bytes < 1:
         raise UsageError(f"--target-bytes must be at least 1, not {target_bytes}")
-    with _complete(Output(output)).locked(alone=True) as out:
+    with _complete(Output(output)).locked() as out:
         _tidy(out)
         before, bytes_before = out.listing.names, out.stored_bytes(out.listing.unit_ids())
         facts = _read_facts(out)
@@ -100,7 +100,7 @@ def compact(
 def _complete(output: Output) -> Output:
     if not output.manifest.is_complete:
         raise FeaturemillError(
-            f"{output} is not finished (status {output.manifest.status}); finish it with the same extract command first"
+            f"{output} is not finished (status {output.manifest.status}); finish it with {output.manifest.cure} first"
         )
     return output
 

@@ -4,7 +4,6 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 import numpy as np
@@ -13,8 +12,8 @@ from pyarrow import csv
 
 from pipeline.rendering.tables import write_parquet
 from transforms import storage
+from transforms.committed import committed_folder
 from transforms.errors import FeaturemillError, UsageError
-from transforms.spec import ROW_COLUMNS
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature, open_features
 from transforms.store.schema import part_schema
@@ -22,8 +21,6 @@ from transforms.text import counted, did_you_mean, one_line, size_text
 
 DTYPES = ("float16", "float32", "float64")
 VECTORS, METADATA, CONFIG = "vectors.tsv", "metadata.tsv", "projector_config.pbtxt"
-# What the projector shows beside a point; a content hash says nothing there.
-_SHOWN = tuple(name for name in ROW_COLUMNS if name != "sha256")
 
 
 @dataclass(frozen=True)
@@ -133,8 +130,8 @@ def _chosen(features: Features, feature: str | None, *, one: bool) -> tuple[str,
 
 def _plain_schema(features: Features, names: Sequence[str], dtype: str) -> pa.Schema:
     number = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}[dtype]
-    stored = part_schema(features.spec, dict.fromkeys(features.names, 1))
-    rows = [stored.field(name) for name in ROW_COLUMNS]
+    stored = part_schema(features.spec, dict.fromkeys(features.names, 1), features.added_columns)
+    rows = [stored.field(name) for name in features.row_columns]
     return pa.schema([*rows, *(pa.field(name, pa.list_(number), nullable=False) for name in names)])
 
 
@@ -169,39 +166,37 @@ def _as_width(matrix: np.ndarray, dtype: str, batch: pa.RecordBatch, name: str, 
 
 
 def _write_projector(features: Features, name: str, output: str) -> None:
-    """Writes the folder under a temporary name beside `output`, then moves it there."""
-    parent = os.path.dirname(output)
+    """Writes the folder, whole or not at all."""
     try:
-        with TemporaryDirectory(prefix=f".{os.path.basename(output)}.", dir=parent) as temporary:
-            new = storage.join(temporary, "new")
-            os.mkdir(new)
+        with committed_folder(output) as new:
             _write_tables(features, name, new)
             config = f'embeddings {{ tensor_name: "{name}" tensor_path: "{VECTORS}" metadata_path: "{METADATA}" }}\n'
             with open(storage.join(new, CONFIG), "w", encoding="utf-8") as file:
                 file.write(config)
-            storage.replace_folder(new, output)
     except OSError as error:
         raise FeaturemillError(f"cannot write {output}: {one_line(error)}; choose another --output") from error
 
 
 def _write_tables(features: Features, name: str, folder: str) -> None:
     options = csv.WriteOptions(include_header=False, delimiter="\t", quoting_style="none")
+    # What the projector shows beside a point; a content hash says nothing there.
+    shown = tuple(name for name in features.row_columns if name != "sha256")
     writer = None
     with open(storage.join(folder, VECTORS), "wb") as vectors, open(storage.join(folder, METADATA), "wb") as metadata:
-        metadata.write(("\t".join(_SHOWN) + "\n").encode())
-        for batch in features.batches([*_SHOWN, name]):
+        metadata.write(("\t".join(shown) + "\n").encode())
+        for batch in features.batches([*shown, name]):
             # Arrow has no text for float16.
             matrix = _matrix(batch.column(name)).astype(np.float32, copy=False)
             table = pa.table({str(column): numbers for column, numbers in enumerate(matrix.T)})
             writer = writer or csv.CSVWriter(vectors, table.schema, write_options=options)
             writer.write_table(table)
-            _write_facts(batch, metadata)
+            _write_facts(batch.select(shown), metadata)
         if writer:
             writer.close()
 
 
 def _write_facts(batch: pa.RecordBatch, metadata: BinaryIO) -> None:
-    columns = (batch.column(name).to_pylist() for name in _SHOWN)
+    columns = (column.to_pylist() for column in batch.columns)
     for row in zip(*columns, strict=True):
         metadata.write(("\t".join("" if value is None else _cell(value) for value in row) + "\n").encode())
 

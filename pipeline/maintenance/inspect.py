@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 
 from pipeline.extraction.plan import incomplete_shards
+from pipeline.extraction.summary import skipped_text
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
+from transforms.shards.names import count_by_ending
 from transforms.storage import readable
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
@@ -16,7 +18,7 @@ from transforms.store.listing import Footer, is_merged, merged_name, read_footer
 from transforms.store.manifest import Manifest, Totals
 from transforms.store.output import Output
 from transforms.store.repeats import Repeats, find_repeats
-from transforms.store.reports import add_up, parquet_rows
+from transforms.store.reports import add_notes, add_up, note_lines, parquet_rows
 from transforms.text import clean, counted, short, size_text
 
 
@@ -45,8 +47,11 @@ class Inspection:
         features: OUT's, as far as it is there.
         labels: {label: rows}, None for unknown, the commonest first.
         failures: {`stage: error`: count}.
+        notes: {note: records}, see `UnitReport`.
         vectors: {feature: statistics}.
         repeats: Keys and contents seen more than once.
+        skipped: Files that were met in folders and are no input.
+        skipped_endings: {ending, `no ending` or `hidden`: how many of them}.
         stored_bytes: Bytes of the parts.
         disagreements: Where parts, footers and manifest disagree, a line each.
     """
@@ -57,8 +62,11 @@ class Inspection:
     features: Features
     labels: dict[str | None, int]
     failures: dict[str, int]
+    notes: dict[str, int]
     vectors: dict[str, VectorStatistics]
     repeats: Repeats | None
+    skipped: int
+    skipped_endings: dict[str, int]
     stored_bytes: int
     disagreements: tuple[str, ...]
 
@@ -70,7 +78,7 @@ class Inspection:
     @property
     def problems(self) -> tuple[str, ...]:
         """The disagreements, and that the run is not finished; empty if all is well."""
-        unfinished = f"the last run did not finish (status {self.manifest.status}): run the same extract command again"
+        unfinished = f"the last run did not finish (status {self.manifest.status}): run {self.manifest.cure} again"
         return self.disagreements if self.finished else (*self.disagreements, unfinished)
 
     @property
@@ -113,8 +121,11 @@ def inspect(output: str) -> Inspection:
         features=features,
         labels=dict(labels.most_common()),
         failures=dict(out.failures_by_reason([r for r in reports if r.unit_id in out.failed_ids])),
+        notes=add_notes(reports),
         vectors={name: total.statistics() for name, total in sums.items()},
         repeats=find_repeats(features),
+        skipped=len(out.skipped),
+        skipped_endings=count_by_ending(out.skipped),
         stored_bytes=out.stored_bytes([report.unit_id for report in reports]),
         disagreements=tuple(problems + _check_rows(features, labels)),
     )
@@ -270,6 +281,9 @@ def inspection_text(inspection: Inspection) -> str:
         "failures     " + (", ".join(f"{n} × {reason}" for reason, n in inspection.failures.items()) or "none"),
         f"labels       {_label_text(inspection.labels)}",
     ]
+    if inspection.skipped:
+        lines.append(f"skipped      {skipped_text(inspection.skipped, inspection.skipped_endings)}")
+    lines += [f"note         {line}" for line in note_lines(inspection.notes)]
     lines += [_vector_line(name, v) for name, v in inspection.vectors.items() if v.rows]
     lines += _repeat_lines(inspection.repeats)
     lines += [f"PROBLEM      {problem}" for problem in inspection.disagreements]

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from pipeline.extraction.options import ExtractOptions, ImageOptions
 from pipeline.prediction.options import PredictOptions
+from pipeline.training.facts import joined_text
 from transforms import shards, storage
 from transforms.declared import shared
 from transforms.errors import FeaturemillError, UsageError
@@ -22,9 +24,10 @@ from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import weights_source
 from transforms.records import FileInfo
 from transforms.rows.labels import join_labels, read_labels
-from transforms.rows.table import Table, open_table
+from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec, SpecOptions
+from transforms.text import clean
 
 _GLOB = re.compile(r"[*?\[]")
 
@@ -185,8 +188,8 @@ def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:
 
 def open_tables(
     options: PredictOptions, predictor: Predictor, locations: Sequence[str], *, ours: bool
-) -> "list[Table]":
-    """Opens features, with true labels from a file where one is named.
+) -> "tuple[list[Table], tuple[str, ...]]":
+    """Opens features, with true labels from a file where one is named; also returns what is to be said of that file.
 
     Args:
         options: Names columns and the file.
@@ -197,14 +200,25 @@ def open_tables(
     Raises:
         FeaturemillError: As `open_table` and `join_labels` do.
     """
-    names = {"key_column": options.key_column, "label_column": options.label_column}
-    own = {} if ours or options.labels else names
-    if options.labels and not ours:
-        own = {"key_column": options.key_column, "labels_file": options.labels}
+    own = {} if ours else {"key_column": options.key_column or DEFAULT_KEY, "labels_file": options.labels}
+    if not ours and not options.labels:
+        own["label_column"] = options.label_column or DEFAULT_LABEL
     columns = options.feature_columns or predictor.columns
     tables = [open_table(location, columns=columns, **own) for location in locations]
     tables = [replace(table, vectors=replace(table.vectors, zeros_pass=True)) for table in tables]
-    if not options.labels:
-        return tables
-    labels = read_labels(options.labels, **names)
-    return [join_labels(table, labels, options.labels)[0] for table in tables]
+    if ours:
+        tables = [_without_folder_labels(table, options.inputs) for table in tables]
+    if not options.labels or not tables:
+        return tables, ()
+    file = read_labels(options.labels, key_column=options.key_column, label_column=options.label_column)
+    tables, joined = join_labels(tables, file, mode=options.labels_mode)
+    return tables, (f"true labels {joined_text(joined)}",)
+
+
+def _without_folder_labels(table: Table, inputs: Sequence[str]) -> Table:
+    """Returns the table without labels where single files of one folder were named: its name is no truth about them."""
+    named = [clean(storage.absolute(given)) for given in inputs]
+    if len({uri.rpartition("/")[0] for uri in named}) > 1:
+        return table
+    is_named = pc.is_in(table.keys, value_set=pa.array(named, pa.string()))
+    return replace(table, labels=pc.if_else(is_named, pa.scalar(None, pa.string()), table.labels))

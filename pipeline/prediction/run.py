@@ -3,7 +3,6 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,12 +25,16 @@ from transforms.predictors import imagenet
 from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import check_weights
-from transforms.rows.table import Table
+from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
+from transforms.shards import Fields
 from transforms.store.manifest import PredictionsManifest
 from transforms.store.predictions import Predictions
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
+
+# Predictions of earlier versions don't say it.
+_OLD_RULE = ("label_from", Fields().label_from)
 
 
 @dataclass(frozen=True)
@@ -113,10 +116,7 @@ def _predict(
     say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
     # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
     opened = None if source.images else _open_features(options, source, options.inputs)
-    with suppress(OSError):
-        # Where it can't be made, who writes to it says so.
-        storage.make_folder(output.folder)
-    with output.locked(alone=True, other="predict"):
+    with output.locked():
         if there and options.overwrite:
             output.clear()
         output.begin(manifest)
@@ -195,9 +195,11 @@ def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
         "top": min(options.top, len(source.predictor.labels)),
         "probabilities": options.probabilities,
         "labels": options.labels and storage.absolute(options.labels),
-        "label_column": options.label_column,
-        "key_column": options.key_column,
-        "fields": asdict(options.fields),
+        "label_column": options.label_column or DEFAULT_LABEL,
+        "key_column": options.key_column or DEFAULT_KEY,
+        # Predictions of earlier versions don't say what they didn't know.
+        **({"labels_mode": options.labels_mode} if options.labels_mode != "replace" else {}),
+        "fields": {name: value for name, value in asdict(options.fields).items() if (name, value) != _OLD_RULE},
         "max_pixels": options.max_pixels,
     }
 
@@ -242,10 +244,10 @@ def _open_features(options: PredictOptions, source: _Source, locations: Sequence
     Raises:
         FeaturemillError: They aren't, or can't be judged by.
     """
-    tables = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
-    notes: dict[str, None] = {}
+    tables, said = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
+    notes = dict.fromkeys(said)
     if source.head is not None:
-        notes = dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
+        notes |= dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
     if options.evaluate:
         check_true_labels(tables, source.predictor)
     return _Opened(tables, tuple(notes))

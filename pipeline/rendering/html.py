@@ -1,13 +1,12 @@
 """Pages: one HTML file that needs nothing else, rendered from a template and written whole."""
 
-import os
-import uuid
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from transforms import storage
+from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.text import one_line, printable
 
@@ -38,13 +37,10 @@ def write_page(path: str, text: str) -> None:
         FeaturemillError: It can't be written there.
     """
     path = storage.absolute(path)
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
         # Keys may hold what is no text; a browser shows a mark in its place.
-        storage.write_atomic(path, text.encode("utf-8", "replace"), temporary)
+        write_whole(path, text.encode("utf-8", "replace"))
     except OSError as error:
-        if storage.is_local(path) and os.path.exists(temporary):
-            os.remove(temporary)
         raise FeaturemillError(
             f"cannot write {path}: {one_line(error)}; make the folder, or fix its permissions"
         ) from error

@@ -4,7 +4,6 @@ import csv
 import datetime
 import math
 import os
-import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from decimal import Decimal
@@ -13,7 +12,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import storage
+from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.rows.lookup import StoredRow
 from transforms.text import one_line, printable
@@ -85,15 +84,10 @@ def write_parquet(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema
         FeaturemillError: It can't be written there, or Parquet has no such type.
     """
     path = os.path.abspath(os.path.expanduser(path))
-    temporary = f"{path}.{uuid.uuid4().hex}.tmp"
     try:
-        try:
-            with pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
-                for table in tables:
-                    writer.write(table)
-            os.replace(temporary, path)
-        finally:
-            storage.delete([temporary])
+        with committed_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for table in tables:
+                writer.write(table)
     except OSError as error:
         raise FeaturemillError(f"cannot write {path}: {one_line(error)}; choose another --output") from error
     except pa.ArrowException as error:

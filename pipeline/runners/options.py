@@ -5,6 +5,7 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.runners.dataflow import RUNNER, check_places, dataflow_args, is_template
@@ -81,9 +82,15 @@ def beam_runner(runner: str, workers: int) -> "PipelineRunner":
             raise UsageError(f"runner {runner!r} can't be used: {one_line(error)}") from error
     debug = logging.getLogger().isEnabledFor(logging.INFO)
     module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.runners.worker"
-    # A worker's path begins with the working folder, which may hold a user's pipeline.py.
-    command = shlex.join([sys.executable, "-m", "featuremill.own", module])
-    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
+    return FnApiRunner(
+        default_environment=SubprocessSDKEnvironment.from_command_string(shlex.join(own_command(module)))
+    )
+
+
+def own_command(module: str) -> list[str]:
+    """Returns the command that runs one of our modules in a new process, whatever the current folder holds."""
+    # Not by `-m`, with which Python looks there first.
+    return [sys.executable, str(Path(__file__).parents[2] / "featuremill" / "own.py"), module]
 
 
 # Beam's options are a part of the job.

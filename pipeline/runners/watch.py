@@ -41,8 +41,8 @@ _CAUSES = (
     (
         r"UNAVAILABLE: io exception|UNAVAILABLE: Network closed|Connection refused",
         "a worker pool can't be reached",
-        "start it where the tasks run (python -m pipeline.runners.worker_pool), or correct --environment_config, and "
-        "run the same command again",
+        "start it where the tasks run (python -m featuremill.own pipeline.runners.worker_pool), or correct "
+        "--environment_config, and run the same command again",
     ),
     (
         r"(?:TaskManager|TaskExecutor).*? (?:is no longer reachable|timed out|was lost)|RemoteTransportException"

@@ -1,4 +1,7 @@
-"""`python -m pipeline.runners.worker_pool --port 50000`: starts workers for Flink and Spark here, without Docker.
+"""Starts workers for Flink and Spark here, without Docker.
+
+Started by `python -m featuremill.own pipeline.runners.worker_pool --port 50000`, because with `-m pipeline…` Python
+runs a user's own pipeline.py where one lies in the current folder.
 
 Beam's own pool (`apache_beam.runners.worker.worker_pool_main`) serves one TaskManager: it knows workers by an id that
 each TaskManager counts for itself, so when a second one on the same machine has finished, it ends the first one's
@@ -13,6 +16,9 @@ import sys
 import threading
 import time
 
+from pipeline.runners.options import own_command
+
+_MODULE = "pipeline.runners.worker_pool"
 _LOOK_SECONDS = 0.5
 
 
@@ -27,10 +33,10 @@ def serve(port: int) -> None:
             self._workers: list[subprocess.Popen] = []
 
         def StartWorker(self, request, context):
-            command = [sys.executable, "-m", "pipeline.runners.worker_pool"]
-            command += ["--control", request.control_endpoint.url, "--worker", request.worker_id]
+            arguments = ["--control", request.control_endpoint.url, "--worker", request.worker_id]
             try:
-                self._workers.append(subprocess.Popen(command, stdin=subprocess.DEVNULL))
+                started = subprocess.Popen([*own_command(_MODULE), *arguments], stdin=subprocess.DEVNULL)
+                self._workers.append(started)
             except OSError as error:
                 return beam_fn_api_pb2.StartWorkerResponse(error=str(error))
             return beam_fn_api_pb2.StartWorkerResponse()
@@ -80,7 +86,7 @@ def _end_with(parent: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.runners.worker_pool", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog=f"python -m featuremill.own {_MODULE}", description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, default=50000, help="where runners ask for workers")
     parser.add_argument("--control", help=argparse.SUPPRESS)
     parser.add_argument("--worker", help=argparse.SUPPRESS)

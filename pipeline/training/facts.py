@@ -1,12 +1,16 @@
 """Facts about the data, shown before any metric."""
 
 from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
 
 from transforms.evaluation.split import Split
 from transforms.heads.cells import Rows
+from transforms.labels.cautions import cautions
 from transforms.rows.labels import Joined
 from transforms.rows.table import Table
-from transforms.text import counted
+from transforms.text import counted, printable
 
 # Layers named of those that are still random.
 _NAMED = 3
@@ -22,7 +26,7 @@ def never_trained_text(layers: Sequence[str]) -> str:
     return f"the layer{'s' * (len(layers) > 1)} {names} {'were' if len(layers) > 1 else 'was'} never trained"
 
 
-def describe_data(table: Table, joined: "Joined | None", parts: Split, rows: Rows) -> dict[str, str]:
+def describe_data(table: Table, joined: Joined | None, parts: Split, rows: Rows) -> dict[str, str]:
     """Returns {name: fact}: where the vectors come from, which rows are used, how they are split."""
     columns = ", ".join(f"{name} ({dims:,} numbers)" for name, dims in zip(table.columns, table.dims, strict=True))
     facts = {"features": f"{table.location}: {table.vectors.rows:,} rows, {columns}"}
@@ -37,19 +41,52 @@ def describe_data(table: Table, joined: "Joined | None", parts: Split, rows: Row
     if unlabelled:
         facts["labels"] += f"; {counted(unlabelled, 'row')} without a label left out"
     if joined:
-        facts["joined"] = _joined_text(joined)
+        facts["joined"] = joined_text(joined)
+    doubts = cautions(_counts(table.labels))
+    if doubts:
+        facts["CAUTION"] = "; ".join(doubts)
     facts["split"] = _split_text(parts)
     return facts
 
 
-def _joined_text(joined: "Joined") -> str:
-    text = f"{counted(joined.matched, 'row')} found in the file"
+def _counts(labels: pa.ChunkedArray) -> dict[str | None, int]:
+    counted_labels = labels.value_counts()
+    return dict(zip(*(counted_labels.field(at).to_pylist() for at in range(2)), strict=True))
+
+
+def label_origin(table: Table, joined: Joined | None) -> dict[str, Any]:
+    """Returns where the labels came from, as JSON values for the head."""
+    labelled = len(table.labels) - table.labels.null_count
+    if not joined:
+        return {"stored": labelled, "from_file": 0}
+    return {
+        "stored": joined.stored,
+        "from_file": labelled - joined.stored,
+        "file": joined.file.path,
+        "columns": dict(joined.file.columns),
+        "rule": joined.rule,
+        "unmatched": joined.unmatched,
+    }
+
+
+def joined_text(joined: Joined) -> str:
+    """Returns how many rows have their label from where, by which rule, and which have none."""
+    file = joined.file
+    text = (
+        f"from column {file.columns['label']!r} of {file.path}, by {joined.rule} in column {file.columns['key']!r}: "
+        f"{counted(joined.matched, 'row')} found in the file"
+    )
+    if joined.stored:
+        text += f"; {counted(joined.stored, 'row')} not in it kept the stored label"
+    if file.stripped:
+        text += f"; blanks around {counted(file.stripped, 'label')} left out"
     for count, keys, what in (
         (joined.unlabelled, joined.unlabelled_keys, "row"),
         (joined.unmatched, joined.unmatched_keys, "label"),
     ):
         if count:
-            text += f"; {counted(count, what)} without a {'label' if what == 'row' else 'row'}, such as {keys[0]}"
+            text += f"; {counted(count, what)} without a {'label' if what == 'row' else 'row'}, such as "
+            text += printable(keys[0])
     return text
 
 

@@ -7,6 +7,7 @@ from transforms import storage
 from transforms.declared import Bound, check, declared
 from transforms.errors import UsageError
 from transforms.heads import KINDS, FitSettings
+from transforms.rows.labels import MODES
 
 _BELOW_ONE = Bound(lambda share: 0 <= share < 1, "{flag} is a share from 0 to below 1, not {value}")
 _COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and at most 1, not {value}")
@@ -21,10 +22,22 @@ class LabelOptions:
     """The source of true labels; `labels` None is the inputs' own."""
 
     labels: str | None = declared(
-        None, help="CSV or Parquet with true labels by key", metavar="FILE", unset="those that came with the images"
+        None,
+        help="CSV, JSON lines or Parquet with true labels by key, path, file name, stem or sha256",
+        metavar="FILE",
+        unset="those that came with the images",
     )
-    label_column: str = declared("label", help="Column with the label, in --labels FILE or the features")
-    key_column: str = declared("key", help="Column with the key, in --labels FILE or the features")
+    labels_mode: str = declared(
+        "replace",
+        help="Rows that --labels FILE doesn't have get no label, or keep their own (update)",
+        choices=MODES,
+    )
+    label_column: str | None = declared(
+        None, help="Column with the label, in --labels FILE or the features", unset="label; in FILE found by its name"
+    )
+    key_column: str | None = declared(
+        None, help="Column with the key, in --labels FILE or the features", unset="key; in FILE found by its name"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +78,9 @@ class TrainOptions(LabelOptions):
         None, help="Judge every row once, by a head that K-1 folds made", metavar="K", bounds=(_FOLDS,)
     )
     split_column: str | None = declared(
-        None, help="Column that says train, validation or test, in --labels FILE or else FEATURES"
+        None,
+        help="Column that says train, validation or test, in --labels FILE or else FEATURES; '' for a split by chance",
+        unset="the sides that OUT has from its folders, without --test-fraction and --folds",
     )
     group_column: str | None = declared(
         None,

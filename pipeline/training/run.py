@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -10,21 +10,25 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.training.facts import describe_data
+from pipeline.training.facts import describe_data, label_origin
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import Run, metrics_text, ranking, report_html, verdict
-from transforms import heads
+from transforms import heads, storage
 from transforms.engines.versions import library_versions
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
-from transforms.evaluation.split import Split, split
+from transforms.evaluation.split import SIDES, Split, split
 from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
-from transforms.rows.table import DEFAULT_LABEL, Table, open_table
-from transforms.text import printable, short
+from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
+from transforms.store.output import Output
+from transforms.text import counted, printable, short
+
+# The column of an OUT with the sides of its folders.
+SPLIT_COLUMN = "split"
 
 # Judged vectors are given to a model by this many bytes.
 _GATHERED_BYTES = 2**23
@@ -63,7 +67,8 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
         FeaturemillError: With the thing, the cause and the cure. HEAD is written whole or not at all.
     """
     check_place(options.output, overwrite=options.overwrite)
-    table, joined, parts = split_table(options)
+    options, table, joined = _with_stored_sides(options, say)
+    parts = _split(table, options)
     plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
     rows = make_rows(table, plan.cells)
     facts = describe_data(table, joined, parts, rows)
@@ -75,7 +80,8 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
         say(f"{kind:<9}fitted in {outcomes[-1].run['seconds']:.1f} s")
     runs = tuple(outcome.run for outcome in outcomes)
     best = outcomes[runs.index(ranking(runs)[0])]
-    head = _head(best, rows.classes, table, parts, options, runs)
+    origin = label_origin(table, joined)
+    head = _head(best, rows.classes, table, parts, options, runs, origin)
     page = report_html(f"Head {best.run['kind']}", runs, facts)
     save_head(head, options.output, files={"report.html": page.encode()}, overwrite=options.overwrite)
     return Trained(head, runs, facts, options.output)
@@ -84,7 +90,11 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
 def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
     """Opens the features, with labels from a file where one is named, and splits them as the options say."""
     table, joined = _labelled_table(options)
-    parts = split(
+    return table, joined, _split(table, options)
+
+
+def _split(table: Table, options: TrainOptions) -> Split:
+    return split(
         table,
         validation=options.validation,
         test=options.test,
@@ -92,24 +102,51 @@ def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
         seed=options.settings.seed,
         near=options.near_duplicates,
     )
-    return table, joined, parts
+
+
+def _with_stored_sides(
+    options: TrainOptions, say: Callable[[str], None]
+) -> "tuple[TrainOptions, Table, Joined | None]":
+    """Opens the features; the options then name the split column of an OUT whose folders gave sides.
+
+    It is used unless another split was asked for, and if it says for every labelled row where it belongs, and there are
+    rows to train on and others.
+    """
+    told = options.split_column is not None or options.folds is not None or options.test > 0
+    if told or not _has_sides(options.features):
+        return options, *_labelled_table(options)
+    asked = replace(options, split_column=SPLIT_COLUMN)
+    table, joined = _labelled_table(asked)
+    found = pc.unique(pc.filter(table.sides, table.labels.is_valid())).to_pylist()
+    if set(found) <= set(SIDES) and "train" in found and len(found) > 1:
+        say(f"{'sides':<9}as column {SPLIT_COLUMN} says; --split-column '' splits by chance")
+        return asked, table, joined
+    # Whoever extracted the training side alone expects no other.
+    if set(found) - {None} and found != ["train"]:
+        why = "not all rows with a label have one" if None in found else "none to train on, or no other"
+        say(f"{'sides':<9}by chance, not as column {SPLIT_COLUMN} says: {why}")
+    return options, replace(table, sides=None, sides_from=""), joined
+
+
+def _has_sides(features: str) -> bool:
+    is_output = storage.stat(storage.join(features, "manifest.json")) is not None
+    return is_output and SPLIT_COLUMN in Output(features).manifest.added_columns
 
 
 def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
-    features = partial(open_table, options.features, columns=options.columns, key_column=options.key_column)
-    names = {name: getattr(options, name) for name in ("label_column", "group_column", "split_column")}
+    key_column = options.key_column or DEFAULT_KEY
+    features = partial(open_table, options.features, columns=options.columns, key_column=key_column)
+    names = {"group_column": options.group_column, "split_column": options.split_column}
     if not options.labels:
-        return features(**names), None
+        return features(label_column=options.label_column or DEFAULT_LABEL, **names), None
 
-    labels = read_labels(options.labels, key_column=options.key_column, **names)
-    # What the file has the features needn't have.
-    names = {"label_column": DEFAULT_LABEL}
-    names |= {
-        f"{role}_column": getattr(options, f"{role}_column")
-        for role in ("group", "split")
-        if role not in labels.column_names
-    }
-    return join_labels(features(labels_file=options.labels, **names), labels, options.labels)
+    file = read_labels(options.labels, key_column=options.key_column, label_column=options.label_column, **names)
+    # What the file has the features needn't have; only an update looks whether they do.
+    if options.labels_mode == "replace":
+        names = {name: column for name, column in names.items() if column not in file.columns.values()}
+    table = features(labels_file=options.labels, optional=file.columns.values(), **names)
+    (table,), joined = join_labels([table], file, mode=options.labels_mode)
+    return table, joined
 
 
 def _learning_fits(table: Table, options: TrainOptions) -> bool:
@@ -230,6 +267,7 @@ def _head(
     parts: Split,
     options: TrainOptions,
     runs: Sequence[Run],
+    origin: dict[str, Any],
 ) -> Head:
     # Without seconds: the same seed and data give the same head, bit for bit.
     compared = [{"kind": run["kind"], "metrics": run["judged"]["metrics"]} for run in runs]
@@ -249,7 +287,7 @@ def _head(
         weights=table.weights,
         weights_are_random=table.weights_are_random,
         source=table.location,
-        split={**parts.report, "options": _split_options(options)},
+        split={**parts.report, "options": _split_options(options), "labels": origin},
         metrics=metrics,
         versions=library_versions(),
     )
@@ -257,7 +295,8 @@ def _head(
 
 def _split_options(options: TrainOptions) -> dict[str, Any]:
     """Returns what `finetune` needs to split the same rows in the same way again."""
-    names = ("labels", "label_column", "key_column", "group_column", "split_column", "validation", "test", "folds")
+    names = ("labels", "labels_mode", "label_column", "key_column", "group_column", "split_column")
+    names += ("validation", "test", "folds")
     values = asdict(options)
     return {**{name: values[name] for name in names}, "near": options.near_duplicates, "seed": options.settings.seed}
 
@@ -267,7 +306,7 @@ def trained_text(trained: Trained) -> str:
     best = next(run for run in trained.runs if run["kind"] == trained.head.model.kind)
     lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(best['judged'])}"]
     lines += [
-        f"  {pair['rows']} {short(pair['true'])} taken for {short(pair['predicted'])}, such as "
+        f"  {counted(pair['rows'], 'row')} of {short(pair['true'])!r} taken for {short(pair['predicted'])!r}, such as "
         f"{printable(pair['keys'][0])}"
         for pair in best["judged"]["most_confused"][:3]
     ]

@@ -203,7 +203,7 @@ class WorkerPool:
 
     def _start(self) -> None:
         self.process = Process(
-            [sys.executable, "-m", "pipeline.runners.worker_pool", f"--port={self.port}"],
+            [sys.executable, "-m", "featuremill.own", "pipeline.runners.worker_pool", f"--port={self.port}"],
             self._folder / "pool.log",
             env=self._env,
         )

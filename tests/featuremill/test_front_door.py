@@ -2,17 +2,23 @@
 
 import doctest
 import inspect
+import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
 import featuremill
 from pipeline.cli.app import cli
 from pipeline.demo.samples import draw_items, write_folder
-from pipeline.runners.options import beam_runner
+from pipeline.runners.options import beam_runner, own_command
 from tests import ROOT
+from tests.support.commands import start
 
 COMMANDS = ("extract", "train", "predict", "query")
 # Each example may use what those before it have written.
@@ -123,6 +129,80 @@ def test_the_command_and_its_workers_run_ours(module, hiding, tmp_path):
     assert shown.returncode == 0
 
 
+@pytest.fixture(params=["current folder", "PYTHONPATH"])
+def users(request, tmp_path):
+    """A folder to work in and an environment, with a user's modules in the one or on the path of the other."""
+    theirs = tmp_path / ("work" if request.param == "current folder" else "theirs")
+    for folder in (theirs, tmp_path / "work"):
+        folder.mkdir(exist_ok=True)
+    # A module of Python's own as well, in the folder: what is started there must not even look at it.
+    names = ["pipeline", "transforms", *(["gzip"] if theirs.name == "work" else [])]
+    for name in names:
+        (theirs / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'a').write('{name} ')\n")
+    environment = os.environ | ({"PYTHONPATH": str(theirs)} if theirs.name == "theirs" else {})
+    yield tmp_path / "work", environment
+    assert not (tmp_path / "imported").exists(), (tmp_path / "imported").read_text()
+
+
+def test_workers_never_import_a_users_modules(users, folder):
+    work, environment = users
+    (work / "photos").symlink_to(folder / "photos")
+    entry = "from featuremill.__main__ import main; main()"
+    options = ["--workers", "2", "--weights", "random:0", "--image-size", "32", "--quiet"]
+    # As the console script: its path begins with the folder that it lies in.
+    command = [sys.executable, "-c", f"import sys; sys.path[0] = {str(ROOT)!r}; {entry}"]
+    command += ["extract", "photos", "-o", "out", *options]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    assert "read 84 = embedded 80 + failed 4" in done.stdout, done.stderr
+
+
+def test_a_pool_and_its_workers_never_import_a_users_modules(users):
+    from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc, endpoints_pb2
+
+    work, environment = users
+    with socket.socket() as one, socket.socket() as other:
+        ports = []
+        for server in (one, other):
+            server.bind(("localhost", 0))
+            ports.append(server.getsockname()[1])
+    # As docs/running.md says.
+    command = [sys.executable, "-m", "featuremill.own", "pipeline.runners.worker_pool", "--port", str(ports[0])]
+    pool = start(command, cwd=work, env=environment)
+    try:
+        assert "workers wait on port" in pool.stdout.readline(), pool.communicate()[1]
+        with grpc.insecure_channel(f"localhost:{ports[0]}") as channel, hanging_up(ports[1]):
+            stub = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
+            control = endpoints_pb2.ApiServiceDescriptor(url=f"localhost:{ports[1]}")
+            answer = stub.StartWorker(beam_fn_api_pb2.StartWorkerRequest(worker_id="w1", control_endpoint=control))
+            assert answer.error == ""
+            # The worker was up, and found a runner that hangs up; else this is a line of its traceback, or none.
+            said = next(line for line in pool.stderr if not line.startswith("WARNING"))
+            assert f"worker w1 of localhost:{ports[1]} ended" in said
+    finally:
+        pool.kill()
+        pool.communicate()
+
+
+@contextmanager
+def hanging_up(port):
+    """Is a runner that has no work."""
+    from apache_beam.portability.api import beam_fn_api_pb2_grpc
+
+    class Runner(beam_fn_api_pb2_grpc.BeamFnControlServicer):
+        def Control(self, requests, context):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "no work")
+
+    server = grpc.server(ThreadPoolExecutor(2))
+    beam_fn_api_pb2_grpc.add_BeamFnControlServicer_to_server(Runner(), server)
+    server.add_insecure_port(f"localhost:{port}")
+    server.start()
+    try:
+        yield
+    finally:
+        server.stop(0)
+
+
 def test_workers_are_started_so():
     environment = beam_runner("FnApiRunner", 2)._default_environment
-    assert environment.command_string.endswith("-m featuremill.own pipeline.runners.worker")
+    assert environment.command_string.endswith("featuremill/own.py pipeline.runners.worker")
+    assert own_command("a.module") == [sys.executable, str(ROOT / "featuremill/own.py"), "a.module"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from transforms.records import Failure, FileInfo, Shard, Unit, UnitReport
-from transforms.spec import Feature, FeatureSpec
+from transforms.spec import ADDED_COLUMNS, Feature, FeatureSpec
 from transforms.store.manifest import new_manifest, write_manifest
 from transforms.store.parts import PartWriter
 from transforms.store.reports import add_up, write_units
@@ -53,12 +53,12 @@ def write_out(
         failed = failures if number == 0 else ()
         counts = (len(part) + len(failed), len(part), len(failed), 5000 * len(part))
         report = UnitReport(name, source, 0, -1, *counts, 0.5, 1.0, 4.0 + number, 0.25, 4.5 + number, "fake")
-        with PartWriter(out, name, spec=spec, sizes={"embedding": dims}) as writer:
+        with PartWriter(out, name, spec=spec, sizes={"embedding": dims}, added=ADDED_COLUMNS) as writer:
             for failure in failed:
                 writer.fail(failure)
             for start in range(0, len(part), 20_000):
                 some = part[start : start + 20_000]
-                facts = [(keys[i], labels[i], source, int(i), sha256[i], 500, 375 + int(i) % 2) for i in some]
+                facts = [(keys[i], labels[i], source, int(i), sha256[i], 500, 375 + int(i) % 2, None) for i in some]
                 writer.add(facts, {"embedding": vectors[some]})
             writer.commit(report)
         planned.append(PlannedUnit(name, unit))

@@ -1,8 +1,6 @@
 """Files on a disk with odd names, links and limits, and objects whose names look like patterns."""
 
-import errno
 import os
-import stat
 
 import pytest
 
@@ -117,39 +115,6 @@ def test_the_root_is_a_folder(monkeypatch):
     # A file's path before its last slash says the root by nothing.
     monkeypatch.setattr(storage.os, "listdir", {"/": ["etc/passwd"]}.__getitem__)
     assert uris(storage.list_infos("/etc".rpartition("/")[0])) == ["/etc/passwd"]
-
-
-@pytest.mark.parametrize("kind", [stat.S_ISREG, stat.S_ISDIR])
-@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
-def test_a_disk_that_cannot_flush(tmp_path, monkeypatch, kind, code):
-    real = os.fsync
-
-    def fsync(descriptor):
-        if kind(os.fstat(descriptor).st_mode):
-            raise OSError(code, os.strerror(code))
-        real(descriptor)
-
-    monkeypatch.setattr(storage.os, "fsync", fsync)
-    file = str(tmp_path / "x")
-    if code == errno.EIO:
-        with pytest.raises(OSError, match="Input/output error"):
-            storage.write_atomic(file, b"data", f"{file}.tmp")
-    else:
-        storage.write_atomic(file, b"data", f"{file}.tmp")
-        assert storage.read_bytes(file) == b"data"
-
-
-@pytest.mark.parametrize("old", [(), ("old.txt",)])
-def test_a_folder_that_is_a_link_is_replaced_behind_it(tmp_path, old):
-    for name, files in {"real": old, "new": ("new.txt",)}.items():
-        (tmp_path / name).mkdir()
-        for file in files:
-            (tmp_path / name / file).write_text("")
-    (tmp_path / "link").symlink_to("real")
-    storage.replace_folder(str(tmp_path / "new"), str(tmp_path / "link"))
-    assert os.listdir(tmp_path / "real") == ["new.txt"]
-    assert sorted(os.listdir(tmp_path)) == ["link", "real"]
-    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_tree_is_removed_with_its_links_but_not_what_they_lead_to(tmp_path):

@@ -32,9 +32,9 @@ class Decoded:
         return _failure(self.image, self.sha256, stage=stage, error=error, message=message)
 
     def row(self) -> tuple:
-        """Returns the columns that a part has before its features, in the order of `spec.ROW_COLUMNS`."""
-        image, result = self.image, self.result
-        return image.key, image.label, image.source, image.position, self.sha256, result.width, result.height
+        """Returns what a part has before its features, in the order of `spec.ROW_COLUMNS` and `spec.ADDED_COLUMNS`."""
+        image, size = self.image, (self.result.width, self.result.height)
+        return image.key, image.label, image.source, image.position, self.sha256, *size, image.split
 
 
 def decode_threads(engine: Engine) -> int:
@@ -46,7 +46,7 @@ def decode_record(image: EncodedImage, how: Embedding) -> Decoded | Failure:
     """Decodes one image; one that can't be is a failure."""
     sha256 = hashlib.sha256(image.data).digest()
     try:
-        result = decode_image(image.data, how.spec, max_pixels=how.max_pixels)
+        result = decode_image(image.data, how.spec, max_pixels=how.max_pixels, name=image.key)
     except ImageError as error:
         return _failure(image, sha256, stage="decode", error=error.reason, message=str(error))
     # The encoded bytes aren't needed any more, and a queue of large ones would add up.

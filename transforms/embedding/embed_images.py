@@ -137,7 +137,7 @@ class _Embed(beam.DoFn):
         decoded = [result for result in results if isinstance(result, Decoded)]
         rows, vectors = embed_batch(decoded, self._engine, failures.append, spec=self._embedding.spec)
         by_number = {pending.number: pending for pending in taken}
-        for row, (key, _, _, number, sha256, width, height) in enumerate(rows):
+        for row, (key, _, _, number, sha256, width, height, *_) in enumerate(rows):
             features = {name: array[row] for name, array in vectors.items()}
             yield _placed(EmbeddedImage(key, sha256, width, height, features), by_number[number])
         for failure in failures:

@@ -3,6 +3,7 @@
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from transforms import shards, storage
 from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
-from transforms.records import EncodedImage, Failure, UnitReport
+from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, UnitReport
 from transforms.store.parts import PartWriter
 from transforms.store.units import PlannedUnit, load_files
 from transforms.text import clean
@@ -28,22 +29,25 @@ class Job(Embedding):
         output: OUT.
         sizes: {feature name: D}.
         batch_size: N of a batch; the engine's fixed shape.
+        added_columns: Which of `spec.ADDED_COLUMNS` OUT has.
     """
 
     output: str
     sizes: dict[str, int]
     batch_size: int
+    added_columns: tuple[str, ...] = ()
 
 
 @dataclass
 class _Stages:
-    """Seconds per stage, records and bytes read, added up by the threads of one unit."""
+    """Seconds per stage, records and bytes read, notes on records, added up by the threads of one unit."""
 
     read: float = 0.0
     decode: float = 0.0
     embed: float = 0.0
     rows_read: int = 0
     input_bytes: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add_decode(self, seconds: float) -> None:
@@ -61,10 +65,12 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     started = time.perf_counter()
     stages = _Stages()
     unit = load_files(job.output, planned)
-    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes) as writer:
+    added = job.added_columns
+    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes, added=added) as writer:
         progress = _Progress(writer)
         images = _decode_ahead(shards.read(unit), job, stages, threads=decode_threads(engine))
         for batch in _batches(images, engine, writer):
+            stages.notes.update(image.result.note for image in batch if image.result.note)
             before = time.perf_counter()
             rows, vectors = embed_batch(batch, engine, writer.fail, spec=job.spec)
             stages.embed += time.perf_counter() - before
@@ -88,6 +94,7 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
             write_seconds=writer.seconds,
             wall_seconds=time.perf_counter() - started,
             engine=engine.description,
+            notes=dict(stages.notes),
         )
         writer.commit(report)
     return report
@@ -145,6 +152,8 @@ def _decode_ahead(
                     put(record)
                 else:
                     stages.input_bytes += len(record.data)
+                    if record.unusable:
+                        stages.notes[f"{UNUSABLE_LABEL}: {record.unusable}"] += 1
                     budget.take(len(record.data), stopped)
                     put(pool.submit(decode, record))
                 before = time.perf_counter()

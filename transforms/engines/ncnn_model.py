@@ -9,12 +9,12 @@ import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
-from transforms import storage
+from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.network.vgg import KERNEL, TOP_IMAGE_SIZES, LayerInfo, describe
 from transforms.network.weights import Weights
@@ -140,21 +140,13 @@ def _is_whole(path: Path) -> bool:
 def _write(path: Path, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Writes the file whole or not at all: several workers may do so at once, and any may be killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-    try:
-        digest = hashlib.sha256()
-        with os.fdopen(handle, "wb") as file:
-            for kernel, bias in arrays.values():
-                for data in (_PLAIN_FLOAT32, _outputs_first(kernel), np.ascontiguousarray(bias, "<f4").data):
-                    file.write(data)
-                    digest.update(data)
-            file.write(digest.digest())
-            storage.sync(file)
-        storage.rename(temporary, str(path))
-    except BaseException:
-        with suppress(FileNotFoundError):
-            os.remove(temporary)
-        raise
+    digest = hashlib.sha256()
+    with committed_file(str(path)) as file:
+        for kernel, bias in arrays.values():
+            for data in (_PLAIN_FLOAT32, _outputs_first(kernel), np.ascontiguousarray(bias, "<f4").data):
+                file.write(data)
+                digest.update(data)
+        file.write(digest.digest())
 
 
 def _outputs_first(kernel: np.ndarray) -> memoryview:

@@ -12,7 +12,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from transforms.errors import FeaturemillError, UsageError
+from transforms.labels.folders import SIDES as FOLDER_SIDES
 from transforms.rows.labels import encode
+from transforms.rows.samples import sample_numbers
 from transforms.rows.table import Table
 from transforms.similarity.near_copies import near_copies
 from transforms.text import did_you_mean, short
@@ -21,8 +23,7 @@ SIDES = ("train", "validation", "test")
 TRAIN, VALIDATION, TEST, UNUSED = 0, 1, 2, -1
 MAX_FOLDS = 100
 # What a split column may say, in any case.
-_SIDE_NAMES = {"train": TRAIN, "val": VALIDATION, "valid": VALIDATION, "validation": VALIDATION, "dev": VALIDATION}
-_SIDE_NAMES["test"] = TEST
+_SIDE_NAMES = {name: SIDES.index(side) for name, side in FOLDER_SIDES.items()}
 # Chunks of the learning curve end at these shares of the components.
 _CHUNK_ENDS = (1 / 8, 1 / 4, 1 / 2)
 # Names made Python strings at a time.
@@ -37,7 +38,8 @@ class Split:
     Attributes:
         sides: N int8: 0 train, 1 validation, 2 test, -1 unused (no label). With folds there is no validation side.
         folds: N int8, 0 … K-1, and -1 for the test and unused rows; None without folds.
-        components: N int64, from 0: rows of one number stay together (same group or key, same content, near copies).
+        components: N int64, from 0: rows of one number stay together (same group or key, one sample of a tar, same
+            content, near copies).
         chunks: N int8, 0 … 3, the same for a component: chunk 0 is about 1/8 of the components, chunks 0 and 1 are 1/4,
             0 to 2 are 1/2.
         report: How it was done and what came out, as JSON values: the arguments; `by_column` and `by_group`, whether
@@ -86,7 +88,7 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
         dealt = np.where(np.isin(sides, (UNUSED, TEST)), -1, (draws[:, 1] * folds).astype(int)[components])
         dealt = dealt.astype(np.int8)
     wants_test = test > 0 if given is None else bool((given == TEST).any())
-    cure = "--seed or --val-fraction" if given is None else "split column"
+    cure = "--seed or --val-fraction" if given is None else "split column ('' splits by chance)"
     _check(sides, dealt, labels, classes, folds=folds, wants_test=wants_test, cure=cure)
     report = {
         "seed": seed,
@@ -135,9 +137,12 @@ def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
 
 
 def _components(table: Table, copies: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (N int64 component numbers, C×3 draws): copies and rows of one group (or key, without one) together."""
+    """Returns (N int64 component numbers, C×3 draws).
+
+    Copies are together, and rows of one group (or key, without one), and images of one sample of a tar.
+    """
     names, texts = encode(table.keys if table.groups is None else pc.coalesce(table.groups, table.keys))
-    components = _connect(len(names), [names, copies])
+    components = _connect(len(names), [names, copies, sample_numbers(table.keys)])
     return components, _draw(_component_names(components, names, texts), seed)
 
 

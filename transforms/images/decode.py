@@ -5,10 +5,15 @@ count is checked here, after the header is read and before any pixel is decoded.
 decompression bombs stays on behind it, for formats that allocate or decode as they are opened (GIF, ICO).
 
 How each mode becomes RGB is in `transforms.images.modes`. Animations and files with several images give the first. EXIF
-orientation is applied if the spec says so; a TIFF's own orientation always is (Pillow does so while it loads).
+orientation is applied if the spec says so; a TIFF's own orientation always is (Pillow does so while it loads), and a
+HEIC's turns and mirrors, which are part of its picture (libheif does so; a HEIC's EXIF orientation only repeats them).
 Orientation that can't be read counts as upright.
+
+Metadata never cost an image: a JPEG or PNG that fails is tried again without them, and of other formats none are read
+that may break.
 """
 
+import functools
 import logging
 import re
 import warnings
@@ -16,11 +21,12 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import numpy as np
-from PIL import BmpImagePlugin, IcoImagePlugin, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import BmpImagePlugin, IcoImagePlugin, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 
 from transforms.errors import FeaturemillError
-from transforms.images.modes import to_rgb
-from transforms.spec import FeatureSpec
+from transforms.images import jpeg, png, tiff, unread
+from transforms.images.modes import Samples, to_rgb
+from transforms.spec import PIXEL_RULES, FeatureSpec
 
 # Once, for the process: per call it can't be done safely in threads. What matters comes back as an ImageError; Pillow's
 # remarks on damaged metadata and on large images stay off the screen.
@@ -32,19 +38,12 @@ logging.getLogger("PIL").setLevel(logging.CRITICAL)
 PIXEL_CEILING = 178_956_970
 
 # What is read; nothing else is even tried. Left out on purpose: EPS (runs Ghostscript), PDF, WMF and the HDF5, GRIB and
-# FITS stubs (they aren't pixels), TGA (it has no signature, so random bytes pass for it). MPO comes with JPEG.
+# FITS stubs (they aren't pixels), TGA (it has no signature, so random bytes pass for it).
+# HEIF is known to Pillow once one was met.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM")
 
-# Common formats that aren't read, by their first bytes, so that the message can name them.
-_UNREAD = {
-    b"%PDF-": "PDF",
-    b"%!PS": "PostScript",
-    b"8BPS": "Photoshop",
-    b"<svg": "SVG",
-    b"\xff\x0a": "JPEG XL",
-    b"\x00\x00\x00\x0cJXL ": "JPEG XL",
-}
-_HEIC_BRANDS = (b"ftyphei", b"ftyphev", b"ftypmif1", b"ftypmsf1")
+# HEIF's container is that of AVIF, too, and only inside it says which of the two a file is.
+_HEIF = re.compile(rb"....ftyp(?!avi[fs])(hei|hev|mif|msf)", re.DOTALL)
 
 # VGG's mean colour, rounded: after preprocessing, padding of this colour is about zero.
 PAD_COLOUR = (124, 117, 104)
@@ -89,14 +88,16 @@ class DecodedImage:
         pixels: uint8 S×S×3, RGB.
         width: Pixels of the image at full size, upright.
         height: As `width`.
+        note: What there is to know of its pixels, as in `UnitReport.notes`, if anything.
     """
 
     pixels: np.ndarray
     width: int
     height: int
+    note: str | None = None
 
 
-def decode_image(data: bytes, spec: FeatureSpec, *, max_pixels: int) -> DecodedImage:
+def decode_image(data: bytes, spec: FeatureSpec, *, max_pixels: int, name: str = "") -> DecodedImage:
     """Decodes one image, turns it upright and brings it to the size of the spec. Safe to call from several threads.
 
     `squash` with `exact` is `keras.utils.load_img(target_size=(S, S), interpolation=...)`, bit for bit, for 8-bit RGB
@@ -104,29 +105,59 @@ def decode_image(data: bytes, spec: FeatureSpec, *, max_pixels: int) -> DecodedI
     S×256/224; `pad` brings its long side to S and centres it on `PAD_COLOUR`. `fast` has libjpeg decode JPEGs at 1/2,
     1/4 or 1/8 of their size, but never below twice the size that they are resized to.
 
+    Where `spec.pixel_rules` are older than `PIXEL_RULES`, an image whose pixels these rules changed is refused: what is
+    stored under that spec was made by the old ones.
+
     Args:
         data: Encoded bytes, of one of `FORMATS`.
-        spec: Its `image_size`, `resize`, `interpolation`, `decode` and `exif` are used.
+        spec: Its `image_size`, `resize`, `interpolation`, `decode`, `exif` and `pixel_rules` are used.
         max_pixels: Images with more pixels (width × height) are refused before they are decoded; at most
             `PIXEL_CEILING` has an effect.
+        name: The image's name or key; its ending names the format of bytes that can't be decoded.
 
     Raises:
         ImageError: The image can't be decoded. Nothing else is raised, whatever the bytes.
     """
-    resample = Image.Resampling[spec.interpolation.upper()]
-    fit = {"squash": _squash, "crop": _crop, "pad": _pad}[spec.resize]
     if not data:
         raise ImageError("empty", "there are no bytes")
     try:
+        return _decode(data, spec, max_pixels)
+    except ImageError as error:
+        bare = _without_metadata(data) if error.reason in ("corrupt", "truncated") else data
+        if bare != data:
+            return _decode(bare, spec, max_pixels)
+        known = unread.by_name(name) if error.reason in ("corrupt", "not an image") else None
+        if known:
+            raise ImageError("unsupported", unread.message(known)) from error
+        raise
+
+
+def _without_metadata(data: bytes) -> bytes:
+    if data.startswith(png.SIGNATURE):
+        return png.without_metadata(data)
+    return jpeg.without_metadata(data) if data.startswith(jpeg.SIGNATURE) else data
+
+
+def _decode(data: bytes, spec: FeatureSpec, max_pixels: int) -> DecodedImage:
+    resample = Image.Resampling[spec.interpolation.upper()]
+    fit = {"squash": _squash, "crop": _crop, "pad": _pad}[spec.resize]
+    try:
         image = _open(data, max_pixels)
         size = image.size
-        if spec.decode == "fast" and image.format in ("JPEG", "MPO"):
+        if spec.decode == "fast" and image.format == "JPEG" and (frame := jpeg.frame_of(data)) and frame.scales:
             width, height = _whole_size(size, spec)
             image.draft(None, (2 * width, 2 * height))
-        image.load()
+        samples = _load(image, data)
         turn = _turn(image) if spec.exif else None
+        if spec.pixel_rules < PIXEL_RULES and _is_new(image, samples):
+            raise ImageError(
+                "unsupported",
+                f"the rules by which it becomes 8-bit RGB changed since these features were begun (version "
+                f"{spec.pixel_rules}, now {PIXEL_RULES}); extract to a new folder",
+            )
         # Rebinding frees the image before, so that no more than two are held at once.
-        image = to_rgb(image)
+        image, note = to_rgb(image, samples)
+        samples = None
         if turn is not None:
             image = image.transpose(turn)
         if turn in _SIDEWAYS:
@@ -135,8 +166,10 @@ def decode_image(data: bytes, spec: FeatureSpec, *, max_pixels: int) -> DecodedI
     except ImageError:
         raise
     except Exception as error:
-        raise _explain(error, max_pixels) from error
-    return DecodedImage(pixels, *size)
+        explained = _explain(error, max_pixels)
+        kind = _unread_jpeg(data) if explained.reason == "corrupt" else None
+        raise kind or explained from error
+    return DecodedImage(pixels, *size, note)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
@@ -145,14 +178,54 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         # Pillow decodes icons as it opens them, so their size is looked up beforehand.
         _check_size(_icon_size(data), max_pixels)
     try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise _unidentified(data) from None
+        if data.startswith(jpeg.SIGNATURE):
+            # Without a look at the list of further pictures (MPO), which may be broken.
+            image = JpegImagePlugin.JpegImageFile(BytesIO(data))
+        elif known := unread.by_content(data):
+            raise ImageError("unsupported", unread.message(known))
+        elif data.startswith(tiff.PREFIXES):
+            image = tiff.TiffFile(BytesIO(data))
+        else:
+            heif = _HEIF.match(data)
+            if heif:
+                _register_heif()
+            image = Image.open(BytesIO(data), formats=("HEIF", "AVIF") if heif else FORMATS)
+    except (SyntaxError, UnidentifiedImageError) as error:
+        raise _unidentified(data) from error
     _check_size(image.size, max_pixels)
     if image.format == "TIFF":
         # libtiff decodes whole tiles, and a tile may be larger than the image.
         _check_size((image.tag_v2.get(322, 1), image.tag_v2.get(323, 1)), max_pixels)
     return image
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Lets Pillow read HEIF: at the first one that is met, because libheif takes 30 MB."""
+    import pillow_heif
+
+    # Threads decode side by side already. What is no pixel isn't looked at.
+    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+
+
+def _load(image: Image.Image, data: bytes) -> Samples | None:
+    """Decodes an opened image, `data` being its file, and returns how to read it where its mode doesn't tell."""
+    if isinstance(image, tiff.TiffFile):
+        with tiff.explained():
+            samples = tiff.whole_samples(image, data)
+            image.load()
+        return samples
+    samples = png.whole_samples(image, data) if image.format == "PNG" else None
+    image.load()
+    # Pillow stretches a PGM's samples to 16 bits, in a mode of 32.
+    return Samples(dtype="=u4", ends=(0, 65535)) if image.format == "PPM" and image.mode == "I" else samples
+
+
+def _is_new(image: Image.Image, samples: Samples | None) -> bool:
+    """True for an image of which the earlier rules made other pixels, or none."""
+    if samples is None:
+        return image.mode in ("F", "I")
+    return not samples.is_old
 
 
 def _icon_size(data: bytes) -> tuple[int, int]:
@@ -181,11 +254,10 @@ def _too_many(pixels: str, max_pixels: int) -> ImageError:
 
 def _unidentified(data: bytes) -> ImageError:
     """Explains bytes that no format accepts: a known format's broken header, a format that isn't read, or no image."""
-    unread = [name for start, name in _UNREAD.items() if data.startswith(start)]
-    if data[4:].startswith(_HEIC_BRANDS):
-        unread = ["HEIC"]
-    if unread:
-        return ImageError("unsupported", f"{unread[0]} files aren't read; convert them to JPEG or PNG")
+    if kind := _unread_jpeg(data):
+        return kind
+    if _HEIF.match(data):
+        return ImageError("corrupt", "it starts like a HEIF file, but its header is broken")
     for name in FORMATS:
         verdict = Image.OPEN[name][1](data[:16])
         if isinstance(verdict, str):
@@ -193,6 +265,15 @@ def _unidentified(data: bytes) -> ImageError:
         if verdict:
             return ImageError("corrupt", f"it starts like a {name} file, but its header is broken")
     return ImageError("not an image", f"its first bytes, {data[:8]!r}, are of no known image format")
+
+
+def _unread_jpeg(data: bytes) -> ImageError | None:
+    """Explains a JPEG that can't be decoded by what kind it is; None if it is of the common kinds, or no JPEG."""
+    frame = jpeg.frame_of(data) if data.startswith(jpeg.SIGNATURE) else None
+    if frame is None or frame.is_plain:
+        return None
+    words = f"a JPEG of a kind that isn't read ({frame}), or damaged; convert it to a JPEG of 8 bits or to PNG"
+    return ImageError("unsupported", words)
 
 
 def _explain(error: Exception, max_pixels: int) -> ImageError:

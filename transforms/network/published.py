@@ -3,12 +3,11 @@
 import hashlib
 import os
 import shutil
-import tempfile
 import urllib.request
-from contextlib import suppress
 from dataclasses import dataclass
 from http.client import HTTPException
 
+from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
 
@@ -103,20 +102,15 @@ def _download(file: Published, path: str, otherwise: str) -> None:
     Why not `keras.utils.get_file`: it writes straight to the final name, so a killed download leaves a stump there
     that two workers may also write at once; it waits for ever on a silent server; and it takes TensorFlow with it.
     """
-    temporary = None
     try:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=f"{file.name}.")
-        with os.fdopen(handle, "wb") as target, urllib.request.urlopen(file.url, timeout=_SILENCE_SECONDS) as source:
+        with committed_file(path) as target, urllib.request.urlopen(file.url, timeout=_SILENCE_SECONDS) as source:
             shutil.copyfileobj(source, target, 1 << 20)
-        found = _md5(temporary)
-        if found != file.md5:
-            raise OSError(f"got {os.path.getsize(temporary):,} bytes with MD5 {found}")
-        os.replace(temporary, path)
+            target.flush()
+            found = _md5(target.name)
+            if found != file.md5:
+                raise OSError(f"got {target.tell():,} bytes with MD5 {found}")
     except (OSError, HTTPException) as error:
-        if temporary:
-            with suppress(FileNotFoundError):
-                os.remove(temporary)
         raise FeaturemillError(
             f"cannot fetch {file.name} (MD5 {file.md5}) from {file.url}: {one_line(error)}; without network, "
             f"download it elsewhere and put it into {os.path.dirname(path)}{otherwise}"

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import tempfile
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import BinaryIO
@@ -14,6 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from transforms import storage
+from transforms.committed import committed_folder
 from transforms.errors import FeaturemillError
 
 # Files that a head's folder may have beside those that its head.json lists.
@@ -87,7 +87,7 @@ def write_folder(
         OSError: It can't be written.
     """
     if storage.is_local(folder):
-        _write_local(os.path.realpath(folder), files, arrays, describe)
+        _write_local(folder, files, arrays, describe)
     else:
         _write_remote(folder, files, arrays, describe)
 
@@ -95,22 +95,16 @@ def write_folder(
 def _write_local(
     folder: str, files: Mapping[str, bytes], arrays: Mapping[str, np.ndarray], describe: Callable[[str], bytes]
 ) -> None:
-    new = f"{folder}.{uuid.uuid4().hex}.tmp"
-    try:
-        os.makedirs(new)
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    with committed_folder(folder) as new:
         _write_files(new, files)
         npz = storage.join(new, "head.npz")
         with storage.open_write(npz) as file:
             np.savez(file, **arrays)
-            storage.sync(file)
         # Read back, because zip files are finished by going back in them.
         with storage.open_read(npz) as file:
             sha256 = sha256_of(file)
         _write_files(new, {"head.json": describe(sha256)})
-        storage.replace_folder(new, folder)
-    finally:
-        if os.path.isdir(new):
-            storage.remove_tree(new)
 
 
 def _write_remote(
@@ -134,7 +128,6 @@ def _write_files(folder: str, files: Mapping[str, bytes]) -> None:
     for name, data in files.items():
         with storage.open_write(storage.join(folder, name)) as file:
             file.write(data)
-            storage.sync(file)
 
 
 def sha256_of(file: BinaryIO) -> str:

@@ -15,6 +15,7 @@ from transforms.heads.model import Model
 from transforms.predictors.folder import check_place, open_arrays, sha256_of, write_folder
 from transforms.rows.table import Table
 from transforms.spec import FeatureSpec
+from transforms.store.manifest import other_kind
 from transforms.text import one_line
 
 HEAD_SCHEMA_VERSION = 1
@@ -185,8 +186,8 @@ def _read_values(folder: str) -> dict[str, Any]:
         values = json.loads(storage.read_bytes(storage.join(folder, "head.json")))
     except OSError as error:
         raise FeaturemillError(
-            f"{folder} is no head: can't read head.json ({one_line(error)}); "
-            "pass the folder that featuremill train wrote"
+            f"{folder} is no head{other_kind(folder) or f' ({one_line(error)})'}; pass the folder that featuremill "
+            "train wrote"
         ) from error
     except ValueError as error:
         raise _damaged(folder, "head.json", f"no valid JSON: {one_line(error)}") from error

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.rows.labels import encode_as
 from transforms.spec import FeatureSpec
@@ -167,12 +168,9 @@ class PredictionWriter:
     def _write(self) -> None:
         name = f"part-{self.parts:05}.parquet"
         final = storage.join(self.output, "predictions", name)
-        temporary = storage.written_as(final, storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}"))
         try:
-            with storage.open_write(temporary) as file:
+            with committed_file(final, storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}")) as file:
                 pq.write_table(pa.Table.from_batches(self._batches, self.schema), file, compression="zstd")
-                storage.sync(file)
-            storage.rename(temporary, final)
         except OSError as error:
             raise FeaturemillError(
                 f"cannot write {name} to {self.output}: {one_line(error)}; free some space or fix the permissions "

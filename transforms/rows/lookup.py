@@ -10,7 +10,7 @@ import pyarrow.types as types
 from transforms.parquet_files import open_parquet
 from transforms.rows.table import Table
 from transforms.rows.vectors import StoredPart
-from transforms.spec import ROW_COLUMNS
+from transforms.spec import ADDED_COLUMNS, ROW_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,7 @@ def _facts(schema: pa.Schema) -> list[str]:
     bytes_ = types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view
     numbers = (types.is_integer,)
     valid = {"source": texts, "position": numbers, "sha256": bytes_, "width": numbers, "height": numbers}
+    valid |= dict.fromkeys(ADDED_COLUMNS, texts)
     kinds = {field.name: field.type.value_type if types.is_dictionary(field.type) else field.type for field in schema}
     return [name for name in valid if name in kinds and any(is_a(kinds[name]) for is_a in valid[name])]
 
@@ -103,7 +104,7 @@ def _facts(schema: pa.Schema) -> list[str]:
 def facts_schema(table: Table) -> pa.Schema:
     """Returns the columns that conditions can ask for: key, label, and those of a part that all files have."""
     kinds = {"position": pa.int64(), "sha256": pa.binary(), "width": pa.int32(), "height": pa.int32()}
-    names = list(ROW_COLUMNS)
+    names = [*ROW_COLUMNS, *ADDED_COLUMNS]
     for part in table.vectors.parts:
         with open_parquet(part.uri) as parquet:
             there = ["key", "label", *_facts(parquet.schema_arrow)]

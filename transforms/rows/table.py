@@ -1,6 +1,6 @@
 """`open_table`: keys, labels and vectors of an OUT, or of any Parquet with a vector column, behind one face."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +15,7 @@ from transforms.parquet_files import open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
 from transforms.store.features import open_features
+from transforms.store.manifest import other_kind
 from transforms.store.output import Output
 from transforms.text import did_you_mean, one_line
 
@@ -68,6 +69,7 @@ def open_table(
     labels_file: str | None = None,
     group_column: str | None = None,
     split_column: str | None = None,
+    optional: Collection[str] = (),
 ) -> Table:
     """Opens features: reads all but the vectors, and checks what can be checked without them.
 
@@ -81,6 +83,7 @@ def open_table(
             taken where the features have none of that name.
         group_column: Rows of one group stay together in a split. None too where it is `labels_file` that has it.
         split_column: Says which side a row is on. None too where it is `labels_file` that has it.
+        optional: Columns for groups and sides that may be missing.
 
     Raises:
         FeaturemillError: Nothing there, an unfinished OUT, a column that isn't there or holds something else, vectors
@@ -95,6 +98,9 @@ def open_table(
     there = {name for info in infos for name in info.schema.names}
     if labels_file and key_column not in there:
         key_column = DEFAULT_KEY
+    group_column, split_column = (
+        None if name in optional and name not in there else name for name in (group_column, split_column)
+    )
     for name in filter(None, (group_column, split_column)):
         if name not in there:
             if labels_file:
@@ -152,7 +158,7 @@ def _origin(location: str) -> _Origin:
     if not parts:
         raise FeaturemillError(
             f"{location} has no features: no OUT of featuremill extract, no Parquet file, nor a folder or pattern of "
-            "some; check the path"
+            f"some{other_kind(location)}; check the path"
         )
     return _Origin(tuple(parts))
 

@@ -1,9 +1,12 @@
 """Image shards, one module per format behind one face: find them, split them into units, read a unit."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 from transforms.errors import FeaturemillError
+from transforms.labels.folders import partition_value
+from transforms.labels.values import as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import files
 from transforms.shards.detect import FORMATS
@@ -21,6 +24,7 @@ __all__ = [
     "Fields",
     "Found",
     "find",
+    "look_at_labels",
     "read",
     "slice_files",
     "split",
@@ -54,10 +58,49 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
         FeaturemillError: The shard has vanished, or its disk or store fails.
     """
     try:
-        images = files.read(unit) if unit.shard.is_listing else FORMATS[unit.shard.format].read(unit)
+        images = files.read(unit) if unit.shard.is_listing else _read_shard(unit)
         yield from islice(images, unit.limit)
     except OSError as error:
         raise _unreadable(unit.shard, error) from error
+
+
+def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list[str | None], bool]:
+    """Returns the labels of a shard's first images, and whether these are all of them.
+
+    Args:
+        shard: Where to look.
+        records: At most so many.
+        most_bytes: No further image is read after so many bytes, where images must be read to get at labels.
+
+    Raises:
+        FeaturemillError: The shard can't be read.
+    """
+    look = FORMATS[shard.format].look
+    try:
+        if look and not shard.label_field.endswith("="):
+            return look(shard, records)
+        labels: list[str | None] = []
+        images = _read_shard(Unit(shard))
+        for image in images:
+            if len(labels) >= records or most_bytes <= 0:
+                return labels, False
+            if isinstance(image, EncodedImage):
+                labels.append(image.label)
+                most_bytes -= len(image.data)
+        return labels, True
+    except OSError as error:
+        raise _unreadable(shard, error) from error
+
+
+def _read_shard(unit: Unit) -> Iterator[EncodedImage | Failure]:
+    """Yields the images of a shard, with the label that a folder of its path gives to all of them, if one does."""
+    shard = unit.shard
+    read_format = FORMATS[shard.format].read
+    if not shard.label_field.endswith("="):
+        return read_format(unit)
+    label = as_label(partition_value(shard.file.uri, shard.label_field[:-1]))[0]
+    images = read_format(replace(unit, shard=replace(shard, label_field="")))
+    return (replace(image, label=label) if isinstance(image, EncodedImage) else image for image in images)
 
 
 def _unreadable(shard: Shard, error: OSError) -> FeaturemillError:

@@ -11,14 +11,18 @@ from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, Shard
 from transforms.shards import parquet, tar, tfrecord
-from transforms.shards.fields import Fields
+from transforms.shards.fields import Fields, NoImageError
 from transforms.shards.format import Format
-from transforms.shards.names import base_name
+from transforms.shards.names import base_name, extension, has_ending
 from transforms.text import clean, one_line
 
 FORMATS: dict[str, Format] = {each.name: each for each in (tfrecord.FORMAT, tar.FORMAT, parquet.FORMAT)}
-# `train-00000-of-01024`, as ImageNet's own scripts name TFRecords. Only worth a look inside.
+# `train-00000-of-01024`, as ImageNet's own scripts name TFRecords, and other names that are only worth a look inside.
 _NUMBERED = re.compile(r"[^.]-\d{2,}-of-\d{2,}$")
+_MAYBE = re.compile(r"\.(records?|tfr)(\.gz|\.gzip)?$|^part-[rm]-\d+$", re.IGNORECASE)
+NOTHING_BY_CONTENT = "neither image nor shard by its first bytes"
+# Anything may be in these. Where a look costs a request they are passed over, as are names without an ending.
+_ANYTHING = ("bin", "blob", "dat", "data", "file", "image", "img")
 _HEAD_BYTES = 64 << 10
 # Of gzip, whose first bytes may unpack to many.
 _UNZIPPED_BYTES = 512
@@ -30,26 +34,52 @@ _FOREIGN = {
     b"\xfd7zXZ\x00": "xz",
     b"PK\x03\x04": "zip",
 }
-_IMAGE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+_SIGNS_BYTES = 16
+_IMAGE_MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"\0\0\0\x0cjP  ",
+)
+_BRANDS = (b"avif", b"avis", b"heic", b"heix", b"hevc", b"mif1", b"msf1")
 # Object stores answer slowly, but many at once.
 _THREADS = 16
 
 
 @dataclass(frozen=True)
 class Looked:
-    """The result of a look inside: a shard, an image file, or neither for the `reason` given."""
+    """The result of a look inside: a shard, an image file, or neither for the `reason` given.
+
+    A shard without images has the error that says so.
+    """
 
     file: FileInfo
     kind: Literal["shard", "image", "unknown"]
     shard: Shard | None = None
     reason: str = ""
+    error: NoImageError | None = None
 
 
 def named_format(uri: str) -> str:
     """Returns the name of a format, `unknown` (a numbered shard of some kind) or empty (no shard's name)."""
     name = base_name(uri)
     found = next((known.name for known in FORMATS.values() if known.ending.search(name)), "")
-    return found or ("unknown" if _NUMBERED.search(name) else "")
+    return found or ("unknown" if _NUMBERED.search(name) or _MAYBE.search(name) else "")
+
+
+def may_be_anything(uri: str) -> bool:
+    """True for a name that says nothing: without an ending, or with one of any data; other tools' own marks aside."""
+    name = base_name(uri)
+    return extension(name) in _ANYTHING or not (has_ending(name) or name.startswith("_"))
+
+
+def _is_image(head: bytes) -> bool:
+    is_boxed = head[4:8] == b"ftyp" and head[8:12] in _BRANDS
+    return head.startswith(_IMAGE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or is_boxed
 
 
 def look_inside(files: Sequence[FileInfo], fields: Fields) -> list[Looked]:
@@ -62,20 +92,56 @@ def look_inside(files: Sequence[FileInfo], fields: Fields) -> list[Looked]:
         return list(pool.map(lambda file: _look(file, fields), files))
 
 
+def guess_inside(files: Sequence[FileInfo], fields: Fields) -> list[Looked]:
+    """Looks at the first bytes of files whose names say nothing; whatever is wrong with one is a reason.
+
+    One without an ending is an image or nothing: logs of training are TFRecords too.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(lambda file: _guess(file, fields), files))
+
+
+def _guess(file: FileInfo, fields: Fields) -> Looked:
+    try:
+        if has_ending(file.uri):
+            return _look(file, fields)
+        with storage.open_read(file.uri) as opened:
+            is_image = _is_image(opened.read(_SIGNS_BYTES))
+    except (OSError, FeaturemillError) as error:
+        return Looked(file, "unknown", reason=clean(one_line(error)))
+    return Looked(file, "image") if is_image else Looked(file, "unknown", reason=NOTHING_BY_CONTENT)
+
+
 def _look(file: FileInfo, fields: Fields) -> Looked:
     try:
         with storage.open_read(file.uri, ahead=_HEAD_BYTES) as opened:
             head = opened.read(_HEAD_BYTES)
         shard = _shard(file, head)
         if shard is not None:
-            image, label, name = FORMATS[shard.format].resolve(shard, fields)
-            return Looked(file, "shard", replace(shard, image_field=image, label_field=label, name_field=name))
+            return _resolved(shard, fields)
     except OSError as error:
         cause = clean(one_line(error))
         raise FeaturemillError(f"cannot read {clean(file.uri)}: {cause}; check the path and its permissions") from error
-    if head.startswith(_IMAGE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+    if _is_image(head):
         return Looked(file, "image")
     return Looked(file, "unknown", reason=_reason(head))
+
+
+def _resolved(shard: Shard, fields: Fields) -> Looked:
+    resolve = FORMATS[shard.format].resolve
+    try:
+        image, label, name = resolve(shard, fields)
+    except NoImageError as error:
+        if fields.image:
+            try:
+                resolve(shard, replace(fields, image=None))
+            except NoImageError:
+                pass
+            else:
+                # It has images, and not the one that was asked for.
+                raise
+        return Looked(shard.file, "unknown", reason=str(error).partition("; pass ")[0], error=error)
+    return Looked(shard.file, "shard", replace(shard, image_field=image, label_field=label, name_field=name))
 
 
 def _shard(file: FileInfo, head: bytes) -> Shard | None:

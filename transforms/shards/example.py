@@ -7,7 +7,7 @@ format knows only field numbers, which are those of tensorflow/core/example/feat
 import functools
 from collections.abc import Mapping
 
-from transforms.shards.fields import WrongFieldError
+import numpy as np
 
 Values = bytes | str | int | float
 
@@ -66,12 +66,8 @@ def is_bytes(features: Mapping, name: str) -> bool:
     return name in features and features[name].WhichOneof("kind") == "bytes_list"
 
 
-def value_of(features: Mapping, name: str) -> Values | None:
-    """Returns the one value of a feature, or None if it is missing or empty.
-
-    Raises:
-        WrongFieldError: It has several values.
-    """
+def value_of(features: Mapping, name: str) -> "Values | np.float32 | list[Values] | None":
+    """Returns the value of a feature, a list if it has several, or None if it is missing or empty."""
     # Asking such a map for a missing name would add it.
     if not name or name not in features:
         return None
@@ -79,19 +75,26 @@ def value_of(features: Mapping, name: str) -> Values | None:
     kind = feature.WhichOneof("kind")
     values = getattr(feature, kind).value if kind else ()
     if len(values) > 1:
-        raise WrongFieldError(f"{name} has {len(values)} values instead of one")
-    return values[0] if values else None
+        return list(values)
+    if not values:
+        return None
+    # Its numbers have seven digits; Python would show those that float64 adds.
+    return np.float32(values[0]) if kind == "float_list" else values[0]
 
 
-def serialize(values: Mapping[str, Values]) -> bytes:
-    """Returns a `tf.train.Example` with one value per feature; text becomes UTF-8. Equal input gives equal bytes."""
+def serialize(values: Mapping[str, Values | list[Values]]) -> bytes:
+    """Returns a `tf.train.Example` with a value, or a list of one kind, per feature; text becomes UTF-8.
+
+    Equal input gives equal bytes.
+    """
     example = _example_class()()
-    for name, value in values.items():
+    for name, given in values.items():
         feature = example.features.feature[name]
-        if isinstance(value, (bytes, str)):
-            feature.bytes_list.value.append(value.encode() if isinstance(value, str) else value)
-        elif isinstance(value, int):
-            feature.int64_list.value.append(value)
-        else:
-            feature.float_list.value.append(value)
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, (bytes, str)):
+                feature.bytes_list.value.append(value.encode() if isinstance(value, str) else value)
+            elif isinstance(value, int):
+                feature.int64_list.value.append(value)
+            else:
+                feature.float_list.value.append(value)
     return example.SerializeToString(deterministic=True)

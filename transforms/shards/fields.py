@@ -1,12 +1,15 @@
-"""Names the feature, column or member that holds the image, the label and the name; and their values as text."""
+"""Names the feature, column or member that holds the image, the label and the name."""
 
 import difflib
-import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from transforms.declared import declared
 from transforms.errors import FeaturemillError
+from transforms.labels.folders import LABEL_NAMES, RULE, partition_value
+from transforms.labels.values import WrongFieldError as WrongFieldError
+from transforms.labels.values import as_text as as_text
+from transforms.records import Shard
 from transforms.text import clean
 
 OPTIONS = {"image": "--image-field", "label": "--label-field", "name": "--name-field"}
@@ -14,20 +17,26 @@ OPTIONS = {"image": "--image-field", "label": "--label-field", "name": "--name-f
 
 @dataclass(frozen=True)
 class Fields:
-    """Names that the user gave; None means: detect. An empty label or name means: there is none.
+    """The names that the user gave; None means: detect. An empty label or name means: there is none.
 
     Attributes:
-        image: TFRecord feature or Parquet column with the encoded image (`--image-field`). Tar has no such field.
+        image: TFRecord feature or Parquet column with the encoded image (`--image-field`); for tar the ending of the
+            members that are images.
         label: The same for the label; for tar a member's extension or a key of the `.json` member (`--label-field`).
         name: The same for the image's own name (`--name-field`). Tar has no such field.
+        label_from: What gives image files their label (`--label-from`); see `transforms.labels.folders`.
     """
 
     image: str | None = declared(
-        None, help="TFRecord key or Parquet column of the image", flags=("--image-field",), unset="detected"
+        None,
+        help="TFRecord key or Parquet column of the image; for tar the ending of its members, such as jpg or seg.png",
+        flags=("--image-field",),
+        unset="detected",
     )
     label: str | None = declared(
         None,
-        help="TFRecord key or Parquet column of the label; for tar a member's ending or a key of .json",
+        help="TFRecord key or Parquet column of the label; for tar a member's ending or a key of .json; '' for no "
+        "labels, also of image files",
         flags=("--label-field",),
         unset="detected",
     )
@@ -37,10 +46,23 @@ class Fields:
         flags=("--name-field",),
         unset="detected",
     )
+    label_from: str = declared(
+        "folder",
+        help="What labels image files: folder (the first below INPUT that isn't called like a side or `images`), "
+        "parent, grandparent, none, or regex:PATTERN for its first group in the path",
+        flags=("--label-from",),
+        metavar="RULE",
+        bounds=(RULE,),
+    )
+
+    @property
+    def file_labels(self) -> str:
+        """The rule for image files: without a label field there are no labels at all."""
+        return "none" if self.label == "" else self.label_from
 
 
-class WrongFieldError(Exception):
-    """A value of a kind that is neither text nor number."""
+class NoImageError(FeaturemillError):
+    """A shard of a known format without an image: metadata that lies beside the images, most likely."""
 
 
 def missing(uri: str, *, role: str, wanted: str, present: Collection[str]) -> FeaturemillError:
@@ -55,30 +77,57 @@ def missing(uri: str, *, role: str, wanted: str, present: Collection[str]) -> Fe
     near = difflib.get_close_matches(wanted, present, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     there = ", ".join(sorted(map(clean, present))) or "nothing"
-    return FeaturemillError(
-        f"no {role} in {clean(uri)}: looked for {wanted}, found {there}{hint}; pass {OPTIONS[role]} NAME"
-    )
+    kind = NoImageError if role == "image" else FeaturemillError
+    return kind(f"no {role} in {clean(uri)}: looked for {wanted}, found {there}{hint}; pass {OPTIONS[role]} NAME")
 
 
-def as_text(value: object) -> str | None:
-    """Returns a label or name as text; None for a missing or empty value.
+def usual(names: Sequence[str], present: Collection[str]) -> str:
+    """Returns the first of the usual names that is there, in its own spelling: `Label` passes for `label`."""
+    spelt = {name.casefold(): name for name in sorted(present)}
+    return next((name if name in present else spelt[name] for name in names if name in spelt), "")
 
-    Whole floats become integers in text: pandas turns an integer column with one gap into floats, and `3.0` in one
-    shard must not become another class than `3` in the next.
+
+def choose(
+    shard: Shard,
+    role: str,
+    *,
+    asked: str | None,
+    names: Sequence[str],
+    present: Collection[str],
+    usable: Collection[str],
+) -> str:
+    """Returns the field of a label or an image's name, empty for none.
+
+    Where no field holds the label, a folder of the shard's path may: `COLUMN=` stands for one called `COLUMN=VALUE`.
+
+    Args:
+        shard: Where it is looked for.
+        role: `label` or `name`.
+        asked: What the user named; None: detect.
+        names: The usual ones.
+        present: What is there.
+        usable: What of it has values that can be used.
 
     Raises:
-        WrongFieldError: The value is neither text nor a number.
+        FeaturemillError: What was asked for isn't there.
     """
-    if value is None:
-        return None
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", "backslashreplace")
-    if isinstance(value, str):
-        return clean(value) or None
-    if isinstance(value, float):
-        if math.isnan(value):
-            return None
-        return str(int(value)) if value.is_integer() else str(value)
-    if isinstance(value, (bool, int)):
-        return str(value)
-    raise WrongFieldError(f"{type(value).__name__} is neither text nor a number")
+    if asked == "" or (asked and asked in present):
+        return asked
+    columns = (asked,) if asked else LABEL_NAMES
+    found = "" if asked else usual(names, usable)
+    if not found and role == "label":
+        found = next((f"{name}=" for name in columns if partition_value(shard.file.uri, name) is not None), "")
+    if not found and not asked and role == "label":
+        # Its values are counted as labels that can't be used.
+        found = usual(names, present)
+    if asked and not found:
+        raise missing(shard.file.uri, role=role, wanted=asked, present=present)
+    return found
+
+
+def name_or(value: object, other: str) -> str:
+    """Returns an image's own name as text, and the other one where that is missing or neither text nor a number."""
+    try:
+        return as_text(value) or other
+    except WrongFieldError:
+        return other

@@ -108,7 +108,7 @@ def _row(shard: Shard, listed: ListedFile, future: Future[bytes]) -> EncodedImag
         message = f"cannot read {key}: {clean(one_line(error))}"
     else:
         if len(data) <= MAX_ENCODED_BYTES:
-            return EncodedImage(key, listed.label, key, 0, data)
+            return EncodedImage(key, listed.label, key, 0, data, split=listed.split)
         reason, message = "too large", f"{key} has over {MAX_ENCODED_BYTES} bytes, the most that is read"
     return Failure(key, listed.label, key, 0, "read", reason, message)
 

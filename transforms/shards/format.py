@@ -25,6 +25,8 @@ class Format:
         read: Yields the images of a unit. What is wrong with the data is a Failure; only a disk or store raises.
         narrow: Yields parts of a unit that hold records at these positions, which are sorted, and how many of them,
             in order. Positions that are no longer there count to a part too.
+        look: Returns the labels of the first records, at most so many, and whether these are all, without reading
+            images; None where only `read` tells.
         count: Returns how many records a shard has where its own index says so, None where only reading tells.
     """
 
@@ -38,4 +40,5 @@ class Format:
     split: Callable[[Shard, int], list[Unit]]
     read: Callable[[Unit], Iterator[EncodedImage | Failure]]
     narrow: Callable[[Unit, Sequence[int]], Iterator[tuple[Unit, int]]]
+    look: Callable[[Shard, int], tuple[list[str | None], bool]] | None = None
     count: Callable[[Shard], int | None] = lambda shard: None

@@ -9,26 +9,29 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.labels.folders import LABEL_NAMES
+from transforms.labels.values import as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
-from transforms.shards.fields import OPTIONS, Fields, WrongFieldError, as_text, missing
+from transforms.shards.fields import OPTIONS, Fields, NoImageError, choose, missing, name_or, usual
 from transforms.shards.format import Format
 from transforms.shards.stream import MAX_ENCODED_BYTES, failure
 from transforms.text import clean, one_line
 
 IMAGE_COLUMNS = ("image", "image/encoded", "bytes", "img", "jpg", "png", "content")
-LABEL_COLUMNS = ("label", "labels", "class", "category")
 NAME_COLUMNS = ("file_name", "filename", "path", "key")
 # Rows in memory at a time: this many, or fewer where they are large.
 _BATCH_ROWS = 64
 _BATCH_BYTES = 32 << 20
 # What is read at once of a column: without a limit, Arrow reads the column of a whole row group.
 _BUFFER_BYTES = 4 << 20
+_FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}
 
 
 class _Watched:
@@ -112,8 +115,8 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
     beside = (f"{image.rpartition('.')[0]}.path",) if "." in image else ()
     return (
         image,
-        _optional(shard, leaves, "label", asked=fields.label, usual=LABEL_COLUMNS),
-        _optional(shard, leaves, "name", asked=fields.name, usual=(*beside, *NAME_COLUMNS)),
+        _optional(shard, schema, "label", asked=fields.label, names=LABEL_NAMES),
+        _optional(shard, schema, "name", asked=fields.name, names=(*beside, *NAME_COLUMNS)),
     )
 
 
@@ -130,6 +133,11 @@ def _leaves(schema: pa.Schema) -> dict[str, pa.DataType]:
     return leaves
 
 
+def _kinds(schema: pa.Schema) -> dict[str, pa.DataType]:
+    """Returns the columns, structs as well as what is in them, by dotted path."""
+    return {field.name: field.type for field in schema} | _leaves(schema)
+
+
 def _is_bytes(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
 
@@ -139,10 +147,12 @@ def _image_column(shard: Shard, leaves: dict[str, pa.DataType], asked: str | Non
     found = {path: path for path, kind in leaves.items() if _is_bytes(kind)}
     # A struct goes by its own name: `image` stands for `image.bytes`.
     found |= {path.removesuffix(".bytes"): path for path in found if path.endswith(".bytes")}
-    for name in (asked,) if asked else IMAGE_COLUMNS:
-        if name in found:
-            return found[name]
+    name = asked if asked in found else "" if asked else usual(IMAGE_COLUMNS, found)
+    if name:
+        return found[name]
     candidates = sorted(set(found.values()))
+    for name in (asked,) if asked else IMAGE_COLUMNS:
+        _check_kind(shard, leaves, name)
     if asked or not candidates:
         wanted = asked or "a column of bytes or a struct with a field bytes"
         raise missing(shard.file.uri, role="image", wanted=wanted, present=list(leaves))
@@ -154,15 +164,37 @@ def _image_column(shard: Shard, leaves: dict[str, pa.DataType], asked: str | Non
     return candidates[0]
 
 
-def _optional(shard: Shard, leaves, role: str, *, asked: str | None, usual: tuple[str, ...]) -> str:
-    if asked and asked not in leaves:
-        raise missing(shard.file.uri, role=role, wanted=asked, present=list(leaves))
-    if asked and not _is_text(leaves[asked]):
+def _check_kind(shard: Shard, leaves: dict[str, pa.DataType], name: str) -> None:
+    """Raises where the column that should hold images holds something else than bytes, with what would help."""
+    kind = leaves.get(name)
+    if kind is None:
+        inner = ", ".join(path for path in leaves if path.startswith(f"{name}."))
+        what, cure = f"a struct of {inner}", "write the images' bytes into its field bytes, or into a plain column"
+        if not inner:
+            return
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        what, cure = f"lists ({kind})", "write a row for each image, with its encoded bytes"
+    elif pa.types.is_dictionary(kind):
+        what, cure = f"a dictionary ({kind})", "write the images' bytes into a plain column"
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        what, cure = "text", "of paths make a list and pass it as @FILE; base64 must be decoded into a column of bytes"
+    else:
+        what, cure = str(kind), f"pass {OPTIONS['image']} NAME for another column"
+    raise NoImageError(
+        f"no image in {clean(shard.file.uri)}: looked for {clean(name)}, found that it holds {clean(what)}, not the "
+        f"bytes of image files; {cure}"
+    )
+
+
+def _optional(shard: Shard, schema: pa.Schema, role: str, *, asked: str | None, names: tuple[str, ...]) -> str:
+    kinds = _kinds(schema)
+    if asked and asked in kinds and not _is_text(kinds[asked]):
         raise FeaturemillError(
-            f"{asked} in {clean(shard.file.uri)} is {leaves[asked]}, neither text nor a number; "
+            f"{asked} in {clean(shard.file.uri)} is {kinds[asked]}, neither text nor a number; "
             f"pass {OPTIONS[role]} NAME for another column, or '' for none"
         )
-    return next((name for name in usual if name in leaves and _is_text(leaves[name])), "") if asked is None else asked
+    usable = [name for name, kind in kinds.items() if _is_text(kind)]
+    return choose(shard, role, asked=asked, names=names, present=list(kinds), usable=usable)
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -222,7 +254,8 @@ def _row_group(
     shard: Shard, parquet: pq.ParquetFile, watched: _Watched, *, group: int, first_row: int
 ) -> Iterator[EncodedImage | Failure]:
     class_names = _class_names(parquet, shard.label_field)
-    paths = (shard.image_field, shard.label_field, shard.name_field)
+    unusable = _why_unusable(parquet.schema_arrow, shard.label_field)
+    paths = (shard.image_field, "" if unusable else shard.label_field, shard.name_field)
     columns = [path for path in paths if path]
     row = first_row
     try:
@@ -236,8 +269,9 @@ def _row_group(
                     return
                 images, labels, keys = (_column(batch, path) for path in paths)
             for i in range(batch.num_rows):
-                label, name = (None if column is None else column[i] for column in (labels, keys))
-                yield _row(shard, row, data=images[i], label=label, name=name, class_names=class_names)
+                key = name_or(None if keys is None else _value(keys[i]), str(row))
+                label = (None, unusable) if labels is None else _label(_value(labels[i]), class_names)
+                yield _row(shard, row, data=images[i], key=key, label=label)
                 row += 1
     except _DamagedError as error:
         rows = parquet.metadata.row_group(group).num_rows
@@ -279,17 +313,11 @@ def _row(
     row: int,
     *,
     data: pa.Scalar,
-    label: pa.Scalar | None,
-    name: pa.Scalar | None,
-    class_names: tuple[str, ...] | None,
+    key: str,
+    label: tuple[str | None, str],
 ) -> EncodedImage | Failure:
     place = f"row {row} of {shard.file.uri}"
-    key = str(row)
-    try:
-        key = as_text(name.as_py() if name is not None else None) or key
-        text = _label(label.as_py() if label is not None else None, class_names)
-    except (WrongFieldError, ValueError) as error:
-        return failure(shard, key=key, position=row, error="wrong field type", message=f"{place}: {error}")
+    text, unusable = label
     size = len(data.as_buffer()) if data.is_valid else 0
     if size > MAX_ENCODED_BYTES:
         reason, message = "too large", f"{place} has {size} bytes; at most {MAX_ENCODED_BYTES} are read"
@@ -297,17 +325,38 @@ def _row(
         reason, message = "no image", f"{place}: {shard.image_field} is null; only bytes inside the file are read"
     else:
         source = clean(shard.file.uri)
-        return EncodedImage(f"{source}#{key}", text, source, row, data.as_py())
+        return EncodedImage(f"{source}#{key}", text, source, row, data.as_py(), unusable)
     return failure(shard, key=key, position=row, error=reason, message=message, label=text)
 
 
-def _label(value: object, class_names: tuple[str, ...] | None) -> str | None:
-    if class_names is None or not isinstance(value, int):
-        return as_text(value)
-    # Hugging Face writes -1 where the label is unknown.
-    if value < 0:
+def _why_unusable(schema: pa.Schema, label_field: str) -> str:
+    """Returns why no value of a column can be a label, empty if some can: then it isn't even read."""
+    kind = _kinds(schema).get(label_field)
+    if kind is None or _is_text(kind):
+        return ""
+    if pa.types.is_temporal(kind):
+        return "a time"
+    return "an object" if pa.types.is_struct(kind) or pa.types.is_map(kind) else "a list"
+
+
+def _value(scalar: pa.Scalar) -> object:
+    if not scalar.is_valid:
         return None
-    return as_text(class_names[value] if value < len(class_names) else value)
+    kind = scalar.type.value_type if pa.types.is_dictionary(scalar.type) else scalar.type
+    try:
+        value = scalar.as_py()
+    except ValueError:
+        # Text that isn't UTF-8: nobody checks it when it is written.
+        return scalar.as_buffer().to_pybytes()
+    # Arrow hands out float64, with the digits that it adds.
+    return _FLOATS[kind](value) if kind in _FLOATS else value
+
+
+def _label(value: object, class_names: tuple[str, ...] | None) -> tuple[str | None, str]:
+    """Returns the label, and why one that is there can't be used."""
+    if class_names is not None and isinstance(value, int) and 0 <= value < len(class_names):
+        return as_label(class_names[value])
+    return as_label(value)
 
 
 def narrow(unit: Unit, positions: Sequence[int]) -> Iterator[tuple[Unit, int]]:
@@ -333,6 +382,26 @@ def narrow(unit: Unit, positions: Sequence[int]) -> Iterator[tuple[Unit, int]]:
         yield replace(unit, start=metadata.num_row_groups, stop=metadata.num_row_groups), len(positions) - at
 
 
+def look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
+    """Returns the labels of the first records, and whether there are no more; only their column is read."""
+    with storage.open_read(shard.file.uri) as file:
+        watched = _Watched(file)
+        try:
+            parquet = _open(watched)
+            rows = parquet.metadata.num_rows
+            if not shard.label_field or _why_unusable(parquet.schema_arrow, shard.label_field):
+                return [None] * min(rows, records), rows <= records
+            names, labels = _class_names(parquet, shard.label_field), []
+            with _damage(watched):
+                for batch in parquet.iter_batches(_BATCH_ROWS, columns=[shard.label_field], use_threads=False):
+                    labels += [_label(_value(value), names)[0] for value in _column(batch, shard.label_field)]
+                    if len(labels) >= records:
+                        break
+        except _DamagedError:
+            return [], False
+    return labels[:records], rows <= records
+
+
 def _count(shard: Shard) -> int | None:
     try:
         with storage.open_read(shard.file.uri) as file:
@@ -352,5 +421,6 @@ FORMAT = Format(
     split=split,
     read=read,
     narrow=narrow,
+    look=look,
     count=_count,
 )

@@ -48,6 +48,11 @@ class Member:
     regular: bool
 
     @property
+    def data_offset(self) -> int:
+        """First byte of its data."""
+        return self.end - self.size - -self.size % BLOCK_BYTES
+
+    @property
     def base(self) -> str:
         """The folder, and the file name up to its first dot."""
         file_name = base_name(self.name)

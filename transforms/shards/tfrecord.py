@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping
 
 import google_crc32c
 
+from transforms.labels.values import as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import example
-from transforms.shards.fields import Fields, WrongFieldError, as_text, missing
+from transforms.shards.fields import Fields, choose, missing, name_or, usual
 from transforms.shards.format import Format
 from transforms.shards.stream import (
     MAX_ENCODED_BYTES,
@@ -28,7 +29,8 @@ from transforms.shards.stream import (
 from transforms.text import clean
 
 IMAGE_FIELDS = ("image/encoded", "image")
-LABEL_FIELDS = ("image/class/text", "image/class/label", "label")
+# Where one is empty, the next counts. The synset comes before its text: two of ImageNet's are called crane.
+LABEL_FIELDS = ("image/class/synset", "image/class/text", "image/class/label", "label", "class")
 NAME_FIELDS = ("image/filename", "file_name", "filename")
 # To find out which features there are: not all records need have all.
 _LOOK_AT_RECORDS = 16
@@ -64,29 +66,32 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
     Raises:
         FeaturemillError: The records lack a feature that was asked for, or have no image under a usual name.
     """
-    wanted = (fields.image,) if fields.image else IMAGE_FIELDS
     labels = LABEL_FIELDS if fields.label is None else (fields.label,) if fields.label else ()
-    seen: dict[str, bool] = {}
+    seen: set[str] = set()
+    images: set[str] = set()
     for features in _first(shard):
-        seen |= {name: example.is_bytes(features, name) for name in features}
-        if any(seen.get(name) for name in wanted) and (not labels or seen.keys() & set(labels)):
+        seen.update(features)
+        images.update(name for name in features if example.is_bytes(features, name))
+        if _image_field(fields, images) and (not labels or usual(labels, seen)):
             break
     if not seen:
         return fields.image or IMAGE_FIELDS[0], fields.label or "", fields.name or ""
-    image = next((name for name in wanted if seen.get(name)), None)
-    if image is None:
-        raise missing(shard.file.uri, role="image", wanted=" or ".join(wanted), present=seen)
+    image = _image_field(fields, images)
+    if not image:
+        wanted = fields.image or " or ".join(IMAGE_FIELDS)
+        raise missing(shard.file.uri, role="image", wanted=wanted, present=seen)
+    there = {"present": seen, "usable": seen}
     return (
         image,
-        _optional(shard, seen, "label", asked=fields.label, usual=LABEL_FIELDS),
-        _optional(shard, seen, "name", asked=fields.name, usual=NAME_FIELDS),
+        choose(shard, "label", asked=fields.label, names=LABEL_FIELDS, **there),
+        choose(shard, "name", asked=fields.name, names=NAME_FIELDS, **there),
     )
 
 
-def _optional(shard: Shard, seen: dict[str, bool], role: str, *, asked: str | None, usual: tuple[str, ...]) -> str:
-    if asked and asked not in seen:
-        raise missing(shard.file.uri, role=role, wanted=asked, present=seen)
-    return next((name for name in usual if name in seen), "") if asked is None else asked
+def _image_field(fields: Fields, present: set[str]) -> str:
+    if fields.image:
+        return fields.image if fields.image in present else ""
+    return usual(IMAGE_FIELDS, present)
 
 
 def _first(shard: Shard) -> Iterator[Mapping]:
@@ -178,23 +183,32 @@ def _record(shard: Shard, stream: Stream, *, length: int, index: int, offset: in
         return failure(shard, key=str(index), position=offset, error="bad crc", message=message)
     try:
         return _image(shard, example.parse(data), index=index, offset=offset)
-    except WrongFieldError as error:
-        reason, message = "wrong field type", f"{place}: {error}"
     except ValueError as error:
-        reason, message = "bad example", f"{place}: {error}"
-    return failure(shard, key=str(index), position=offset, error=reason, message=message)
+        message = f"{place}: {error}"
+        return failure(shard, key=str(index), position=offset, error="bad example", message=message)
 
 
 def _image(shard: Shard, features: Mapping, *, index: int, offset: int) -> EncodedImage | Failure:
-    key = as_text(example.value_of(features, shard.name_field)) or str(index)
-    label = as_text(example.value_of(features, shard.label_field))
+    key = name_or(example.value_of(features, shard.name_field), str(index))
+    label, unusable = _label(features, shard.label_field)
     data = example.value_of(features, shard.image_field)
     if isinstance(data, bytes):
         source = clean(shard.file.uri)
-        return EncodedImage(f"{source}#{key}", label, source, offset, data)
+        return EncodedImage(f"{source}#{key}", label, source, offset, data, unusable)
     where = f"record {index} (byte {offset}) of {shard.file.uri}: {shard.image_field}"
-    error, what = ("no image", "is missing") if data is None else ("wrong field type", "holds no bytes")
+    what = f"has {len(data)} values instead of one" if isinstance(data, list) else "holds no bytes"
+    error, what = ("no image", "is missing") if data is None else ("wrong field type", what)
     return failure(shard, key=key, position=offset, error=error, message=f"{where} {what}", label=label)
+
+
+def _label(features: Mapping, field: str) -> tuple[str | None, str]:
+    """Returns the label, and why one that is there can't be used; a usual field that is empty stands back."""
+    names = LABEL_FIELDS[LABEL_FIELDS.index(field) :] if field in LABEL_FIELDS else (field,)
+    for name in names:
+        label, unusable = as_label(example.value_of(features, name))
+        if label is not None or unusable:
+            return label, unusable
+    return None, ""
 
 
 FORMAT = Format(

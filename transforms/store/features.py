@@ -6,16 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet_files import open_parquet
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest
 from transforms.store.output import Output
 from transforms.store.schema import vector_bytes
-from transforms.text import counted, did_you_mean, one_line
+from transforms.text import counted, did_you_mean
 
 # What a batch of rows may hold of features, unless the caller says how many rows.
 BATCH_BYTES = 32 * 2**20
@@ -32,6 +31,7 @@ class Features:
         complete: False while a run is unfinished: then these are the rows committed so far.
         parts: URIs of the parts; a merged one has the rows of several units, sorted by key.
         rows: N, over all parts.
+        added_columns: Which of `spec.ADDED_COLUMNS` the parts have.
     """
 
     output: str
@@ -40,6 +40,7 @@ class Features:
     complete: bool
     parts: tuple[str, ...]
     rows: int
+    added_columns: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         rows = f"{counted(self.rows, 'row')}{'' if self.complete else ' so far'}"
@@ -51,6 +52,11 @@ class Features:
         return tuple(feature.name for feature in self.spec.features)
 
     @property
+    def row_columns(self) -> tuple[str, ...]:
+        """The columns before the features."""
+        return ROW_COLUMNS + self.added_columns
+
+    @property
     def keys(self) -> list[str]:
         """The N keys."""
         return self._column("key")
@@ -59,6 +65,11 @@ class Features:
     def labels(self) -> list[str | None]:
         """The N labels, None where unknown."""
         return self._column("label")
+
+    @property
+    def splits(self) -> list[str | None]:
+        """The N sides, train, validation or test; None where unknown, as it is everywhere in an OUT begun earlier."""
+        return self._column("split") if "split" in self.added_columns else [None] * self.rows
 
     def _column(self, name: str) -> list:
         return [value for batch in self.batches([name]) for value in batch.column(name).to_pylist()]
@@ -73,20 +84,14 @@ class Features:
         Raises:
             FeaturemillError: A column that isn't there.
         """
-        valid = [*ROW_COLUMNS, *self.names]
+        valid = [*self.row_columns, *self.names]
         for name in columns or ():
             if name not in valid:
                 raise FeaturemillError(f"{self.output} has no column {name!r}{did_you_mean(name, valid)}")
         for part in self.parts:
-            try:
-                with storage.open_read(part) as file:
-                    parquet = pq.ParquetFile(file)
-                    fits = BATCH_BYTES // max(1, vector_bytes(parquet.schema_arrow, columns or valid))
-                    yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
-            except (OSError, pa.ArrowException) as error:
-                raise FeaturemillError(
-                    f"{part} can't be read ({one_line(error)}); delete it and run extract again"
-                ) from error
+            with open_parquet(part, cure="delete it and run extract again") as parquet:
+                fits = BATCH_BYTES // max(1, vector_bytes(parquet.schema_arrow, columns or valid))
+                yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
 
     def to_numpy(self, feature: str = "embedding") -> np.ndarray:
         """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""
@@ -140,7 +145,8 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
                 f"{output} holds {rows:,} rows, but its manifest says {manifest.totals.rows_embedded:,}: "
                 "a part is missing; run the same extract command again, or see featuremill inspect"
             )
-    return Features(output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows)
+    added = tuple(manifest.added_columns)
+    return Features(output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, added)
 
 
 def choose_feature(features: Features, name: str | None) -> str:

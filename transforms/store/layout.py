@@ -4,11 +4,13 @@ import os
 import uuid
 
 from transforms import storage
+from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
 
 # What a run writes at the top of OUT; --overwrite removes these and nothing else.
-OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet")
+SKIPPED_FILE = "skipped.parquet"
+OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet", SKIPPED_FILE)
 OUTPUT_FOLDERS = ("features", "failures", "_tmp")
 # What a prediction writes at the top of PRED; --overwrite removes these and nothing else.
 PREDICTION_FILES = ("metrics.json", "manifest.json")
@@ -29,7 +31,7 @@ def write_file(output: str, name: str, data: bytes) -> None:
     """
     temporary = storage.join(output, "_tmp", f"{os.path.basename(name)}.{uuid.uuid4().hex}")
     try:
-        storage.write_atomic(storage.join(output, name), data, temporary)
+        write_whole(storage.join(output, name), data, temporary)
     except OSError as error:
         raise FeaturemillError(
             f"cannot write {name} to {output}: {one_line(error)}; free some space or fix the permissions "

@@ -1,6 +1,7 @@
 """manifest.json: what OUT or PRED is, typed, written and read."""
 
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
@@ -8,9 +9,9 @@ from typing import Any
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.spec import FeatureSpec
+from transforms.spec import ADDED_COLUMNS, FeatureSpec
 from transforms.store.layout import write_file
-from transforms.text import one_line
+from transforms.text import clean, one_line
 
 SCHEMA_VERSION = 1
 PREDICTIONS_SCHEMA_VERSION = 1
@@ -45,9 +46,12 @@ class Manifest:
         sample_limit: N of a sample, else None.
         totals: Over all units, None before the first run has finished.
         failures: {`stage: error`: count}.
+        notes: {note: records}, see `UnitReport`.
         engines: Which engines embedded the units.
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         versions: Of the libraries that made it.
+        added_columns: Which of `spec.ADDED_COLUMNS` the parts have; an OUT begun without them goes on without them.
+        relocation: The moves of a relocation that is under way or was cut off; on disk only then.
         updated: When it was written, UTC.
         stored: The JSON that it was read from; what this version doesn't know of it is written again as it was.
     """
@@ -60,9 +64,12 @@ class Manifest:
     sample_limit: int | None = None
     totals: Totals | None = None
     failures: dict[str, int] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
     engines: list[str] = field(default_factory=list)
     repeats: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
+    added_columns: list[str] = field(default_factory=list)
+    relocation: dict[str, Any] | None = None
     updated: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -70,6 +77,14 @@ class Manifest:
     def is_complete(self) -> bool:
         """True if the last run finished."""
         return self.status == "complete"
+
+    @property
+    def cure(self) -> str:
+        """The command that finishes what isn't finished, in words."""
+        if self.relocation:
+            moves = " ".join(shlex.quote(clean(f"{old}={new}")) for old, new in self.relocation["moves"])
+            return f"featuremill relocate OUT {moves}"
+        return "the same extract command"
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], spec: FeatureSpec) -> "Manifest":
@@ -79,7 +94,9 @@ class Manifest:
             KeyError, TypeError: Its totals aren't such.
         """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        totals = values["totals"] and Totals(**{f.name: values["totals"][f.name] for f in fields(Totals)})
+        totals = values["totals"] and Totals(
+            **{f.name: values["totals"][f.name] for f in fields(Totals) if f.name in values["totals"]}
+        )
         return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
 
     def to_json(self) -> dict[str, Any]:
@@ -87,8 +104,13 @@ class Manifest:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("updated", "stored")}
         values["spec"] = self.stored.get("spec") or json.loads(self.spec.to_json())
         values["totals"] = asdict(self.totals) if self.totals else None
+        for name in ("relocation", "added_columns", "notes"):
+            # An earlier version's manifest stays as it was.
+            if not values[name]:
+                del values[name]
         updated = {"updated": self.updated} if self.updated else {}
-        return {**self.stored, "schema_version": SCHEMA_VERSION, **values, **updated}
+        stored = {name: value for name, value in self.stored.items() if name not in ("relocation", "notes")}
+        return {**stored, "schema_version": SCHEMA_VERSION, **values, **updated}
 
 
 @dataclass(frozen=True)
@@ -172,7 +194,20 @@ def new_manifest(
         weights_are_random=weights_are_random,
         sample_limit=limit,
         versions=versions,
+        added_columns=list(ADDED_COLUMNS),
     )
+
+
+def other_kind(folder: str) -> str:
+    """Returns what a folder is that is none of what was asked for, as the end of a clause; empty for strange ones."""
+    names = storage.list_folder(folder)
+    if "head.json" in names:
+        return ": it is a head of featuremill train"
+    if storage.is_folder(storage.join(folder, PREDICTIONS)):
+        return f": it holds predictions of featuremill predict, which are Parquet files in {folder}/{PREDICTIONS}"
+    if "manifest.json" in names and storage.is_folder(storage.join(folder, "features")):
+        return ": it holds features of featuremill extract"
+    return "" if names or storage.is_folder(folder) else ": there is no such folder"
 
 
 def read_manifest(folder: str) -> Manifest:
@@ -189,12 +224,12 @@ def read_manifest(folder: str) -> Manifest:
         if isinstance(error, PermissionError):
             raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); fix the permissions") from error
         raise FeaturemillError(
-            f"{folder} holds no features: can't read manifest.json ({one_line(error)}); {cure}"
+            f"{folder} holds no features of featuremill extract{other_kind(folder)}; {cure}"
         ) from error
     except ValueError as error:
         raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
     if isinstance(values, dict) and values.get("kind") == PREDICTIONS:
-        raise FeaturemillError(f"{folder} holds predictions of featuremill predict, not features; {cure}")
+        raise FeaturemillError(f"{folder} holds no features of featuremill extract{other_kind(folder)}; {cure}")
     if not isinstance(values, dict) or not {"fingerprint", "spec", "status", "totals"} <= values.keys():
         raise FeaturemillError(f"{uri} is not a manifest of featuremill; restore it or extract to another folder")
     if values.get("schema_version") != SCHEMA_VERSION:

@@ -1,12 +1,12 @@
-"""Merging parts: several into one that is sorted by key, and one back into a part for each unit.
+"""Parts written anew: several merged into one, sorted by key; one taken apart, a part for each unit; other keys in one.
 
-Both hold a row group in memory and not a part: a window of the rows that come next is gathered from wherever they lie.
+All hold a row group in memory and not a part: a window of the rows that come next is gathered from wherever they lie.
 """
 
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -15,11 +15,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
+from transforms.store.layout import part_uri
 from transforms.store.listing import Footer, footer_of, merged_name, pack_row_units
 from transforms.store.output import Output
 from transforms.store.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
 from transforms.store.schema import vector_bytes
+from transforms.store.units import RELOCATION
 from transforms.text import one_line
 
 # Units of one merged part; each has half a kilobyte in the footer, which whoever lists OUT reads.
@@ -82,7 +85,7 @@ def merge_parts(output: Output, names: Sequence[str], *, before_commit: Callable
     numbers = [_unit_numbers(uri, part.footer) for uri, part in zip(uris, parts, strict=True)]
     row_units = np.concatenate([of_part + first for of_part, first in zip(numbers, firsts, strict=False)])[order]
     merged = merged_name([report.unit_id for report in reports])
-    with _committed(output, merged, parts[0].schema, before_commit) as writer:
+    with _committed(output, output.path("features", merged), parts[0].schema, before_commit) as writer:
         for table in _rows_in_order(uris, [part.footer.rows for part in parts], order, parts[0].schema):
             writer.write_table(table, row_group_size=len(table))
         writer.add_key_value_metadata(
@@ -140,11 +143,50 @@ def split_part(output: Output, name: str) -> None:
     order = np.lexsort((positions, _unit_numbers(uri, part.footer)))
     tables = _Rows(_rows_in_order([uri], [part.footer.rows], order, part.schema))
     for report in part.footer.reports:
-        with _committed(output, f"{report.unit_id}.parquet", part.schema, lambda: None) as writer:
+        with _committed(output, part_uri(output.folder, report.unit_id), part.schema, lambda: None) as writer:
             for table in tables.take(report.rows_embedded):
                 writer.write_table(table, row_group_size=len(table))
             writer.add_key_value_metadata({**part.settings, "featuremill.report": json.dumps(asdict(report))})
     storage.delete([uri])
+
+
+def rewrite(
+    output: Output, uri: str, *, token: str, rows: Callable[[pa.Table], pa.Table], report: Callable[[dict], dict]
+) -> bool:
+    """Writes a part or a unit's failures anew under the same name, at once, with other values in the same rows.
+
+    Args:
+        output: OUT.
+        uri: The file.
+        token: Is put into the footer. A file that has it is left as it is, so this can be cut off and run again.
+        rows: Changes a row group.
+        report: Changes the report of a unit, as JSON.
+
+    Returns:
+        Whether it was written.
+
+    Raises:
+        FeaturemillError: It can't be read or written.
+    """
+    with _open(uri) as parquet:
+        values = {k: v for k, v in (parquet.metadata.metadata or {}).items() if k != b"ARROW:schema"}
+        if values.get(RELOCATION.encode()) == token.encode():
+            return False
+        schema = parquet.schema_arrow.remove_metadata()
+        values[RELOCATION.encode()] = token.encode()
+        for name, change in (
+            (b"featuremill.report", report),
+            (b"featuremill.reports", lambda all: [*map(report, all)]),
+        ):
+            if name in values:
+                values[name] = json.dumps(change(json.loads(values[name]))).encode()
+        # Until the new file is there, whole, the old one is.
+        with _committed(output, uri, schema, lambda: None) as writer:
+            for group in range(parquet.num_row_groups):
+                table = rows(parquet.read_row_group(group).replace_schema_metadata(None)).cast(schema)
+                writer.write_table(table, row_group_size=max(1, len(table)))
+            writer.add_key_value_metadata(values)
+    return True
 
 
 def _unit_numbers(uri: str, footer: Footer) -> np.ndarray:
@@ -220,28 +262,20 @@ def _open(uri: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _committed(
-    output: Output, name: str, schema: pa.Schema, before_commit: Callable[[], None]
+    output: Output, final: str, schema: pa.Schema, before_commit: Callable[[], None]
 ) -> Iterator[pq.ParquetWriter]:
     """Yields the writer of a part that appears under its name, whole, once the block ends without an error."""
-    final = output.path("features", name)
+    name = final.rsplit("/", 1)[-1]
     temporary = output.path("_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
-    temporary = storage.written_as(final, temporary)
     try:
-        try:
-            storage.make_folder(output.path("_tmp"))
-            with storage.open_write(temporary) as file:
-                with parquet_writer(file, schema) as writer:
-                    yield writer
-                storage.sync(file)
-                # On an object store closing commits.
-                before_commit()
-            storage.rename(temporary, final)
-        except BaseException:
-            if temporary != final:
-                with suppress(OSError):
-                    storage.delete([temporary])
-            raise
-        if temporary == final:
+        storage.make_folder(output.path("_tmp"))
+        with committed_file(final, temporary) as file:
+            with parquet_writer(file, schema) as writer:
+                yield writer
+            storage.sync(file)
+            # On an object store closing commits.
+            before_commit()
+        if storage.written_as(final, temporary) == final:
             # The upload took its time.
             try:
                 before_commit()

@@ -2,32 +2,34 @@
 
 import os
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.records import FileInfo, UnitReport
-from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, TODO_PREFIX, failures_uri, part_uri
+from transforms.parquet_files import open_parquet
+from transforms.records import FileInfo, SkippedFile, UnitReport
+from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, SKIPPED_FILE, TODO_PREFIX, failures_uri, part_uri
 from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, read_footers
 from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
-from transforms.store.reports import read_units, units_uri, write_units
+from transforms.store.reports import read_skipped, read_units, units_uri, write_skipped, write_units
 from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import one_line
 
 _F = TypeVar("_F", bound="Folder")
 # The names in _tmp of small files, each there for a moment, and of a run's units. The name of a part that is being
 # written begins with its shard's, which may be `plan` too.
-_OWN_NAME = re.compile(rf"((manifest\.json|plan|units\.parquet)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?")
+_OWN_NAME = re.compile(
+    rf"((manifest\.json|plan|(units|skipped)\.parquet)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?"
+)
 # What helps where nothing can be written at all, and where it no longer can.
 ELSEWHERE = "choose another --output or fix the permissions"
 SPACE = "free some space or fix the permissions and run again"
@@ -53,35 +55,44 @@ class Folder:
         return storage.join(self.folder, *names)
 
     @contextmanager
-    def locked(self: _F, *, alone: bool, other: str = "command") -> Iterator[_F]:
-        """Opens it for work: keeps a compaction and extracts off the same local OUT, as long as this process lives.
+    def locked(self: _F) -> Iterator[_F]:
+        """Opens it for work: keeps other commands off the same local folder, as long as this process is.
 
-        Args:
-            alone: For who takes parts away that an extract may count on, a compaction or --overwrite; else extracts
-                don't mind each other.
-            other: What may be at work there.
+        The folder is made if it isn't there, so that it is held from the first moment on; if nothing came of that, it
+        is removed again.
 
         Raises:
-            FeaturemillError: Another process is at work there.
+            FeaturemillError: Another command is at work there.
         """
-        if not self.is_local or not os.path.isdir(self.folder):
+        if not self.is_local:
             yield self
             return
         import fcntl
 
+        is_new = not os.path.lexists(self.folder)
+        with suppress(OSError):
+            # Where it can't be made, who writes to it says so.
+            os.makedirs(self.folder, exist_ok=True)
+        if not os.path.isdir(self.folder):
+            yield self
+            return
         descriptor = os.open(self.folder, os.O_RDONLY)
         try:
             # Some network file systems have no locks; there, as on stores, only the manifest is compared.
             with suppress(OSError):
                 try:
-                    fcntl.flock(descriptor, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
-                    what = "in use" if alone else "being compacted or overwritten"
                     raise FeaturemillError(
-                        f"{self} is {what} by another {other}; wait for that to end, and run this one again"
+                        f"{self} is in use by another command{_holder(descriptor)}; wait for that to end, and run this "
+                        "one again"
                     ) from error
             yield self
         finally:
+            if is_new:
+                # Only if it is still empty.
+                with suppress(OSError):
+                    os.rmdir(self.folder)
             os.close(descriptor)
 
     @contextmanager
@@ -110,6 +121,22 @@ class Folder:
                 storage.delete([self.path(name)])
 
 
+def _holder(descriptor: int) -> str:
+    """Returns who holds the lock on an open folder, such as ` (process 4711 on host, since 2026-11-26 10:31)`.
+
+    Linux only knows of this machine's processes; of others nothing is said.
+    """
+    with suppress(OSError, ValueError):
+        inode = str(os.fstat(descriptor).st_ino)
+        with open("/proc/locks") as file:
+            rows = [line.split() for line in file]
+        pid = next((int(row[4]) for row in rows if row[1] == "FLOCK" and row[5].split(":")[-1] == inode), 0)
+        # The folder of a process is as old as the process.
+        began = datetime.fromtimestamp(os.stat(f"/proc/{pid}").st_ctime)
+        return f" (process {pid} on {socket.gethostname()}, since {began:%Y-%m-%d %H:%M})"
+    return ""
+
+
 class Output(Folder):
     """An OUT. What it holds is read when it is first asked for, and once; `relist` after others may have added."""
 
@@ -133,6 +160,17 @@ class Output(Folder):
         """Ids of the units that have a failures file."""
         names = storage.list_folder(self.path("failures"))
         return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+
+    @cached_property
+    def skipped(self) -> list[SkippedFile]:
+        """The files that were met in folders and are no input."""
+        return read_skipped(self.folder)
+
+    def write_skipped(self, skipped: list[SkippedFile]) -> None:
+        """Writes the list of skipped files."""
+        storage.make_folder(self.path("_tmp"))
+        write_skipped(self.folder, skipped)
+        self.skipped = skipped
 
     @property
     def reports(self) -> list[UnitReport]:
@@ -169,7 +207,8 @@ class Output(Folder):
     @property
     def is_whole(self) -> bool:
         """True if the last run finished, nobody removed its files since, and no compaction was cut off."""
-        there = set(OUTPUT_FILES) <= storage.list_folder(self.folder)
+        # Where no file was skipped, and in an OUT of an earlier version, there is no list of them.
+        there = set(OUTPUT_FILES) - {SKIPPED_FILE} <= storage.list_folder(self.folder)
         return there and self.manifest.is_complete and not self.listing.leftovers
 
     def clear(self) -> None:
@@ -191,7 +230,7 @@ class Output(Folder):
         for name in OUTPUT_FOLDERS:
             storage.remove_tree(self.path(name))
         self.remove_files(reversed(OUTPUT_FILES))
-        self._forget("manifest", "plan", "_reports", "listing", "failed_ids")
+        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped")
 
     def remove_leftovers(self) -> None:
         """Removes the parts whose rows are in a merged one as well: a compaction was cut off."""
@@ -227,14 +266,9 @@ class Output(Folder):
     def failures(self, unit_id: str, columns: list[str]) -> Iterator[dict[str, Any]]:
         """Yields the failures of a unit that has some; raises FeaturemillError where they can't be read."""
         uri = failures_uri(self.folder, unit_id)
-        try:
-            with storage.open_read(uri) as file:
-                for batch in pq.ParquetFile(file).iter_batches(columns=columns):
-                    yield from batch.to_pylist()
-        except (OSError, pa.ArrowException) as error:
-            raise FeaturemillError(
-                f"{uri} can't be read ({one_line(error)}); delete it and its part, and run extract again"
-            ) from error
+        with open_parquet(uri, cure="delete it and its part, and run extract again") as parquet:
+            for batch in parquet.iter_batches(columns=columns):
+                yield from batch.to_pylist()
 
     def stored_bytes(self, unit_ids: Iterable[str]) -> int:
         """Returns the bytes of the units' parts; 0 where it isn't local (a listing there costs requests)."""

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import Failure, UnitReport
-from transforms.spec import FeatureSpec
+from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.layout import failures_uri, part_uri
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
@@ -28,7 +28,9 @@ ROW_GROUP_ROWS = 65_536
 
 def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     """Returns what writes a part: compressed, with statistics, and without dictionaries for vectors."""
-    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=["label", "source"], write_statistics=True)
+    return pq.ParquetWriter(
+        file, schema, compression="zstd", use_dictionary=["label", "source", "split"], write_statistics=True
+    )
 
 
 class PartWriter:
@@ -38,13 +40,16 @@ class PartWriter:
     nothing. Each gathers its rows in a file of its own, so all they can do is replace one whole part by its twin.
     """
 
-    def __init__(self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int]):
-        """Args: the folder, the unit's id, the spec, and {feature name: D}."""
+    def __init__(
+        self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int], added: Sequence[str] = ()
+    ):
+        """Args: the folder, the unit's id, the spec, {feature name: D}, and which of `spec.ADDED_COLUMNS` OUT has."""
         self.output, self.unit_id, self.spec = output, unit_id, spec
         self.embedded = self.failed = 0
         self.seconds = 0.0
         self._failures: list[Failure] = []
-        self._schema = part_schema(spec, sizes)
+        self._schema = part_schema(spec, sizes, added)
+        self._facts = len(ROW_COLUMNS) + len(added)
         self._rows: list[tuple] = []
         self._vectors: list[tuple[np.ndarray, ...]] = []
         self._buffered_bytes = 0
@@ -72,7 +77,7 @@ class PartWriter:
         """Adds a batch of N rows.
 
         Args:
-            rows: N tuples in the order of `spec.ROW_COLUMNS`.
+            rows: N tuples in the order of `spec.ROW_COLUMNS` and `spec.ADDED_COLUMNS`.
             vectors: {feature name: N×D}, in the stored dtype.
         """
         self._rows.extend(rows)
@@ -105,7 +110,7 @@ class PartWriter:
         if not self._rows:
             return
         started = time.perf_counter()
-        columns: list[Any] = [list(column) for column in zip(*self._rows, strict=True)]
+        columns: list[Any] = [list(column) for column in zip(*self._rows, strict=True)][: self._facts]
         for arrays in zip(*self._vectors, strict=True):
             stacked = np.concatenate(arrays)
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), stacked.shape[1]))

@@ -7,12 +7,13 @@ import pyarrow as pa
 from transforms.spec import FeatureSpec
 
 
-def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> pa.Schema:
+def part_schema(spec: FeatureSpec, sizes: Mapping[str, int], added: Sequence[str] = ()) -> pa.Schema:
     """Returns the Arrow schema of a part: the row's own columns, then one fixed-size list per feature.
 
     Args:
         spec: Names the features and their dtype.
         sizes: {feature name: D}.
+        added: Which of `ADDED_COLUMNS` the parts of this OUT have.
     """
     number = {"float32": pa.float32(), "float16": pa.float16()}[spec.dtype]
     return pa.schema(
@@ -24,6 +25,7 @@ def part_schema(spec: FeatureSpec, sizes: Mapping[str, int]) -> pa.Schema:
             pa.field("sha256", pa.binary(32), nullable=False),
             pa.field("width", pa.int32(), nullable=False),
             pa.field("height", pa.int32(), nullable=False),
+            *(pa.field(name, pa.string()) for name in added),
             *(pa.field(f.name, pa.list_(number, sizes[f.name]), nullable=False) for f in spec.features),
         ]
     )

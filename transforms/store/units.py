@@ -13,11 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from transforms import storage
+from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, ListedFile, Shard, Unit
 from transforms.store.layout import TODO_PREFIX, plan_uri
 from transforms.text import one_line
 
+# In a footer: the token of the relocation that last rewrote the file.
+RELOCATION = "featuremill.relocation"
 # Units per element of a graph's first step: a hundred thousand units are a hundred elements.
 CHUNK_UNITS = 1000
 _JSON = json.JSONEncoder(sort_keys=True)
@@ -46,7 +49,7 @@ def unit_id(unit: Unit, fingerprint: str) -> str:
     """
     digest = hashlib.sha256(fingerprint.encode())
     if unit.files:
-        digest.update(_JSON.encode([asdict(file) for file in unit.files]).encode())
+        digest.update(_JSON.encode([_decisive(listed) for listed in unit.files]).encode())
     else:
         # By hand: `asdict` copies everything, which takes four fifths of the time of a plan of a million units.
         shard = {**vars(unit.shard), "file": vars(unit.shard.file)}
@@ -58,10 +61,21 @@ def unit_id(unit: Unit, fingerprint: str) -> str:
     return f"{name}-{unit.first_index:09d}-{digest.hexdigest()[:16]}"
 
 
-def _schema() -> pa.Schema:
+def _decisive(listed: ListedFile) -> dict:
+    values = asdict(listed)
+    if listed.split is None:
+        # As before there were sides: the id stays what it was.
+        del values["split"]
+    return values
+
+
+def _schema(planned: Sequence[PlannedUnit]) -> pa.Schema:
     # Bytes, because a local file's name need not be text.
     file = [("uri", pa.binary()), ("size", pa.int64()), ("version", pa.string())]
     shard = [("format", pa.string()), ("compression", pa.string())]
+    # Only where there are sides: the plan of an OUT without them stays as it was.
+    has_split = any(listed.split is not None for p in planned for listed in p.unit.files)
+    split = [("split", pa.string())] if has_split else []
     fields = [("image_field", pa.string()), ("label_field", pa.string()), ("name_field", pa.string())]
     return pa.schema(
         [
@@ -74,7 +88,7 @@ def _schema() -> pa.Schema:
             ("first_index", pa.int64()),
             ("input_bytes", pa.int64()),
             ("limit", pa.int64()),
-            ("files", pa.list_(pa.struct([*file, ("label", pa.string())]))),
+            ("files", pa.list_(pa.struct([*file, ("label", pa.string()), *split]))),
         ]
     )
 
@@ -94,7 +108,7 @@ def _row(planned: PlannedUnit) -> dict:
         "first_index": unit.first_index,
         "input_bytes": unit.input_bytes,
         "limit": unit.limit,
-        "files": [{**_file_row(listed.file), "label": listed.label} for listed in unit.files],
+        "files": [{**_file_row(listed.file), "label": listed.label, "split": listed.split} for listed in unit.files],
     }
 
 
@@ -109,14 +123,14 @@ def _file(row: dict) -> FileInfo:
 def _planned(row: dict) -> PlannedUnit:
     file = _file(row)
     shard = Shard(file, row["format"], row["compression"], row["image_field"], row["label_field"], row["name_field"])
-    files = tuple(ListedFile(_file(f), f["label"]) for f in row["files"] or ())
+    files = tuple(ListedFile(_file(f), f["label"], f.get("split")) for f in row["files"] or ())
     unit = Unit(shard, row["start"], row["stop"], row["first_index"], row["input_bytes"], row["limit"], files)
     return PlannedUnit(row["unit_id"], unit)
 
 
-def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
-    """Writes OUT's plan, whole and at once."""
-    schema = _schema()
+def write_plan(output: str, planned: Sequence[PlannedUnit], *, relocation: str = "") -> None:
+    """Writes OUT's plan, whole and at once; if a relocation changed it, with the token of that."""
+    schema = _schema(planned)
     buffer = io.BytesIO()
     # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.
     rows_per_group = 8 if any(p.unit.files for p in planned) else 65_536
@@ -124,7 +138,8 @@ def write_plan(output: str, planned: Sequence[PlannedUnit]) -> None:
         for first in range(0, len(planned), rows_per_group):
             rows = [_row(p) for p in planned[first : first + rows_per_group]]
             writer.write_table(pa.Table.from_pylist(rows, schema))
-    storage.write_atomic(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
+        writer.add_key_value_metadata({RELOCATION: relocation} if relocation else {})
+    write_whole(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
 
 
 def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
@@ -134,7 +149,7 @@ def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
         The chunks of the file, in order: what a graph has as elements, so that its size doesn't grow with the units'.
     """
     uri = storage.join(output, "_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet")
-    schema = _schema()
+    schema = _schema([])
     starts = range(0, len(planned), CHUNK_UNITS)
     with storage.open_write(uri) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         for start in starts:
@@ -158,6 +173,12 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
             f"cannot read the run's units from {chunk.uri}: {one_line(error)}; workers must reach the output "
             "under the same name as the launching machine: run again with such a one"
         ) from error
+
+
+def is_relocated(output: str, token: str) -> bool:
+    """Returns whether OUT's plan was written by the relocation with this token."""
+    with storage.open_read(plan_uri(output)) as file:
+        return (pq.read_metadata(file).metadata or {}).get(RELOCATION.encode()) == token.encode()
 
 
 def read_plan(output: str) -> list[PlannedUnit]:

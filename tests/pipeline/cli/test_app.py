@@ -11,6 +11,7 @@ import click
 import pytest
 
 from pipeline.cli.app import run_cli
+from pipeline.cli.options import failures_exit_code
 from pipeline.demo.samples import draw_items, write_tar
 from pipeline.extraction import run as extract_module
 from tests import ROOT
@@ -19,6 +20,12 @@ from tests.support.pages_data import clusters, write_out
 from transforms.engines import choose
 from transforms.storage import readable
 from transforms.store.manifest import SCHEMA_VERSION
+
+
+def test_a_run_of_which_all_images_failed_is_no_success(capsys):
+    assert [failures_exit_code(rate, 1.0, "OUT/failures") for rate in (0.0, 0.99)] == [0, 0]
+    assert failures_exit_code(1.0, 1.0, "OUT/failures") == 3
+    assert "all images failed; see OUT/failures" in capsys.readouterr().err
 
 
 @pytest.fixture

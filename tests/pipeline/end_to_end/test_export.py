@@ -231,7 +231,7 @@ def test_overwriting_and_failing_halfway(exported, tmp_path, monkeypatch):
     (target / "saved_model.pb").write_bytes(b"old")
 
     def fail(model, classes, folder, *, notes):
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
         (Path(folder) / "half").write_bytes(b"x")
         raise OSError("No space left on device")
 

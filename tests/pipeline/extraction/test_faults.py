@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -48,7 +49,7 @@ def wait_for_parts(command: subprocess.Popen, output: Path, count: int = 1) -> N
 
 
 def all_readable(output: Path) -> bool:
-    return all(pq.read_table(part).num_columns == 8 for part in (output / "features").glob("*"))
+    return all(pq.read_table(part).num_columns == 9 for part in (output / "features").glob("*"))
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +249,11 @@ def test_two_runs_on_one_output_at_once(inputs, clean, tmp_path):
     output = tmp_path / "out"
     commands = [start(*inputs, "-o", output, pause=0.05) for _ in range(2)]
     ended = [finish(command) for command in commands]
-    assert [code for code, _, _ in ended] == [0, 0], ended
+    # The second never touches a new OUT that the first holds, and names its process.
+    [(_, _, said)] = [command for command in ended if command[0] == 1]
+    assert [code for code, _, _ in sorted(ended)] == [0, 1]
+    pids = [command.pid for command in commands]
+    assert re.search(rf"out is in use by another command \(process ({pids[0]}|{pids[1]}) on ", said)
     assert_resumes(inputs, output, clean)
 
 

@@ -323,7 +323,10 @@ def test_many_failures_are_written_as_they_come(tmp_path, monkeypatch):
 
 def test_units_parquet_in_several_row_groups(tmp_path, monkeypatch):
     monkeypatch.setattr(reports_module, "UNITS_PER_GROUP", 2)
-    reports = [UnitReport(f"u{i}", "näme", i, -1, 3, 2, 1, 10**12, 0.5, 1.5, 2.5, 3.5, 4.5, "fake") for i in range(5)]
+    reports = [
+        UnitReport(f"u{i}", "näme", i, -1, 3, 2, 1, 10**12, 0.5, 1.5, 2.5, 3.5, 4.5, "fake", {"grün": i})
+        for i in range(5)
+    ]
     (tmp_path / "_tmp").mkdir()
     for some in (reports, []):
         write_units(str(tmp_path), some)

@@ -65,7 +65,7 @@ def photos(items, tmp_path) -> dict[str, Path]:
 
 
 def plain_loop(items: list[Item], sizes: dict[str, int]) -> tuple[dict[str, tuple], set[str]]:
-    """What the pipeline must come to, without it: {name: (label, width, height, vectors)}, and the names that fail."""
+    """What must come out: {name: (label, width, height, side, vectors)}, and the names that fail."""
     spec = options("x", "y").spec(WEIGHTS)
     engine = FakeEngine(sizes, 1)
     good, bad = {}, set()
@@ -76,7 +76,7 @@ def plain_loop(items: list[Item], sizes: dict[str, int]) -> tuple[dict[str, tupl
             bad.add(item.name)
             continue
         vectors = engine.embed(decoded.pixels[None])
-        good[item.name] = (item.label, decoded.width, decoded.height, *(v[0].tobytes() for v in vectors.values()))
+        good[item.name] = (item.label, decoded.width, decoded.height, None, *(v[0].tobytes() for v in vectors.values()))
     return good, bad
 
 

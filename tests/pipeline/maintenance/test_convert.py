@@ -10,7 +10,7 @@ import pytest
 from pipeline.cli.app import run_cli
 from pipeline.maintenance import convert as module
 from tests.support.pages_data import HOSTILE, clusters, write_out
-from transforms.spec import ROW_COLUMNS
+from transforms.spec import ADDED_COLUMNS, ROW_COLUMNS
 from transforms.store.features import BATCH_BYTES, open_features
 
 
@@ -32,7 +32,7 @@ def test_parquet_holds_the_rows_in_order(tmp_path, matrix, stored, dtype, monkey
     out = write_out(tmp_path / "out", matrix, labels=[None, "a", "b"] * 20)
     assert converted(out, "-o", tmp_path / "copy.parquet", *(["--dtype", dtype] if dtype else [])) == 0
     table = pq.read_table(tmp_path / "copy.parquet")
-    assert table.schema.names == [*ROW_COLUMNS, "embedding"]
+    assert table.schema.names == [*ROW_COLUMNS, *ADDED_COLUMNS, "embedding"]
     assert pa.types.is_list(table.schema.field("embedding").type)
     assert str(table.schema.field("embedding").type.value_type) == {"float16": "halffloat"}.get(
         dtype or stored, {"float32": "float", "float64": "double"}.get(dtype or stored)
@@ -52,9 +52,9 @@ def test_the_projector_gets_every_row_on_a_line_of_its_own(tmp_path, matrix):
     np.testing.assert_array_equal(numbers, matrix)
     head, *lines = (tmp_path / "copy/metadata.tsv").read_bytes().decode().removesuffix("\n").split("\n")
     cells = [line.split("\t") for line in lines]
-    assert head.split("\t") == [name for name in ROW_COLUMNS if name != "sha256"]
+    assert head.split("\t") == [name for name in ROW_COLUMNS + ADDED_COLUMNS if name != "sha256"]
     assert [row[0].split()[0] for row in cells] == list(map(str, range(60)))
-    assert all(row[0].endswith(r"\t\n\r end") and len(row) == 6 for row in cells)
+    assert all(row[0].endswith(r"\t\n\r end") and len(row) == 7 for row in cells)
     assert [row[1] for row in cells[:4]] == [r"x\ty", "", "", "ü"]
     assert 'tensor_name: "embedding"' in (tmp_path / "copy/projector_config.pbtxt").read_text()
 
@@ -92,7 +92,7 @@ def test_a_copy_is_replaced_when_asked_and_else_kept(tmp_path, matrix, name, cap
 
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.rendering.tables.os.replace", full)
-        patch.setattr("pipeline.maintenance.convert.storage.rename", full)
+        patch.setattr("transforms.committed._put", full)
         assert converted(second, "-o", copy, "--overwrite") == 1
     assert "No space left" in capsys.readouterr().err
     assert file.read_bytes() == before

@@ -79,4 +79,6 @@ def test_predictions_are_called_so(tmp_path, capsys, monkeypatch, command, more)
     (tmp_path / "pred/manifest.json").write_text(json.dumps(manifest))
     assert run_cli([command, str(tmp_path / "pred"), *more]) == 1
     [line] = capsys.readouterr().err.splitlines()
-    assert "pred holds predictions of featuremill predict, not features; pass the folder that" in line
+    assert (
+        "pred holds no features of featuremill extract: it holds predictions of featuremill predict, which are" in line
+    )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 from dataclasses import replace
@@ -315,8 +316,8 @@ def test_two_on_one_place(inputs, run, tmp_path, kind):
     run(inputs[kind], top=1)
     before = files(tmp_path / "PRED")
     with (
-        Predictions(str(tmp_path / "PRED")).locked(alone=True),
-        pytest.raises(FeaturemillError, match="in use by another predict"),
+        Predictions(str(tmp_path / "PRED")).locked(),
+        pytest.raises(FeaturemillError, match="in use by another command"),
     ):
         run(inputs[kind], overwrite=True)
     assert files(tmp_path / "PRED") == before
@@ -558,3 +559,25 @@ def test_rank(data, count, classes):
         expected = sorted(range(classes), key=lambda i: (-row[i], i))[:top]
         assert chosen.tolist() == expected
         np.testing.assert_array_equal(found, np.float32([row[i] for i in expected]))
+
+
+def test_the_folder_of_named_photos_is_no_truth_about_them(inputs, run, tmp_path, items):
+    photos = sorted(inputs["folder"].rglob("*.jpg"))
+    run(photos[0])
+    assert [row["true_label"] for row in rows(tmp_path / "PRED")] == [None]
+    with pytest.raises(FeaturemillError, match="no row has a true label to evaluate by; pass --labels"):
+        run(photos[0], evaluate=True, overwrite=True)
+    # Of a folder that was given, it is.
+    run(photos[0].parent.parent, overwrite=True)
+    assert {row["true_label"] for row in rows(tmp_path / "PRED")} == {item.label for item in items}
+
+
+def test_true_labels_by_file_name(inputs, run, tmp_path):
+    photos = sorted(inputs["folder"].rglob("*.jpg"))
+    (tmp_path / "labels.csv").write_text(f"image;class\n{photos[0].name};{photos[0].parent.name}\n")
+    summary = run(photos[0], labels=str(tmp_path / "labels.csv"))
+    assert [row["true_label"] for row in rows(tmp_path / "PRED")] == [photos[0].parent.name]
+    [note] = summary.manifest.notes
+    assert re.fullmatch(
+        r"true labels from column 'class' of .*, by file name in column 'image': 1 row found in .*", note
+    )

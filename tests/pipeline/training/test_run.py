@@ -383,3 +383,24 @@ def test_ridge_has_no_class_weights(tmp_path):
     with pytest.raises(UsageError, match="class weights"):
         train(options(path, tmp_path / "head", settings=FitSettings(class_weights=True)))
     assert not (tmp_path / "head").exists()
+
+
+def test_where_labels_came_from_is_said_and_kept(tmp_path, capsys):
+    """By file name, in two spellings, with a blank; rows that the file lacks keep their own label."""
+    path = write_clouds(tmp_path / "f.parquet", rows=60)
+    table = open_table(str(path))
+    stored = dict(zip(table.keys.to_pylist(), table.labels.to_pylist(), strict=True))
+    lines = [
+        f"train\\{key}.jpg;{label.title() if key == 'photo0003' else label + ' '}" for key, label in stored.items()
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["image;class", *lines[:50]]))
+    args = ["--labels", str(tmp_path / "labels.csv"), "--labels-mode", "update", "--no-learning-curve"]
+    assert run_cli(["train", str(path), "-o", str(tmp_path / "head"), *args]) == 0
+    told = capsys.readouterr().out
+    assert (
+        "by stem in column 'image': 50 rows found in the file; 10 rows not in it kept the stored label; blanks" in told
+    )
+    assert "CAUTION  labels differ only by blanks, case" in told
+    kept = load_head(str(tmp_path / "head")).split["labels"]
+    assert (kept["rule"], kept["from_file"], kept["stored"]) == ("stem", 50, 10)
+    assert kept["columns"] == {"key": "image", "label": "class"}

@@ -16,7 +16,7 @@ from tests.transforms.engines.test_keras import (
     make_spec,
     relative_difference,
 )
-from transforms import engines
+from transforms import engines, storage
 from transforms.engines import checks, choose, device, load_engine, ncnn_model
 from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
@@ -265,7 +265,7 @@ def test_no_room_anywhere_says_what_to_do(cache, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ncnn_model.storage, "sync", full)
+    monkeypatch.setattr(storage, "sync", full)
     with pytest.raises(FeaturemillError, match="No space left on device; free some space, or set FEATUREMILL_CACHE"):
         make_engine(["a=block1_pool:avg"])
     assert list(cache.iterdir()) == []

@@ -53,6 +53,17 @@ def run(table: Table, **options) -> Split:
     return split(table, **{"validation": 0.3, "test": 0.2, "folds": None, "seed": 0, "near": None, **options})
 
 
+@pytest.mark.parametrize("folds", [None, 3])
+@pytest.mark.parametrize("groups", [None, "own"])
+def test_images_of_one_sample_stay_on_one_side(folds, groups):
+    table = make_table(120, labels=[f"class{i // 2 % 2}" for i in range(120)], groups=groups and map(str, range(120)))
+    keys = [f"/x/pairs.tar#{i:03}.{ending}" for i in range(60) for ending in ("jpg", "seg.png")]
+    found = run(replace(table, keys=pa.chunked_array([keys])), folds=folds)
+    for numbers in (found.components, found.sides, found.chunks, *([found.folds] if folds else [])):
+        assert (numbers[::2] == numbers[1::2]).all()
+    assert found.report["components"] == 60
+
+
 def by_key(table: Table, found: Split) -> dict[str, tuple]:
     folds = found.folds if found.folds is not None else found.sides
     return dict(zip(table.keys.to_pylist(), zip(found.sides, folds, found.chunks, strict=True), strict=True))

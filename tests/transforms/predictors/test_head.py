@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support import memory_store  # noqa: F401  Registers mem:// with Beam.
 from tests.support.properties import examples
 from tests.transforms.rows.test_table import draw_matrix, write_plain
-from transforms import storage
+from transforms import committed, storage
 from transforms.errors import FeaturemillError
 from transforms.heads.model import Model
 from transforms.predictors.folder import check_place
@@ -167,20 +167,20 @@ def test_what_is_not_a_head_is_never_replaced(head, tmp_path):
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("broken", ["open_write", "rename"])
-def test_nothing_half_written(head, tmp_path, monkeypatch, overwrite, broken):
+@pytest.mark.parametrize(("module", "broken"), [(storage, "open_write"), (committed, "_put")])
+def test_nothing_half_written(head, tmp_path, monkeypatch, overwrite, module, broken):
     if overwrite:
         save_head(head, str(tmp_path / "head"))
     before = files(tmp_path / "head") if overwrite else None
-    calls, real = [], getattr(storage, broken)
+    calls, real = [], getattr(module, broken)
 
     def full(*args):
         calls.append(args)
-        if broken == "rename" or len(calls) == 2:
+        if broken == "_put" or len(calls) == 2:
             raise OSError(28, "No space left on device")
         return real(*args)
 
-    monkeypatch.setattr(storage, broken, full)
+    monkeypatch.setattr(module, broken, full)
     with pytest.raises(FeaturemillError, match=r"cannot write the head to .*No space left"):
         save_head(replace(head, temperature=9.0), str(tmp_path / "head"), overwrite=overwrite)
     assert os.listdir(tmp_path) == (["head"] if overwrite else [])
@@ -231,7 +231,7 @@ def test_edited_json_is_refused(head, tmp_path, changes):
 
 
 def test_what_is_no_head(head, tmp_path):
-    with pytest.raises(FeaturemillError, match=r"is no head: can't read head.json"):
+    with pytest.raises(FeaturemillError, match=r"is no head.* pass the folder that featuremill train wrote"):
         load_head(str(tmp_path))
     for text in ("[1]", "{}", "\xff", "{"):
         (tmp_path / "head.json").write_text(text, encoding="latin-1")

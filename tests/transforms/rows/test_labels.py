@@ -10,8 +10,9 @@ from transforms.rows.labels import join_labels, read_labels
 from transforms.rows.table import open_table
 
 
-def join(table, path, **names):
-    return join_labels(table, read_labels(str(path), **names), str(path))
+def join(table, path, *, mode="replace", **names):
+    (joined,), counts = join_labels([table], read_labels(str(path), **names), mode=mode)
+    return joined, counts
 
 
 @pytest.fixture
@@ -40,13 +41,13 @@ def test_parquet_and_other_names(table, tmp_path):
 
 def test_empty_text_is_no_label(tmp_path):
     pq.write_table(pa.table({"key": ["a", "b"], "label": ["", "cat"]}), tmp_path / "labels")
-    assert read_labels(str(tmp_path / "labels"))["label"].to_pylist() == [None, "cat"]
+    assert read_labels(str(tmp_path / "labels")).table["label"].to_pylist() == [None, "cat"]
 
 
 def test_what_csv_can_hold(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text('\ufeffkey,label\n"a, b",007\n"two\nlines",NA\nc,\n', encoding="utf-8")
-    assert read_labels(str(path)).to_pylist() == [
+    assert read_labels(str(path)).table.to_pylist() == [
         {"key": "a, b", "label": "007"},
         {"key": "two\nlines", "label": "NA"},
         {"key": "c", "label": None},
@@ -56,7 +57,7 @@ def test_what_csv_can_hold(tmp_path):
 def test_repeated_keys(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text("key,label\na,cat\nb,dog\na,cat\n")
-    assert sorted(read_labels(str(path))["key"].to_pylist()) == ["a", "b"]
+    assert sorted(read_labels(str(path)).table["key"].to_pylist()) == ["a", "b"]
     path.write_text("key,label\na,cat\nb,dog\na,dog\n")
     with pytest.raises(FeaturemillError, match="keys with several labels: 1, such as 'a' with 'cat' and 'dog'"):
         read_labels(str(path))
@@ -82,14 +83,20 @@ def test_a_key_is_on_one_side_and_in_one_group(tmp_path, column, first, second):
     with pytest.raises(FeaturemillError, match=match):
         read_labels(str(path), group_column="flat", split_column="side")
     # Nobody asked for it.
-    assert len(read_labels(str(path))) == 1
+    assert len(read_labels(str(path)).table) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("key,lable\na,cat\n", "no column 'label'; did you mean lable"),
-        ("key,label\nA,cat\n", "no key of .*: the file has 'A', the features have 'a'"),
+        (
+            "key,labl1,labl2\na,cat,dog\n",
+            "no column 'label', and several may be the label: 'labl1', 'labl2'; say which by",
+        ),
+        ("key,class,label_id,target\na,1,2,3\n", "several may be the label: 'class', 'target'; say"),
+        ("key\na\n", "no column 'label', and it has no other than 'key'"),
+        ("a.jpg,cat\nb.jpg,dog\n", "none of its columns is called as a key is .'a.jpg', 'cat'.; if these are no names"),
+        ("key,label\nA,cat\n", "no key of .*: column 'key' has 'A', the features have 'a'"),
         ("key,label\n", r"labels\.csv has no rows, only a header"),
         ("key,label\na,cat,more\n", "can't be read as labels"),
         ("key,label\n,cat\na,dog\n", "column 'key' is empty in 1 of 2 rows"),
@@ -112,3 +119,90 @@ def test_a_file_that_is_not_there(tmp_path):
         read_labels(str(tmp_path / "nowhere.csv"))
     with pytest.raises(FeaturemillError, match="can't be read as labels"):
         read_labels(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("header", "chosen"),
+    [
+        ("label,note,key", ("key", "label")),
+        ("File Name,Class", ("File Name", "Class")),
+        ("image_id,diagnosis", ("image_id", "diagnosis")),
+        (",id,filename,target,width", ("filename", "target")),
+        ("name,category,label", ("name", "label")),
+        ("PATH,y", ("PATH", "y")),
+    ],
+)
+def test_columns_are_found_by_what_they_are_called(tmp_path, header, chosen):
+    path = tmp_path / "labels.csv"
+    path.write_text(f"{header}\n{','.join(f'v{i}' for i in range(header.count(',') + 1))}\n")
+    columns = read_labels(str(path)).columns
+    assert (columns["key"], columns["label"]) == chosen
+
+
+def test_blanks_around_labels_and_keys_are_left_out(table, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("key, label\na, cat\n b,cat  \nc ,dog\nd,  \n,\n")
+    joined, counts = join(table, path)
+    assert joined.labels.to_pylist() == ["cat", "cat", "dog", None, None, None]
+    assert (counts.file.stripped, counts.matched, counts.unlabelled) == (2, 4, 3)
+
+
+def test_update_keeps_what_the_file_does_not_have(table, tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("key,label\nb,new\nc,\nx,new\n")
+    joined, counts = join(table, path, mode="update")
+    # An empty label in the file is one that was taken away.
+    assert joined.labels.to_pylist() == ["old", "new", None, "old", "old", "old"]
+    assert (counts.matched, counts.stored, counts.unlabelled, counts.unmatched) == (2, 4, 1, 1)
+    joined, counts = join(table, path)
+    assert joined.labels.to_pylist() == [None, "new", None, None, None, None]
+    assert (counts.stored, counts.unlabelled) == (0, 5)
+
+
+def test_update_keeps_groups_and_sides_too(tmp_path):
+    columns = {"key": ["a", "b", "c"], "label": ["x", "y", "x"], "side": ["test", "train", "train"], "flat": [1, 2, 3]}
+    table = open_table(
+        str(write_plain(tmp_path / "a.parquet", draw_matrix(3), **columns)), group_column="flat", split_column="side"
+    )
+    path = tmp_path / "labels.csv"
+    path.write_text("key,label,side,flat\nb,z,val,7\n")
+    joined, _ = join(table, path, mode="update", group_column="flat", split_column="side")
+    assert joined.sides.to_pylist() == ["test", "val", "train"]
+    assert joined.groups.to_pylist() == ["1", "7", "3"]
+
+
+def test_several_tables_are_joined_together(tmp_path):
+    """A file name that is in both is no row for certain, though each table has it once; and one may have no row of the
+    file."""
+    tables = [
+        open_table(
+            str(write_plain(tmp_path / f"{name}.parquet", draw_matrix(2), key=[f"/{name}/{i}.jpg" for i in keys]))
+        )
+        for name, keys in (("one", (1, 2)), ("two", (2, 3)))
+    ]
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label\n1.jpg,cat\n")
+    joined, counts = join_labels(tables, read_labels(str(path)))
+    assert [table.labels.to_pylist() for table in joined] == [["cat", None], [None, None]]
+    assert (counts.rule, counts.unlabelled, counts.unlabelled_keys) == (
+        "file name",
+        3,
+        ("/one/2.jpg", "/two/2.jpg", "/two/3.jpg"),
+    )
+    path.write_text("file,label\n1.jpg,cat\n2.jpg,dog\n")
+    match = (
+        r"1 row of .*labels\.csv can't be told apart by file name: '2\.jpg' of the file may be /one/2\.jpg or "
+        r"/two/2\.jpg; write more of the path in column 'file'"
+    )
+    with pytest.raises(FeaturemillError, match=match):
+        join_labels(tables, read_labels(str(path)))
+
+
+def test_two_rows_of_the_file_for_one_key(tmp_path):
+    table = open_table(str(write_plain(tmp_path / "a.parquet", draw_matrix(1), key=["/x/1.jpg"])))
+    path = tmp_path / "labels.csv"
+    path.write_text("file,label\na/1.jpg,cat\nb/1.jpg,dog\n")
+    with pytest.raises(
+        FeaturemillError, match=r"by file name: 'a/1\.jpg' and 'b/1\.jpg' of the file are the same, /x/1"
+    ):
+        join(table, path)

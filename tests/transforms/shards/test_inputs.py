@@ -12,6 +12,7 @@ from tests.support.factories import fake_items, shared_data, tar_bytes, write_pa
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.shards import Fields, find
+from transforms.shards.names import UNREAD_EXTENSIONS, count_by_ending
 
 JPEG = b"\xff\xd8\xff\xe0 not much of a photo"
 
@@ -28,12 +29,18 @@ def files_of(found, folder):
     return {os.path.relpath(listed.file.uri, folder): listed.label for listed in found.files}
 
 
+def skipped_of(found, folder):
+    """Returns {path relative to the folder: reason}."""
+    return {os.path.relpath(each.file.uri, folder): each.reason for each in found.skipped}
+
+
 def names_of(found):
     return [(Path(shard.file.uri).name, shard.format, shard.compression) for shard in found.shards]
 
 
 def test_a_folder_is_walked_and_its_sub_folders_are_the_labels(tmp_path):
-    make(tmp_path, "top.jpg", "cat/a.JPEG", "cat/deep/b.png", "dog/c.webp", "dog/notes.txt", "LICENSE")
+    make(tmp_path, "top.jpg", "cat/a.JPEG", "cat/deep/b.png", "dog/c.webp", "dog/notes.txt")
+    make(tmp_path, "LICENSE", data=b"MIT")
     make(tmp_path, ".DS_Store", "cat/._a.jpg", ".cache/x.jpg", "cat/.git/y.jpg", "__MACOSX/z.jpg")
     write_tar(tmp_path / "dog" / "more.tar", fake_items(2))
     found = find([str(tmp_path)])
@@ -44,7 +51,17 @@ def test_a_folder_is_walked_and_its_sub_folders_are_the_labels(tmp_path):
         "dog/c.webp": "dog",
     }
     assert names_of(found) == [("more.tar", "tar", "")]
-    assert found.skipped == (str(tmp_path / "LICENSE"), str(tmp_path / "dog/notes.txt"))
+    by_name, hidden = "neither image nor shard by its name", "hidden"
+    assert skipped_of(found, tmp_path) == {
+        ".DS_Store": hidden,
+        ".cache/x.jpg": hidden,
+        "LICENSE": "neither image nor shard by its first bytes",
+        "__MACOSX/z.jpg": hidden,
+        "cat/._a.jpg": hidden,
+        "cat/.git/y.jpg": hidden,
+        "dog/notes.txt": by_name,
+    }
+    assert count_by_ending(found.skipped) == {"hidden": 5, ".txt": 1, "no ending": 1}
 
 
 def test_the_whole_of_a_find_is_sorted_and_each_file_comes_once(tmp_path, monkeypatch):
@@ -132,6 +149,45 @@ def test_a_list(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "write",
+    [
+        lambda paths: "\r\n".join(paths).encode("utf-16"),
+        lambda paths: "\n".join(paths).encode("utf-16-le"),
+        lambda paths: "\n".join(paths).encode("utf-32"),
+        lambda paths: "\0".join([*paths, ""]).encode(),
+        lambda paths: "\n".join(f'"{path}"' for path in paths).encode(),
+        lambda paths: "\n".join(f"'{path}'" for path in paths).encode(),
+        lambda paths: "\n".join(f"FOLDER/{path}" for path in paths).encode(),
+        lambda paths: "\n".join(f"file://FOLDER/{path}".replace(" ", "%20") for path in paths).encode(),
+        lambda paths: "\n".join(f"file://localhost/FOLDER/{path}" for path in paths).encode(),
+    ],
+)
+def test_lists_as_other_tools_write_them(tmp_path, write):
+    paths = ["a/1.jpg", "a/b 2.jpg", "#1/käfer.jpg", "a/[3].jpg"]
+    make(tmp_path, *paths)
+    data = write(paths).replace(b"localhost/FOLDER", b"localhostFOLDER").replace(b"FOLDER", str(tmp_path).encode())
+    (tmp_path / "list.txt").write_bytes(data)
+    assert set(files_of(find([f"@{tmp_path}/list.txt"]), tmp_path)) == set(paths)
+
+
+def test_lists_of_something_else_are_refused(tmp_path, monkeypatch):
+    make(tmp_path, "a/1.jpg", "lists/x.jpg")
+    monkeypatch.chdir(tmp_path)
+    for text in ("a/1.jpg 0\n", "path,label\na/1.jpg,0\n", "a/1.jpg\t0\n"):
+        Path("list.txt").write_text(text)
+        with pytest.raises(
+            FeaturemillError, match=r"@list.txt is no list of paths: .*nothing behind it.*train --labels"
+        ):
+            find(["@list.txt"])
+    Path("lists/list.txt").write_text("a/1.jpg\n")
+    with pytest.raises(FeaturemillError, match=r"no match for a/1\.jpg.*relative to its folder, .*/lists: write"):
+        find(["@lists/list.txt"])
+    Path("list.txt").write_bytes("käfer.jpg\n".encode("latin-1"))
+    with pytest.raises(FeaturemillError, match="isn't in UTF-8, save that as UTF-8"):
+        find(["@list.txt"])
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("# nothing\n\n", "list.txt names no file; write one path a line"),
@@ -186,11 +242,14 @@ def test_a_name_without_meaning_is_looked_into_if_it_was_named(tmp_path):
     found = find([f"{tmp_path}/data.bin", f"{tmp_path}/p*"])
     assert names_of(found) == [("data.bin", "tar", "")]
     assert files_of(found, tmp_path) == {"photo": tmp_path.name, "picture.dat": tmp_path.name}
+    # On a disk also where it is only met, which costs no request.
     make(tmp_path, "x.jpg")
-    found = find([str(tmp_path)])
-    assert (len(found.files), len(found.skipped)) == (1, 3)
-    found = find([str(tmp_path), str(tmp_path / "data.bin")])
-    assert (len(found.shards), len(found.files), len(found.skipped)) == (1, 1, 2)
+    make(tmp_path, "y.dat", "z", "zz.bin", data=b"neither")
+    os.symlink("nowhere", tmp_path / "broken")
+    for inputs in ([str(tmp_path)], [str(tmp_path), str(tmp_path / "data.bin")]):
+        found = find(inputs)
+        assert (len(found.shards), len(found.files)) == (1, 3)
+        assert set(skipped_of(found, tmp_path)) == {"y.dat", "z", "zz.bin", "broken"}
 
 
 def test_images_are_recognised_by_name_alone(tmp_path, monkeypatch):
@@ -203,6 +262,85 @@ def test_images_are_recognised_by_name_alone(tmp_path, monkeypatch):
     monkeypatch.setattr("transforms.storage.open_read", refuse)
     assert len(find([str(tmp_path)]).files) == 21
     assert len(find([f"{tmp_path}/*.jpg", f"{tmp_path}/empty.png"]).files) == 21
+
+
+def test_names_with_something_behind_the_ending_are_images(tmp_path):
+    names = ["d.jpg?width=400", "e.jpg_large", "f.jpg.1", "g.jpg ", "h.JPEG!small", "i.png:orig", "j.jpg (1)", "k.jpg~"]
+    others = ["a.jpg.txt", "b.png_info.json", "c.jpgx", "d.jpg.xmp", "jpg.1"]
+    make(tmp_path, *names)
+    make(tmp_path, *others, data=b"no image")
+    found = find([str(tmp_path)])
+    assert set(files_of(found, tmp_path)) == set(names)
+    assert set(skipped_of(found, tmp_path)) == set(others)
+
+
+def test_images_without_an_ending_are_known_by_their_first_bytes(tmp_path):
+    make(tmp_path, "5f3a", "Mr. Smith", "2021.05.03", "a.img")
+    make(tmp_path, "heic", data=b"\0\0\0\x18ftypheic\0\0\0\0")
+    # Logs of training are TFRecords, and other tools' own marks aren't looked into.
+    write_tfrecord(tmp_path / "events.out.tfevents.16.host.1.0", fake_items(1))
+    write_parquet(tmp_path / "_metadata", fake_items(1))
+    make(tmp_path, "_SUCCESS", data=b"")
+    found = find([str(tmp_path)])
+    assert set(files_of(found, tmp_path)) == {"5f3a", "Mr. Smith", "2021.05.03", "a.img", "heic"}
+    assert found.shards == ()
+    assert len(found.skipped) == 3
+
+
+def test_pictures_of_kinds_that_are_not_read_are_listed(tmp_path):
+    names = [f"x.{ending}" for ending in sorted(UNREAD_EXTENSIONS)]
+    make(tmp_path, *names, "IMG_1.HEIC", "2.heif", "3.hif", data=b"?")
+    found = find([str(tmp_path)])
+    assert set(files_of(found, tmp_path)) == {*names, "IMG_1.HEIC", "2.heif", "3.hif"}
+    assert found.skipped == ()
+
+
+def test_metadata_beside_shards_is_passed_over(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from transforms.shards import example, tfrecord
+
+    folder = tmp_path / "crawl"
+    folder.mkdir()
+    write_tar(folder / "00000.tar", fake_items(3))
+    pq.write_table(pa.table({"caption": ["a"], "url": ["b"]}), folder / "00000.parquet")
+    (folder / "index.tfrecord").write_bytes(tfrecord.frame(example.serialize({"caption": b"a"})))
+    (folder / "texts.tar").write_bytes(tar_bytes([("a.txt", b"x"), ("README", b"y")]))
+    make(folder, "00000_stats.json", "_SUCCESS", ".part-0.crc", "run.log", data=b"{}")
+    for fields in (Fields(), Fields(image="jpg")):
+        found = find([str(folder)], fields)
+        assert [name for name, *_ in names_of(found)] == ["00000.tar"]
+        reasons = skipped_of(found, folder)
+        assert len(reasons) == 7
+        for name, holds in (("00000.parquet", "caption, url"), ("index.tfrecord", "caption"), ("texts.tar", ".txt")):
+            assert reasons[name].startswith(f"no image in {folder}/{name}: looked for")
+            assert holds in reasons[name]
+            # Named, it is refused.
+            with pytest.raises(FeaturemillError, match=f"no image in .*{name}: looked for .*, found .*{holds}"):
+                find([str(folder / name)], fields)
+    (folder / "00000.tar").unlink()
+    with pytest.raises(FeaturemillError, match=r"no image or shard in .*met .*1 \.parquet.*such as .*no image in"):
+        find([str(folder)])
+
+
+@pytest.mark.parametrize("name", ["train.record", "val.tfr", "a.records", "x.record-00000-of-00002", "part-r-00000"])
+def test_tfrecords_have_many_endings(tmp_path, name):
+    write_tfrecord(tmp_path / name, fake_items(3))
+    make(tmp_path, "sound.record", "b.tfr", data=b"something else")
+    make(tmp_path, "empty.tfr", data=b"")
+    found = find([str(tmp_path)])
+    assert [name for name, *_ in names_of(found)] == [name]
+    assert len(found.skipped) == 3
+
+
+def test_every_file_is_accounted_for(tmp_path):
+    names = ["a.jpg", "b.cr2", "c.txt", "d", ".e", "f/.g/h.png", "i.jpg.1", "j.zip", "k.json", "l/m.heic", "n.bin"]
+    make(tmp_path, *names)
+    write_tar(tmp_path / "o.tar", fake_items(1))
+    found = find([str(tmp_path)])
+    met = [each.file.uri for each in (*found.files, *found.shards, *found.skipped)]
+    assert sorted(os.path.relpath(uri, tmp_path) for uri in met) == sorted([*names, "o.tar"])
 
 
 def zipped(path):
@@ -239,7 +377,7 @@ def test_what_is_unknown_is_refused_if_it_was_named(tmp_path, name, data, reason
     if name in ("x.txt", "x.tar.zst", "x.zip"):
         # In a folder, it is only met.
         found = find([str(tmp_path)])
-        assert str(path) in found.skipped
+        assert name in skipped_of(found, tmp_path)
         assert len(found.files) == 1
     else:
         # But what is called like a shard is one, and its images would be lost.

@@ -2,6 +2,9 @@
 
 import io
 import json
+from datetime import datetime
+from decimal import Decimal
+from uuid import UUID
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +14,8 @@ from tests.support.factories import fake_items, found_shard, raw_shard, rows, wr
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.shards import parquet
+
+ID = UUID(int=2**100 + 7)
 
 
 def write(path, columns, *, schema=None, **options):
@@ -52,6 +57,16 @@ def test_hugging_face_layout(tmp_path):
             ("image", "a", "0"),
         ),
         ({"image": pa.array([b"x"], pa.binary_view()), "label": [b"raw"]}, ("image", "raw", "0")),
+        ({"IMAGE": [b"x"], "Label": ["cat"], "Filename": ["a.jpg"]}, ("IMAGE", "cat", "a.jpg")),
+        ({"image": [b"x"], "Label": ["no"], "label": ["yes"]}, ("image", "yes", "0")),
+        ({"image": [b"x"], "label": [[1, 2]], "class": ["cat"]}, ("image", "cat", "0")),
+        ({"image": [b"x"], "label": pa.array([0.1], pa.float32())}, ("image", "0.1", "0")),
+        ({"image": [b"x"], "label": pa.array([0.1], pa.float64())}, ("image", "0.1", "0")),
+        ({"image": [b"x"], "label": pa.array([0.1], pa.float32()).dictionary_encode()}, ("image", "0.1", "0")),
+        ({"image": [b"x"], "label": pa.array([Decimal(7)], pa.decimal128(38, 0))}, ("image", "7", "0")),
+        ({"image": [b"x"], "label": pa.array([Decimal("1.50")], pa.decimal128(5, 2))}, ("image", "1.5", "0")),
+        ({"image": [b"x"], "label": [True], "key": pa.array([ID.bytes], pa.uuid())}, ("image", "true", str(ID))),
+        ({"image": [b"x"], "label": [" cat "], "key": [[1, 2]]}, ("image", "cat", "0")),
     ],
 )
 def test_columns_are_detected(tmp_path, columns, expected):
@@ -59,6 +74,49 @@ def test_columns_are_detected(tmp_path, columns, expected):
     [row] = rows(shard)
     assert (shard.image_field, row.label, row.key.partition("#")[2]) == expected
     assert row.data == b"x"
+
+
+@pytest.mark.parametrize(
+    ("column", "why"),
+    [
+        ([[1, 2], None], "a list"),
+        ([{"x": 1, "y": 2}, None], "an object"),
+        ([datetime(2026, 1, 2), None], "a time"),
+        ([-1, -1], "-1"),
+        (pa.array([Decimal(-1), Decimal(-1)], pa.decimal128(38, 0)), "-1"),
+        ([float("nan"), float("nan")], "NaN"),
+        ([float("inf"), float("-inf")], "infinity"),
+    ],
+)
+def test_labels_that_are_none_are_counted_and_cost_no_image(tmp_path, column, why):
+    found = rows(found_shard(write(tmp_path / "x.parquet", {"image": [b"x", b"y"], "label": column})))
+    assert [(row.data, row.label, row.unusable) for row in found] == [(b"x", None, why), (b"y", None, why)]
+
+
+def test_a_column_that_is_no_label_is_not_read(tmp_path, reads):
+    mask = [{"bytes": bytes(2_000_000), "path": "m.png"}]
+    path = write(tmp_path / "x.parquet", {"image": [b"x"], "label": mask}, compression="none", use_dictionary=False)
+    [row] = rows(found_shard(path))
+    assert (row.data, row.unusable) == (b"x", "an object")
+    assert sum(reads) < 200_000
+
+
+def test_text_that_is_not_utf_8_is_written_out(tmp_path):
+    bad = pa.StringArray.from_buffers(1, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"a\xffb"))
+    [row] = rows(found_shard(write(tmp_path / "x.parquet", {"image": [b"x"], "label": bad})))
+    assert row.label == r"a\xffb"
+
+
+def test_a_folder_gives_the_label_where_no_column_does(tmp_path):
+    for folder in ("label=cat/day=1", "Class=cat", "species=cat"):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / "part-0.parquet", {"image": [b"x"], "width": [4]})
+    cat, one, other = (tmp_path / name / "part-0.parquet" for name in ("label=cat/day=1", "Class=cat", "species=cat"))
+    assert [row.label for path in (cat, one, other) for row in rows(found_shard(path))] == ["cat", "cat", None]
+    assert [row.label for row in rows(found_shard(other, label="species"))] == ["cat"]
+    assert [row.label for row in rows(found_shard(cat, label=""))] == [None]
+    with pytest.raises(FeaturemillError, match=r"no label in .*looked for spcies"):
+        found_shard(other, label="spcies")
 
 
 def test_columns_by_option(tmp_path):
@@ -102,9 +160,10 @@ def test_missing_label_and_name_are_refused_by_find(tmp_path):
     assert found_shard(path, label="").label_field == ""
 
 
-def test_a_label_that_is_neither_text_nor_number_is_not_detected_and_not_accepted(tmp_path):
+def test_a_label_that_is_neither_text_nor_number_is_not_accepted(tmp_path):
     path = write(tmp_path / "x.parquet", {"image": [b"x", b"y"], "label": [[1, 2], None]})
     assert [row.label for row in rows(found_shard(path))] == [None, None]
+    # Named, it is refused before any work.
     with pytest.raises(FeaturemillError, match=r"label in .* is list<.*neither text nor a number"):
         found_shard(path, label="label")
 
@@ -240,3 +299,22 @@ def test_a_value_over_the_limit_is_a_failure(tmp_path, monkeypatch):
     first, second = rows(found_shard(write(tmp_path / "x.parquet", {"image": [b"x" * 101, b"y"]})))
     assert first.error == "too large"
     assert second.data == b"y"
+
+
+@pytest.mark.parametrize(
+    ("column", "holds"),
+    [
+        (pa.array([[b"x"]]), r"lists \(list<.*binary>\), .*; write a row for each image"),
+        (pa.array([[1, 2]]), r"lists \(list<.*int64>\)"),
+        (pa.array(["photos/a.jpg"]), r"text, .*; of paths make a list and pass it as @FILE; base64 must be decoded"),
+        (pa.array([b"x"]).dictionary_encode(), r"a dictionary \(.*; write the images' bytes into a plain column"),
+        (pa.array([{"path": "a.jpg"}]), r"a struct of image\.path, .*; write the images' bytes into its field bytes"),
+        (pa.array([1]), "int64, .*; pass --image-field NAME"),
+    ],
+)
+def test_what_an_image_column_holds_instead_is_said(tmp_path, column, holds):
+    write(tmp_path / "a.parquet", {"image": column, "label": pa.array([1])})
+    with pytest.raises(
+        FeaturemillError, match=rf"no image in .*a\.parquet: looked for image, found that it holds {holds}"
+    ):
+        shards.find((str(tmp_path / "a.parquet"),), shards.Fields())

@@ -64,6 +64,14 @@ def test_what_tensorflow_writes_is_read_and_the_other_way_round(tmp_path):
         ({"image": b"x", "label": 4, "filename": b"\xff.jpg"}, (r"\xff.jpg", "4")),
         ({"image": b"x", "label": "", "filename": ""}, ("0", None)),
         ({"image": b"x"}, ("0", None)),
+        ({"image": b"x", "class": 3, "id": "f"}, ("0", "3")),  # Kaggle's flowers
+        ({"IMAGE": b"x", "Label": "cat"}, ("0", "cat")),
+        ({"image/encoded": b"x", "image/class/text": "", "image/class/label": 3}, ("0", "3")),
+        ({"image/encoded": b"x", "image/class/text": "crane", "image/class/synset": "n02012849"}, ("0", "n02012849")),
+        ({"image": b"x", "label": 0.1}, ("0", "0.1")),
+        ({"image": b"x", "label": 2.0}, ("0", "2")),
+        ({"image": b"x", "label": "-1"}, ("0", "-1")),
+        ({"image": b"x", "label": " cat\n"}, ("0", "cat")),
     ],
 )
 def test_usual_layouts(tmp_path, values, expected):
@@ -71,6 +79,28 @@ def test_usual_layouts(tmp_path, values, expected):
     [row] = rows(shard)
     key, label = expected
     assert row == EncodedImage(f"{shard.file.uri}#{key}", label, shard.file.uri, 0, b"x")
+
+
+@pytest.mark.parametrize(
+    ("label", "why"), [(-1, "-1"), (float("nan"), "NaN"), (float("-inf"), "infinity"), ([0, 1, 0], "a list")]
+)
+def test_labels_that_are_none_are_counted_and_cost_no_image(tmp_path, label, why):
+    [row, other] = rows(examples(tmp_path, {"image": b"x", "label": label}, {"image": b"y", "label": 1}))
+    assert (row.data, row.label, row.unusable) == (b"x", None, why)
+    assert (other.label, other.unusable) == ("1", "")
+
+
+def test_a_name_that_is_none_costs_no_image(tmp_path):
+    [row] = rows(examples(tmp_path, {"image": b"x", "filename": [1, 2]}))
+    assert row.key.endswith("#0")
+
+
+def test_a_folder_gives_the_label_where_no_field_does(tmp_path):
+    folder = tmp_path / "label=cat%2Fsmall"
+    folder.mkdir()
+    assert [row.label for row in rows(examples(folder, {"image": b"x"}))] == ["cat/small"]
+    assert [row.label for row in rows(examples(folder, {"image": b"x", "label": "dog"}))] == ["dog"]
+    assert [row.label for row in rows(examples(folder, {"image": b"x"}, label=""))] == [None]
 
 
 def test_fields_by_option(tmp_path):
@@ -112,7 +142,7 @@ def test_a_record_that_is_no_example_is_a_failure(tmp_path):
     assert good.data == b"x"
 
 
-def test_several_labels_are_a_failure(tmp_path):
+def test_several_labels_are_none_and_said(tmp_path):
     # Two messages strung together are one with both values: protobuf merges them.
     one = example.serialize({"image/encoded": b"x", "image/class/text": "a"})
     two = one[:1] + bytes([one[1]]) + one[2:]
@@ -121,8 +151,7 @@ def test_several_labels_are_a_failure(tmp_path):
     path = tmp_path / "x.tfrecord"
     path.write_bytes(tfrecord.frame(data))
     [row] = rows(found_shard(path, label="l"))
-    assert row.error == "wrong field type"
-    assert "l has 2 values" in row.message
+    assert (row.data, row.label, row.unusable) == (b"x", None, "a list")
 
 
 def test_cut_at_every_byte(tmp_path):

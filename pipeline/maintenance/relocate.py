@@ -1,0 +1,318 @@
+"""Relocate: OUT's inputs lie elsewhere now; keys, sources and plan say so, and nothing is embedded again."""
+
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.extraction.plan import look_up
+from transforms import shards, storage
+from transforms.errors import FeaturemillError, UsageError
+from transforms.records import FileInfo, Unit
+from transforms.rows.contents import compare_contents
+from transforms.storage import readable
+from transforms.store.layout import failures_uri
+from transforms.store.manifest import Manifest, read_manifest
+from transforms.store.merging import rewrite
+from transforms.store.output import Output
+from transforms.store.units import PlannedUnit, is_relocated, write_plan
+from transforms.text import clean, counted, size_text
+
+CHECKS = ("all", "size")
+# Each holds a row group in memory.
+_THREADS = 4
+
+
+@dataclass(frozen=True)
+class RelocateSummary:
+    """The result of a relocation.
+
+    Attributes:
+        output: OUT.
+        moves: (old, new) places.
+        files: Input files that moved; 0 where an earlier run had checked them.
+        images: Records that were compared by hash.
+        rewritten: Parts and failures files that were written anew.
+        wall_seconds: All in all.
+    """
+
+    output: str
+    moves: tuple[tuple[str, str], ...]
+    files: int
+    images: int
+    rewritten: int
+    wall_seconds: float
+
+
+@dataclass(frozen=True)
+class _Moves:
+    """Old and new places, none with a slash at its end."""
+
+    pairs: tuple[tuple[str, str], ...]
+
+    def __call__(self, place: str) -> str:
+        """Returns where a place is now: that of the longest old one that it is, or lies in."""
+        fitting = [pair for pair in self.pairs if _lies_in(place, pair[0])]
+        if not fitting:
+            return place
+        old, new = max(fitting, key=lambda pair: len(pair[0]))
+        return new + place[len(old) :]
+
+    def cleaned(self) -> "_Moves":
+        """Returns the moves of places as rows have them."""
+        return _Moves(tuple((clean(old), clean(new)) for old, new in self.pairs))
+
+
+def _lies_in(place: str, folder: str) -> bool:
+    return place == folder or place.startswith(f"{folder}/")
+
+
+def relocate(
+    output: str, moves: Sequence[str], *, check: str = "all", say: Callable[[str], None] = lambda line: None
+) -> RelocateSummary:
+    """Writes the new places of OUT's inputs into its rows, failures, totals and plan. No image is decoded or embedded.
+
+    First every file is looked up at its new place and has to have the same size and, unless `check` is `size`, the
+    same images by their hashes. Then the manifest says what is under way; the plan is replaced, and each part, whole
+    and under its name. Units keep their ids. A footer says which relocation wrote it, so this can be cut off
+    anywhere and run again: no row is ever missing or there twice. A merged part stays in the order that it had.
+
+    Args:
+        output: OUT, complete or not.
+        moves: `OLD=NEW` each: files or folders, or the beginning of their names up to a slash.
+        check: One of `CHECKS`.
+        say: Is called with a line before what takes time.
+
+    Raises:
+        UsageError: No move, or one that can't be.
+        FeaturemillError: What is at the new place isn't what was embedded, another relocation is unfinished, somebody
+            else is at work on OUT, or it can't be read or written.
+    """
+    started = time.perf_counter()
+    if check not in CHECKS:
+        raise UsageError(f"--check is {' or '.join(CHECKS)}, not {check}")
+    if not moves:
+        raise UsageError("no move was given; write OLD=NEW, such as /old/photos=/new/photos")
+    with Output(output).locked() as out:
+        manifest = out.manifest
+        if not out.is_local and not storage.written_as(out.folder, ""):
+            raise FeaturemillError(f"{out} is on a file system that can't replace a file; copy it to a disk first")
+        pairs = _continued(manifest, moves) if manifest.relocation else _understood(moves, _places(out.plan))
+        token = (manifest.relocation or {}).get("token") or uuid.uuid4().hex
+        files = images = 0
+        if not manifest.relocation or not is_relocated(out.folder, token):
+            plan = _moved_plan(out, pairs)
+            files, images = _check(out, plan, check, say)
+            _begin(out, manifest, pairs, plan, token)
+        rewritten = _rewrite(out, pairs, token, say)
+        _finish(out, pairs)
+    return RelocateSummary(out.folder, pairs.pairs, files, images, rewritten, time.perf_counter() - started)
+
+
+def _readings(move: str) -> list[tuple[str, str]]:
+    """Returns all (old, new) that `OLD=NEW` can mean: a name may hold such a sign itself.
+
+    Raises:
+        UsageError: None.
+    """
+    signs = [i for i, letter in enumerate(move) if letter == "="]
+    found = [(move[:i], move[i + 1 :]) for i in signs if move[:i].rstrip("/") and move[i + 1 :].rstrip("/")]
+    if not found:
+        raise UsageError(f"{clean(move)} is no move; write OLD=NEW, such as /old/photos=/new/photos")
+    return [(storage.absolute(old), storage.absolute(new)) for old, new in found]
+
+
+def _understood(moves: Sequence[str], places: set[str]) -> _Moves:
+    pairs = []
+    for move in moves:
+        fitting = [(old, new) for old, new in _readings(move) if any(_lies_in(place, old) for place in places)]
+        if not fitting:
+            raise FeaturemillError(
+                f"no input of this OUT lies in {clean(_readings(move)[0][0])}; its inputs are such as "
+                f"{clean(min(places, default='none'))}"
+            )
+        if any(old == new for old, new in fitting):
+            raise UsageError(f"{clean(move)} is no move; both places are the same")
+        if len(fitting) > 1:
+            raise UsageError(f"{clean(move)} can be read in two ways; name a folder above or below, without a =")
+        pairs += fitting
+    return _Moves(tuple(pairs))
+
+
+def _continued(manifest: Manifest, moves: Sequence[str]) -> _Moves:
+    begun = [tuple(pair) for pair in manifest.relocation["moves"]]
+    if len(begun) != len(moves) or not all(any(pair in _readings(move) for move in moves) for pair in begun):
+        raise FeaturemillError(f"another relocation was cut off; finish it first: {manifest.cure}")
+    return _Moves(tuple(begun))
+
+
+def _files(unit: Unit) -> list[FileInfo]:
+    return [listed.file for listed in unit.files] or [unit.shard.file]
+
+
+def _places(plan: Iterable[PlannedUnit]) -> set[str]:
+    return {file.uri for planned in plan for file in _files(planned.unit)}
+
+
+def _moved_plan(out: Output, moves: _Moves) -> dict[str, tuple[Unit, Unit]]:
+    """Returns {id: (a unit, what it is at the new place)} of the units that move.
+
+    Raises:
+        FeaturemillError: A file isn't at the new place, or not as large, or there twice.
+    """
+    moved = {file.uri: file for planned in out.plan for file in _files(planned.unit) if moves(file.uri) != file.uri}
+    there = look_up(map(moves, moved))
+    wrong = []
+    for uri, file in sorted(moved.items()):
+        now = there.get(moves(uri))
+        if now is None:
+            wrong.append(f"{clean(moves(uri))} is not there")
+        elif now.size != file.size:
+            wrong.append(f"{clean(now.uri)} has {now.size} bytes, and {clean(uri)} had {file.size}")
+    _refuse(out, wrong)
+    counts = Counter(map(moves, _places(out.plan)))
+    _refuse(out, [f"{clean(uri)} would be in it twice" for uri, count in sorted(counts.items()) if count > 1])
+    units = {}
+    for planned in out.plan:
+        unit = planned.unit
+        if not any(file.uri in moved for file in _files(unit)):
+            continue
+        if unit.files:
+            files = [
+                replace(listed, file=there[moves(listed.file.uri)]) if listed.file.uri in moved else listed
+                for listed in unit.files
+            ]
+            [*sliced] = shards.slice_files(files, len(files))
+            if len(sliced) > 1:
+                stores = " and ".join(clean(one.shard.file.uri) for one in sliced[:2])
+                raise FeaturemillError(f"{out}: a unit's files can't lie in {stores}; move them to one store")
+            units[planned.unit_id] = unit, replace(unit, shard=sliced[0].shard, files=sliced[0].files)
+        else:
+            shard = replace(unit.shard, file=there[moves(unit.shard.file.uri)])
+            units[planned.unit_id] = unit, replace(unit, shard=shard)
+    return units
+
+
+def _refuse(out: Output, wrong: list[str]) -> None:
+    if wrong:
+        more = f" and {len(wrong) - 3:,} more" if len(wrong) > 3 else ""
+        raise FeaturemillError(
+            f"{out} was left as it is, the new place isn't what was embedded: {'; '.join(wrong[:3])}{more}. Bring "
+            "these files, or relocate only the folders or files that are the same"
+        )
+
+
+def _check(out: Output, units: dict[str, tuple[Unit, Unit]], check: str, say: Callable[[str], None]) -> tuple[int, int]:
+    """Compares the contents; returns how many files move, and how many images were compared."""
+    both = (pair for old, new in units.values() for pair in zip(_files(old), _files(new), strict=True))
+    files = {now.uri for before, now in both if now.uri != before.uri}
+    done = out.listing.unit_ids() if check == "all" else set()
+    pairs = {unit_id: _only_moved(*pair) for unit_id, pair in units.items() if unit_id in done}
+    if not pairs:
+        return len(files), 0
+    read = size_text(sum(new.input_bytes for _, new in pairs.values()))
+    say(f"comparing the images of {counted(len(files), 'file')} with their stored hashes ({read})")
+    compared = list(compare_contents(out, pairs, unread_pass=True))
+    _refuse(out, sorted(one.difference for one in compared if one.difference))
+    return len(files), sum(one.records for one in compared)
+
+
+def _only_moved(old: Unit, new: Unit) -> tuple[Unit, Unit]:
+    """Returns both units with those files of a listing that move."""
+    if not old.files:
+        return old, new
+    kept = [i for i, (before, now) in enumerate(zip(old.files, new.files, strict=True)) if before.file != now.file]
+    return tuple(replace(unit, files=tuple(unit.files[i] for i in kept), stop=len(kept)) for unit in (old, new))
+
+
+def _begin(out: Output, manifest: Manifest, moves: _Moves, units: dict[str, tuple[Unit, Unit]], token: str) -> None:
+    relocation = {"token": token, "moves": moves.pairs, "status": (manifest.relocation or vars(manifest))["status"]}
+    with out.writing():
+        out.remove_leftovers()
+        out.say_running(replace(manifest, relocation=relocation))
+        plan = [replace(p, unit=units[p.unit_id][1]) if p.unit_id in units else p for p in out.plan]
+        write_plan(out.folder, plan, relocation=token)
+        out.plan = plan
+
+
+def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None]) -> int:
+    """Writes parts, failures and units.parquet anew, as far as they aren't; returns how many files that were."""
+    texts = moves.cleaned()
+    units = {planned.unit_id: planned.unit for planned in out.plan}
+    new_places = [new for _, new in moves.pairs]
+    # All that moved, and perhaps what lay there before, in which nothing changes.
+    concerned = {
+        unit_id
+        for unit_id, unit in units.items()
+        if any(_lies_in(file.uri, new) for file in _files(unit) for new in new_places)
+    }
+
+    def rows(table: pa.Table) -> pa.Table:
+        sources, keys = table["source"].to_pylist(), table["key"].to_pylist()
+        moved = [texts(source) for source in sources]
+        # A key begins with its source.
+        keys = [now + key.removeprefix(old) for key, old, now in zip(keys, sources, moved, strict=True)]
+        for name, values in (("source", moved), ("key", keys)):
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        return table
+
+    def source(unit_id: str, before: str) -> str:
+        # Of a listing it is the folder that its files have in common.
+        return clean(units[unit_id].shard.file.uri) if unit_id in units else texts(before)
+
+    def report(values: dict[str, Any]) -> dict[str, Any]:
+        return {**values, "source": source(values["unit_id"], values["source"])}
+
+    unknown = out.listing.unit_ids() - units.keys()
+    names = set(out.listing.merged_with(concerned | unknown))
+    names |= {f"{unit_id}.parquet" for unit_id in concerned | unknown}.intersection(out.listing.names)
+    uris = [out.path("features", name) for name in sorted(names)]
+    uris += [failures_uri(out.folder, unit_id) for unit_id in sorted(out.failed_ids & (concerned | unknown))]
+    say(f"writing the new places into {counted(len(uris), 'file')} of {readable(out.folder)}")
+    with out.writing(), ThreadPoolExecutor(_THREADS, "rewrite") as pool:
+        written = sum(pool.map(lambda uri: rewrite(out, uri, token=token, rows=rows, report=report), uris))
+    if out.reports:
+        out.write_reports([replace(r, source=source(r.unit_id, r.source)) for r in out.reports])
+    return written
+
+
+def _finish(out: Output, moves: _Moves) -> None:
+    manifest = out.manifest
+    if (read_manifest(out.folder).relocation or {}).get("token") != manifest.relocation["token"]:
+        raise FeaturemillError(f"another command was at work on {out} meanwhile; run this one again")
+    repeats = manifest.repeats and _moved_keys(manifest.repeats, moves.cleaned())
+    with out.writing():
+        out.tidy({planned.unit_id for planned in out.plan}, began=time.time())
+        out.write_manifest(replace(manifest, status=manifest.relocation["status"], relocation=None, repeats=repeats))
+
+
+def _moved_keys(repeats: Any, moves: _Moves) -> Any:
+    """Returns the keys that the manifest names, at their new places."""
+    if isinstance(repeats, dict):
+        return {name: _moved_keys(value, moves) for name, value in repeats.items()}
+    if isinstance(repeats, list):
+        return [_moved_keys(value, moves) for value in repeats]
+    if not isinstance(repeats, str):
+        return repeats
+    shard, sign, member = repeats.partition("#")
+    whole = moves(repeats)
+    return whole if whole != repeats else moves(shard) + sign + member
+
+
+def relocate_json(summary: RelocateSummary) -> dict[str, Any]:
+    """Returns the summary for programs."""
+    return asdict(summary)
+
+
+def relocate_text(summary: RelocateSummary) -> str:
+    """Returns the summary for people."""
+    s = summary
+    return (
+        f"{readable(s.output)}: {counted(s.files, 'input file')} relocated, {counted(s.images, 'image')} compared, "
+        f"{counted(s.rewritten, 'file')} written, {s.wall_seconds:.1f} s"
+    )
