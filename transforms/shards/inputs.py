@@ -14,7 +14,7 @@ import bracex
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.labels.folders import REGEX, Place, by_pattern, read_folders
+from transforms.labels.folders import REGEX, Place, Said, by_pattern, read_folders
 from transforms.records import FileInfo, ListedFile, Shard, SkippedFile
 from transforms.shards.detect import (
     FORMATS,
@@ -127,17 +127,26 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT, *, output: str | None 
 
 def _listed(images: Sequence[_Candidate], rule: str) -> list[ListedFile]:
     """Returns image files with what their folders say."""
-    at = [(candidate, candidate.file.uri.rpartition("/")[0]) for candidate in images]
-    said = read_folders(rule, {Place(folder, root) for candidate, folder in at for root in candidate.roots})
-    listed = []
-    for candidate, folder in at:
-        # Of several labels the first counts, but any label is better than none, in whatever order inputs are given.
-        some = [said[Place(folder, root)] for root in candidate.roots]
-        found = next((each for each in some if each.label is not None), some[0])
-        split = next(filter(None, (each.split for each in (found, *some))), None)
-        label = by_pattern(rule, candidate.file.uri) if rule.startswith(REGEX) else found.label
-        listed.append(ListedFile(candidate.file, label, split))
-    return listed
+    # By folder: a million files lie in a few.
+    at = [(candidate.file.uri.rpartition("/")[0], candidate.roots) for candidate in images]
+    folders = set(at)
+    said = read_folders(rule, {Place(folder, root) for folder, roots in folders for root in roots})
+    found = {(folder, roots): _first_said([said[Place(folder, root)] for root in roots]) for folder, roots in folders}
+    if rule.startswith(REGEX):
+        return [
+            ListedFile(candidate.file, by_pattern(rule, candidate.file.uri), found[place].split)
+            for candidate, place in zip(images, at, strict=True)
+        ]
+    return [
+        ListedFile(candidate.file, found[place].label, found[place].split)
+        for candidate, place in zip(images, at, strict=True)
+    ]
+
+
+def _first_said(several: Sequence[Said]) -> Said:
+    # Of several labels the first counts, but any label is better than none, in whatever order inputs are given.
+    first = next((said for said in several if said.label is not None), several[0])
+    return Said(first.label, next(filter(None, (said.split for said in (first, *several))), None))
 
 
 def _check_apart(uris: Iterable[str], output: str | None) -> None:

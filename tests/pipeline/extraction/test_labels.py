@@ -136,12 +136,12 @@ def clouds(folder, sides):
 
 
 def test_train_uses_the_sides_unless_told_otherwise(tmp_path):
-    features = clouds(tmp_path, {"train": 9, "val": 4, "test": 3})
+    features = clouds(tmp_path, {"train": 40, "val": 10, "test": 10})
     lines = []
     trained = train(TrainOptions(features=features, output=str(tmp_path / "head")), say=lines.append)
     assert trained.head.split["by_column"]
     assert trained.head.split["options"]["split_column"] == "split"
-    assert [sum(rows.values()) for rows in trained.head.split["rows"].values()] == [18, 8, 6]
+    assert [sum(rows.values()) for rows in trained.head.split["rows"].values()] == [80, 20, 20]
     assert [line for line in lines if line.startswith("sides    as column split says; --split-column ''")]
     for number, more in enumerate(({"split_column": ""}, {"test": 0.2}, {"folds": 3})):
         asked = TrainOptions(features=features, output=str(tmp_path / f"other{number}"), **more)
@@ -150,6 +150,6 @@ def test_train_uses_the_sides_unless_told_otherwise(tmp_path):
 
 def test_train_passes_over_sides_that_leave_nothing(tmp_path):
     lines = []
-    asked = TrainOptions(features=clouds(tmp_path, {"test": 9}), output=str(tmp_path / "head"))
+    asked = TrainOptions(features=clouds(tmp_path, {"test": 40}), output=str(tmp_path / "head"))
     assert not train(asked, say=lines.append).head.split["by_column"]
     assert [line for line in lines if line.startswith("sides    by chance")]
