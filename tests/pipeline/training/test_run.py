@@ -397,7 +397,7 @@ def test_where_labels_came_from_is_said_and_kept(tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("\n".join(["image;class", *lines[:250]]))
     args = ["--labels", str(tmp_path / "labels.csv"), "--labels-mode", "update", "--no-learning-curve"]
     assert run_cli(["train", str(path), "-o", str(tmp_path / "head"), *args]) == 0
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert (
         "by stem in column 'image': 250 rows found in the file; 50 rows not in it kept the stored label; blanks" in told
     )
