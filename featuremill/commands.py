@@ -31,11 +31,14 @@ Place: TypeAlias = str | os.PathLike[str]
 
 
 def _declared(options: type) -> Iterator[tuple[str, str, Field]]:
-    """Yields (name of the option, field of `options` that holds it as an object or "", its own field)."""
+    """Yields (name of the option, field of `options` that holds it as an object or "", its own field).
+
+    Fields marked as internal are no options: a run sets them itself.
+    """
     for own in fields(options):
         if is_dataclass(own.default_factory):
             yield from ((name, own.name, inner) for name, _, inner in _declared(own.default_factory))
-        else:
+        elif not own.metadata.get("internal"):
             option = own.metadata.get("option")
             yield flags(own.name, option)[0][2:].replace("-", "_") if option else own.name, "", own
 

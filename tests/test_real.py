@@ -167,7 +167,8 @@ def test_nasty_files(tmp_path, engine):
     assert len(embedded) + len(failures) == 70
     assert embedded | set(failed) == set(expected)
     for name, result in expected.items():
-        if result == "ok":
+        # Its text is of over a megabyte, its pixels are all right.
+        if result == "ok" or name == "png_text_bomb.png":
             assert name in embedded, failed.get(name)
         elif "fails" in result:
             assert failed[name]["stage"] == "decode"

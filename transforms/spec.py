@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from transforms.declared import Bound, declared
 from transforms.errors import UsageError
@@ -58,7 +58,7 @@ class SpecOptions:
         "float32", help="Type of the arithmetic", choices=("float32", "tf32", "bfloat16", "float16")
     )
     dtype: str = declared("float32", help="Type of the stored numbers", choices=("float32", "float16"))
-    pixel_rules: int = PIXEL_RULES
+    pixel_rules: int = field(default=PIXEL_RULES, metadata={"internal": True})
 
 
 @dataclass(frozen=True)

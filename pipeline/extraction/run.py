@@ -154,9 +154,11 @@ def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSp
         more = f" and {len(plan.stale) - 3} more" if len(plan.stale) > 3 else ""
         gone = any(stale.reason.endswith(" is gone") for stale in plan.stale)
         moved = "; if they were moved, featuremill relocate keeps what was embedded" if gone else ""
+        relabelled = any(" had label " in stale.reason or " label_field " in stale.reason for stale in plan.stale)
+        labels = ", or --label-from or --label-field so that they have the labels of before" if relabelled else ""
         raise FeaturemillError(
             f"{output} holds {len(plan.stale)} parts whose input is no longer what it was: {named}{more}. "
-            f"Pass --prune to remove these parts (what is still there is embedded anew){moved}"
+            f"Pass --prune to remove these parts (what is still there is embedded anew){labels}{moved}"
         )
     plan = replace(plan, remove=tuple(stale.unit_id for stale in plan.stale))
     if options.retry_failed:

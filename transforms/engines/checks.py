@@ -78,7 +78,7 @@ def check_arithmetic(
 ) -> None:
     """Compares an engine's convolutions, on one small fixed image, with NumPy's.
 
-    It takes a few hundredths of a second, and catches a build that miscalculates on this machine, or that has a switch
+    NumPy's part takes up to 0.2 s. It catches a build that miscalculates on this machine, or that has a switch
     for coarser arithmetic, on by default.
 
     Args:

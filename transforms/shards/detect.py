@@ -33,6 +33,8 @@ _FOREIGN = {
     b"BZh": "bzip2",
     b"\xfd7zXZ\x00": "xz",
     b"PK\x03\x04": "zip",
+    # Of TFRecords written with TensorFlow's option ZLIB.
+    **dict.fromkeys((b"\x78\x01", b"\x78\x9c", b"\x78\xda"), "zlib"),
 }
 _SIGNS_BYTES = 16
 _IMAGE_MAGIC = (

@@ -386,7 +386,7 @@ def test_features_and_weights_have_to_be_the_heads(made, tmp_path):
     refuses(made, tmp_path, "image_size 32 | 48", features=tmp_path / "larger")
     extract(made / "photos", tmp_path / "weights", weights="random:1")
     refuses(made, tmp_path, "other weights", features=tmp_path / "weights")
-    refuses(made, tmp_path, "manifest.json", features=made / "photos")
+    refuses(made, tmp_path, "holds no features", features=made / "photos")
     extract(made / "photos", tmp_path / "untapped", features=("embedding=block5_pool:avg",))
     cure = "extract --feature tap=block4_pool:flatten"
     refuses(made, tmp_path, cure, features=tmp_path / "untapped", source="taps")

@@ -5,6 +5,7 @@ import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,7 +17,10 @@ from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
 from pipeline.maintenance import inspect as inspecting
 from tests.support.fakes import WEIGHTS, FakeEngine, load_fake
+from transforms import engines
 from transforms.embedding.unit import Job
+from transforms.engines import keras as keras_engine
+from transforms.engines.backends import Gpu
 from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
 from transforms.images.decode import ImageError, decode_image
@@ -337,6 +341,31 @@ def test_numbers_that_are_not_finite_are_failures(photos, tmp_path):
     summary = extract(photos["tar"], tmp_path / "out", load=load_nan)
     assert summary.failures["embed: not finite"] == 14
     assert np.isfinite(open_features(str(tmp_path / "out")).to_numpy()).all()
+
+
+@pytest.mark.parametrize(
+    ("precision", "says"),
+    [
+        ("float16", "too large for float16; --precision bfloat16 holds them"),
+        ("bfloat16", "NaN, or numbers too large for float32"),
+    ],
+)
+def test_a_failure_says_which_numbers_are_too_large(photos, tmp_path, precision, says):
+    summary = extract(photos["tar"], tmp_path / "out", load=load_nan, engine="keras", precision=precision)
+    failures = pq.read_table(tmp_path / "out" / "failures")["message"].to_pylist()
+    assert sum(says in message for message in failures) == summary.failures["embed: not finite"]
+
+
+def test_the_plan_says_what_a_precision_leaves_idle(photos, tmp_path, monkeypatch):
+    card = SimpleNamespace(gpus=lambda: [Gpu("NVIDIA H100", (9, 0))])
+    monkeypatch.setattr(keras_engine, "load_backend", lambda: card)
+    monkeypatch.setattr(engines, "device", lambda engine: "GPU (NVIDIA H100)")
+    lines = []
+    for precision in ("float32", "bfloat16"):
+        settings = {"engine": "keras", "batch_size": 4, "precision": precision, "limit": 1}
+        extract(photos["tar"], tmp_path / precision, say=lines.append, **settings)
+    [note] = [line for line in lines if "tensor cores" in line]
+    assert note == "note     float32 doesn't use this card's tensor cores; --precision tf32, bfloat16 and float16 do"
 
 
 def test_float16_overflow_is_a_failure_and_small_numbers_are_stored_as_float16(tmp_path):

@@ -387,20 +387,21 @@ def test_ridge_has_no_class_weights(tmp_path):
 
 def test_where_labels_came_from_is_said_and_kept(tmp_path, capsys):
     """By file name, in two spellings, with a blank; rows that the file lacks keep their own label."""
-    path = write_clouds(tmp_path / "f.parquet", rows=60)
+    path = write_clouds(tmp_path / "f.parquet", rows=300)
     table = open_table(str(path))
     stored = dict(zip(table.keys.to_pylist(), table.labels.to_pylist(), strict=True))
     lines = [
-        f"train\\{key}.jpg;{label.title() if int(key[5:]) % 3 == 0 else label + ' '}" for key, label in stored.items()
+        f"train\\{key}.jpg;{label.title() if number % 2 else label + ' '}"
+        for number, (key, label) in enumerate(stored.items())
     ]
-    (tmp_path / "labels.csv").write_text("\n".join(["image;class", *lines[:50]]))
+    (tmp_path / "labels.csv").write_text("\n".join(["image;class", *lines[:250]]))
     args = ["--labels", str(tmp_path / "labels.csv"), "--labels-mode", "update", "--no-learning-curve"]
     assert run_cli(["train", str(path), "-o", str(tmp_path / "head"), *args]) == 0
     told = capsys.readouterr().err
     assert (
-        "by stem in column 'image': 50 rows found in the file; 10 rows not in it kept the stored label; blanks" in told
+        "by stem in column 'image': 250 rows found in the file; 50 rows not in it kept the stored label; blanks" in told
     )
     assert "CAUTION  labels differ only by blanks, case" in told
     kept = load_head(str(tmp_path / "head")).split["labels"]
-    assert (kept["rule"], kept["from_file"], kept["stored"]) == ("stem", 50, 10)
+    assert (kept["rule"], kept["from_file"], kept["stored"]) == ("stem", 250, 50)
     assert kept["columns"] == {"key": "image", "label": "class"}

@@ -39,12 +39,12 @@ JSON_LINES = "".join(json.dumps({"file": key, "more": [1], "label": label}) + "\
         delimited("\t"),
         delimited("|"),
         delimited("\t").decode().encode("utf-16"),
-        gzip.compress(delimited(";")),
-        gzip.compress(CSV.encode("utf-16")),
+        gzip.compress(delimited(";"), mtime=0),
+        gzip.compress(CSV.encode("utf-16"), mtime=0),
         b"\n# made by hand; on a Monday\n#\n" + CSV.encode(),
         CSV.encode().replace(b"\nc.jpg", b"\n\n# not this, it is a note, and so on, with more\n\nc.jpg"),
         JSON_LINES.encode(),
-        gzip.compress(JSON_LINES.encode("utf-8-sig")),
+        gzip.compress(JSON_LINES.encode("utf-8-sig"), mtime=0),
         b"\n" + JSON_LINES.replace("\n", "\n\n").encode(),
     ],
 )
@@ -96,7 +96,7 @@ def test_json_values_are_written_as_labels_are(tmp_path):
         (b'{"key": "a", "label": ["b"]}\n', "it has a 'label' in row 1 that can't be used"),
         (b"key,label\na,cat,more\n", "Expected 2 columns, got 3: a,cat,more"),
         (b'key,label\na,"cat\nb,dog\n', "it has a quote that isn't closed, before 'cat"),
-        (gzip.compress(b"key,label\na,cat\n")[:-9], "can't be read as labels"),
+        (gzip.compress(b"key,label\na,cat\n", mtime=0)[:-9], "can't be read as labels"),
     ],
 )
 def test_what_is_refused(tmp_path, data, message):

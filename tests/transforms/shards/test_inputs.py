@@ -361,6 +361,7 @@ def zipped(path):
         ("x.tar.gz", b"\x1f\x8b damaged", "holds neither a TFRecord nor a tar"),
         ("x.tar.zst", b"\x28\xb5\x2f\xfd rest", "packed with zstd; unpack it, or pack it with gzip"),
         ("x.zip", None, "packed with zip"),
+        ("x.tfrecord", b"\x78\x9c rest", "packed with zlib; unpack it, or pack it with gzip"),
     ],
 )
 def test_what_is_unknown_is_refused_if_it_was_named(tmp_path, name, data, reason):
