@@ -25,6 +25,7 @@ from transforms.predictors.weights import weights_source
 from transforms.records import FileInfo
 from transforms.rows.labels import join_labels, read_labels
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
+from transforms.shards.fields import Fields
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec, SpecOptions
 from transforms.text import clean
@@ -206,7 +207,8 @@ def open_tables(
     columns = options.feature_columns or predictor.columns
     tables = [open_table(location, columns=columns, **own) for location in locations]
     tables = [replace(table, vectors=replace(table.vectors, zeros_pass=True)) for table in tables]
-    if ours:
+    # Who says where labels come from means it.
+    if ours and options.fields.label_from == Fields().label_from:
         tables = [_without_folder_labels(table, options.inputs) for table in tables]
     if not options.labels or not tables:
         return tables, ()

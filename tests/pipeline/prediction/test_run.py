@@ -34,6 +34,7 @@ from transforms.predictors import predictions
 from transforms.predictors.head import Head, save_head
 from transforms.predictors.predictions import rank
 from transforms.predictors.weights import weights_source
+from transforms.shards.fields import Fields
 from transforms.store.features import open_features
 from transforms.store.predictions import Predictions
 
@@ -567,6 +568,8 @@ def test_the_folder_of_named_photos_is_no_truth_about_them(inputs, run, tmp_path
     assert [row["true_label"] for row in rows(tmp_path / "PRED")] == [None]
     with pytest.raises(FeaturemillError, match="no row has a true label to evaluate by; pass --labels"):
         run(photos[0], evaluate=True, overwrite=True)
+    run(photos[0], fields=Fields(label_from="parent"), overwrite=True)
+    assert [row["true_label"] for row in rows(tmp_path / "PRED")] == [photos[0].parent.name]
     # Of a folder that was given, it is.
     run(photos[0].parent.parent, overwrite=True)
     assert {row["true_label"] for row in rows(tmp_path / "PRED")} == {item.label for item in items}
