@@ -25,6 +25,8 @@ _BYTES = 2 * 2**20
 _NAMED = 10
 _NAME_LENGTH = 24
 _THREADS = 16
+# The summary reads the labels of so many parts at most: of more it would take many seconds, each time.
+_COUNTED_PARTS = 10_000
 _RULES = {"folder": "folder names", "parent": "parent folders", "grandparent": "the folders above parent folders"}
 
 
@@ -106,19 +108,22 @@ def _unlabelled_files(found: shards.Found) -> list[str]:
     return [*lines, f"note     their folder is taken for a side: split is {', '.join(sides)}"] if sides else lines
 
 
-def count_labels(output: Output) -> Counter[str | None]:
+def count_labels(output: Output) -> Counter[str | None] | None:
     """Returns {label: rows} of an OUT; its column of labels is read, and nothing else.
+
+    None on object stores, where that would be requests for each part, and where there are very many parts: a run that
+    has nothing to do must end at once.
 
     Raises:
         FeaturemillError: A part can't be read.
     """
-    counts: Counter[str | None] = Counter()
     parts = [output.path("features", name) for name in output.listing.names]
-    # Threads hide a store's latency.
+    if not output.is_local or len(parts) > _COUNTED_PARTS:
+        return None
+    counts: Counter[str | None] = Counter()
     with ThreadPoolExecutor(_THREADS) as pool:
-        for first in range(0, len(parts), 1000):
-            for of_part in pool.map(_count_part, parts[first : first + 1000]):
-                counts.update(of_part)
+        for of_part in pool.map(_count_part, parts):
+            counts.update(of_part)
     return counts
 
 
@@ -135,18 +140,16 @@ def _count_part(part: str) -> Counter[str | None]:
     return counts
 
 
-def summarise_labels(counts: Mapping[str | None, int]) -> list[str]:
-    """Returns the lines of a summary about labels, given {label: rows} of OUT."""
+def summarise_labels(counts: Mapping[str | None, int] | None) -> list[str]:
+    """Returns the lines of a summary about labels, given what `count_labels` counted."""
+    if counts is None:
+        return ["labels   not counted; featuremill sql OUT 'SELECT label, count(*) FROM features GROUP BY label' does"]
     known = {label: count for label, count in counts.items() if label is not None}
     without = counts.get(None, 0)
     lines = [f"labels   {_classes(known)}"] if known else []
     if without and known:
         lines.append(f"note     {counted(without, 'row')} without a label")
     return lines + [f"CAUTION  {caution}" for caution in cautions(counts)]
-
-
-def _is(count: int) -> str:
-    return "is" if count == 1 else "are"
 
 
 def _classes(known: Mapping[str, int]) -> str:

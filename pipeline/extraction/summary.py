@@ -39,8 +39,8 @@ class Summary:
         engines: Which engines embedded this run's units.
         skipped: Files that were met in folders and are no input; OUT/skipped.parquet lists them.
         skipped_endings: {ending, `no ending` or `hidden`: how many of them}, the commonest first.
-        labels: {label: rows} over all of OUT.
-        unlabelled: Rows without a label.
+        labels: {label: rows} over all of OUT; None where that wasn't counted, see `count_labels`.
+        unlabelled: Rows without a label, None like `labels`.
     """
 
     output: str
@@ -58,8 +58,8 @@ class Summary:
     engines: tuple[str, ...]
     skipped: int
     skipped_endings: dict[str, int] = field(default_factory=dict)
-    labels: dict[str, int] = field(default_factory=dict)
-    unlabelled: int = 0
+    labels: dict[str, int] | None = None
+    unlabelled: int | None = None
 
     def __repr__(self) -> str:
         return summary_text(self)
@@ -164,8 +164,8 @@ def summarise(output: Output, plan: Plan, *, wall_seconds: float) -> Summary:
         engines=tuple(sorted({report.engine for report in fresh})),
         skipped=len(output.skipped),
         skipped_endings=count_by_ending(output.skipped),
-        labels={label: counts[label] for label in sorted(label for label in counts if label is not None)},
-        unlabelled=counts[None],
+        labels=None if counts is None else {name: counts[name] for name in sorted(counts, key=str) if name is not None},
+        unlabelled=None if counts is None else counts[None],
     )
 
 
@@ -195,7 +195,8 @@ def summary_text(summary: Summary) -> str:
     lines.append(
         f"output   {counted(totals.units, 'unit')}, {size_text(summary.stored_bytes)} in {readable(summary.output)}"
     )
-    lines += summarise_labels({**summary.labels, None: summary.unlabelled})
+    counts = None if summary.labels is None else {**summary.labels, None: summary.unlabelled}
+    lines += summarise_labels(counts)
     lines += _cautions(summary)
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pipeline.extraction import labels
 from pipeline.extraction.summary import summary_json, summary_text
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
@@ -153,3 +154,13 @@ def test_train_passes_over_sides_that_leave_nothing(tmp_path):
     asked = TrainOptions(features=clouds(tmp_path, {"test": 40}), output=str(tmp_path / "head"))
     assert not train(asked, say=lines.append).head.split["by_column"]
     assert [line for line in lines if line.startswith("sides    by chance")]
+
+
+def test_labels_of_very_many_parts_are_not_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels, "_COUNTED_PARTS", 1)
+    first = write(tmp_path / "first", "a.png")
+    summary = extract(first, tmp_path / "out")
+    assert (summary.labels, summary.unlabelled) == ({}, 1)
+    summary = extract([first, write(tmp_path / "second", "b.png")], tmp_path / "out", fields=Fields(label_from="none"))
+    assert (summary.labels, summary.unlabelled) == (None, None)
+    assert "GROUP BY label" in summary_text(summary)
