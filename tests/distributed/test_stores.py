@@ -18,7 +18,7 @@ SHARDS = 6
 # Of the store in trouble until the command has given up.
 PATIENCE_SECONDS = 60.0
 # What the lines of the plan begin with, which are said before any work.
-PLAN = {"inputs", "units", "features", "weights", "engine", "output"}
+PLAN = {"inputs", "units", "features", "weights", "engine", "output", "labels"}
 
 
 @pytest.fixture(scope="module", params=[S3, Gcs], ids=lambda kind: kind.scheme)

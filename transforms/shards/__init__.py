@@ -70,7 +70,7 @@ def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list
     Args:
         shard: Where to look.
         records: At most so many.
-        most_bytes: No further image is read after so many bytes, where images must be read to get at labels.
+        most_bytes: No image that begins after so many bytes is read, where images must be read to get at labels.
 
     Raises:
         FeaturemillError: The shard can't be read.
@@ -80,14 +80,16 @@ def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list
         if look and not shard.label_field.endswith("="):
             return look(shard, records)
         labels: list[str | None] = []
-        images = _read_shard(Unit(shard))
-        for image in images:
+        # What else lies between the images counts, too: on a store it is fetched.
+        stop = most_bytes if shard.file.size > most_bytes and not shard.compression else -1
+        for image in _read_shard(Unit(shard, stop=stop)):
             if len(labels) >= records or most_bytes <= 0:
                 return labels, False
             if isinstance(image, EncodedImage):
                 labels.append(image.label)
                 most_bytes -= len(image.data)
-        return labels, True
+        # Of the last one before a cut, the label may lie behind it.
+        return (labels, True) if stop < 0 else (labels[:-1], False)
     except OSError as error:
         raise _unreadable(shard, error) from error
 

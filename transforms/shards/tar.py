@@ -45,6 +45,8 @@ _TEXT_BYTES = 16 << 20
 _HELD_BYTES = 64 << 20
 # What is looked at to tell what a tar holds.
 _LOOK_AT_SAMPLES, _LOOK_AT_RUNS, _LOOK_AT_BYTES = 16, 1000, 64 << 20
+# On stores what lies between the headers is fetched, too.
+_LOOK_AT_FETCHED_BYTES = 2 << 20
 _SORT = "mkdir sorted && tar -xf OLD.tar -C sorted && tar --sort=name -cf NEW.tar -C sorted ."
 
 
@@ -325,14 +327,16 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
 
 def _look(shard: Shard) -> tuple[list[_Sample], dict[str, None], bool]:
     """Returns the first samples with an image, the extensions seen until then, and whether that is the whole tar."""
-    found, extensions, whole = [], {}, True
+    most = _LOOK_AT_BYTES if storage.is_local(shard.file.uri) else _LOOK_AT_FETCHED_BYTES
+    stop = most if shard.file.size > most and not shard.compression else -1
+    found, extensions, whole = [], {}, stop < 0
     with open_stream(shard) as stream:
         try:
-            for count, (sample, _) in enumerate(_samples(shard, stream, stop=-1, reads_images=False), 1):
+            for count, (sample, _) in enumerate(_samples(shard, stream, stop=stop, reads_images=False), 1):
                 extensions |= dict.fromkeys(sample.extensions[:100])
                 if sample.rows:
                     found.append(sample)
-                if len(found) == _LOOK_AT_SAMPLES or count == _LOOK_AT_RUNS or stream.position > _LOOK_AT_BYTES:
+                if len(found) == _LOOK_AT_SAMPLES or count == _LOOK_AT_RUNS or stream.position > most:
                     whole = False
                     break
         except BrokenError:

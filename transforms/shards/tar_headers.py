@@ -87,11 +87,11 @@ def members(stream: Stream, stop: int) -> Iterator[Member]:
     while stop < 0 or stream.position < stop:
         offset = stream.position
         try:
-            found = _next(stream)
+            found = _next(stream, stop)
         except BrokenError as error:
             raise _at(error, offset) from error
         if found is None:
-            if stop >= 0:
+            if stream.position < stop:
                 raise BrokenError("truncated", f"the shard has become shorter: it ends at {offset}", offset)
             return
         member, kind = found
@@ -118,11 +118,11 @@ def _at(error: BrokenError, offset: int, where: str = "") -> BrokenError:
     return BrokenError(error.error, f"{error}{where}", offset if error.offset is None else error.offset)
 
 
-def _next(stream: Stream) -> tuple[Member, bytes] | None:
-    """Returns the next member and its type, None at the end."""
+def _next(stream: Stream, stop: int) -> tuple[Member, bytes] | None:
+    """Returns the next member and its type, None at the end or if only zeros lie before the byte `stop`."""
     offset, name, size, regular = stream.position, None, None, True
     for _ in range(_MAX_EXTENSIONS):
-        info, offset = _header(stream, offset, extended=offset != stream.position)
+        info, offset = _header(stream, offset, stop, extended=offset != stream.position)
         if info is None:
             return None
         if info.type not in _EXTENSIONS:
@@ -141,13 +141,13 @@ def _next(stream: Stream) -> tuple[Member, bytes] | None:
     raise BrokenError("bad header", f"more than {_MAX_EXTENSIONS} extension headers in a row", offset)
 
 
-def _header(stream: Stream, offset: int, *, extended: bool) -> tuple[tarfile.TarInfo | None, int]:
-    """Returns the next header that isn't all zeros, and the offset at which its member starts."""
+def _header(stream: Stream, offset: int, stop: int, *, extended: bool) -> tuple[tarfile.TarInfo | None, int]:
+    """Returns the next header that isn't all zeros, and the offset at which its member starts; None as `_next`."""
     while True:
         position = stream.position
         block = stream.read(BLOCK_BYTES)
         if not any(block) and not extended:
-            if len(block) < BLOCK_BYTES:
+            if len(block) < BLOCK_BYTES or 0 <= stop <= stream.position:
                 return None, position
             offset = stream.position
             continue
