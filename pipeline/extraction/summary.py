@@ -100,7 +100,9 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         said = sorted(found.skipped, key=lambda each: (each.reason == HIDDEN, each.reason == BY_NAME))
         such = f", such as {readable(said[0].file.uri)} ({clean(said[0].reason)})"
         lines.append(f"note     {skipped_text(len(said), count_by_ending(said))}{such}")
-    lines += describe_labels(look_at_labels(found, options.fields), options, found)
+    if plan.todo:
+        # A look costs requests on a store, for labels that the summary may count anyway.
+        lines += describe_labels(look_at_labels(found, options.fields), options, found)
     if plan.stale:
         lines.append(
             f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
