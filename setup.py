@@ -46,6 +46,7 @@ setup(
         "transforms.evaluation",
         "transforms.heads",
         "transforms.images",
+        "transforms.labels",
         "transforms.network",
         "transforms.predictors",
         "transforms.rows",
