@@ -152,8 +152,9 @@ def test_a_look_inside_takes_no_more_than_a_head(store, tmp_path):
     assert extract(store, *from_to(store)).returncode == 0
     store.proxy.requests.clear()
     assert extract(store, *from_to(store)).returncode == 0
-    # What the sockets' buffers had taken before the client hung up isn't the client's doing.
-    assert sum(request.sent_bytes for request in store.proxy.requests if "/in/" in request.path) < 12 << 20
+    # Two looks: at the first bytes, and for the fields. What the sockets' buffers had taken before the client hung up
+    # isn't the client's doing: up to 7 MB each on Google's store.
+    assert sum(request.sent_bytes for request in store.proxy.requests if "/in/" in request.path) < 20 << 20
 
 
 def fails(store, *args: str, env: dict | None = None) -> str:
