@@ -91,6 +91,11 @@ class Unit:
     limit: int | None = None
     files: tuple[ListedFile, ...] = ()
 
+    @property
+    def inputs(self) -> tuple[FileInfo, ...]:
+        """The files that it is read from: those of a listing, else its shard."""
+        return tuple(listed.file for listed in self.files) or (self.shard.file,)
+
 
 @dataclass(frozen=True)
 class EncodedImage:

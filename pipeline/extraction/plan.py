@@ -92,7 +92,7 @@ def make_plan(
     elsewhere = look_up(
         file.uri
         for planned in known
-        for file in [listed.file for listed in planned.unit.files] or [planned.unit.shard.file]
+        for file in planned.unit.inputs
         if file.uri not in given and file.uri not in files
     )
     incomplete = incomplete_shards(planned.unit for planned in known)

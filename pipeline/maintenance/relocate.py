@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipeline.extraction.plan import look_up
 from transforms import shards, storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.records import FileInfo, Unit
+from transforms.records import Unit
 from transforms.rows.contents import compare_contents
 from transforms.storage import readable
 from transforms.store.layout import failures_uri
@@ -151,12 +151,8 @@ def _continued(manifest: Manifest, moves: Sequence[str]) -> _Moves:
     return _Moves(tuple(begun))
 
 
-def _files(unit: Unit) -> list[FileInfo]:
-    return [listed.file for listed in unit.files] or [unit.shard.file]
-
-
 def _places(plan: Iterable[PlannedUnit]) -> set[str]:
-    return {file.uri for planned in plan for file in _files(planned.unit)}
+    return {file.uri for planned in plan for file in planned.unit.inputs}
 
 
 def _moved_plan(out: Output, moves: _Moves) -> dict[str, tuple[Unit, Unit]]:
@@ -165,7 +161,7 @@ def _moved_plan(out: Output, moves: _Moves) -> dict[str, tuple[Unit, Unit]]:
     Raises:
         FeaturemillError: A file isn't at the new place, or not as large, or there twice.
     """
-    moved = {file.uri: file for planned in out.plan for file in _files(planned.unit) if moves(file.uri) != file.uri}
+    moved = {file.uri: file for planned in out.plan for file in planned.unit.inputs if moves(file.uri) != file.uri}
     there = look_up(map(moves, moved))
     wrong = []
     for uri, file in sorted(moved.items()):
@@ -180,7 +176,7 @@ def _moved_plan(out: Output, moves: _Moves) -> dict[str, tuple[Unit, Unit]]:
     units = {}
     for planned in out.plan:
         unit = planned.unit
-        if not any(file.uri in moved for file in _files(unit)):
+        if not any(file.uri in moved for file in unit.inputs):
             continue
         if unit.files:
             files = [
@@ -209,7 +205,7 @@ def _refuse(out: Output, wrong: list[str]) -> None:
 
 def _check(out: Output, units: dict[str, tuple[Unit, Unit]], check: str, say: Callable[[str], None]) -> tuple[int, int]:
     """Compares the contents; returns how many files move, and how many images were compared."""
-    both = (pair for old, new in units.values() for pair in zip(_files(old), _files(new), strict=True))
+    both = (pair for old, new in units.values() for pair in zip(old.inputs, new.inputs, strict=True))
     files = {now.uri for before, now in both if now.uri != before.uri}
     done = out.listing.unit_ids() if check == "all" else set()
     pairs = {unit_id: _only_moved(*pair) for unit_id, pair in units.items() if unit_id in done}
@@ -249,7 +245,7 @@ def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None])
     concerned = {
         unit_id
         for unit_id, unit in units.items()
-        if any(_lies_in(file.uri, new) for file in _files(unit) for new in new_places)
+        if any(_lies_in(file.uri, new) for file in unit.inputs for new in new_places)
     }
 
     def rows(table: pa.Table) -> pa.Table:

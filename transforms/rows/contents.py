@@ -110,4 +110,4 @@ def _change(record: EncodedImage | Failure, there: bytes | None) -> str:
 
 
 def _sources(unit: Unit) -> list[str]:
-    return [clean(listed.file.uri) for listed in unit.files] or [clean(unit.shard.file.uri)]
+    return [clean(file.uri) for file in unit.inputs]

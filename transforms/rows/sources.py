@@ -124,7 +124,7 @@ class ImageRows:
         """
         gone = []
         for unit in (unit for part in parts for unit in self._units_of(part)[1]):
-            uris = [listed.file.uri for listed in unit.files] or [unit.shard.file.uri]
+            uris = [file.uri for file in unit.inputs]
             gone += [clean(uri) for uri in uris if not storage.stat(uri)]
         if gone:
             raise FeaturemillError(
