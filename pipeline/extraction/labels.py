@@ -5,18 +5,17 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.extraction.options import ExtractOptions
-from transforms import shards, storage
+from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.labels.cautions import cautions
+from transforms.parquet_files import open_parquet
 from transforms.records import Shard
 from transforms.shards import FORMATS
 from transforms.store.output import Output
-from transforms.text import counted, one_line, short
+from transforms.text import counted, short
 
 # A look at shards reads no more than this: at so many of them, evenly drawn, and at the first images of each.
 _SHARDS = 8
@@ -27,7 +26,7 @@ _NAME_LENGTH = 24
 _THREADS = 16
 # The summary reads the labels of so many parts at most: of more it would take many seconds, each time.
 _COUNTED_PARTS = 10_000
-_RULES = {"folder": "folder names", "parent": "parent folders", "grandparent": "the folders above parent folders"}
+_RULES = {"folder": "folder names", "parent": "parent folders", "grandparent": "parents' parent folders"}
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,7 @@ def look_at_labels(found: shards.Found, fields: shards.Fields) -> LabelLook:
 
 
 def _of_files(fields: shards.Fields) -> str:
-    rule = fields.file_labels
-    return {"folder": "folder names", "parent": "parent folders", "grandparent": "parents' parent folders"}.get(
-        rule, rule
-    )
+    return _RULES.get(fields.file_labels, fields.file_labels)
 
 
 def _of_shard(shard: Shard) -> str:
@@ -129,14 +125,10 @@ def count_labels(output: Output) -> Counter[str | None] | None:
 
 def _count_part(part: str) -> Counter[str | None]:
     counts: Counter[str | None] = Counter()
-    try:
-        with storage.open_read(part) as file:
-            parquet = pq.ParquetFile(file, read_dictionary=["label"])
-            for batch in parquet.iter_batches(columns=["label"], use_threads=False):
-                for pair in pc.value_counts(batch.column(0)).to_pylist():
-                    counts[pair["values"]] += pair["counts"]
-    except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{part} can't be read ({one_line(error)}); delete it and run extract again") from error
+    with open_parquet(part, cure="delete it and run extract again", dictionaries=["label"]) as parquet:
+        for batch in parquet.iter_batches(columns=["label"], use_threads=False):
+            for pair in pc.value_counts(batch.column(0)).to_pylist():
+                counts[pair["values"]] += pair["counts"]
     return counts
 
 

@@ -90,10 +90,7 @@ def make_plan(
     files = {listed.file.uri: listed for listed in found.files}
     known, parts = output.plan, output.listing.unit_ids()
     elsewhere = look_up(
-        file.uri
-        for planned in known
-        for file in planned.unit.inputs
-        if file.uri not in given and file.uri not in files
+        file.uri for planned in known for file in planned.unit.inputs if file.uri not in given and file.uri not in files
     )
     incomplete = incomplete_shards(planned.unit for planned in known)
     # Planned anew as a whole: parts of units that are cut the same way again count.
