@@ -14,7 +14,7 @@ from transforms.shards.fields import Fields
 from transforms.shards.files import slice_files
 from transforms.shards.inputs import Found, find
 from transforms.shards.names import IMAGE_EXTENSIONS
-from transforms.shards.stream import MAX_ENCODED_BYTES
+from transforms.shards.stream import MAX_ENCODED_BYTES, look
 from transforms.text import clean, one_line
 
 __all__ = [
@@ -75,21 +75,21 @@ def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list
     Raises:
         FeaturemillError: The shard can't be read.
     """
-    look = FORMATS[shard.format].look
+    own_look = FORMATS[shard.format].look
     try:
-        if look and not shard.label_field.endswith("="):
-            return look(shard, records)
+        if own_look and not shard.label_field.endswith("="):
+            return own_look(shard, records)
         labels: list[str | None] = []
         # What else lies between the images counts, too: on a store it is fetched.
-        stop = most_bytes if shard.file.size > most_bytes and not shard.compression else -1
-        for image in _read_shard(Unit(shard, stop=stop)):
+        unit = look(shard, most_bytes)
+        for image in _read_shard(unit):
             if len(labels) >= records or most_bytes <= 0:
                 return labels, False
             if isinstance(image, EncodedImage):
                 labels.append(image.label)
                 most_bytes -= len(image.data)
         # Of the last one before a cut, the label may lie behind it.
-        return (labels, True) if stop < 0 else (labels[:-1], False)
+        return (labels, True) if unit.stop < 0 else (labels[:-1], False)
     except OSError as error:
         raise _unreadable(shard, error) from error
 

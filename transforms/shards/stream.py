@@ -100,6 +100,12 @@ def open_stream(shard: Shard, start: int = 0) -> Iterator[Stream]:
         yield Stream(file, position=start, size=size)
 
 
+def look(shard: Shard, most_bytes: int) -> Unit:
+    """Returns the part of a shard that a look reads: what begins in its first bytes, all of it if it is packed."""
+    ends = shard.file.size > most_bytes and not shard.compression
+    return Unit(shard, stop=most_bytes if ends else -1)
+
+
 def failure(shard: Shard, *, key: str, position: int, error: str, message: str, label: str | None = None) -> Failure:
     """Returns a failure of the stage `read`; `key` is what follows the shard's URI and `#`."""
     source = clean(shard.file.uri)

@@ -30,6 +30,7 @@ from transforms.shards.stream import (
     broken,
     cut,
     failure,
+    look,
     open_stream,
     stretches,
 )
@@ -328,7 +329,7 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
 def _look(shard: Shard) -> tuple[list[_Sample], dict[str, None], bool]:
     """Returns the first samples with an image, the extensions seen until then, and whether that is the whole tar."""
     most = _LOOK_AT_BYTES if storage.is_local(shard.file.uri) else _LOOK_AT_FETCHED_BYTES
-    stop = most if shard.file.size > most and not shard.compression else -1
+    stop = look(shard, most).stop
     found, extensions, whole = [], {}, stop < 0
     with open_stream(shard) as stream:
         try:
