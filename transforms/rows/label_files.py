@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.shards import fields
+from transforms.shards.detect import foreign_packing
 from transforms.text import one_line, short
 
 VALID = "CSV with a header, JSON lines or Parquet"
@@ -34,15 +35,9 @@ _MARKS = (
     (b"\xfe\xff", "utf-16"),
 )
 _UTF8_MARK = b"\xef\xbb\xbf"
-_SHEET = "is a spreadsheet or a zip file; save the sheet as CSV (UTF-8)"
-_PACKED = "is packed in a way that isn't read; unpack it, or pack it with gzip"
 _FOREIGN = (
-    (b"PK\x03\x04", _SHEET),
     (b"\xd0\xcf\x11\xe0", "is an old spreadsheet (.xls); save the sheet as CSV (UTF-8)"),
     (b"ARROW1", "is an Arrow file; write it as Parquet"),
-    (b"BZh", _PACKED),
-    (b"\xfd7zXZ", _PACKED),
-    (b"\x28\xb5\x2f\xfd", _PACKED),
 )
 
 # From the names of a file's columns, those that are wanted by what they are.
@@ -94,6 +89,11 @@ def _read(file: BinaryIO, choose: Choose) -> tuple[dict[str, pa.ChunkedArray], M
     if start.startswith(b"\x1f\x8b"):
         with gzip.GzipFile(fileobj=file) as packed:
             return _read(packed, choose)
+    packing = foreign_packing(start)
+    if packing == "zip":
+        raise _Unreadable("is a spreadsheet or a zip file; save the sheet as CSV (UTF-8)")
+    if packing:
+        raise _Unreadable("is packed in a way that isn't read; unpack it, or pack it with gzip")
     for magic, cure in _FOREIGN:
         if start.startswith(magic):
             raise _Unreadable(cure)

@@ -166,11 +166,15 @@ def _unzipped(head: bytes) -> bytes:
         return b"damaged"
 
 
+def foreign_packing(head: bytes) -> str:
+    """Returns the name of the packing that a file's first bytes show, such as `zip`; empty for gzip and for none."""
+    return next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), "")
+
+
 def _reason(head: bytes) -> str:
     if not head:
         return "it is empty"
-    packing = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), "")
-    if packing:
+    if packing := foreign_packing(head):
         return f"it is packed with {packing}; unpack it, or pack it with gzip"
     if head.startswith(_GZIP_MAGIC):
         packed = [f"a {known.title}" for known in FORMATS.values() if known.gzip]
