@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,28 @@ def start(command: Sequence[str], **more: Any) -> subprocess.Popen:
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **settings)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def killed_before(moment: int, code: str, *args: object, events: Sequence[str] = ("os.rename",)) -> list[str]:
+    """Returns a command that runs Python code and is killed before the so manieth rename; never if that is 0 or less.
+
+    Args:
+        moment: Which one, from 1 on.
+        code: What runs, with `args` as `sys.argv[1:]`.
+        args: Its arguments.
+        events: Python's audit events that count.
+    """
+    killer = (
+        "import os, signal, sys\n"
+        f"left = {moment}\n"
+        "def kill(event, args):\n"
+        "    global left\n"
+        f"    if event in {tuple(events)!r}:\n"
+        "        left -= 1\n"
+        "        left or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "sys.addaudithook(kill)\n"
+    )
+    return [sys.executable, "-c", f"{killer}{code}", *map(str, args)]
 
 
 def finish(command: subprocess.Popen, seconds: float = SECONDS) -> tuple[int, str, str]:

@@ -41,6 +41,14 @@ def write_shard(folder: Path, kind: str, items: Sequence[Item], **options) -> Sh
     return found_shard(path)
 
 
+def write_every_format(folder: Path, items: Sequence[Item], *, row_group_size: int) -> None:
+    """Writes the items as `photos`, a folder, and as `photos.tar`, `photos.tfrecord` and `photos.parquet` beside it."""
+    write_folder(folder / "photos", items)
+    write_tar(folder / "photos.tar", items)
+    write_tfrecord(folder / "photos.tfrecord", items)
+    write_parquet(folder / "photos.parquet", items, row_group_size=row_group_size)
+
+
 def found_shard(path: Path, **fields: str) -> Shard:
     """Returns the one shard that a path leads to."""
     [shard] = find([str(path)], Fields(**fields)).shards

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 
 import pyarrow.parquet as pq
 import pytest
@@ -12,8 +11,13 @@ from pipeline.maintenance.inspect import inspect
 from tests.pipeline.extraction.test_faults import SETTINGS
 from tests.pipeline.extraction.test_run import extract, rows
 from tests.support import memory_store
-from tests.support.commands import finish, start
-from tests.support.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from tests.support.commands import finish, killed_before, start
+from tests.support.factories import (
+    draw_items,
+    write_every_format,
+    write_folder,
+    write_tar,
+)
 from transforms.errors import FeaturemillError
 from transforms.store.units import read_plan
 
@@ -28,10 +32,7 @@ def made(tmp_path):
     items = draw_items(per_class=20, size=48, seed=3)
     folder = tmp_path / "in"
     folder.mkdir()
-    write_folder(folder / "photos", items)
-    write_tar(folder / "photos.tar", items)
-    write_tfrecord(folder / "photos.tfrecord", items)
-    write_parquet(folder / "photos.parquet", items, row_group_size=6)
+    write_every_format(folder, items, row_group_size=6)
     # So that a test finds a picture's bytes in it.
     table = pq.read_table(folder / "photos.parquet")
     pq.write_table(table, folder / "photos.parquet", row_group_size=6, compression="none")
@@ -148,18 +149,7 @@ def test_a_lost_plan_of_touched_inputs_is_no_loss(made):
 
 def test_killed_while_it_writes_what_it_recognised(made):
     before = rows(made / "out")
-    code = (
-        "import os, signal, sys\n"
-        "from tests.support import fakes\n"
-        "left = int(sys.argv.pop(1))\n"
-        "def kill(event, args):\n"
-        "    global left\n"
-        "    if event == 'os.rename':\n"
-        "        left -= 1\n"
-        "        left or os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(kill)\n"
-        "fakes.main()"
-    )
+    code = "from tests.support import fakes\nfakes.main()"
     # The plan; then, because one file is new, the manifest and the plan, before anything else.
     for moment in (1, 2, 3, 4):
         output = made / f"out{moment}"
@@ -167,7 +157,7 @@ def test_killed_while_it_writes_what_it_recognised(made):
         os.utime(made / "in/photos.tar", (1e9 + moment, 1e9))
         touch(made / "in/photos")
         shutil.copy(made / "in/photos/disc/disc_000.jpg", made / f"in/photos/disc/new{moment}.jpg")
-        command = [sys.executable, "-c", code, str(moment), str(made / "in"), "-o", str(output), *SETTINGS]
+        command = killed_before(moment, code, made / "in", "-o", output, *SETTINGS)
         status, _, err = finish(start(command))
         assert status == -9, err
         assert before.items() <= rows(output).items()

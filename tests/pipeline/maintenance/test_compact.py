@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +22,13 @@ from pipeline.maintenance.inspect import inspect
 from pipeline.maintenance.verify import verify
 from tests.pipeline.extraction import test_run as te
 from tests.support import memory_store
-from tests.support.commands import finish, start
-from tests.support.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from tests.support.commands import finish, killed_before, start
+from tests.support.factories import (
+    draw_items,
+    write_every_format,
+    write_folder,
+    write_tar,
+)
 from tests.support.fakes import WEIGHTS
 from tests.support.properties import examples
 from transforms import storage
@@ -45,10 +49,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     items = draw_items(per_class=8, size=48, seed=1)
     (folder / "in").mkdir()
-    write_folder(folder / "in/photos", items)
-    write_tar(folder / "in/photos.tar", items)
-    write_tfrecord(folder / "in/photos.tfrecord", items)
-    write_parquet(folder / "in/photos.parquet", items, row_group_size=3)
+    write_every_format(folder / "in", items, row_group_size=3)
     extract(folder)
     return folder
 
@@ -324,23 +325,12 @@ def test_taking_apart_that_is_cut_off(own, monkeypatch, call):
 def test_killed_at_many_moments(made, tmp_path):
     rows = te.rows(made / "out")
     # Before the so manieth rename or removal.
-    code = (
-        "import os, signal, sys\n"
-        "from pipeline.maintenance.compact import compact\n"
-        "left = int(sys.argv[2])\n"
-        "def kill(event, args):\n"
-        "    global left\n"
-        "    if event in ('os.rename', 'os.remove'):\n"
-        "        left -= 1\n"
-        "        left or os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(kill)\n"
-        "compact(sys.argv[1], target_bytes=12_000, say=print)"
-    )
+    code = "from pipeline.maintenance.compact import compact\ncompact(sys.argv[1], target_bytes=12_000, say=print)"
     seen = set()
     for moment in (1, 2, 3, 8, 17, 30):
         output = tmp_path / f"out{moment}"
         shutil.copytree(made / "out", output)
-        status, _, err = finish(start([sys.executable, "-c", code, str(output), str(moment)]))
+        status, _, err = finish(start(killed_before(moment, code, output, events=("os.rename", "os.remove"))))
         assert status == -signal.SIGKILL, err
         seen.add((len(merged_parts(output)), len(list((output / "features").iterdir()))))
         assert te.rows(output) == rows

@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,8 +18,12 @@ from pipeline.maintenance.verify import verify
 from tests.pipeline.extraction.test_run import extract, options, rows
 from tests.pipeline.extraction.test_touched import change
 from tests.support import memory_store
-from tests.support.commands import finish, start
-from tests.support.factories import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
+from tests.support.commands import finish, killed_before, start
+from tests.support.factories import (
+    draw_items,
+    write_every_format,
+    write_folder,
+)
 from transforms.errors import FeaturemillError, UsageError
 from transforms.store.listing import list_parts
 from transforms.store.reports import read_units
@@ -35,10 +38,7 @@ def made(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("made")
     items = draw_items(per_class=20, size=48, seed=3)
     (folder / "in").mkdir()
-    write_folder(folder / "in/photos", items)
-    write_tar(folder / "in/photos.tar", items)
-    write_tfrecord(folder / "in/photos.tfrecord", items)
-    write_parquet(folder / "in/photos.parquet", items, row_group_size=6)
+    write_every_format(folder / "in", items, row_group_size=6)
     return folder
 
 
@@ -242,18 +242,7 @@ def test_killed_at_many_moments(own):
     expected = moved(before, own / "in", own / "in/in")
     move = f"{own}/in={own}/in/in"
     # Before the so manieth rename.
-    code = (
-        "import os, signal, sys\n"
-        "from pipeline.maintenance.relocate import relocate\n"
-        "left = int(sys.argv[3])\n"
-        "def kill(event, args):\n"
-        "    global left\n"
-        "    if event == 'os.rename':\n"
-        "        left -= 1\n"
-        "        left or os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(kill)\n"
-        "relocate(sys.argv[1], [sys.argv[2]])"
-    )
+    code = "from pipeline.maintenance.relocate import relocate\nrelocate(sys.argv[1], [sys.argv[2]])"
     states = set()
     for moment in (1, 2, 3, 4, 9, 20, -2, -1):
         output = own / f"out{moment}"
@@ -261,7 +250,7 @@ def test_killed_at_many_moments(own):
         # Manifest, plan, parts and failures, units.parquet, manifest.
         files = sum(len(list((output / name).iterdir())) for name in ("features", "failures"))
         at = moment if moment > 0 else files + 5 + moment
-        status, _, err = finish(start([sys.executable, "-c", code, str(output), move, str(at)]))
+        status, _, err = finish(start(killed_before(at, code, output, move)))
         assert status == -signal.SIGKILL, (moment, err)
         there = rows(output)
         states.add(len(there.keys() & expected.keys()))
