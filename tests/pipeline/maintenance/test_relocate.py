@@ -223,7 +223,7 @@ def test_verify_and_heads_go_on(made, tmp_path):
     shutil.copytree(made / "in/photos", tmp_path / "in")
     out = str(tmp_path / "out")
     embed(tmp_path / "in", tmp_path / "out")
-    train(TrainOptions(features=out, output=str(tmp_path / "head")))
+    train(TrainOptions(features=out, output=str(tmp_path / "head"), validation=0.5))
     (tmp_path / "in").rename(tmp_path / "new")
     assert not verify(out).ok
     relocate(out, [f"{tmp_path}/in={tmp_path}/new"])
