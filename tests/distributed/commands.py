@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from pipeline.maintenance.inspect import inspect
@@ -18,12 +18,13 @@ def start(
     runner: str = "FnApiRunner",
     beam: Sequence[str] = (),
     fake=False,
+    env: Mapping[str, str] | None = None,
 ) -> subprocess.Popen:
     """Starts `featuremill extract` in a session of its own."""
     module = ["-m", "tests.support.fakes"] if fake else ["-m", "pipeline.cli", "extract"]
     command = [sys.executable, *module, str(inputs), "-o", str(output), "--quiet", "--runner", runner, *settings]
     command = ["nice", "-n", "10", *command, *(["--", *beam] if beam else [])]
-    return commands.start(command, env={**os.environ, "PYTHONUNBUFFERED": "1"})
+    return commands.start(command, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})})
 
 
 def assert_one_line(err: str, *words: str) -> None:

@@ -124,8 +124,18 @@ def test_ctrl_c_cancels_the_job(shards, expected, tmp_path, flink, time):
     assert_resumes(shards, tmp_path / "out", flink, expected)
 
 
-def test_two_jobs_on_one_output(shards, expected, tmp_path, flink, time):
-    commands = [start(shards, tmp_path / "out", SETTINGS, "FlinkRunner", flink.options(1), fake=True) for _ in range(2)]
+def test_a_second_job_on_an_output_is_refused(shards, expected, tmp_path, flink, time):
+    command = in_the_middle(shards, tmp_path / "out", flink)
+    second = start(shards, tmp_path / "out", SETTINGS, "FlinkRunner", flink.options(), fake=True)
+    code, _, err = finish(second)
+    assert code == 1
+    assert_one_line(err, "is in use by another command (process ", "wait for that to end")
+    assert_survives(command, tmp_path / "out", expected)
+
+
+def test_two_jobs_on_one_output_without_locks(shards, expected, tmp_path, flink, time):
+    jobs = [(shards, tmp_path / "out", SETTINGS, "FlinkRunner", flink.options(1)) for _ in range(2)]
+    commands = [start(*job, fake=True, env={"FAKE_NO_LOCKS": "yes"}) for job in jobs]
     wait_until(lambda: len(flink.cluster.running_jobs()) == 2, "two jobs at once", 120)
     ended = [finish(command) for command in commands]
     assert [(code, err) for code, _, err in ended] == [(0, ""), (0, "")], ended
