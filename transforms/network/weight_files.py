@@ -28,6 +28,8 @@ _IMPOSTORS = {
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
     b"<": "a web page; download the file itself",
 }
+# Of groups; Keras's nest by two levels for each model in a model.
+_MOST_DEPTH = 100
 _DTYPES = ("float16", "float32", "float64")
 
 
@@ -117,11 +119,34 @@ def _keras3_layout(root: "h5py.Group", backbone: str) -> _Found:
     return found
 
 
-def _groups(group: "h5py.Group") -> "Iterator[h5py.Group]":
-    yield group
-    for child in group.values():
-        if hasattr(child, "keys"):
-            yield from _groups(child)
+def _groups(root: "h5py.Group") -> "Iterator[h5py.Group]":
+    """Yields a group and those below it, parents before children, each once: links may lead to one from many places.
+
+    Raises:
+        ValueError: They lie deeper than any network's.
+    """
+    import h5py
+
+    seen = {_address(root)}
+    todo = [(root, 0)]
+    while todo:
+        group, depth = todo.pop()
+        yield group
+        if depth == _MOST_DEPTH:
+            raise ValueError(f"its groups lie over {_MOST_DEPTH} deep")
+        # Other links may lead into other files of this machine.
+        hard = [name for name in group if isinstance(group.get(name, getlink=True), h5py.HardLink)]
+        for name in reversed(hard):
+            child = group[name]
+            if isinstance(child, h5py.Group) and _address(child) not in seen:
+                seen.add(_address(child))
+                todo.append((child, depth + 1))
+
+
+def _address(group: "h5py.Group") -> int:
+    import h5py
+
+    return h5py.h5o.get_info(group.id).addr
 
 
 def _names(kind: str, count: int, backbone: str) -> list[str]:

@@ -311,7 +311,7 @@ def test_a_member_is_read_up_to_a_limit(tmp_path, monkeypatch):
 
 
 def test_many_images_of_one_base_name_are_not_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar, "_HELD_BYTES", 1000)
+    monkeypatch.setattr(tar, "_HELD_BYTES", 2000)
     items = [
         (f"cat.{i}.{ending}", data) for i in range(9) for ending, data in (("jpg", b"x" * 600), ("cls", b"%d" % i))
     ]
