@@ -285,8 +285,8 @@ def _row_group(
 def _batch_rows(parquet: pq.ParquetFile, watched: _Watched, groups: Sequence[int], columns: Sequence[str]) -> int:
     """Returns how many rows of some columns can be held at a time.
 
-    A value may be as large as all that its column stores, and a dictionary hands it out for every row: the mean, or what
-    the last rows took, says nothing of the next ones.
+    A value may be as large as all that its column stores, and a dictionary hands it out for every row: the mean, or
+    what the last rows took, says nothing of the next ones.
     """
     most = 1
     for group in groups:
@@ -300,9 +300,9 @@ def _batch_rows(parquet: pq.ParquetFile, watched: _Watched, groups: Sequence[int
 def _first_page_bytes(chunk: pq.ColumnChunkMetaData, watched: _Watched) -> int:
     """Returns the size of a column's first page (its dictionary, if it has one) as the page's own header has it.
 
-    A footer may say anything; pages are unpacked to the size in their header, at once. The header is a struct of Thrift's
-    compact protocol whose first fields are kind, unpacked and packed size, numbers of 7 bits a byte in zigzag. Source:
-    https://parquet.apache.org/docs/file-format/metadata and THRIFT-110.
+    A footer may say anything; pages are unpacked to the size in their header, at once. The header is a struct of
+    Thrift's compact protocol whose first fields are kind, unpacked and packed size, numbers of 7 bits a byte in zigzag.
+    Source: PageHeader in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
 
     Raises:
         OSError: It would unpack to far more than images do.
