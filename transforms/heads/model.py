@@ -1,10 +1,12 @@
 """`Model`: what a fit yields, as arrays and JSON values; and the forward pass of dense layers in NumPy and Keras."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+_SCORES_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,12 @@ def fold_standardisation(
     """
     kernel = kernel / scale[:, None]
     return kernel, bias - mean @ kernel
+
+
+def score_slices(rows: int, classes: int) -> Iterator[slice]:
+    """Yields slices of rows whose scores are about a million numbers: all at once they may be gigabytes."""
+    step = max(1, _SCORES_AT_ONCE // classes)
+    yield from (slice(start, start + step) for start in range(0, rows, step))
 
 
 def log_losses(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:

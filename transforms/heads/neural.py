@@ -22,6 +22,7 @@ from transforms.heads.model import (
     dense_logits,
     fold_standardisation,
     log_losses,
+    score_slices,
 )
 from transforms.network.keras_import import import_keras
 
@@ -272,7 +273,8 @@ def _log_loss(model: Model, source: _Source) -> float:
     # Whatever overflows ends up in the sum, which the caller checks.
     with np.errstate(over="ignore", invalid="ignore"):
         for vectors, codes in source.batches():
-            total += float(log_losses(dense_logits(model, vectors), codes).sum())
+            for part in score_slices(len(codes), len(model.arrays[f"bias{len(model.arrays) // 2}"])):
+                total += float(log_losses(dense_logits(model, vectors[part]), codes[part]).sum())
             count += len(codes)
     return total / count
 
