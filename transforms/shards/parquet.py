@@ -29,8 +29,9 @@ NAME_COLUMNS = ("file_name", "filename", "path", "key")
 # Rows in memory at a time: this many, or fewer where they may be large.
 _BATCH_ROWS = 64
 _BATCH_BYTES = 256 << 20
-# A first page of more that unpacks to over so many times its size holds no images, which are packed already.
-_PAGE_BYTES, _PAGE_RATIO = 512 << 20, 4
+# A page of more that unpacks to over so many times its size holds no images, which are packed already. Arrow takes five
+# times as much for one value of a dictionary.
+_PAGE_BYTES, _PAGE_RATIO = 96 << 20, 50
 # What is read at once of a column: without a limit, Arrow reads the column of a whole row group.
 _BUFFER_BYTES = 4 << 20
 _FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}
@@ -270,11 +271,16 @@ def _row_group(
                 if batch is None:
                     return
                 images, labels, keys = (_column(batch, path) for path in paths)
+            records = []
             for i in range(batch.num_rows):
                 key = name_or(None if keys is None else _value(keys[i]), str(row))
                 label = (None, unusable) if labels is None else _label(_value(labels[i]), class_names)
-                yield _row(shard, row, data=images[i], key=key, label=label)
+                records.append(_row(shard, row, data=images[i], key=key, label=label))
                 row += 1
+            # While these are decoded and the next batch is read, this one would be a second copy.
+            del batch, images, labels, keys
+            while records:
+                yield records.pop(0)
     except _DamagedError as error:
         rows = parquet.metadata.row_group(group).num_rows
         lost = f"{first_row + rows - row} of its rows ({row} to {first_row + rows - 1})"
