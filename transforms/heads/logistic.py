@@ -18,6 +18,7 @@ from transforms.heads.model import (
     dense_arrays,
     dense_keras_logits,
     dense_logits,
+    dense_problem,
     fold_standardisation,
     log_losses,
     score_slices,
@@ -190,4 +191,8 @@ class _Problem:
         return (kernel, bias), converged
 
 
-KINDS = {"logistic": Kind(fitter=fitter, logits=dense_logits, keras_logits=dense_keras_logits, is_dense=True)}
+KINDS = {
+    "logistic": Kind(
+        fitter=fitter, logits=dense_logits, keras_logits=dense_keras_logits, problem=dense_problem, is_dense=True
+    )
+}

@@ -20,6 +20,7 @@ from transforms.heads.model import (
     dense_arrays,
     dense_keras_logits,
     dense_logits,
+    dense_problem,
     fold_standardisation,
     log_losses,
     score_slices,
@@ -284,6 +285,7 @@ KINDS = {
         fitter=partial(_NeuralFitter, name),
         logits=dense_logits,
         keras_logits=dense_keras_logits,
+        problem=dense_problem,
         is_dense=True,
         dropout=hidden[1] if hidden else 0.0,
         # Without validation rows nothing would tell when to stop.

@@ -5,10 +5,11 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.json_types import wrong_field
 from transforms.spec import ADDED_COLUMNS, FeatureSpec
 from transforms.store.layout import write_file
 from transforms.text import clean, one_line
@@ -91,12 +92,18 @@ class Manifest:
         """Returns the manifest that a JSON object with this spec holds.
 
         Raises:
-            KeyError, TypeError: Its totals aren't such.
+            KeyError, TypeError, ValueError: Its totals, or other values, aren't such.
         """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         totals = values["totals"] and Totals(
             **{f.name: values["totals"][f.name] for f in fields(Totals) if f.name in values["totals"]}
         )
+        checked = {**known, "spec": spec, "totals": totals or None}
+        problem = wrong_field(checked, get_type_hints(cls))
+        problem = problem or wrong_field(vars(totals) if totals else {}, get_type_hints(Totals))
+        problem = problem or wrong_field(known.get("relocation") or {}, {"moves": list[list[str]]})
+        if problem:
+            raise ValueError(problem)
         return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
 
     def to_json(self) -> dict[str, Any]:
@@ -164,7 +171,14 @@ class PredictionsManifest:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PredictionsManifest":
-        """Returns the manifest that a JSON object holds; what is missing is None."""
+        """Returns the manifest that a JSON object holds; what is missing is None.
+
+        Raises:
+            ValueError: A value is of another type.
+        """
+        problem = wrong_field(values, get_type_hints(cls))
+        if problem:
+            raise ValueError(problem)
         return cls(**{f.name: values.get(f.name) for f in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
@@ -252,7 +266,7 @@ def read_manifest(folder: str) -> Manifest:
     wrong = "spec is not one"
     try:
         spec = FeatureSpec.from_json(json.dumps(values["spec"]))
-        wrong = "totals are not those"
+        wrong = "totals or other values are not those"
         return Manifest.from_json(values, spec)
-    except (KeyError, TypeError) as error:
-        raise FeaturemillError(f"{uri}: its {wrong} of featuremill ({error}); restore it") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise FeaturemillError(f"{uri}: its {wrong} of featuremill ({one_line(error)}); restore it") from error
