@@ -16,6 +16,7 @@ import numpy as np
 
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
+from transforms.machine import home_folder
 from transforms.network.vgg import KERNEL, TOP_IMAGE_SIZES, LayerInfo, describe
 from transforms.network.weights import Weights
 from transforms.text import one_line
@@ -114,7 +115,7 @@ def weight_file(sha256: str, load: Callable[[], Weights]) -> Iterator[str]:
 
 def cache_folder() -> Path:
     """Returns the folder of converted weights: `$FEATUREMILL_CACHE`, by default `~/.cache/featuremill`."""
-    return Path(os.environ.get("FEATUREMILL_CACHE") or Path.home() / ".cache" / "featuremill")
+    return Path(os.environ.get("FEATUREMILL_CACHE") or Path(home_folder(), ".cache", "featuremill"))
 
 
 def _is_whole(path: Path) -> bool:

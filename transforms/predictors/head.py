@@ -228,7 +228,7 @@ def _read_values(folder: str) -> dict[str, Any]:
             f"{folder} is no head{why_missing(folder, 'head.json', error)}; pass the folder that featuremill train "
             "wrote"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, "head.json", f"no valid JSON: {one_line(error)}") from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise _damaged(folder, "head.json", "it isn't a head's")

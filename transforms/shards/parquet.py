@@ -94,9 +94,12 @@ def _damage(watched: _Watched) -> Iterator[None]:
 
 def _open(watched: _Watched) -> pq.ParquetFile:
     with _damage(watched):
-        return pq.ParquetFile(
+        opened = pq.ParquetFile(
             watched, buffer_size=_BUFFER_BYTES, pre_buffer=False, memory_map=False, page_checksum_verification=True
         )
+        # Here, because it fails where a name isn't UTF-8.
+        _kinds(opened.schema_arrow)
+        return opened
 
 
 def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:

@@ -253,7 +253,7 @@ def read_manifest(folder: str) -> Manifest:
         raise FeaturemillError(
             f"{folder} holds no features of featuremill extract{why_missing(folder, 'manifest.json', error)}; {cure}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
     if isinstance(values, dict) and values.get("kind") == PREDICTIONS:
         raise FeaturemillError(f"{folder} holds no features of featuremill extract{_predictions_in(folder)}; {cure}")

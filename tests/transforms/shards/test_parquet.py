@@ -355,3 +355,17 @@ def test_what_an_image_column_holds_instead_is_said(tmp_path, column, holds):
         FeaturemillError, match=rf"no image in .*a\.parquet: looked for image, found that it holds {holds}"
     ):
         shards.find((str(tmp_path / "a.parquet"),), shards.Fields())
+
+
+def test_names_that_are_too_long_for_a_key(tmp_path):
+    columns = {"image": [b"1", b"2", b"3"], "file_name": ["a.jpg", "é" * 4096, "é" * 40_000]}
+    first, second, third = rows(found_shard(write(tmp_path / "x.parquet", columns)))
+    assert (first.data, second.data) == (b"1", b"2")
+    assert (third.error, third.position) == ("key too long", 2)
+
+
+def test_columns_that_are_not_named_in_utf8(tmp_path):
+    data = write(tmp_path / "x.parquet", {"image": [b"1"], "läbel": ["a"]}, store_schema=False).read_bytes()
+    (tmp_path / "x.parquet").write_bytes(data.replace("läbel".encode(), b"l\xff\xffbel"))
+    [failure] = rows(found_shard(tmp_path / "x.parquet"))
+    assert failure.error == "bad footer"
