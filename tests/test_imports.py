@@ -28,8 +28,14 @@ FLOORS = (
     {"transforms.parquet_files", "transforms.committed"},
     {"transforms.storage", "transforms.spec"},
     {"transforms.labels"},
-    {"transforms.object_stores", "transforms.declared", "transforms.json_types", "transforms.pools"},
-    {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
+    {
+        "transforms.object_stores",
+        "transforms.declared",
+        "transforms.json_types",
+        "transforms.pools",
+        "transforms.machine",
+    },
+    {"transforms.records", "transforms.errors", "transforms.text"},
 )
 MOST_MODULES = 12
 # Who may name a heavy library at all, lazily or not.

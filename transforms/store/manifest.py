@@ -101,7 +101,10 @@ class Manifest:
         checked = {**known, "spec": spec, "totals": totals or None}
         problem = wrong_field(checked, get_type_hints(cls))
         problem = problem or wrong_field(vars(totals) if totals else {}, get_type_hints(Totals))
-        problem = problem or wrong_field(known.get("relocation") or {}, {"moves": list[list[str]]})
+        if not problem and known.get("relocation"):
+            moves = known["relocation"].get("moves")
+            if not isinstance(moves, list) or not all(map(_is_move, moves)):
+                problem = "relocation has no moves of one place to another"
         if problem:
             raise ValueError(problem)
         return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
@@ -188,6 +191,10 @@ class PredictionsManifest:
 
     def _is_known(self, name: Any) -> bool:
         return name.default is MISSING or getattr(self, name.name) is not None
+
+
+def _is_move(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(place, str) for place in value)
 
 
 def write_manifest(folder: str, manifest: Manifest | PredictionsManifest) -> None:

@@ -15,6 +15,8 @@ from transforms.store.parts import PartWriter
 def test_texts_are_written_before_they_add_up(tmp_path, monkeypatch, long):
     monkeypatch.setattr(parts, "ROW_GROUP_TEXT_BYTES", 10_000)
     spec = FeatureSpec("vgg16", "0" * 64, (Feature("embedding", "block1_pool", "avg"),))
+    for folder in ("features", "failures"):
+        (tmp_path / folder).mkdir()
     with PartWriter(str(tmp_path), "unit", spec=spec, sizes={"embedding": 2}) as writer:
         for i in range(30):
             key, label = (f"{i}" + "x" * 1000 * (long == name) for name in ("key", "label"))
