@@ -216,10 +216,10 @@ def test_every_command_and_option_has_help(capsys):
 
 def test_closed_standard_streams(tar, tmp_path):
     """As with `2>&-`: what is asked for is done, and no file of the run gets what was to be said."""
-    command = f"{sys.executable} -m tests.support.fakes {tar} -o {tmp_path}/out --image-size 32"
+    command = f"exec {sys.executable} -m tests.support.fakes {tar} --image-size 32 -o {tmp_path}/out"
     for number, closed in enumerate(("2>&-", ">&-", "<&- >&- 2>&-")):
-        shell = f"exec {command}{number} {closed}"
-        done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+        shell = ["bash", "-c", f"{command}{number} {closed}"]
+        done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         manifest = json.loads((tmp_path / f"out{number}" / "manifest.json").read_text())
         assert manifest["totals"]["rows_embedded"] == 6
