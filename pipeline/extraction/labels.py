@@ -11,8 +11,8 @@ from pipeline.extraction.options import ExtractOptions
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.labels.cautions import cautions
-from transforms.parquet_files import open_parquet
 from transforms.records import Shard
+from transforms.seals import open_sealed
 from transforms.shards import FORMATS
 from transforms.store.output import Output
 from transforms.text import counted, short
@@ -125,7 +125,7 @@ def count_labels(output: Output) -> Counter[str | None] | None:
 
 def _count_part(part: str) -> Counter[str | None]:
     counts: Counter[str | None] = Counter()
-    with open_parquet(part, cure="delete it and run extract again", dictionaries=["label"]) as parquet:
+    with open_sealed(part, cure="delete it and run extract again", read_dictionary=["label"]) as parquet:
         for batch in parquet.iter_batches(columns=["label"], use_threads=False):
             column = batch.column(0)
             # By NumPy: pyarrow.compute takes longer to import than nearly every OUT to count.
