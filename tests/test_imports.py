@@ -26,7 +26,7 @@ FLOORS = (
     {"transforms.rows", "transforms.engines"},
     {"transforms.store", "transforms.images", "transforms.shards", "transforms.network"},
     {"transforms.parquet_files", "transforms.committed"},
-    {"transforms.storage", "transforms.spec"},
+    {"transforms.storage", "transforms.spec", "transforms.locks"},
     {"transforms.labels"},
     {"transforms.object_stores", "transforms.declared", "transforms.pools"},
     {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
+from transforms.store.layout import MERGED
 from transforms.text import one_line
 
 # No unit's id has this form: it ends in nine digits, a hyphen and sixteen hexadecimal ones.
-MERGED_STEM = re.compile(r"compact-[0-9a-f]{32}")
+MERGED_STEM = re.compile(MERGED)
 _ENDING = ".parquet"
 
 
