@@ -27,7 +27,7 @@ FLOORS = (
     {"transforms.store", "transforms.images", "transforms.shards", "transforms.network"},
     {"transforms.seals"},
     {"transforms.parquet_files", "transforms.committed"},
-    {"transforms.storage", "transforms.spec"},
+    {"transforms.storage", "transforms.spec", "transforms.locks"},
     {"transforms.labels"},
     {"transforms.object_stores", "transforms.declared", "transforms.pools"},
     {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
