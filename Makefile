@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 # Two files at a time: half of the minutes are work of one core. Not the files with most tests first, which would keep the real
 # network's few long tests for the end, when the other core has nothing to do.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5
 
 # Spoiled files of every kind through the real readers, then extract killed at any moment; ends at the first finding, and says
 # how to repeat it.

@@ -6,9 +6,8 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import get_type_hints
 
-from transforms.declared import Bound, check, declared
+from transforms.declared import Bound, check, declared, wrong_field
 from transforms.errors import UsageError
-from transforms.json_types import wrong_field
 from transforms.pools import POOLS
 from transforms.text import did_you_mean
 

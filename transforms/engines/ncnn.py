@@ -51,7 +51,7 @@ class NcnnEngine:
         self._taps = [layer.name for layer in table if layer.name in tapped]
         threads = threads or available_cores()
         _check_memory(table, spec.image_size, threads)
-        with weight_file(spec.weights, lambda: planned_weights(weights_source, table, spec)) as path:
+        with weight_file(spec.weights, table, lambda: planned_weights(weights_source, table, spec)) as path:
             self._net = _load(table, path)
             _self_check(self._net, table, path)
         self._pool = ThreadPoolExecutor(threads, "ncnn")

@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from transforms import heads, storage
+from transforms.committed import recover
+from transforms.declared import wrong_field
 from transforms.errors import FeaturemillError
 from transforms.heads.model import Model
-from transforms.json_types import wrong_field
 from transforms.predictors.folder import check_place, open_arrays, sha256_of, write_folder
 from transforms.rows.table import Table
 from transforms.spec import FeatureSpec
@@ -175,6 +176,7 @@ def load_head(folder: str) -> Head:
         FeaturemillError: There is none, it is of another version, or it isn't as it was written.
     """
     folder = storage.absolute(folder)
+    recover(folder)
     values = _read_values(folder)
     try:
         with open_arrays(folder) as file:
