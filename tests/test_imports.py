@@ -28,7 +28,7 @@ FLOORS = (
     {"transforms.parquet_files", "transforms.committed"},
     {"transforms.storage", "transforms.spec"},
     {"transforms.labels"},
-    {"transforms.object_stores", "transforms.declared", "transforms.pools"},
+    {"transforms.object_stores", "transforms.declared", "transforms.pools", "transforms.isolated"},
     {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
 )
 MOST_MODULES = 12

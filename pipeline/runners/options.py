@@ -3,13 +3,12 @@
 import argparse
 import logging
 import shlex
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.runners.dataflow import RUNNER, check_places, dataflow_args, is_template
 from transforms.errors import UsageError
+from transforms.machine import own_command
 from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -85,12 +84,6 @@ def beam_runner(runner: str, workers: int) -> "PipelineRunner":
     return FnApiRunner(
         default_environment=SubprocessSDKEnvironment.from_command_string(shlex.join(own_command(module)))
     )
-
-
-def own_command(module: str) -> list[str]:
-    """Returns the command that runs one of our modules in a new process, whatever the current folder holds."""
-    # Not by `-m`, with which Python looks there first.
-    return [sys.executable, str(Path(__file__).parents[2] / "featuremill" / "own.py"), module]
 
 
 # Beam's options are a part of the job.

@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 
-from pipeline.runners.options import own_command
+from transforms.machine import own_command
 
 _MODULE = "pipeline.runners.worker_pool"
 _LOOK_SECONDS = 0.5

@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import islice
 
 from transforms.errors import FeaturemillError
+from transforms.isolated import Crashed, Isolated
 from transforms.labels.folders import partition_value
 from transforms.labels.values import as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
@@ -14,7 +15,7 @@ from transforms.shards.fields import Fields
 from transforms.shards.files import slice_files
 from transforms.shards.inputs import Found, find
 from transforms.shards.names import IMAGE_EXTENSIONS
-from transforms.shards.stream import MAX_ENCODED_BYTES, look
+from transforms.shards.stream import MAX_ENCODED_BYTES, failure, look
 from transforms.text import clean, one_line
 
 __all__ = [
@@ -48,20 +49,44 @@ def split(shard: Shard, unit_bytes: int) -> list[Unit]:
         raise _unreadable(shard, error) from error
 
 
-def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
+def read(unit: Unit, *, apart: bool = False) -> Iterator[EncodedImage | Failure]:
     """Yields the images of a unit as they are stored, one record in memory at a time.
 
     What is wrong with the data is a Failure of the stage `read` and never raises. Where a shard can't be read any
     further, one Failure with the key `URI#@offset` says so.
 
+    Args:
+        unit: What is read.
+        apart: Formats with native readers are read in a child process; where that crashes, nothing more is read.
+
     Raises:
         FeaturemillError: The shard has vanished, or its disk or store fails.
     """
+    if apart and not unit.shard.is_listing and FORMATS[unit.shard.format].is_native:
+        yield from _read_apart(unit)
+        return
     try:
         images = files.read(unit) if unit.shard.is_listing else _read_shard(unit)
         yield from islice(images, unit.limit)
     except OSError as error:
         raise _unreadable(unit.shard, error) from error
+
+
+def _read_apart(unit: Unit) -> Iterator[EncodedImage | Failure]:
+    position = unit.first_index
+    with Isolated() as child:
+        try:
+            for record in child.iterate(read, unit):
+                position = record.position + 1
+                yield record
+        except Crashed as error:
+            message = (
+                f"cannot read {unit.shard.file.uri} beyond record {position}: crashed the reader ({error.how}); what "
+                "came before is kept; write it again"
+            )
+            yield failure(
+                unit.shard, key=f"@{position}", position=position, error="crashed the reader", message=message
+            )
 
 
 def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list[str | None], bool]:

@@ -423,4 +423,5 @@ FORMAT = Format(
     narrow=narrow,
     look=look,
     count=_count,
+    is_native=True,
 )
