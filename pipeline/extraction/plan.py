@@ -313,7 +313,7 @@ def take_sample(units: Iterable[Unit], limit: int) -> list[Unit]:
             chosen = unit.files[:left]
             taken.append(replace(unit, files=chosen, stop=unit.start + len(chosen), limit=len(chosen)))
         else:
-            count = sum(1 for _ in islice(shards.read(unit), left))
+            count = sum(1 for _ in islice(shards.read(unit, apart=True), left))
             taken.append(replace(unit, limit=count))
     return [unit for unit in taken if unit.limit]
 

@@ -81,9 +81,9 @@ def beam_runner(runner: str, workers: int) -> "PipelineRunner":
             raise UsageError(f"runner {runner!r} can't be used: {one_line(error)}") from error
     debug = logging.getLogger().isEnabledFor(logging.INFO)
     module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.runners.worker"
-    return FnApiRunner(
-        default_environment=SubprocessSDKEnvironment.from_command_string(shlex.join(own_command(module)))
-    )
+    # Beam runs it in a shell, which would stay between us and the worker, and remark on its end.
+    command = f"exec {shlex.join(own_command(module))}"
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
 
 # Beam's options are a part of the job.
