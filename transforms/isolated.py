@@ -37,6 +37,7 @@ _LOOK_SECONDS = 0.5
 # doesn't compute, is ended after so many times the limit.
 WAITING = 10
 _ONE, _MANY = "one", "many"
+_NEXT, _STOP = b"next", b"stop"
 _BEGAN, _VALUE, _ITEM, _ERROR, _END = "began", "value", "item", "error", "end"
 
 
@@ -87,28 +88,26 @@ class Isolated:
             return self._received()[1]
 
     def iterate(self, function: Callable[..., Iterator[T]], *arguments: Any) -> Iterator[T]:
-        """Yields what a generator does in the child; one that isn't read to its end is ended. No other call meanwhile.
+        """Yields what a generator does in the child, each value when it is asked for. No other call meanwhile.
 
         Raises:
             Crashed: As `call`; what came before was yielded.
         """
         with self._lock:
             self._begin(_MANY, function, arguments)
-            is_over = False
-            try:
-                while True:
-                    try:
-                        kind, value = self._received()
-                    except BaseException:
-                        is_over = True
-                        raise
-                    if kind == _END:
-                        is_over = True
-                        return
+            while True:
+                kind, value = self._received()
+                if kind == _END:
+                    return
+                wish = _STOP
+                try:
                     yield value
-            finally:
-                if not is_over:
-                    self._kill()
+                    wish = _NEXT
+                finally:
+                    if self._pipe is not None:
+                        self._pipe.send_bytes(wish)
+                        if wish == _STOP:
+                            self._received()
 
     def close(self) -> None:
         """Ends the child."""
@@ -217,10 +216,12 @@ def _serve(pipe: Connection) -> None:
             else:
                 for item in function(*arguments):
                     pipe.send((_ITEM, item))
+                    if pipe.recv_bytes() == _STOP:
+                        break
                     _limit(seconds, None)
                 answer = _END, None
             data = pickle.dumps(answer)
-        except BrokenPipeError:
+        except (BrokenPipeError, EOFError):
             return
         except BaseException as error:
             data = _pickled(error)

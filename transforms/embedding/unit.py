@@ -13,6 +13,7 @@ from transforms.embedding.batches import Decoded, decode_threads, embed_batch
 from transforms.embedding.decoders import Decoders, Task
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
+from transforms.isolated import Isolated
 from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, UnitReport
 from transforms.store.parts import PartWriter
 from transforms.store.units import PlannedUnit, load_files
@@ -70,9 +71,12 @@ def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool) -> 
     stages = _Stages()
     unit = load_files(job.output, planned)
     added = job.added_columns
-    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes, added=added) as writer:
+    with (
+        Isolated(memory=job.record_memory) as reader,
+        PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes, added=added) as writer,
+    ):
         progress = _Progress(writer)
-        records = shards.read(unit, apart=apart)
+        records = shards.read(unit, apart=reader if apart else None)
         images = _decode_ahead(records, job, stages, threads=decode_threads(engine), apart=apart)
         for batch in _batches(images, engine, writer):
             stages.notes.update(image.result.note for image in batch if image.result.note)

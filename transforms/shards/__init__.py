@@ -49,7 +49,7 @@ def split(shard: Shard, unit_bytes: int) -> list[Unit]:
         raise _unreadable(shard, error) from error
 
 
-def read(unit: Unit, *, apart: bool = False) -> Iterator[EncodedImage | Failure]:
+def read(unit: Unit, *, apart: Isolated | None = None) -> Iterator[EncodedImage | Failure]:
     """Yields the images of a unit as they are stored, one record in memory at a time.
 
     What is wrong with the data is a Failure of the stage `read` and never raises. Where a shard can't be read any
@@ -57,13 +57,13 @@ def read(unit: Unit, *, apart: bool = False) -> Iterator[EncodedImage | Failure]
 
     Args:
         unit: What is read.
-        apart: Formats with native readers are read in a child process; where that crashes, nothing more is read.
+        apart: A child process in which formats with native readers are read; where that crashes, nothing more is read.
 
     Raises:
         FeaturemillError: The shard has vanished, or its disk or store fails.
     """
     if apart and not unit.shard.is_listing and FORMATS[unit.shard.format].is_native:
-        yield from _read_apart(unit)
+        yield from _read_apart(unit, apart)
         return
     try:
         images = files.read(unit) if unit.shard.is_listing else _read_shard(unit)
@@ -72,21 +72,17 @@ def read(unit: Unit, *, apart: bool = False) -> Iterator[EncodedImage | Failure]
         raise _unreadable(unit.shard, error) from error
 
 
-def _read_apart(unit: Unit) -> Iterator[EncodedImage | Failure]:
-    position = unit.first_index
-    with Isolated() as child:
-        try:
-            for record in child.iterate(read, unit):
-                position = record.position + 1
-                yield record
-        except Crashed as error:
-            message = (
-                f"cannot read {unit.shard.file.uri} beyond record {position}: crashed the reader ({error.how}); what "
-                "came before is kept; write it again"
-            )
-            yield failure(
-                unit.shard, key=f"@{position}", position=position, error="crashed the reader", message=message
-            )
+def _read_apart(unit: Unit, child: Isolated) -> Iterator[EncodedImage | Failure]:
+    shard, position = unit.shard, unit.first_index
+    try:
+        for record in child.iterate(read, unit):
+            position = record.position + 1
+            yield record
+    except Crashed as error:
+        message = (
+            f"cannot read {shard.file.uri} beyond record {position}: crashed the reader ({error.how}); write it again"
+        )
+        yield failure(shard, key=f"@{position}", position=position, error="crashed the reader", message=message)
 
 
 def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list[str | None], bool]:
