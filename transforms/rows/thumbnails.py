@@ -3,59 +3,30 @@
 They are decoded in child processes, always: few images, in commands of which nothing is kept if one crashes.
 """
 
-import base64
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-
-from PIL import Image
 
 from transforms import shards
 from transforms.errors import FeaturemillError
-from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
+from transforms.images.thumbnail import QUALITY, SIDE, Thumbnail, thumbnail
 from transforms.isolated import Crashed, Isolated
 from transforms.machine import available_cores
 from transforms.records import EncodedImage, Unit
 from transforms.rows.lookup import StoredRow
 from transforms.rows.sources import cause_of
-from transforms.spec import FeatureSpec
 from transforms.store.listing import read_footers
 from transforms.store.units import read_plan
 from transforms.text import clean
 
-SIDE = 160
-QUALITY = 75
 # Of each image, in its child process.
 SECONDS, MEMORY = 30.0, 2 * 2**30
 # Plain files that a thread reads at a time.
 _FILES = 64
 _CHILDREN = 8
-
-
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small image for a page, or why there is none.
-
-    Attributes:
-        data: WebP; empty where there is none.
-        width: Its pixels.
-        height: Its pixels.
-        problem: Empty where there is one.
-    """
-
-    data: bytes = b""
-    width: int = SIDE
-    height: int = SIDE
-    problem: str = ""
-
-    @property
-    def uri(self) -> str:
-        """`data:` URI, empty where there is no image."""
-        return f"data:image/webp;base64,{base64.b64encode(self.data).decode()}" if self.data else ""
 
 
 class Thumbnailer:
@@ -85,23 +56,6 @@ class Thumbnailer:
             return Thumbnail(problem=f"can't be decoded: {error}")
         except MemoryError:
             return Thumbnail(problem="can't be decoded: it takes too much memory")
-
-
-def thumbnail(data: bytes, *, side: int = SIDE, quality: int = QUALITY) -> Thumbnail:
-    """Returns a small image, its longer side `side` pixels, of an encoded one; decodes in this process."""
-    # How the whole image is brought to that size; nothing else of it matters here.
-    spec = FeatureSpec("", "", (), image_size=side, resize="pad", interpolation="bilinear", decode="fast")
-    try:
-        decoded = decode_image(data, spec, max_pixels=PIXEL_CEILING)
-    except ImageError as error:
-        return Thumbnail(problem=f"can't be decoded: {error}")
-    scale = side / max(decoded.width, decoded.height)
-    width, height = max(1, round(decoded.width * scale)), max(1, round(decoded.height * scale))
-    left, top = (side - width) // 2, (side - height) // 2
-    image = Image.fromarray(decoded.pixels[top : top + height, left : left + width])
-    target = io.BytesIO()
-    image.save(target, "WEBP", quality=quality)
-    return Thumbnail(target.getvalue(), width, height)
 
 
 def thumbnails(
