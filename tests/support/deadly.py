@@ -80,3 +80,19 @@ def install() -> None:
         return load(self)
 
     BmpImagePlugin.BmpImageFile.load = deadly
+    if "DEADLY_ROW_GROUP" in os.environ:
+        _install_reader(int(os.environ["DEADLY_ROW_GROUP"]))
+
+
+def _install_reader(deadly_group: int) -> None:
+    """Makes Arrow abort in this process where it reads the so manieth row group."""
+    from pyarrow import parquet
+
+    iter_batches = parquet.ParquetFile.iter_batches
+
+    def deadly(self, *args, row_groups=(), **more):
+        if deadly_group in row_groups:
+            abort()
+        return iter_batches(self, *args, row_groups=row_groups, **more)
+
+    parquet.ParquetFile.iter_batches = deadly
