@@ -5,7 +5,6 @@ Only click is imported at the top, so that `--help` is instant.
 
 import errno
 import os
-import re
 import sys
 import traceback
 
@@ -13,6 +12,7 @@ import click
 
 from pipeline.cli import exploration, extraction, heads, maintenance
 from pipeline.runners.supervised import supervise, tell
+from transforms.text import shown, shown_within
 
 EXIT_INTERRUPTED = 130
 # Commands that commit as they go; the others write at their end.
@@ -44,6 +44,8 @@ def run_cli(args: list[str]) -> int:
     try:
         return cli.main(args, prog_name="featuremill", standalone_mode=False) or 0
     except click.ClickException as error:
+        # Also a name that the shell found for a pattern.
+        error.message = shown_within(error.message)
         error.show()
         return error.exit_code
     except SystemExit as error:
@@ -51,13 +53,13 @@ def run_cli(args: list[str]) -> int:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
         if "--debug" in args:
-            traceback.print_exc()
+            click.echo(shown(traceback.format_exc()), err=True)
         if getattr(error, "is_told", False):
             # Whoever supervises this process says so, or goes on.
             return 1
         code, message = _explain(error, args)
         # A file's name may hold line breaks.
-        click.echo("featuremill: " + re.sub(r"[\x00-\x1f\x7f]", lambda c: repr(c[0])[1:-1], message), err=True)
+        click.echo(f"featuremill: {shown_within(message)}", err=True)
         return code
 
 

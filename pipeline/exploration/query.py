@@ -22,7 +22,7 @@ from transforms.rows.thumbnails import Thumbnail, Thumbnailer, thumbnails
 from transforms.similarity.neighbours import METRICS, Nearest, nearest_rows
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
-from transforms.text import counted
+from transforms.text import counted, shown, shown_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Found:
     seconds: float
 
     def __repr__(self) -> str:
-        return found_text(self)
+        return shown(found_text(self))
 
 
 def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None = None) -> Found:
@@ -186,7 +186,7 @@ def found_text(found: Found) -> str:
     lines = []
     for asked, some in zip(found.queries, found.neighbours, strict=True):
         rows = [(rank, f"{near.score:.6g}", near.row.label, near.row.key) for rank, near in enumerate(some, 1)]
-        lines += [f"{asked.kind} {asked.name}", text_table(("", found.metric, "label", "key"), rows), ""]
+        lines += [f"{asked.kind} {shown_within(asked.name)}", text_table(("", found.metric, "label", "key"), rows), ""]
     rows = found.table.vectors.rows
     of = "" if found.searched == rows else f"{found.searched:,} of "
     return "\n".join([*lines, f"{of}{counted(rows, 'row')} compared in {found.seconds:.1f} s"])

@@ -13,6 +13,7 @@ from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
 from transforms import storage
+from transforms.committed import held
 from transforms.records import UnitReport
 from transforms.similarity.projection import principal_components
 from transforms.storage import readable
@@ -64,11 +65,12 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
         FeaturemillError: OUT holds no features or unreadable ones, or the page can't be written.
     """
     check_targets([output], page=page)
-    inspection = inspect(output)
-    name = choose_feature(inspection.features, feature)
-    rows = gather_rows(inspection.features, name)
-    text = run_report_html(inspection, rows, mapped=name)
-    write_page(page, text)
+    with held(page):
+        inspection = inspect(output)
+        name = choose_feature(inspection.features, feature)
+        rows = gather_rows(inspection.features, name)
+        text = run_report_html(inspection, rows, mapped=name)
+        write_page(page, text)
     failures = counted(sum(inspection.failures.values()), "failure")
     return f"{page}: {counted(inspection.rows, 'row')}, {failures}, {size_text(len(text))}"
 
@@ -174,10 +176,12 @@ def _failures(inspection: Inspection) -> list[dict[str, Any]]:
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
     missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}
     output = Output(inspection.output)
-    for unit_id in sorted(output.failed_ids):
+    for report in sorted(inspection.reports, key=lambda report: report.unit_id):
         if not any(missing.values()):
             break
-        for row in output.failures(unit_id, ["key", "stage", "error", "message"]):
+        if report.unit_id not in output.failed_ids:
+            continue
+        for row in output.failures(report, ["key", "stage", "error", "message"]):
             reason = f"{row['stage']}: {row['error']}"
             if missing.get(reason):
                 missing[reason] -= 1

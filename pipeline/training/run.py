@@ -15,6 +15,7 @@ from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import Run, metrics_text, ranking, report_html, verdict
 from transforms import heads, storage
+from transforms.committed import held
 from transforms.engines.versions import library_versions
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 from transforms.evaluation.split import SIDES, Split, split
@@ -25,7 +26,7 @@ from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.store.output import Output
-from transforms.text import counted, printable, short
+from transforms.text import counted, printable, short, shown
 
 # The column of an OUT with the sides of its folders.
 SPLIT_COLUMN = "split"
@@ -53,7 +54,7 @@ class Trained:
     output: str
 
     def __repr__(self) -> str:
-        return trained_text(self)
+        return shown(trained_text(self))
 
 
 def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: None) -> Trained:
@@ -66,6 +67,11 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
     Raises:
         FeaturemillError: With the thing, the cause and the cure. HEAD is written whole or not at all.
     """
+    with held(options.output, parents=True):
+        return _train(options, say)
+
+
+def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     check_place(options.output, overwrite=options.overwrite)
     options, table, joined = _with_stored_sides(options, say)
     parts = _split(table, options)

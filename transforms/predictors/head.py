@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from transforms import heads, storage
+from transforms.committed import recover
 from transforms.errors import FeaturemillError
 from transforms.heads.model import Model
 from transforms.predictors.folder import check_place, open_arrays, sha256_of, write_folder
@@ -156,6 +157,7 @@ def load_head(folder: str) -> Head:
         FeaturemillError: There is none, it is of another version, or it isn't as it was written.
     """
     folder = storage.absolute(folder)
+    recover(folder)
     values = _read_values(folder)
     try:
         with open_arrays(folder) as file:

@@ -2,32 +2,42 @@
 
 import os
 import re
-import socket
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
-from functools import cached_property
-from typing import Any, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.parquet_files import open_parquet
+from transforms.locks import locked_folder
 from transforms.records import FileInfo, SkippedFile, UnitReport
-from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, SKIPPED_FILE, TODO_PREFIX, failures_uri, part_uri
-from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, read_footers
+from transforms.seals import Broken, open_sealed, origin_of
+from transforms.store.layout import (
+    OUTPUT_FILES,
+    OUTPUT_FOLDERS,
+    SKIPPED_FILE,
+    TODO_PREFIX,
+    failures_uri,
+    is_own,
+    part_uri,
+)
+from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, look_at_parts, read_footers
 from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
 from transforms.store.reports import read_skipped, read_units, units_uri, write_skipped, write_units
 from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import one_line
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
 _F = TypeVar("_F", bound="Folder")
 # The names in _tmp of small files, each there for a moment, and of a run's units. The name of a part that is being
 # written begins with its shard's, which may be `plan` too.
-_OWN_NAME = re.compile(
+_SMALL = re.compile(
     rf"((manifest\.json|plan|(units|skipped)\.parquet)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?"
 )
 # What helps where nothing can be written at all, and where it no longer can.
@@ -38,7 +48,13 @@ LEFTOVER_SECONDS = 3600
 
 
 class Folder:
-    """A folder that a command fills: OUT or PRED. As text it is its name."""
+    """A folder that a command fills: OUT or PRED. As text it is its name.
+
+    Attributes:
+        FOLDERS: {folder in it: pattern of the names of our files there}.
+    """
+
+    FOLDERS: Mapping[str, str] = OUTPUT_FOLDERS
 
     def __init__(self, folder: str):
         self.folder = storage.absolute(folder)
@@ -59,41 +75,22 @@ class Folder:
         """Opens it for work: keeps other commands off the same local folder, as long as this process is.
 
         The folder is made if it isn't there, so that it is held from the first moment on; if nothing came of that, it
-        is removed again.
+        is removed again. On object stores only the manifest is compared.
 
         Raises:
-            FeaturemillError: Another command is at work there.
+            FeaturemillError: Another command is at work there, or a folder in it is a link.
         """
         if not self.is_local:
             yield self
             return
-        import fcntl
-
-        is_new = not os.path.lexists(self.folder)
-        with suppress(OSError):
-            # Where it can't be made, who writes to it says so.
-            os.makedirs(self.folder, exist_ok=True)
-        if not os.path.isdir(self.folder):
-            yield self
-            return
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            # Some network file systems have no locks; there, as on stores, only the manifest is compared.
-            with suppress(OSError):
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
+        with locked_folder(self.folder):
+            for name in self.FOLDERS:
+                if os.path.islink(self.path(name)):
                     raise FeaturemillError(
-                        f"{self} is in use by another command{_holder(descriptor)}; wait for that to end, and run this "
-                        "one again"
-                    ) from error
+                        f"{self.path(name)} is a link, and nothing in {self} may lead elsewhere: what is written and "
+                        f"removed there might be others'; move all of {self} there, and let that be the link"
+                    )
             yield self
-        finally:
-            if is_new:
-                # Only if it is still empty.
-                with suppress(OSError):
-                    os.rmdir(self.folder)
-            os.close(descriptor)
 
     @contextmanager
     def writing(self, cure: str = SPACE, *, what: str = "write to") -> Iterator[None]:
@@ -113,6 +110,11 @@ class Folder:
         storage.make_folder(self.path("_tmp"))
         self.write_manifest(replace(manifest, status="running"))
 
+    def remove_own(self, names: Iterable[str]) -> None:
+        """Removes our files in these folders, and each folder that is empty then."""
+        for name in names:
+            storage.remove_tree(self.path(name), partial(is_own, self.FOLDERS, name))
+
     def remove_files(self, names: Iterable[str]) -> None:
         """Removes those of these files that are there, in this order."""
         there = storage.list_folder(self.folder)
@@ -121,20 +123,14 @@ class Folder:
                 storage.delete([self.path(name)])
 
 
-def _holder(descriptor: int) -> str:
-    """Returns who holds the lock on an open folder, such as ` (process 4711 on host, since 2026-11-26 10:31)`.
+def check_failures(metadata: "pq.FileMetaData", report: UnitReport) -> None:
+    """Checks by its footer that a failures file is the one that was committed with a unit's part.
 
-    Linux only knows of this machine's processes; of others nothing is said.
+    Raises:
+        OSError: It isn't.
     """
-    with suppress(OSError, ValueError):
-        inode = str(os.fstat(descriptor).st_ino)
-        with open("/proc/locks") as file:
-            rows = [line.split() for line in file]
-        pid = next((int(row[4]) for row in rows if row[1] == "FLOCK" and row[5].split(":")[-1] == inode), 0)
-        # The folder of a process is as old as the process.
-        began = datetime.fromtimestamp(os.stat(f"/proc/{pid}").st_ctime)
-        return f" (process {pid} on {socket.gethostname()}, since {began:%Y-%m-%d %H:%M})"
-    return ""
+    if report.failures_seal and origin_of(metadata) != report.failures_seal:
+        raise Broken("it isn't the one that its part was committed with")
 
 
 class Output(Folder):
@@ -148,7 +144,39 @@ class Output(Folder):
     @cached_property
     def listing(self) -> Listing:
         """The parts; raises FeaturemillError for a merged one that can't be read."""
-        return list_parts(self.folder)
+        return list_parts(self.folder, self.part_bytes.keys() - self.broken.keys())
+
+    @cached_property
+    def part_bytes(self) -> dict[str, int]:
+        """{file name: size} of what lies in the folder of parts."""
+        return {os.path.basename(info.uri): info.size for info in storage.list_infos(self.path("features"))}
+
+    @cached_property
+    def broken(self) -> dict[str, str]:
+        """{file name: why} of the parts that `look_at_parts` found not to be what units committed; they don't count."""
+        return {}
+
+    @cached_property
+    def _opened(self) -> dict[str, UnitReport]:
+        """The reports in the footers that `look_at_parts` read."""
+        return {}
+
+    def look_at_parts(self) -> None:
+        """Looks for parts that were cut off, emptied, or put there from elsewhere; see `broken`.
+
+        Raises:
+            FeaturemillError: A part can't be reached, or may not be read.
+        """
+        known = {report.unit_id: report.part_bytes for report in self.reports}
+        planned = {planned.unit_id for planned in self.plan}
+        looked = look_at_parts(self.folder, self.part_bytes, known, self.manifest.fingerprint, planned)
+        self.broken, self._opened = dict(looked.broken), dict(looked.reports)
+        self._forget("listing")
+
+    def remove_broken(self) -> None:
+        """Removes the parts that aren't what a unit committed, so that their units are done again."""
+        storage.delete(self.path("features", name) for name in self.broken)
+        self._forget("broken", "part_bytes")
 
     @cached_property
     def plan(self) -> list[PlannedUnit]:
@@ -159,7 +187,7 @@ class Output(Folder):
     def failed_ids(self) -> set[str]:
         """Ids of the units that have a failures file."""
         names = storage.list_folder(self.path("failures"))
-        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        return {name.removesuffix(".parquet") for name in names if is_own(self.FOLDERS, "failures", name)}
 
     @cached_property
     def skipped(self) -> list[SkippedFile]:
@@ -191,7 +219,15 @@ class Output(Folder):
 
     def relist(self) -> None:
         """Forgets which parts and failures there were."""
-        self._forget("listing", "failed_ids")
+        self._forget("listing", "failed_ids", "part_bytes")
+
+    def relist_parts(self) -> None:
+        """Forgets which parts count: `broken` has more now."""
+        self._forget("listing")
+
+    def forget_reports(self) -> None:
+        """Counts as if there were no units.parquet, which can't be read."""
+        self._reports = storage.stat(units_uri(self.folder)), []
 
     def _forget(self, *names: str) -> None:
         for name in names:
@@ -199,10 +235,12 @@ class Output(Folder):
 
     @property
     def holds_features(self) -> bool:
-        """True if it has files under the names that a run writes; others and empty folders are no concern of ours."""
+        """True if it has files under names that a run writes or reads; others and empty folders don't concern us."""
         if storage.list_folder(self.folder) & set(OUTPUT_FILES):
             return True
-        return any(storage.list_folder(self.path(name)) for name in ("features", "failures"))
+        if any(name.endswith(".parquet") for name in storage.list_folder(self.path("features"))):
+            return True
+        return bool(self.failed_ids)
 
     @property
     def is_whole(self) -> bool:
@@ -227,10 +265,13 @@ class Output(Folder):
             ) from None
         # First of all it must no longer say "complete": this may be cut off halfway.
         self.say_running(manifest)
-        for name in OUTPUT_FOLDERS:
-            storage.remove_tree(self.path(name))
+        self.remove_all()
+
+    def remove_all(self) -> None:
+        """Removes what runs wrote, whatever the manifest says, and leaves everything else."""
+        self.remove_own(self.FOLDERS)
         self.remove_files(reversed(OUTPUT_FILES))
-        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped")
+        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped", "part_bytes", "broken")
 
     def remove_leftovers(self) -> None:
         """Removes the parts whose rows are in a merged one as well: a compaction was cut off."""
@@ -246,29 +287,44 @@ class Output(Folder):
         """
         known = {report.unit_id: report for report in self.reports if report.unit_id not in fresh}
         merged = {report.unit_id: report for footer in self.listing.merged.values() for report in footer.reports}
-        known.update((unit_id, merged[unit_id]) for unit_id in unit_ids if unit_id in merged and unit_id not in known)
+        for found in (merged, {name: report for name, report in self._opened.items() if name not in fresh}):
+            known.update((unit_id, found[unit_id]) for unit_id in unit_ids if unit_id in found and unit_id not in known)
         missing = [unit_id for unit_id in unit_ids if unit_id not in known]
         for footer in read_footers([part_uri(self.folder, unit_id) for unit_id in missing]):
             known.update((report.unit_id, report) for report in footer.reports)
-        return [known[unit_id] for unit_id in sorted(unit_ids)]
+        # Of a part of an earlier version the size stays unknown: nobody compares it.
+        sizes = {name.removesuffix(".parquet"): size for name, size in self.part_bytes.items()}
+        reports = (known[unit_id] for unit_id in sorted(unit_ids))
+        return [replace(r, part_bytes=sizes.get(r.unit_id, r.part_bytes)) if r.seal else r for r in reports]
 
     def failures_by_reason(self, reports: Iterable[UnitReport]) -> Counter[str]:
         """Returns {`stage: error`: count}, the commonest first."""
         total: Counter[str] = Counter()
         with ThreadPoolExecutor(16) as pool:
-            for part in pool.map(self._count_failures, [report.unit_id for report in reports if report.rows_failed]):
+            for part in pool.map(self._count_failures, [report for report in reports if report.rows_failed]):
                 total.update(part)
         return Counter(dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))))
 
-    def _count_failures(self, unit_id: str) -> Counter[str]:
-        return Counter(f"{row['stage']}: {row['error']}" for row in self.failures(unit_id, ["stage", "error"]))
+    def _count_failures(self, report: UnitReport) -> Counter[str]:
+        return Counter(f"{row['stage']}: {row['error']}" for row in self.failures(report, ["stage", "error"]))
 
-    def failures(self, unit_id: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-        """Yields the failures of a unit that has some; raises FeaturemillError where they can't be read."""
-        uri = failures_uri(self.folder, unit_id)
-        with open_parquet(uri, cure="delete it and its part, and run extract again") as parquet:
+    def failures(self, report: UnitReport, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yields the failures of a unit that has some.
+
+        Raises:
+            FeaturemillError: They can't be read, or aren't those that were committed with its part.
+        """
+        uri = failures_uri(self.folder, report.unit_id)
+        with open_sealed(uri, cure="delete it and its part, and run extract again") as parquet:
+            check_failures(parquet.metadata, report)
             for batch in parquet.iter_batches(columns=columns):
                 yield from batch.to_pylist()
+
+    def count_failures(self, report: UnitReport) -> int:
+        """Returns how many failures a unit that has some lists; raises FeaturemillError as `failures` does."""
+        with open_sealed(failures_uri(self.folder, report.unit_id), cure="see featuremill inspect --deep") as parquet:
+            check_failures(parquet.metadata, report)
+            return parquet.metadata.num_rows
 
     def stored_bytes(self, unit_ids: Iterable[str]) -> int:
         """Returns the bytes of the units' parts; 0 where it isn't local (a listing there costs requests)."""
@@ -287,11 +343,13 @@ class Output(Folder):
         """
         for info in storage.list_infos(self.path("_tmp")):
             name = info.uri.rsplit("/", 1)[-1]
+            if not is_own(self.FOLDERS, "_tmp", name):
+                continue
             # A unit's id, or what the file was going to be.
             unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", name)
             # The version of a local file is its time in nanoseconds; a store's is in seconds, by the store's own clock.
             seconds = int(info.version) / 1e9 if self.is_local else float(info.version)
-            is_ours = _OWN_NAME.fullmatch(name) or MERGED_STEM.fullmatch(unit_id)
-            is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_ours and seconds < began)
+            is_small = _SMALL.fullmatch(name) or MERGED_STEM.fullmatch(unit_id)
+            is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_small and seconds < began)
             if unit_id in unit_ids or is_old:
                 storage.delete([info.uri])
