@@ -172,7 +172,7 @@ def test_no_flipped_bit_goes_unseen(stored, seed):
     flipped[bit // 8] ^= 1 << bit % 8
     try:
         for reader in draw.sample(readers, min(2, len(readers))):
-            path.write_bytes(flipped)
+            write(path, flipped)
             try:
                 found = reader()
             except FeaturemillError as error:
