@@ -121,6 +121,17 @@ def _locked(target: str, held: str, opened: Callable[[], int]) -> int | None:
         os.close(descriptor)
 
 
+def is_locked(folder: str) -> bool:
+    """True if a command of this machine holds the lock on a folder; looking takes no lock."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return bool(_holder(descriptor))
+        finally:
+            os.close(descriptor)
+    return False
+
+
 def _is_ours(descriptor: int) -> bool:
     return os.pread(descriptor, len(_SIGN), 0) in (b"", _SIGN.encode())
 

@@ -5,10 +5,12 @@ that `--help` should not.
 """
 
 import errno
+import fcntl
 import glob
 import io
 import os
 import re
+import resource
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +18,7 @@ from contextlib import suppress
 from functools import partial
 from stat import S_ISREG
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from weakref import WeakValueDictionary
 
 from transforms.errors import FeaturemillError
 from transforms.object_stores import (
@@ -80,10 +83,76 @@ def open_read(uri: str, *, ahead: int = READ_BYTES) -> BinaryIO:
         OSError: The file isn't there or can't be read; errors of stores are OSErrors too, then and while reading.
     """
     if is_local(uri):
-        return open(uri, "rb")
+        try:
+            return open(uri, "rb")
+        except FileNotFoundError:
+            kept = _KEPT.get(uri)
+            if kept is None:
+                raise
+            return open(kept.path(uri), "rb")
     there = place(uri)
     file = ask(lambda: there.files.open_input_file(there.path))
     return Reader(file, ask(file.size, is_answered=False), ahead)
+
+
+class Kept:
+    """Local files that are kept open: `open_read` goes on to read them by their names when somebody removed them.
+
+    They are closed when nobody has this object any more. Of more than a process may have open, none is kept.
+    """
+
+    def __init__(self, uris: Iterable[str]):
+        """Args: their names.
+
+        Raises:
+            FileNotFoundError: One isn't there.
+        """
+        self._descriptors: dict[str, int] = {}
+        uris = list(uris)
+        first = _room_for(len(uris))
+        for uri in uris if first else ():
+            try:
+                descriptor = os.open(uri, os.O_RDONLY)
+                try:
+                    self._descriptors[uri] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, first)
+                finally:
+                    os.close(descriptor)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                # Whoever reads it says why it can't be.
+                continue
+        _KEPT.update(dict.fromkeys(self._descriptors, self))
+
+    def path(self, uri: str) -> str:
+        """Returns by what name a file can be opened, as long as this lives."""
+        return f"/proc/self/fd/{self._descriptors[uri]}" if uri in self._descriptors else uri
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+
+
+# {name of a file: what keeps it open}
+_KEPT: "WeakValueDictionary[str, Kept]" = WeakValueDictionary()
+# Programs that wait for files by `select` know no higher numbers; these are left to them.
+_LOW_NUMBERS = 1024
+# What else a process may want to open.
+_OTHERS = 512
+
+
+def _room_for(files: int) -> int:
+    """Lets this process have so many more files open; returns the lowest number for them, 0 where there is no room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _LOW_NUMBERS + len(_KEPT) + files + _OTHERS
+    if hard != resource.RLIM_INFINITY and wanted > hard:
+        return 0
+    if soft != resource.RLIM_INFINITY and wanted > soft:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (OSError, ValueError):
+            return 0
+    return _LOW_NUMBERS
 
 
 def open_write(uri: str) -> BinaryIO:

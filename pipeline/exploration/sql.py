@@ -118,10 +118,11 @@ def _rows(features: Features) -> pa.Table | ds.Dataset:
     if not features.parts:
         spec, sizes = replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)
         return part_schema(spec, sizes, features.added_columns).empty_table()
-    stored = ds.dataset(list(features.parts), format="parquet").schema
+    parts = [features.kept.path(part) if features.kept else part for part in features.parts]
+    stored = ds.dataset(parts, format="parquet").schema
     wide = {name: pa.list_(pa.float32(), stored.field(name).type.list_size) for name in features.names}
     schema = pa.schema([field.with_type(wide.get(field.name, field.type)) for field in stored])
-    return ds.dataset(list(features.parts), schema, format="parquet")
+    return ds.dataset(parts, schema, format="parquet")
 
 
 def answer_text(answer: Answer) -> str:

@@ -1,6 +1,7 @@
 """Inspect: what a folder of features holds, and whether its parts, footers and manifest agree."""
 
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -104,6 +105,9 @@ def inspect(output: str) -> Inspection:
         FeaturemillError: There are no features in that folder.
     """
     out = Output(output)
+    # What can't be listed is told below.
+    with suppress(FeaturemillError):
+        out.keep_parts()
     problems, reports = _check(out)
     if any(problem.startswith("unreadable") for problem in problems):
         raise FeaturemillError(f"{out}: {'; '.join(problems)}")
@@ -138,7 +142,8 @@ def _check(output: Output) -> tuple[list[str], list[UnitReport]]:
         listing = output.listing
     except FeaturemillError as error:
         return [f"unreadable part: {error}"], []
-    if listing.leftovers:
+    # Beside a compaction that is at work, or has just ended, nothing is wrong.
+    if listing.leftovers and not output.is_in_use and Output(output.folder).listing.leftovers:
         problems.append(
             f"{len(listing.leftovers)} parts are in a merged one as well, such as {listing.leftovers[0]}: a compaction "
             "was cut off; run featuremill compact again"

@@ -117,7 +117,8 @@ def open_table(
     }
     texts |= {role: name for role, name in (("group", group_column), ("split", split_column)) if name}
     found = _read_columns(infos, texts)
-    vectors = StoredVectors(tuple(StoredPart(i.uri, i.group_rows) for i in infos), columns, dims, texts.get("key"))
+    parts = tuple(StoredPart(i.uri, i.group_rows) for i in infos)
+    vectors = StoredVectors(parts, columns, dims, texts.get("key"), kept=origin.kept)
     return Table(
         location=location,
         columns=columns,
@@ -141,6 +142,7 @@ class _Origin:
     spec: FeatureSpec | None = None
     weights: str = ""
     weights_are_random: bool = False
+    kept: storage.Kept | None = None
 
 
 def _origin(location: str) -> _Origin:
@@ -149,7 +151,8 @@ def _origin(location: str) -> _Origin:
         features, manifest = open_features(output), output.manifest
         if not features.complete:
             raise FeaturemillError(f"{location} is not finished; finish it with the same extract command")
-        return _Origin(features.parts, features.spec, manifest.weights, manifest.weights_are_random)
+        facts = (features.spec, manifest.weights, manifest.weights_are_random, features.kept)
+        return _Origin(features.parts, *facts)
     if storage.stat(location):
         return _Origin((location,))
     is_folder = storage.is_folder(location)

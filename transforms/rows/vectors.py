@@ -1,7 +1,7 @@
 """`StoredVectors`: vectors in Parquet files, streamed row group by row group and checked on the way."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from transforms.errors import FeaturemillError
 from transforms.parquet_files import open_parquet
+from transforms.storage import Kept
 
 # A batch's vectors. Decoding takes ten times as much on top: 32 MiB made a peak 370 MB higher, and were slower by half.
 BATCH_BYTES = 8 * 2**20
@@ -43,6 +44,7 @@ class StoredVectors:
         key_column: Where a row's key is found when it has to be named; None: rows are called `FILE#ROW`.
         zeros_pass: Whether vectors of nothing but zeros are let through: a black image may well be labelled, but it
             teaches nothing, and has no cosine.
+        kept: Keeps an OUT's parts readable while a compaction merges them.
     """
 
     parts: tuple[StoredPart, ...]
@@ -50,6 +52,7 @@ class StoredVectors:
     widths: tuple[int, ...]
     key_column: str | None
     zeros_pass: bool = False
+    kept: Kept | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def rows(self) -> int:

@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
+from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.parquet_files import open_parquet
 from transforms.spec import ROW_COLUMNS, FeatureSpec
@@ -32,6 +33,7 @@ class Features:
         parts: URIs of the parts; a merged one has the rows of several units, sorted by key.
         rows: N, over all parts.
         added_columns: Which of `spec.ADDED_COLUMNS` the parts have.
+        kept: Keeps the parts readable while a compaction merges them.
     """
 
     output: str
@@ -41,6 +43,7 @@ class Features:
     parts: tuple[str, ...]
     rows: int
     added_columns: tuple[str, ...] = ()
+    kept: storage.Kept | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         rows = f"{counted(self.rows, 'row')}{'' if self.complete else ' so far'}"
@@ -127,6 +130,7 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
     """
     output = output if isinstance(output, Output) else Output(os.fspath(output))
     manifest = output.manifest
+    output.keep_parts()
     parts = [output.path("features", name) for name in output.listing.names]
     rows = 0
     for part, footer in zip(parts, read_footers(parts), strict=True):
@@ -146,7 +150,9 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
                 "a part is missing; run the same extract command again, or see featuremill inspect"
             )
     added = tuple(manifest.added_columns)
-    return Features(output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, added)
+    return Features(
+        output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, added, output.kept
+    )
 
 
 def choose_feature(features: Features, name: str | None) -> str:

@@ -141,7 +141,13 @@ def list_parts(output: str) -> Listing:
     folder = storage.join(output, "features")
     names = {name for name in storage.list_folder(folder) if name.endswith(_ENDING)}
     candidates = sorted(filter(is_merged, names))
-    footers = dict(zip(candidates, read_footers([storage.join(folder, name) for name in candidates]), strict=True))
+    try:
+        footers = dict(zip(candidates, read_footers([storage.join(folder, name) for name in candidates]), strict=True))
+    except FeaturemillError as error:
+        if isinstance(error.__cause__, FileNotFoundError) and not set(candidates) <= storage.list_folder(folder):
+            # Merged again, or taken apart, since it was listed.
+            return list_parts(output)
+        raise
     merged: dict[str, Footer] = {}
     holders: dict[str, str] = {}
     leftovers = []

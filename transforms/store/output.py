@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.locks import locked_folder
+from transforms.locks import is_locked, locked_folder
 from transforms.parquet_files import open_parquet
 from transforms.records import FileInfo, SkippedFile, UnitReport
 from transforms.store.layout import (
@@ -89,6 +89,11 @@ class Folder:
                     )
             yield self
 
+    @property
+    def is_in_use(self) -> bool:
+        """True if a command of this machine is at work there."""
+        return self.is_local and is_locked(self.folder)
+
     @contextmanager
     def writing(self, cure: str = SPACE, *, what: str = "write to") -> Iterator[None]:
         """Turns an OSError of what is written to it into a FeaturemillError with this cure."""
@@ -139,6 +144,11 @@ class Output(Folder):
         return read_plan(self.folder)
 
     @cached_property
+    def kept(self) -> storage.Kept | None:
+        """What keeps the parts readable, None before `keep_parts` and elsewhere than on this machine's disks."""
+        return None
+
+    @cached_property
     def failed_ids(self) -> set[str]:
         """Ids of the units that have a failures file."""
         names = storage.list_folder(self.path("failures"))
@@ -174,7 +184,22 @@ class Output(Folder):
 
     def relist(self) -> None:
         """Forgets which parts and failures there were."""
-        self._forget("listing", "failed_ids")
+        self._forget("listing", "failed_ids", "kept")
+
+    def keep_parts(self) -> None:
+        """Lists the parts, and keeps those of a local disk readable while this lives, whatever is removed meanwhile.
+
+        So a reader sees them as they were at one moment, beside a compaction too. A listing takes a while: what a
+        compaction moved meanwhile may have been caught in both places, or in neither.
+        """
+        while self.is_local and self.kept is None:
+            listed = {*self.listing.names, *self.listing.leftovers}
+            with suppress(FileNotFoundError):
+                self.kept = storage.Kept(self.path("features", name) for name in sorted(listed))
+            now = {name for name in storage.list_folder(self.path("features")) if name.endswith(".parquet")}
+            # An extract adds parts all the time.
+            if self.kept is None or not (listed == now or (listed < now and not self.manifest.is_complete)):
+                self.relist()
 
     def _forget(self, *names: str) -> None:
         for name in names:
