@@ -7,6 +7,7 @@ nothing keeps a second command away.
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
@@ -16,6 +17,8 @@ from transforms.text import printable
 
 # What a lock file begins with: another file of such a name isn't ours.
 _SIGN = "featuremill: "
+# How long files that are to be removed wait for those who read them.
+READ_SECONDS = 30.0
 
 
 @contextmanager
@@ -119,6 +122,71 @@ def _locked(target: str, held: str, opened: Callable[[], int]) -> int | None:
                 return descriptor
         # Its holder removed it between our two steps.
         os.close(descriptor)
+
+
+class Reading:
+    """A reader of a local folder's files: as long as this lives, `without_readers` waits with removing some."""
+
+    def __init__(self, folder: str):
+        """Waits for the moment that a removal takes. Where nothing can be locked, nobody waits for anybody."""
+        self._descriptor = None
+        with suppress(OSError):
+            self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+@contextmanager
+def without_readers(folder: str, what: str) -> Iterator[None]:
+    """Waits until no `Reading` of the folder is left, and keeps new ones waiting.
+
+    Args:
+        folder: Local, absolute.
+        what: What to call it in the error.
+
+    Raises:
+        FeaturemillError: Somebody goes on reading.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        # Nothing is there to be removed.
+        yield
+        return
+    try:
+        with suppress(OSError):
+            _wait_for_readers(descriptor, what)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for_readers(descriptor: int, what: str) -> None:
+    deadline = time.monotonic() + READ_SECONDS
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise FeaturemillError(
+                    f"{what} is being read{_holder(descriptor)}; nothing is lost: run the same command again when that "
+                    "has ended"
+                ) from error
+            time.sleep(0.01)
+
+
+def is_locked(folder: str) -> bool:
+    """True if a command of this machine holds the lock on a folder; looking takes no lock."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            return bool(_holder(descriptor))
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def _is_ours(descriptor: int) -> bool:

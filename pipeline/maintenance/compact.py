@@ -82,7 +82,8 @@ def compact(
             # Once more: an extract that began since may have taken the merged part apart again.
             _check_unchanged(out)
             if storage.stat(out.path("features", merged)):
-                storage.delete(out.path("features", name) for name in names)
+                with out.removing_parts():
+                    storage.delete(out.path("features", name) for name in names)
             say(f"{number} of {len(groups)} merged, from {len(names)} parts ({size_text(_sum_bytes(group))})")
         out.relist()
     return CompactSummary(

@@ -119,6 +119,7 @@ def inspect(output: str, *, deep: bool = False) -> Inspection:
         FeaturemillError: There are no features in that folder, or it has files that can't be reached.
     """
     out = Output(output)
+    out.keep_parts()
     problems = _check_files(out) if deep else []
     found, reports = _check(out)
     problems += found
@@ -190,7 +191,8 @@ def _check(output: Output) -> tuple[list[str], list[UnitReport]]:
             output.broken[name] = footer
             problems.append(f"{clean(name)}: {footer}; {AGAIN}")
     listing = output.listing
-    if listing.leftovers:
+    # Beside a compaction that is at work nothing is wrong.
+    if listing.leftovers and not output.is_in_use:
         problems.append(
             f"{len(listing.leftovers)} parts are in a merged one as well, such as {listing.leftovers[0]}: a compaction "
             "was cut off; run featuremill compact again"

@@ -12,6 +12,7 @@ import pyarrow.types as types
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.isolated import Crashed
+from transforms.locks import Reading
 from transforms.parquet_files import count_values, open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
@@ -118,7 +119,8 @@ def open_table(
     }
     texts |= {role: name for role, name in (("group", group_column), ("split", split_column)) if name}
     found = _read_columns(infos, texts)
-    vectors = StoredVectors(tuple(StoredPart(i.uri, i.group_rows) for i in infos), columns, dims, texts.get("key"))
+    parts = tuple(StoredPart(i.uri, i.group_rows) for i in infos)
+    vectors = StoredVectors(parts, columns, dims, texts.get("key"), reading=origin.reading)
     return Table(
         location=location,
         columns=columns,
@@ -142,6 +144,7 @@ class _Origin:
     spec: FeatureSpec | None = None
     weights: str = ""
     weights_are_random: bool = False
+    reading: Reading | None = None
 
 
 def _origin(location: str) -> _Origin:
@@ -150,7 +153,8 @@ def _origin(location: str) -> _Origin:
         features, manifest = open_features(output), output.manifest
         if not features.complete:
             raise FeaturemillError(f"{location} is not finished; finish it with the same extract command")
-        return _Origin(features.parts, features.spec, manifest.weights, manifest.weights_are_random)
+        facts = (features.spec, manifest.weights, manifest.weights_are_random, features.reading)
+        return _Origin(features.parts, *facts)
     if storage.stat(location):
         return _Origin((location,))
     is_folder = storage.is_folder(location)

@@ -1,7 +1,7 @@
 """`StoredVectors`: vectors in Parquet files, streamed row group by row group and checked on the way."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms.errors import FeaturemillError
+from transforms.locks import Reading
 from transforms.parquet_files import open_parquet
 
 # A batch's vectors. Decoding takes ten times as much on top: 32 MiB made a peak 370 MB higher, and were slower by half.
@@ -43,6 +44,7 @@ class StoredVectors:
         key_column: Where a row's key is found when it has to be named; None: rows are called `FILE#ROW`.
         zeros_pass: Whether vectors of nothing but zeros are let through: a black image may well be labelled, but it
             teaches nothing, and has no cosine.
+        reading: Keeps a compaction from removing an OUT's parts meanwhile.
     """
 
     parts: tuple[StoredPart, ...]
@@ -50,6 +52,7 @@ class StoredVectors:
     widths: tuple[int, ...]
     key_column: str | None
     zeros_pass: bool = False
+    reading: Reading | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def rows(self) -> int:

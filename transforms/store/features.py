@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 
 from transforms.errors import FeaturemillError
+from transforms.locks import Reading
 from transforms.records import UnitReport
 from transforms.seals import open_sealed
 from transforms.spec import ROW_COLUMNS, FeatureSpec
@@ -34,6 +35,7 @@ class Features:
         parts: URIs of the parts; a merged one has the rows of several units, sorted by key.
         rows: N, over all parts.
         added_columns: Which of `spec.ADDED_COLUMNS` the parts have.
+        reading: Keeps a compaction from removing the parts meanwhile.
     """
 
     output: str
@@ -43,6 +45,7 @@ class Features:
     parts: tuple[str, ...]
     rows: int
     added_columns: tuple[str, ...] = ()
+    reading: Reading | None = field(default=None, repr=False, compare=False)
 
     def __repr__(self) -> str:
         rows = f"{counted(self.rows, 'row')}{'' if self.complete else ' so far'}"
@@ -129,6 +132,7 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
     """
     output = output if isinstance(output, Output) else Output(os.fspath(output))
     manifest = output.manifest
+    output.keep_parts()
     parts = [output.path("features", name) for name in output.listing.names]
     rows = 0
 
@@ -161,7 +165,9 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
                 "names it: delete it and run the same extract command again"
             )
     added = tuple(manifest.added_columns)
-    return Features(output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, added)
+    return Features(
+        output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, added, output.reading
+    )
 
 
 def choose_feature(features: Features, name: str | None) -> str:

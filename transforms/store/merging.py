@@ -148,7 +148,8 @@ def split_part(output: Output, name: str) -> None:
             for table in tables.take(report.rows_embedded):
                 writer.write(table)
             values |= {**part.settings, "featuremill.report": json.dumps(later_report(report))}
-    storage.delete([uri])
+    with output.removing_parts():
+        storage.delete([uri])
 
 
 def rewrite(

@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.locks import locked_folder
+from transforms.locks import Reading, is_locked, locked_folder, without_readers
 from transforms.records import FileInfo, SkippedFile, UnitReport
 from transforms.seals import Broken, open_sealed, origin_of
 from transforms.store.layout import (
@@ -92,6 +92,11 @@ class Folder:
                     )
             yield self
 
+    @property
+    def is_in_use(self) -> bool:
+        """True if a command of this machine is at work there."""
+        return self.is_local and is_locked(self.folder)
+
     @contextmanager
     def writing(self, cure: str = SPACE, *, what: str = "write to") -> Iterator[None]:
         """Turns an OSError of what is written to it into a FeaturemillError with this cure."""
@@ -134,7 +139,13 @@ def check_failures(metadata: "pq.FileMetaData", report: UnitReport) -> None:
 
 
 class Output(Folder):
-    """An OUT. What it holds is read when it is first asked for, and once; `relist` after others may have added."""
+    """An OUT. What it holds is read when it is first asked for, and once; `relist` after others may have added.
+
+    Attributes:
+        reading: What keeps the parts where they are; None before `keep_parts`, and on object stores.
+    """
+
+    reading: Reading | None = None
 
     @cached_property
     def manifest(self) -> Manifest:
@@ -219,7 +230,7 @@ class Output(Folder):
 
     def relist(self) -> None:
         """Forgets which parts and failures there were."""
-        self._forget("listing", "failed_ids", "part_bytes")
+        self._forget("listing", "failed_ids", "part_bytes", "reading")
 
     def relist_parts(self) -> None:
         """Forgets which parts count: `broken` has more now."""
@@ -228,6 +239,26 @@ class Output(Folder):
     def forget_reports(self) -> None:
         """Counts as if there were no units.parquet, which can't be read."""
         self._reports = storage.stat(units_uri(self.folder)), []
+
+    def keep_parts(self) -> None:
+        """Lists the parts anew, and keeps a compaction from removing them for as long as this or its features live.
+
+        So a reader sees them as they were at one moment. On object stores nothing keeps anybody from anything.
+        """
+        if self.is_local and self.reading is None:
+            reading = Reading(self.path("features"))
+            self.relist()
+            self.reading = reading
+
+    @contextmanager
+    def removing_parts(self) -> Iterator[None]:
+        """Waits until nobody reads the parts, and keeps readers waiting for as long as some are being removed.
+
+        Raises:
+            FeaturemillError: Somebody goes on reading.
+        """
+        with without_readers(self.path("features"), self.folder) if self.is_local else nullcontext():
+            yield
 
     def _forget(self, *names: str) -> None:
         for name in names:
@@ -275,7 +306,9 @@ class Output(Folder):
 
     def remove_leftovers(self) -> None:
         """Removes the parts whose rows are in a merged one as well: a compaction was cut off."""
-        storage.delete(self.path("features", name) for name in self.listing.leftovers)
+        if self.listing.leftovers:
+            with self.removing_parts():
+                storage.delete(self.path("features", name) for name in self.listing.leftovers)
         self.listing = replace(self.listing, leftovers=())
 
     def collect_reports(self, unit_ids: Collection[str], *, fresh: Collection[str]) -> list[UnitReport]:

@@ -26,6 +26,7 @@ from pipeline.maintenance.inspect import inspect
 from tests.pipeline.extraction.test_run import extract, rows
 from tests.support import commands
 from tests.support.commands import finish
+from transforms.errors import FeaturemillError
 from transforms.store.features import open_features
 
 SETTINGS = ["--image-size", "32", "--batch-size", "4", "--unit-bytes", "8000", "--quiet"]
@@ -220,15 +221,22 @@ def test_overwrite_where_a_folder_is_gone(inputs, tmp_path, name):
     assert inspect(str(output)).problems == ()
 
 
-def test_overwrite_leaves_what_a_link_leads_to(inputs, tmp_path):
+def test_an_output_may_be_a_link_but_nothing_in_it(inputs, tmp_path):
     output = tmp_path / "out"
     extract(inputs[1], output)
     (output / "features").rename(tmp_path / "disk")
     (output / "features").symlink_to(tmp_path / "disk")
     before = os.listdir(tmp_path / "disk")
-    assert extract(inputs[1], output, overwrite=True).totals.rows_read == 100
+    with pytest.raises(FeaturemillError, match="features is a link"):
+        extract(inputs[1], output, overwrite=True)
     assert os.listdir(tmp_path / "disk") == before != []
-    assert not (output / "features").is_symlink()
+    # As the message says.
+    (output / "features").unlink()
+    (tmp_path / "disk").rename(output / "features")
+    output.rename(tmp_path / "disk")
+    output.symlink_to(tmp_path / "disk")
+    assert extract(inputs[1], output, overwrite=True).totals.rows_read == 100
+    assert output.is_symlink()
 
 
 def test_no_room_for_temporary_files(inputs, tmp_path, monkeypatch):
@@ -240,6 +248,23 @@ def test_no_room_for_temporary_files(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
     assert extract(inputs[1], output).repeats is None
     assert open_features(str(output)).complete
+
+
+def test_three_runs_with_other_inputs_on_one_output(inputs, tmp_path):
+    """One does its work; the others touch nothing and say who is at work; each ends well afterwards."""
+    output = tmp_path / "out"
+    commands = [start(each, "-o", output, pause=0.3) for each in inputs]
+    ended = [(*finish(command), command.pid) for command in commands]
+    [done] = [pid for code, _, _, pid in ended if code == 0]
+    assert [code for code, *_ in sorted(ended)] == [0, 1, 1]
+    for code, _, err, _ in ended:
+        assert code == 0 or f"out is in use by another command (process {done} on " in err.splitlines()[-1]
+    assert inspect(str(output)).totals.rows_read == 100
+    for each in inputs:
+        code, _, err = finish(start(each, "-o", output))
+        assert code == 0, err
+    assert inspect(str(output)).totals.rows_read == 300
+    assert inspect(str(output)).problems == ()
 
 
 def test_two_runs_on_one_output_at_once(inputs, clean, tmp_path):

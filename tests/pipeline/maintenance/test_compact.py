@@ -1,9 +1,12 @@
 """Compact: the same rows in fewer files, whatever happens meanwhile, and all that works on OUT works after it."""
 
+import gc
 import os
 import shutil
 import signal
+import sys
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,8 +18,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.exploration.query import QueryOptions, query
+from pipeline.exploration.sql import sql
 from pipeline.maintenance import compact as compacting
 from pipeline.maintenance.compact import compact, compact_json, compact_text
+from pipeline.maintenance.convert import convert
 from pipeline.maintenance.inspect import inspect
 from pipeline.maintenance.verify import verify
 from tests.pipeline.extraction import test_run as te
@@ -31,9 +37,11 @@ from tests.support.factories import (
 from tests.support.fakes import WEIGHTS
 from tests.support.manifests import edit_manifest
 from tests.support.properties import examples
-from transforms import storage
+from transforms import locks, storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.records import UnitReport
+from transforms.rows.table import open_table
+from transforms.similarity.copies import find_duplicates
 from transforms.store import merging
 from transforms.store.features import open_features
 from transforms.store.listing import list_parts, read_footer
@@ -541,3 +549,86 @@ def test_groups_are_as_full_as_they_can_be():
     assert [[f.data_bytes for f in group] for group in groups] == [[30, 30, 30], [30, 50, 10]]
     many = [merging.PartFacts(f"{i}", "", 0, 1) for i in range(merging.MOST_UNITS + 5)]
     assert [len(group) for group in compacting._groups(many, 100)] == [merging.MOST_UNITS, 5]
+
+
+_COMPACTS = """
+import os, sys
+from pipeline.maintenance.compact import compact
+from transforms.store.merging import split_part
+from transforms.store.output import Output
+print("ready", flush=True)
+while os.path.exists(sys.argv[2]):
+    # Merged ones are merged again, then all are taken apart.
+    for target in (12_000, 40_000):
+        compact(sys.argv[1], target_bytes=target)
+    with Output(sys.argv[1]).locked() as out:
+        for name in list(out.listing.merged):
+            split_part(out, name)
+"""
+
+
+def _opened(out: str):
+    """Opens, waits for a compaction to write beside it, and only then reads."""
+    features = open_features(out)
+    before = set(os.listdir(f"{out}/features"))
+    deadline = time.monotonic() + 3
+    while set(os.listdir(f"{out}/features")) == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return len(features.keys)
+
+
+def _asked(out: str):
+    with sql(out, "SELECT count(*), sum(position) FROM features") as answer:
+        return list(answer.rows())
+
+
+READERS = {
+    "open_features": _opened,
+    "rows": te.rows,
+    "inspect": lambda out: inspect(out).problems,
+    "sql": _asked,
+    "query": lambda out: [near.row.key for near in query(QueryOptions(output=out, keys=_keys(out))).neighbours[0]],
+    "duplicates": lambda out: sum(map(len, (g.rows for g in find_duplicates(out).groups))),
+    "convert": lambda out: convert(out, f"{out}-copy", overwrite=True).rows,
+    "table": lambda out: sum(map(len, (numbers for numbers, _ in open_table(out).vectors.batches()))),
+}
+
+
+def _keys(out: str) -> tuple[str, ...]:
+    return (min(open_features(out).keys),)
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_readers_see_the_same_rows_while_parts_are_merged_and_taken_apart(copy, tmp_path, name):
+    read, out = READERS[name], str(copy)
+    expected = read(out) if name != "open_features" else len(te.rows(copy))
+    (tmp_path / "goes on").touch()
+    command = start([sys.executable, "-c", _COMPACTS, out, str(tmp_path / "goes on")])
+    assert command.stdout.readline() == "ready\n"
+    try:
+        for _ in range(3):
+            assert read(out) == expected
+            # The compaction has its turn.
+            time.sleep(0.1)
+        assert command.poll() is None
+    finally:
+        (tmp_path / "goes on").unlink()
+        status, _, err = finish(command)
+    assert status == 0, err
+    assert read(out) == expected
+
+
+def test_parts_that_somebody_reads_are_not_removed(copy, monkeypatch):
+    monkeypatch.setattr(locks, "READ_SECONDS", 0.2)
+    features = open_features(str(copy))
+    keys = features.keys
+    with pytest.raises(FeaturemillError, match=rf"out is being read \(process {os.getpid()} on .*run the same command"):
+        compact(str(copy), target_bytes=40_000)
+    assert features.keys == keys
+    # Who opens it now sees the merged part, and waits for nobody.
+    assert sorted(open_features(str(copy)).keys) == sorted(keys)
+    del features
+    gc.collect()
+    compact(str(copy), target_bytes=40_000)
+    assert inspect(str(copy)).problems == ()
+    assert sorted(open_features(str(copy)).keys) == sorted(keys)
