@@ -12,7 +12,7 @@ demo: $(INSTALLED)
 # Two files at a time: half of the minutes are work of one core. Not the files with most tests first, which would keep the real
 # network's few long tests for the end, when the other core has nothing to do.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5
 
 # The property tests again, from fresh seeds, with twenty times the examples. A failure prints how to repeat it.
 torture: $(INSTALLED)

@@ -25,6 +25,7 @@ FLOORS = (
     {"transforms.embedding", "transforms.similarity"},
     {"transforms.rows", "transforms.engines"},
     {"transforms.store", "transforms.images", "transforms.shards", "transforms.network"},
+    {"transforms.seals"},
     {"transforms.parquet_files", "transforms.committed"},
     {"transforms.storage", "transforms.spec", "transforms.locks"},
     {"transforms.labels"},

@@ -1,7 +1,8 @@
 """Parquet files opened wherever they lie, with one error for whatever is wrong with them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +10,42 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
+
+
+class ParquetFile(pq.ParquetFile):
+    """Arrow's, which checks the pages that it reads where these have checksums, and the numbers of rows."""
+
+    def __init__(self, file: BinaryIO, **options: Any):
+        super().__init__(file, page_checksum_verification=True, **options)
+
+    def iter_batches(
+        self, batch_size: int = 65_536, row_groups: Sequence[int] | None = None, **options: Any
+    ) -> Iterator[pa.RecordBatch]:
+        """Yields batches as Arrow does; so do `read` and `read_row_group` return tables.
+
+        Raises:
+            OSError: Other rows came than the footer says: of a page whose header is damaged, Arrow may just yield none.
+        """
+        rows = 0
+        for batch in super().iter_batches(batch_size, row_groups=row_groups, **options):
+            rows += len(batch)
+            yield batch
+        self._check(rows, range(self.num_row_groups) if row_groups is None else row_groups)
+
+    def read(self, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
+        table = super().read(columns, **options)
+        self._check(len(table), range(self.num_row_groups))
+        return table
+
+    def read_row_group(self, i: int, columns: Sequence[str] | None = None, **options: Any) -> pa.Table:
+        table = super().read_row_group(i, columns, **options)
+        self._check(len(table), [i])
+        return table
+
+    def _check(self, rows: int, groups: Iterable[int]) -> None:
+        expected = sum(self.metadata.row_group(group).num_rows for group in groups)
+        if rows != expected:
+            raise OSError(f"{rows:,} rows came of {expected:,}: it is damaged")
 
 
 @contextmanager
@@ -19,7 +56,7 @@ def open_parquet(
     cure: str = "write it again",
     buffer_size: int = 0,
     dictionaries: Sequence[str] | None = None,
-) -> Iterator[pq.ParquetFile]:
+) -> Iterator[ParquetFile]:
     """Opens a file for as long as the context lasts.
 
     Args:
@@ -34,6 +71,6 @@ def open_parquet(
     """
     try:
         with storage.open_read(uri) as file:
-            yield pq.ParquetFile(file, buffer_size=buffer_size, read_dictionary=dictionaries)
+            yield ParquetFile(file, buffer_size=buffer_size, read_dictionary=dictionaries)
     except (OSError, pa.ArrowException) as error:
         raise FeaturemillError(f"{uri} {problem} ({one_line(error)}); {cure}") from error

@@ -102,26 +102,17 @@ class Kept:
     """
 
     def __init__(self, uris: Iterable[str]):
-        """Args: their names.
-
-        Raises:
-            FileNotFoundError: One isn't there.
-        """
+        """Args: their names; what can't be opened is left to whoever reads it."""
         self._descriptors: dict[str, int] = {}
         uris = list(uris)
         first = _room_for(len(uris))
         for uri in uris if first else ():
-            try:
+            with suppress(OSError):
                 descriptor = os.open(uri, os.O_RDONLY)
                 try:
                     self._descriptors[uri] = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, first)
                 finally:
                     os.close(descriptor)
-            except FileNotFoundError:
-                raise
-            except OSError:
-                # Whoever reads it says why it can't be.
-                continue
         _KEPT.update(dict.fromkeys(self._descriptors, self))
 
     def path(self, uri: str) -> str:

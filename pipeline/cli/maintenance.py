@@ -11,13 +11,14 @@ from transforms.declared import parse_bytes
 
 @click.command()
 @click.argument("output", metavar="OUT")
+@click.option("--deep", is_flag=True, help="Read every file whole and compare it with the hash that it carries.")
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
-def inspect(output: str, as_json: bool) -> int:
+def inspect(output: str, deep: bool, as_json: bool) -> int:
     """Show what OUT holds and check that parts, footers and manifest agree (exit code 1 if not)."""
     from pipeline.maintenance import inspect as module
 
-    inspection = module.inspect(output)
+    inspection = module.inspect(output, deep=deep)
     if as_json:
         echo(json.dumps(module.inspection_json(inspection), indent=2))
     else:

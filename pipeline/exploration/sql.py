@@ -1,7 +1,9 @@
 """SQL over an OUT: one query on the views `features`, `failures` and `units`, in a sandbox."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,11 +15,13 @@ import pyarrow.dataset as ds
 from pipeline.rendering.tables import as_json, text_table, write_csv, write_parquet
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.machine import available_cores
 from transforms.rows.sandbox import check_query, explained, interruptibly, sandbox
+from transforms.seals import check_whole, open_sealed
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
 from transforms.store.listing import read_footers
-from transforms.store.output import Output
+from transforms.store.output import Output, check_failures
 from transforms.store.reports import units_table
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
@@ -27,6 +31,12 @@ SHOWN_ROWS = 200
 _BATCH_ROWS = 16_384
 # A number takes 4 bytes in a batch and 32 as a Python value.
 _PYTHON_ROWS = 64
+# Parts that are larger together aren't read whole before each query: that takes about a second.
+_WHOLE_BYTES = 2**30
+# DuckDB reads through Arrow, which checks the pages.
+_CHECKED = ds.ParquetFileFormat(
+    default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+)
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,32 @@ def sql(output: str, text: str) -> Iterator[Answer]:
         raise FeaturemillError(f"{output}: sql reads folders on this machine; copy OUT here first")
     out = Output(output)
     features = open_features(out)
+    _check_whole(features)
     with sandbox(_views(out, features)) as database, explained("SQL"):
         reader = interruptibly(database, lambda: database.sql(text).to_arrow_reader(_BATCH_ROWS))
         yield Answer(reader.schema, _explained_batches(database, reader), features.complete)
+
+
+def _check_whole(features: Features) -> None:
+    """Reads all parts once, if they are small: of a page whose header is damaged, DuckDB would just get no rows.
+
+    Footers were checked, and pages are as they are read.
+
+    Raises:
+        FeaturemillError: One isn't what was written.
+    """
+
+    def check(part: str) -> None:
+        try:
+            check_whole(part)
+        except (OSError, pa.ArrowException) as error:
+            raise FeaturemillError(
+                f"{part} can't be read ({one_line(error)}); delete it and run extract again"
+            ) from error
+
+    if sum(os.path.getsize(features.place(part)) for part in features.parts) <= _WHOLE_BYTES:
+        with ThreadPoolExecutor(available_cores()) as pool:
+            list(pool.map(check, features.parts))
 
 
 def _values(name: str, column: pa.Array) -> list:
@@ -104,9 +137,13 @@ def _views(output: Output, features: Features) -> dict[str, Any]:
     reports = reports or [report for footer in read_footers(features.parts) for report in footer.reports]
     failed = [failures_uri(features.output, report.unit_id) for report in reports if report.rows_failed]
     failed = [uri for uri in failed if storage.stat(uri)]
+    by_uri = {failures_uri(features.output, report.unit_id): report for report in reports}
+    for uri in failed:
+        with open_sealed(uri, cure="delete it and its part, and run extract again") as parquet:
+            check_failures(parquet.metadata, by_uri[uri])
     return {
         "features": _rows(features),
-        "failures": ds.dataset(failed, failures_schema(), format="parquet")
+        "failures": ds.dataset(failed, failures_schema(), format=_CHECKED)
         if failed
         else failures_schema().empty_table(),
         "units": units_table(reports),
@@ -118,11 +155,11 @@ def _rows(features: Features) -> pa.Table | ds.Dataset:
     if not features.parts:
         spec, sizes = replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)
         return part_schema(spec, sizes, features.added_columns).empty_table()
-    parts = [features.kept.path(part) if features.kept else part for part in features.parts]
-    stored = ds.dataset(parts, format="parquet").schema
+    parts = list(map(features.place, features.parts))
+    stored = ds.dataset(parts, format=_CHECKED).schema
     wide = {name: pa.list_(pa.float32(), stored.field(name).type.list_size) for name in features.names}
     schema = pa.schema([field.with_type(wide.get(field.name, field.type)) for field in stored])
-    return ds.dataset(parts, schema, format="parquet")
+    return ds.dataset(parts, schema, format=_CHECKED)
 
 
 def answer_text(answer: Answer) -> str:

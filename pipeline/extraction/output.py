@@ -19,7 +19,7 @@ from transforms.store.manifest import Manifest, new_manifest
 from transforms.store.merging import split_part
 from transforms.store.output import ELSEWHERE, Output
 from transforms.store.repeats import REPEATS_UP_TO_ROWS, find_repeats
-from transforms.store.reports import add_notes, add_up
+from transforms.store.reports import add_notes, add_up, parts_sha256
 from transforms.store.units import write_plan
 from transforms.text import clean
 
@@ -104,6 +104,7 @@ def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
         kept = {planned.unit_id for planned in plan.done}
         if any(report.unit_id not in kept for report in output.reports):
             output.write_reports([report for report in output.reports if report.unit_id in kept])
+        output.remove_broken()
         _remove_parts(output, plan)
         write_plan(output.folder, plan.units)
 
@@ -189,6 +190,7 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
         manifest,
         status="complete",
         totals=totals,
+        parts_sha256=parts_sha256(reports),
         failures=dict(output.failures_by_reason(reports)),
         notes=add_notes(reports),
         engines=sorted({report.engine for report in reports}),

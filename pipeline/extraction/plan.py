@@ -8,7 +8,6 @@ from itertools import islice
 
 from transforms import shards, storage
 from transforms.records import FileInfo, ListedFile, Shard, Unit
-from transforms.rows.contents import compare_contents
 from transforms.store.output import Output
 from transforms.store.units import PlannedUnit, unit_id
 from transforms.text import clean, counted, size_text
@@ -214,11 +213,15 @@ def _compare_touched(
     """
     renewed = {planned.unit_id: (planned.unit, _renewed(planned.unit, given, files, elsewhere)) for planned in suspects}
     pairs = {unit_id: (old, new) for unit_id, (old, new) in renewed.items() if new}
-    if pairs:
-        read = size_text(sum(old.input_bytes for old, _ in pairs.values()))
-        say(f"inputs of {counted(len(pairs), 'unit')} were written again: comparing their bytes ({read})")
+    if not pairs:
+        return {}, 0
+    # Rarely needed, and what reads rows takes long to import.
+    from transforms.rows.contents import compare_contents
+
+    read = size_text(sum(old.input_bytes for old, _ in pairs.values()))
+    say(f"inputs of {counted(len(pairs), 'unit')} were written again: comparing their bytes ({read})")
     touched, images = {}, 0
-    for compared in compare_contents(output, pairs) if pairs else ():
+    for compared in compare_contents(output, pairs):
         if compared.difference:
             reasons[compared.unit_id] = compared.difference
         else:

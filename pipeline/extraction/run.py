@@ -23,7 +23,7 @@ from transforms.records import UnitReport
 from transforms.spec import FeatureSpec
 from transforms.store.output import Output
 from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
-from transforms.text import one_line
+from transforms.text import one_line, printable
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -111,6 +111,10 @@ def _extract(
     if options.overwrite:
         output.clear()
     manifest = check_output(output, options, spec, weights)
+    if output.holds_features:
+        output.look_at_parts()
+        for name, why in output.broken.items():
+            say(f"broken   part {printable(name)}: {why}; it is removed, and what it held is done again")
     if "split" not in manifest.added_columns:
         # An OUT begun before there were sides goes on without them.
         found = replace(found, files=tuple(replace(listed, split=None) for listed in found.files))
@@ -130,7 +134,7 @@ def _extract(
         say(line)
     job = replace(options.job(weights), added_columns=tuple(manifest.added_columns))
     started, began = time.perf_counter(), time.time()
-    if plan.todo or plan.remove or plan.dropped or not output.is_whole:
+    if plan.todo or plan.remove or plan.dropped or output.broken or not output.is_whole:
         begin_output(output, manifest, plan)
         list_skipped(output, found, options.inputs)
         if plan.todo:

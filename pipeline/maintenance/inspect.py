@@ -1,26 +1,35 @@
 """Inspect: what a folder of features holds, and whether its parts, footers and manifest agree."""
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.extraction.plan import incomplete_shards
 from pipeline.extraction.summary import skipped_text
+from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
+from transforms.seals import check_whole
 from transforms.shards.names import count_by_ending
 from transforms.storage import readable
 from transforms.store.features import Features, open_features
-from transforms.store.layout import failures_uri
-from transforms.store.listing import Footer, is_merged, merged_name, read_footer
+from transforms.store.layout import SKIPPED_FILE
+from transforms.store.listing import Footer, try_footers
 from transforms.store.manifest import Manifest, Totals
 from transforms.store.output import Output
 from transforms.store.repeats import Repeats, find_repeats
-from transforms.store.reports import add_notes, add_up, note_lines, parquet_rows
-from transforms.text import clean, counted, short, shown_within, size_text
+from transforms.store.reports import add_notes, add_up, note_lines, parts_sha256
+from transforms.text import clean, counted, one_line, short, shown_within, size_text
+
+AGAIN = "delete it and run the same extract command again"
+FAILURES_AGAIN = "delete it and its part, and run the same extract command again"
+# Files that are read whole at once.
+_THREADS = 4
 
 
 @dataclass(frozen=True)
@@ -98,19 +107,25 @@ class Inspection:
         return add_up(self.reports)
 
 
-def inspect(output: str) -> Inspection:
-    """Reads all of OUT once, a batch at a time, and checks that it adds up.
+def inspect(output: str, *, deep: bool = False) -> Inspection:
+    """Reads the rows of OUT once, a batch at a time, and checks that it adds up.
+
+    Parts that aren't what was written are named, and count as if they weren't there.
+
+    Args:
+        output: OUT.
+        deep: Read every file whole, and compare it with the hash that it carries.
 
     Raises:
-        FeaturemillError: There are no features in that folder.
+        FeaturemillError: There are no features in that folder, or it has files that can't be reached.
     """
     out = Output(output)
-    # What can't be listed is told below.
+    # A manifest that isn't there is told below.
     with suppress(FeaturemillError):
         out.keep_parts()
-    problems, reports = _check(out)
-    if any(problem.startswith("unreadable") for problem in problems):
-        raise FeaturemillError(f"{out}: {'; '.join(problems)}")
+    problems = _check_files(out) if deep else []
+    found, reports = _check(out)
+    problems += found
     features = open_features(out, whole=False)
     labels: Counter[str | None] = Counter()
     sums = {name: _VectorSums() for name in features.names}
@@ -135,13 +150,50 @@ def inspect(output: str) -> Inspection:
     )
 
 
+def _check_files(output: Output) -> list[str]:
+    """Reads every file whole; returns which of them aren't what was written, and takes these out of the output."""
+    files = {f"features/{name}": AGAIN for name in sorted(output.part_bytes)}
+    files |= {f"failures/{unit_id}.parquet": FAILURES_AGAIN for unit_id in sorted(output.failed_ids)}
+    there = storage.list_folder(output.folder)
+    cures = dict.fromkeys(("units.parquet", SKIPPED_FILE), "delete it and run extract again")
+    cures["plan.parquet"] = "delete it and run extract with all inputs again"
+    files |= {name: cure for name, cure in cures.items() if name in there}
+
+    def check(name: str) -> str:
+        try:
+            check_whole(output.path(name))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            return one_line(error)
+        return ""
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        causes = dict(zip(files, pool.map(check, files), strict=True))
+    broken = {name: cause for name, cause in causes.items() if cause}
+    for name, cause in broken.items():
+        folder, _, file = name.rpartition("/")
+        if folder == "features":
+            output.broken[file] = cause
+        elif folder == "failures":
+            output.failed_ids.discard(file.removesuffix(".parquet"))
+        elif name == "plan.parquet":
+            output.plan = []
+        elif name == SKIPPED_FILE:
+            output.skipped = []
+        else:
+            output.forget_reports()
+    return [f"{clean(name)}: {cause}; {files[name]}" for name, cause in broken.items()]
+
+
 def _check(output: Output) -> tuple[list[str], list[UnitReport]]:
-    """Returns what doesn't add up, and the reports of the readable parts."""
+    """Returns what doesn't add up, and the reports of the parts that are what was written."""
     problems, reports, manifest = [], [], output.manifest
-    try:
-        listing = output.listing
-    except FeaturemillError as error:
-        return [f"unreadable part: {error}"], []
+    names = sorted(name for name in output.part_bytes.keys() - output.broken.keys() if name.endswith(".parquet"))
+    footers = dict(zip(names, try_footers([output.path("features", name) for name in names]), strict=True))
+    for name, footer in footers.items():
+        if isinstance(footer, str):
+            output.broken[name] = footer
+            problems.append(f"{clean(name)}: {footer}; {AGAIN}")
+    listing = output.listing
     # Beside a compaction that is at work, or has just ended, nothing is wrong.
     if listing.leftovers and not output.is_in_use and Output(output.folder).listing.leftovers:
         problems.append(
@@ -149,28 +201,23 @@ def _check(output: Output) -> tuple[list[str], list[UnitReport]]:
             "was cut off; run featuremill compact again"
         )
     for name in listing.names:
-        try:
-            footer = read_footer(output.path("features", name))
-        except FeaturemillError as error:
-            problems.append(f"unreadable part: {error}")
+        footer = footers[name]
+        found = footer.fingerprint
+        if found != manifest.fingerprint:
+            problems.append(f"{name}: fingerprint {found[:12]}, the manifest says {manifest.fingerprint[:12]}; {AGAIN}")
+            output.broken[name] = problems[-1]
             continue
         reports += footer.reports
         problems += _check_part(output, name, footer)
+    output.relist_parts()
     if manifest.is_complete:
         problems += _check_totals(output, reports)
-    if manifest.spec.fingerprint != manifest.fingerprint:
-        problems.append("manifest.json: its fingerprint is not that of its spec")
     return problems, reports
 
 
 def _check_part(output: Output, name: str, footer: Footer) -> list[str]:
-    found, expected, problems = footer.fingerprint, output.manifest.fingerprint, []
-    if found != expected:
-        problems.append(f"{name}: fingerprint {found[:12]}, the manifest says {expected[:12]}")
+    problems = []
     unit_ids = [report.unit_id for report in footer.reports]
-    right_name = merged_name(unit_ids) if is_merged(name) else f"{unit_ids[0]}.parquet"
-    if right_name != name:
-        problems.append(f"{name}: its footer calls it {right_name.removesuffix('.parquet')}")
     counts = np.bincount(footer.unit_numbers(), minlength=len(unit_ids)).tolist()
     if footer.rows != sum(counts):
         problems.append(f"{name}: {footer.rows} rows, its footer tells the units of {sum(counts)}")
@@ -179,8 +226,14 @@ def _check_part(output: Output, name: str, footer: Footer) -> list[str]:
             problems.append(f"{name}: read {report.rows_read} is not {report.rows_embedded} + {report.rows_failed}")
         if rows != report.rows_embedded:
             problems.append(f"{name}: {rows} rows, its footer says {report.rows_embedded}")
-        is_listed = report.unit_id in output.failed_ids
-        failed = parquet_rows(failures_uri(output.folder, report.unit_id)) if is_listed else 0
+        failed = 0
+        if report.unit_id in output.failed_ids:
+            try:
+                failed = output.count_failures(report)
+            except FeaturemillError as error:
+                problems.append(f"failures/{report.unit_id}.parquet: {one_line(error.__cause__)}; {FAILURES_AGAIN}")
+                output.failed_ids.discard(report.unit_id)
+                continue
         if failed != report.rows_failed:
             problems.append(
                 f"{name}: {failed} failures listed, its footer says {report.rows_failed}; delete the part and extract "
@@ -207,6 +260,12 @@ def _check_totals(output: Output, reports: list[UnitReport]) -> list[str]:
         ]
     if {report.unit_id for report in output.reports} != there:
         problems.append("units.parquet and the parts don't name the same units")
+    if output.manifest.parts_sha256 and output.manifest.parts_sha256 != parts_sha256(reports):
+        known = {report.unit_id: report for report in output.reports}
+        others = sorted(r.unit_id for r in reports if r.unit_id in known and known[r.unit_id] != r)
+        problems += [f"{unit_id}: its part isn't the one that OUT was finished with; {AGAIN}" for unit_id in others[:5]]
+    if output.manifest.parts_sha256 and output.manifest.parts_sha256 != parts_sha256(output.reports):
+        problems.append("units.parquet isn't the one that OUT was finished with; delete it and run extract again")
     return problems
 
 

@@ -20,6 +20,7 @@ from transforms.store.layout import failures_uri
 from transforms.store.manifest import Manifest, read_manifest
 from transforms.store.merging import rewrite
 from transforms.store.output import Output
+from transforms.store.reports import parts_sha256
 from transforms.store.units import PlannedUnit, is_relocated, write_plan
 from transforms.text import clean, counted, size_text
 
@@ -284,7 +285,9 @@ def _finish(out: Output, moves: _Moves) -> None:
     repeats = manifest.repeats and _moved_keys(manifest.repeats, moves.cleaned())
     with out.writing():
         out.tidy({planned.unit_id for planned in out.plan}, began=time.time())
-        out.write_manifest(replace(manifest, status=manifest.relocation["status"], relocation=None, repeats=repeats))
+        found = parts_sha256(out.reports) if manifest.parts_sha256 else ""
+        done = {"status": manifest.relocation["status"], "relocation": None, "repeats": repeats, "parts_sha256": found}
+        out.write_manifest(replace(manifest, **done))
 
 
 def _moved_keys(repeats: Any, moves: _Moves) -> Any:

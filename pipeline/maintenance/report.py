@@ -176,10 +176,12 @@ def _failures(inspection: Inspection) -> list[dict[str, Any]]:
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
     missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}
     output = Output(inspection.output)
-    for unit_id in sorted(output.failed_ids):
+    for report in sorted(inspection.reports, key=lambda report: report.unit_id):
         if not any(missing.values()):
             break
-        for row in output.failures(unit_id, ["key", "stage", "error", "message"]):
+        if report.unit_id not in output.failed_ids:
+            continue
+        for row in output.failures(report, ["key", "stage", "error", "message"]):
             reason = f"{row['stage']}: {row['error']}"
             if missing.get(reason):
                 missing[reason] -= 1

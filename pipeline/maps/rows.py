@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.parquet_files import open_parquet
+from transforms.seals import open_sealed
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
 
@@ -174,7 +174,7 @@ def _read_predictions(output: str) -> pa.Table:
         raise FeaturemillError(f"{output} holds no predictions; pass the folder that featuremill predict wrote to")
     tables = []
     for name in names:
-        with open_parquet(storage.join(folder, name), cure="predict again with --overwrite") as parquet:
+        with open_sealed(storage.join(folder, name), cure="predict again with --overwrite") as parquet:
             tables.append(parquet.read(_PREDICTED))
     if any(set(table.column_names) != set(_PREDICTED) for table in tables):
         raise FeaturemillError(f"{folder} lacks one of the columns {', '.join(_PREDICTED)}; predict again")

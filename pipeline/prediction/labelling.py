@@ -35,6 +35,7 @@ class Tally:
         known: Rows whose true label is a class of the head.
         agreed: Those of them that were predicted so.
         no_class: Rows whose true label is none of the head's classes.
+        seals: {path in PRED: seal} of the parts that were written.
         judged: (scores, codes n, keys n) of the known rows of each batch, if they are to be judged.
     """
 
@@ -43,6 +44,7 @@ class Tally:
     known: int = 0
     agreed: int = 0
     no_class: int = 0
+    seals: dict[str, str] = field(default_factory=dict)
     judged: "list[tuple[RowScores, np.ndarray, pa.Array]]" = field(default_factory=list)
 
     def add(self, probabilities: np.ndarray, rows: pa.RecordBatch, codes: np.ndarray, *, keep: bool) -> None:
@@ -113,6 +115,7 @@ def predict_tables(
             writer.add(rows)
             tally.add(probabilities, rows, true_codes(facts["true_label"], predictor), keep=options.evaluate)
     writer.close()
+    tally.seals = writer.seals
     return tally
 
 

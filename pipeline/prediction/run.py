@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from pipeline.extraction import run as extract
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.summary import Summary
@@ -26,6 +24,7 @@ from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import check_weights
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
+from transforms.seals import open_sealed
 from transforms.shards import Fields
 from transforms.store.manifest import PredictionsManifest
 from transforms.store.predictions import Predictions
@@ -89,7 +88,8 @@ def predict(
 
 def _rows(output: Predictions) -> Iterator[dict[str, Any]]:
     for info in storage.list_infos(output.path("predictions")):
-        yield from pq.read_table(info.uri).to_pylist()
+        with open_sealed(info.uri, cure="predict again") as parquet:
+            yield from parquet.read().to_pylist()
 
 
 def _predict(
@@ -159,10 +159,12 @@ def _fill(
             # Nothing here would save the next run any work.
             output.discard()
         raise
-    manifest = replace(manifest, **_outcome(source, opened, tally, extracted, limit), parts=output.parts)
+    manifest = replace(
+        manifest, **_outcome(source, opened, tally, extracted, limit), parts=output.parts, files=tally.seals
+    )
     metrics = tally.judge(source.predictor) if options.evaluate else None
     output.finish(manifest, metrics=metrics)
-    return manifest, metrics
+    return output.manifest, metrics
 
 
 def _open_source(options: PredictOptions, output: Predictions, weights: Weights | None) -> _Source:
@@ -236,6 +238,7 @@ def _is_done(options: PredictOptions, output: Predictions, inputs_sha256: str) -
         there.is_complete
         and there.inputs_sha256 == inputs_sha256
         and there.parts == output.parts
+        and output.is_as_written
         and (not options.evaluate or output.metrics is not None)
         and (not options.keep_features or there.features_kept)
     )

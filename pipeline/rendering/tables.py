@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from decimal import Decimal
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -77,6 +77,10 @@ def write_csv(stream: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]
     writer.writerows([as_json(value) for value in row] for row in rows)
 
 
+def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+    return pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
+
+
 def write_parquet(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema) -> None:
     """Writes tables to one Parquet file, whole or not at all.
 
@@ -85,7 +89,7 @@ def write_parquet(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema
     """
     path = os.path.abspath(os.path.expanduser(path))
     try:
-        with committed_file(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        with committed_file(path) as file, _writer(file, schema) as writer:
             for table in tables:
                 writer.write(table)
     except OSError as error:

@@ -46,7 +46,7 @@ class NcnnEngine:
         # In the order of depth: each is then a station on the way to the next, and nothing is computed twice.
         tapped = {feature.tap for feature in spec.features}
         self._taps = [layer.name for layer in table if layer.name in tapped]
-        with weight_file(spec.weights, lambda: planned_weights(weights_source, table, spec)) as path:
+        with weight_file(spec.weights, table, lambda: planned_weights(weights_source, table, spec)) as path:
             self._net = _load(table, path)
             _self_check(self._net, table, path)
         threads = threads or available_cores()

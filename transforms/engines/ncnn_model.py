@@ -1,10 +1,9 @@
 """A network as ncnn reads it: the text of its layers, and the file of its weights, kept in a cache. No ncnn here.
 
 The weight file holds, for each layer with weights: four zero bytes (ncnn's flag for plain float32), the kernel, the
-bias. At its end stands the SHA-256 of all before it, which ncnn never reads.
+bias. Whenever it is taken from the cache, its content must give the weights' own hash.
 """
 
-import hashlib
 import logging
 import os
 import tempfile
@@ -17,15 +16,14 @@ import numpy as np
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.network.vgg import KERNEL, TOP_IMAGE_SIZES, LayerInfo, describe
-from transforms.network.weights import Weights
+from transforms.network.weights import Weights, digest_layers
 from transforms.text import one_line
 
 # Part of the cache file's name: raise it when the layout changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 INPUT = "pixels"
 _TEXT_MAGIC = 7767517
 _PLAIN_FLOAT32 = bytes(4)
-_DIGEST_BYTES = 32
 _log = logging.getLogger(__name__)
 
 
@@ -75,18 +73,19 @@ def _line(kind: str, name: str, previous: str, settings: str) -> str:
 
 
 @contextmanager
-def weight_file(sha256: str, load: Callable[[], Weights]) -> Iterator[str]:
-    """Yields the path of the converted weights: from the cache if they are there and whole, else made now.
+def weight_file(sha256: str, table: Sequence, load: Callable[[], Weights]) -> Iterator[str]:
+    """Yields the path of the converted weights: from the cache if they are there and are those, else made now.
 
     Args:
-        sha256: The weights' own hash, by which the cache knows them.
+        sha256: The weights' own hash, by which the cache knows them, and which its content must give.
+        table: The network that they are for.
         load: Loads the weights; never called where the cache has them, so Keras isn't needed then.
 
     Raises:
         FeaturemillError: The weights can't be loaded, or there is no room for the converted ones anywhere.
     """
     path = cache_folder() / f"{sha256}-v{CACHE_VERSION}.ncnn.bin"
-    if _is_whole(path):
+    if _holds(path, table, sha256):
         yield str(path)
         return
     weights = load()
@@ -117,36 +116,53 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FEATUREMILL_CACHE") or Path.home() / ".cache" / "featuremill")
 
 
-def _is_whole(path: Path) -> bool:
-    """True if the file is there and its content has the hash at its end."""
+def _holds(path: Path, table: Sequence, sha256: str) -> bool:
+    """True if the file is there and holds the weights of this hash, whoever wrote it."""
     try:
-        left = path.stat().st_size - _DIGEST_BYTES
-        digest = hashlib.sha256()
-        with path.open("rb") as file:
-            while left > 0 and (block := file.read(min(left, 1 << 20))):
-                digest.update(block)
-                left -= len(block)
-            whole = left == 0 and file.read() == digest.digest()
+        is_right = digest_layers(_keras_order(path, table)) == sha256
     except FileNotFoundError:
         return False
     except OSError as error:
         _log.warning("cannot read %s (%s): the weights are converted again", path, one_line(error))
         return False
-    if not whole:
-        _log.warning("%s is damaged or cut off: the weights are converted again", path)
-    return whole
+    except ValueError:
+        is_right = False
+    if not is_right:
+        _log.warning("%s is damaged or cut off, or was replaced: the weights are converted again", path)
+    return is_right
+
+
+def _keras_order(path: Path, table: Sequence) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+    """Yields (layer name, (kernel, bias)) of a file, as `Weights.arrays` has them, one layer in memory at a time.
+
+    Raises:
+        ValueError: It is of another size, or has a flag that ncnn would take for numbers of another kind.
+    """
+    with path.open("rb") as file:
+        for info in _infos(table):
+            if not info.layer.has_weights:
+                continue
+            if file.read(len(_PLAIN_FLOAT32)) != _PLAIN_FLOAT32:
+                raise ValueError("cut off, or of another kind")
+            kernel_shape, [units] = info.weight_shapes
+            numbers = np.frombuffer(file.read(4 * info.parameters), "<f4")
+            kernel, bias = numbers[:-units], numbers[-units:]
+            if len(kernel_shape) == 4:
+                height, width, ins, outs = kernel_shape
+                yield info.name, (kernel.reshape(outs, ins, height, width).transpose(2, 3, 1, 0), bias)
+            else:
+                yield info.name, (kernel.reshape(kernel_shape[::-1]).T, bias)
+        if file.read(1):
+            raise ValueError("longer than its network's")
 
 
 def _write(path: Path, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
     """Writes the file whole or not at all: several workers may do so at once, and any may be killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
     with committed_file(str(path)) as file:
         for kernel, bias in arrays.values():
             for data in (_PLAIN_FLOAT32, _outputs_first(kernel), np.ascontiguousarray(bias, "<f4").data):
                 file.write(data)
-                digest.update(data)
-        file.write(digest.digest())
 
 
 def _outputs_first(kernel: np.ndarray) -> memoryview:

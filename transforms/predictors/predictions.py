@@ -7,12 +7,12 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.rows.labels import encode_as
+from transforms.seals import SealedWriter
 from transforms.spec import FeatureSpec
 from transforms.text import one_line
 
@@ -145,7 +145,9 @@ class PredictionWriter:
     def __init__(self, output: str, schema: pa.Schema):
         """Args: the folder PRED, in which `_tmp` and `predictions` are, and the schema."""
         self.output, self.schema = output, schema
-        self.rows = self.parts = 0
+        self.rows = 0
+        # {path in PRED: seal} of the parts that are written.
+        self.seals: dict[str, str] = {}
         self._batches: list[pa.RecordBatch] = []
 
     def add(self, batch: pa.RecordBatch) -> None:
@@ -162,19 +164,21 @@ class PredictionWriter:
 
     def close(self) -> None:
         """Writes what has gathered; a part without rows where there are none, so that there is something to read."""
-        if self._batches or not self.parts:
+        if self._batches or not self.seals:
             self._write()
 
     def _write(self) -> None:
-        name = f"part-{self.parts:05}.parquet"
+        name = f"part-{len(self.seals):05}.parquet"
         final = storage.join(self.output, "predictions", name)
         try:
             with committed_file(final, storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}")) as file:
-                pq.write_table(pa.Table.from_batches(self._batches, self.schema), file, compression="zstd")
+                parquet = SealedWriter(file, self.schema)
+                parquet.write(pa.Table.from_batches(self._batches, self.schema))
+                seal = parquet.close()
         except OSError as error:
             raise FeaturemillError(
                 f"cannot write {name} to {self.output}: {one_line(error)}; free some space or fix the permissions "
                 "and run the same command again"
             ) from error
         self._batches = []
-        self.parts += 1
+        self.seals[f"predictions/{name}"] = seal

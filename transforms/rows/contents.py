@@ -10,9 +10,9 @@ import numpy as np
 
 from transforms import shards
 from transforms.errors import FeaturemillError
-from transforms.parquet_files import open_parquet
 from transforms.records import EncodedImage, Failure, Unit
 from transforms.rows.sources import cause_of
+from transforms.seals import open_sealed
 from transforms.store.listing import footer_of
 from transforms.store.output import Output
 from transforms.text import clean
@@ -66,8 +66,9 @@ def compare_contents(
 def _compare_part(
     output: Output, name: str, unit_ids: set[str], units: Mapping[str, tuple[Unit, Unit]], unread_pass: bool
 ) -> list[Compared]:
-    with open_parquet(output.path("features", name), cure="delete it and run extract again") as parquet:
-        footer = footer_of(parquet.metadata)
+    part = output.path("features", name)
+    with open_sealed(part, cure="delete it and run extract again") as parquet:
+        footer = footer_of(parquet.metadata, part)
         table, numbers = parquet.read(_COLUMNS), footer.unit_numbers()
     compared = []
     for number, report in enumerate(footer.reports):
@@ -75,7 +76,7 @@ def _compare_part(
             continue
         stored = table.take(np.flatnonzero(numbers == number)).to_pylist()
         if report.unit_id in output.failed_ids:
-            stored += output.failures(report.unit_id, _COLUMNS)
+            stored += output.failures(report, _COLUMNS)
         old, new = units[report.unit_id]
         places = dict(zip(_sources(old), _sources(new), strict=True))
         # A key begins with its source.

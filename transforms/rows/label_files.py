@@ -11,10 +11,10 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet_files import ParquetFile
 from transforms.shards import fields
 from transforms.shards.detect import foreign_packing
 from transforms.text import one_line, short
@@ -127,7 +127,7 @@ def _as_utf8(file: BinaryIO, start: bytes) -> BinaryIO:
 
 
 def _read_parquet(file: BinaryIO, choose: Choose) -> tuple[dict[str, pa.ChunkedArray], Mapping[str, str]]:
-    parquet = pq.ParquetFile(file)
+    parquet = ParquetFile(file)
     names = parquet.schema_arrow.names
     columns = choose(names)
     table = parquet.read([*dict.fromkeys(columns.values())])

@@ -11,7 +11,6 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
@@ -294,6 +293,8 @@ def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
         if name == path:
             return batch.column(name)
         if path.startswith(f"{name}."):
+            import pyarrow.compute as pc
+
             return pc.struct_field(batch.column(name), path.removeprefix(f"{name}.").split("."))
     raise KeyError(f"no column {path}")
 

@@ -9,11 +9,13 @@ import pyarrow as pa
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.parquet_files import open_parquet
+from transforms.records import UnitReport
+from transforms.seals import open_sealed
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest
 from transforms.store.output import Output
+from transforms.store.reports import parts_sha256
 from transforms.store.schema import vector_bytes
 from transforms.text import counted, did_you_mean
 
@@ -59,6 +61,10 @@ class Features:
         """The columns before the features."""
         return ROW_COLUMNS + self.added_columns
 
+    def place(self, part: str) -> str:
+        """Returns by what name a library can open one of the parts, also when a compaction has removed it since."""
+        return self.kept.path(part) if self.kept else part
+
     @property
     def keys(self) -> list[str]:
         """The N keys."""
@@ -92,7 +98,7 @@ class Features:
             if name not in valid:
                 raise FeaturemillError(f"{self.output} has no column {name!r}{did_you_mean(name, valid)}")
         for part in self.parts:
-            with open_parquet(part, cure="delete it and run extract again") as parquet:
+            with open_sealed(part, cure="delete it and run extract again") as parquet:
                 fits = BATCH_BYTES // max(1, vector_bytes(parquet.schema_arrow, columns or valid))
                 yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
 
@@ -133,21 +139,34 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
     output.keep_parts()
     parts = [output.path("features", name) for name in output.listing.names]
     rows = 0
-    for part, footer in zip(parts, read_footers(parts), strict=True):
-        if footer.fingerprint != manifest.fingerprint:
-            raise FeaturemillError(
-                f"{part} has fingerprint {footer.fingerprint[:12]}, but {output} has "
-                f"{manifest.fingerprint[:12]}; it was written with other settings: move it elsewhere"
-            )
-        rows += footer.rows_embedded
+
+    def reports() -> Iterator[UnitReport]:
+        nonlocal rows
+        for part, footer in zip(parts, read_footers(parts), strict=True):
+            if footer.fingerprint != manifest.fingerprint:
+                raise FeaturemillError(
+                    f"{part} has fingerprint {footer.fingerprint[:12]}, but {output} has "
+                    f"{manifest.fingerprint[:12]}; it was written with other settings: move it elsewhere"
+                )
+            rows += footer.rows_embedded
+            yield from footer.reports
+
+    found = parts_sha256(reports())
     complete = manifest.is_complete
-    if complete and whole and rows != manifest.totals.rows_embedded:
+    is_missing = complete and rows != manifest.totals.rows_embedded
+    # An OUT of an earlier version has no such hash.
+    if complete and whole and (is_missing or (manifest.parts_sha256 or found) != found):
         # An extract that began since is no loss.
         complete = read_manifest(output.folder) == manifest
-        if complete:
+        if complete and is_missing:
             raise FeaturemillError(
                 f"{output} holds {rows:,} rows, but its manifest says {manifest.totals.rows_embedded:,}: "
                 "a part is missing; run the same extract command again, or see featuremill inspect"
+            )
+        if complete:
+            raise FeaturemillError(
+                f"{output} has other parts than it was finished with: one was replaced or lost; featuremill inspect "
+                "names it: delete it and run the same extract command again"
             )
     added = tuple(manifest.added_columns)
     return Features(

@@ -5,9 +5,10 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,15 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
-from transforms.store.layout import MERGED
+from transforms.seals import Broken, read_metadata, seal_of
+from transforms.store.layout import MERGED, OUTPUT_FOLDERS, is_own
 from transforms.text import one_line
 
 # No unit's id has this form: it ends in nine digits, a hyphen and sixteen hexadecimal ones.
 MERGED_STEM = re.compile(MERGED)
 _ENDING = ".parquet"
+# Nothing shorter is Parquet.
+_SHORTEST = 12
 
 
 @dataclass(frozen=True)
@@ -58,29 +62,36 @@ def pack_row_units(numbers: np.ndarray) -> bytes:
 
 
 def read_footer(part: str) -> Footer:
-    """Reads a part's footer, not its rows.
+    """Reads a part's footer, not its rows, and checks that it is that of this part.
 
     Raises:
-        FeaturemillError: Not a part, or not readable.
+        FeaturemillError: Not a part, or not readable, or another one's under this name.
     """
     try:
         with storage.open_read(part) as file:
-            return footer_of(pq.read_metadata(file))
+            return footer_of(read_metadata(file), part)
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise FeaturemillError(
             f"{part} is not a readable part ({one_line(error)}); delete it and run extract again"
         ) from error
 
 
-def footer_of(metadata: pq.FileMetaData) -> Footer:
-    """Returns what a file's metadata says, if it is a part's.
+def footer_of(metadata: pq.FileMetaData, part: str) -> Footer:
+    """Returns what a file's metadata says, if it is a part's, and that of this name.
 
     Raises:
-        KeyError, TypeError, ValueError: It isn't.
+        KeyError, TypeError, ValueError, OSError: It isn't.
     """
     values = metadata.metadata or {}
     merged = values.get(b"featuremill.reports")
     reports = json.loads(merged) if merged else [json.loads(values[b"featuremill.report"])]
+    if not merged:
+        # A part can't say its own seal in what that is made of. One that was written anew says that of then.
+        reports = [{"seal": seal_of(metadata), **report} for report in reports]
+    ids = [report["unit_id"] for report in reports]
+    own_name = merged_name(ids) if merged else f"{ids[0]}{_ENDING}"
+    if part.rsplit("/", 1)[-1] != own_name:
+        raise Broken(f"its footer calls it {own_name.removesuffix(_ENDING)}")
     return Footer(
         values[b"featuremill.fingerprint"].decode(),
         tuple(UnitReport(**report) for report in reports),
@@ -89,12 +100,42 @@ def footer_of(metadata: pq.FileMetaData) -> Footer:
     )
 
 
+def own_report(report: UnitReport) -> dict[str, Any]:
+    """Returns a report as its part carries it from the first: without what is only known afterwards."""
+    return {name: value for name, value in vars(report).items() if name not in ("seal", "part_bytes")}
+
+
+def later_report(report: UnitReport) -> dict[str, Any]:
+    """Returns a report as a part carries it that was written anew: with the seal of the first one."""
+    return {name: value for name, value in vars(report).items() if name != "part_bytes"}
+
+
 def read_footers(parts: Sequence[str]) -> Iterable[Footer]:
     """Yields the footers of the parts, in their order. A footer is one small read; threads hide a store's latency."""
     with ThreadPoolExecutor(16) as pool:
         # A thousand at a time: all that are asked for at once wait in memory.
         for first in range(0, len(parts), 1000):
             yield from pool.map(read_footer, parts[first : first + 1000])
+
+
+def try_footers(parts: Sequence[str]) -> Iterator[Footer | str]:
+    """Yields the footers of the parts, in their order, or why one isn't what was written under its name.
+
+    Raises:
+        FeaturemillError: One can't be reached, or may not be read.
+    """
+
+    def attempt(part: str) -> Footer | str:
+        try:
+            return read_footer(part)
+        except FeaturemillError as error:
+            if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, Broken):
+                raise
+            return one_line(error.__cause__)
+
+    with ThreadPoolExecutor(16) as pool:
+        for first in range(0, len(parts), 1000):
+            yield from pool.map(attempt, parts[first : first + 1000])
 
 
 def is_merged(name: str) -> bool:
@@ -132,22 +173,21 @@ class Listing:
         return [name for name, footer in self.merged.items() if any(r.unit_id in unit_ids for r in footer.reports)]
 
 
-def list_parts(output: str) -> Listing:
-    """Lists OUT's parts: one listing, and one small read for each merged part.
+def list_parts(output: str, names: Collection[str] | None = None) -> Listing:
+    """Says which files hold OUT's rows, by one small read for each merged part.
+
+    Args:
+        output: OUT.
+        names: Of the files in its folder of parts that count; by default all, which are listed now.
 
     Raises:
         FeaturemillError: A merged part that can't be read, or two that hold the same unit.
     """
     folder = storage.join(output, "features")
-    names = {name for name in storage.list_folder(folder) if name.endswith(_ENDING)}
+    names = storage.list_folder(folder) if names is None else names
+    names = {name for name in names if name.endswith(_ENDING)}
     candidates = sorted(filter(is_merged, names))
-    try:
-        footers = dict(zip(candidates, read_footers([storage.join(folder, name) for name in candidates]), strict=True))
-    except FeaturemillError as error:
-        if isinstance(error.__cause__, FileNotFoundError) and not set(candidates) <= storage.list_folder(folder):
-            # Merged again, or taken apart, since it was listed.
-            return list_parts(output)
-        raise
+    footers = dict(zip(candidates, read_footers([storage.join(folder, name) for name in candidates]), strict=True))
     merged: dict[str, Footer] = {}
     holders: dict[str, str] = {}
     leftovers = []
@@ -167,3 +207,51 @@ def list_parts(output: str) -> Listing:
             holders.update(dict.fromkeys(unit_ids, name))
     leftovers += names & {f"{unit_id}{_ENDING}" for unit_id in holders}
     return Listing(tuple(sorted(names.difference(leftovers))), merged, tuple(sorted(leftovers)))
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a look at the parts found, without opening those whose size is as it was.
+
+    Attributes:
+        broken: {file name: why it isn't the part of that name}.
+        reports: {unit id: report} of the parts that were opened.
+    """
+
+    broken: Mapping[str, str]
+    reports: Mapping[str, UnitReport]
+
+
+def look_at_parts(
+    output: str, there: Mapping[str, int], known: Mapping[str, int], fingerprint: str, planned: Collection[str]
+) -> Looked:
+    """Finds parts that were cut off, emptied, or put there from elsewhere.
+
+    Opened are merged parts, and those whose size isn't known or another one: their footers would be read anyway.
+
+    Args:
+        output: OUT.
+        there: {file name: bytes} of its folder of parts.
+        known: {unit id: bytes of its part}, as far as known; 0 for a part of an earlier version, which is trusted.
+        fingerprint: OUT's.
+        planned: Ids of the units in its plan.
+
+    Raises:
+        FeaturemillError: A part can't be reached, or may not be read.
+    """
+    folder = storage.join(output, "features")
+    suspects = sorted(
+        name
+        for name, size in there.items()
+        if is_own(OUTPUT_FOLDERS, "features", name)
+        and (size < _SHORTEST or is_merged(name) or known.get(name.removesuffix(_ENDING), -1) not in (0, size))
+    )
+    broken, reports = {}, {}
+    for name, found in zip(suspects, try_footers([storage.join(folder, name) for name in suspects]), strict=True):
+        if isinstance(found, str):
+            broken[name] = found
+        elif found.fingerprint != fingerprint and any(report.unit_id in planned for report in found.reports):
+            broken[name] = f"it was written with other settings (fingerprint {found.fingerprint[:12]})"
+        else:
+            reports.update((report.unit_id, report) for report in found.reports if not is_merged(name))
+    return Looked(broken, reports)

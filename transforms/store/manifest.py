@@ -1,5 +1,6 @@
 """manifest.json: what OUT or PRED is, typed, written and read."""
 
+import hashlib
 import json
 import shlex
 import time
@@ -51,6 +52,8 @@ class Manifest:
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         versions: Of the libraries that made it.
         added_columns: Which of `spec.ADDED_COLUMNS` the parts have; an OUT begun without them goes on without them.
+        parts_sha256: Of all reports and the seals of their parts, see `reports.parts_sha256`; empty until the first run
+            has finished, and in an OUT of an earlier version.
         relocation: The moves of a relocation that is under way or was cut off; on disk only then.
         updated: When it was written, UTC.
         stored: The JSON that it was read from; what this version doesn't know of it is written again as it was.
@@ -69,6 +72,7 @@ class Manifest:
     repeats: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     added_columns: list[str] = field(default_factory=list)
+    parts_sha256: str = ""
     relocation: dict[str, Any] | None = None
     updated: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -104,12 +108,13 @@ class Manifest:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("updated", "stored")}
         values["spec"] = self.stored.get("spec") or json.loads(self.spec.to_json())
         values["totals"] = asdict(self.totals) if self.totals else None
-        for name in ("relocation", "added_columns", "notes"):
+        for name in ("relocation", "added_columns", "notes", "parts_sha256"):
             # An earlier version's manifest stays as it was.
             if not values[name]:
                 del values[name]
         updated = {"updated": self.updated} if self.updated else {}
-        stored = {name: value for name, value in self.stored.items() if name not in ("relocation", "notes")}
+        renewed = ("relocation", "notes", "parts_sha256", "sha256")
+        stored = {name: value for name, value in self.stored.items() if name not in renewed}
         return {**stored, "schema_version": SCHEMA_VERSION, **values, **updated}
 
 
@@ -134,6 +139,7 @@ class PredictionsManifest:
         weights_are_random: True if the network's weights, or the head's, were never trained.
         notes: What else there is to know, a line each.
         parts: How many.
+        files: {path in PRED: seal or SHA-256 (hex)} of what it consists of; none in one of an earlier version.
         status: `running` or `complete`.
         updated: When it was written, UTC.
     """
@@ -154,6 +160,7 @@ class PredictionsManifest:
     weights_are_random: bool | None = None
     notes: list[str] | None = None
     parts: int | None = None
+    files: dict[str, str] | None = None
     status: str | None = None
     updated: str | None = None
 
@@ -177,9 +184,21 @@ class PredictionsManifest:
 
 
 def write_manifest(folder: str, manifest: Manifest | PredictionsManifest) -> None:
-    """Writes manifest.json, stamped with the time."""
+    """Writes manifest.json, stamped with the time and its own hash."""
     stamped = {**manifest.to_json(), "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
+    stamped["sha256"] = _digest(stamped)
     write_file(folder, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Returns SHA-256 (hex) of the canonical JSON of what a manifest says, without its own hash."""
+    values = {name: value for name, value in values.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def is_as_written(values: Mapping[str, Any]) -> bool:
+    """Returns whether a manifest's JSON gives the hash that it carries; one of an earlier version carries none."""
+    return "sha256" not in values or values["sha256"] == _digest(values)
 
 
 def new_manifest(
@@ -249,10 +268,18 @@ def read_manifest(folder: str) -> Manifest:
         raise FeaturemillError(
             f"{uri} has schema version {values.get('schema_version')!r}, this featuremill reads {SCHEMA_VERSION}"
         )
+    if not is_as_written(values):
+        raise FeaturemillError(
+            f"{uri} was changed or damaged: its content doesn't give the hash that it carries; restore it, or extract "
+            "to another folder"
+        )
     wrong = "spec is not one"
     try:
         spec = FeatureSpec.from_json(json.dumps(values["spec"]))
+        wrong = "fingerprint is not that"
+        if spec.fingerprint != values["fingerprint"]:
+            raise ValueError("its spec has another one")
         wrong = "totals are not those"
         return Manifest.from_json(values, spec)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise FeaturemillError(f"{uri}: its {wrong} of featuremill ({error}); restore it") from error

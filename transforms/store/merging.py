@@ -6,19 +6,19 @@ All hold a row group in memory and not a part: a window of the rows that come ne
 import json
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
+from transforms.seals import SealedWriter, open_sealed, seal_of, values_for_copy
 from transforms.store.layout import part_uri
-from transforms.store.listing import Footer, footer_of, merged_name, pack_row_units
+from transforms.store.listing import Footer, footer_of, later_report, merged_name, pack_row_units
 from transforms.store.output import Output
 from transforms.store.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
 from transforms.store.schema import vector_bytes
@@ -85,16 +85,14 @@ def merge_parts(output: Output, names: Sequence[str], *, before_commit: Callable
     numbers = [_unit_numbers(uri, part.footer) for uri, part in zip(uris, parts, strict=True)]
     row_units = np.concatenate([of_part + first for of_part, first in zip(numbers, firsts, strict=False)])[order]
     merged = merged_name([report.unit_id for report in reports])
-    with _committed(output, output.path("features", merged), parts[0].schema, before_commit) as writer:
+    with _committed(output, output.path("features", merged), parts[0].schema, before_commit) as (writer, values):
         for table in _rows_in_order(uris, [part.footer.rows for part in parts], order, parts[0].schema):
-            writer.write_table(table, row_group_size=len(table))
-        writer.add_key_value_metadata(
-            {
-                **parts[0].settings,
-                "featuremill.reports": json.dumps([asdict(report) for report in reports]),
-                "featuremill.row_units": pack_row_units(row_units),
-            }
-        )
+            writer.write(table)
+        values |= {
+            **parts[0].settings,
+            "featuremill.reports": json.dumps([later_report(report) for report in reports]),
+            "featuremill.row_units": pack_row_units(row_units),
+        }
     return merged
 
 
@@ -106,10 +104,10 @@ class _Part:
     settings: dict[str, bytes]
 
 
-def _part(parquet: pq.ParquetFile) -> _Part:
+def _part(parquet: pq.ParquetFile, uri: str) -> _Part:
     values = parquet.metadata.metadata
     settings = {name: values[name.encode()] for name in ("featuremill.fingerprint", "featuremill.spec")}
-    return _Part(footer_of(parquet.metadata), parquet.schema_arrow.remove_metadata(), settings)
+    return _Part(footer_of(parquet.metadata, uri), parquet.schema_arrow.remove_metadata(), settings)
 
 
 def _sort(uris: Sequence[str]) -> tuple[list[_Part], np.ndarray]:
@@ -117,12 +115,15 @@ def _sort(uris: Sequence[str]) -> tuple[list[_Part], np.ndarray]:
     parts, keys = [], []
     for uri in uris:
         with _open(uri) as parquet:
-            part = _part(parquet)
+            part = _part(parquet, uri)
             keys += parquet.read(["key"]).column(0).chunks
         parts.append(part)
         if (part.schema, part.settings) != (parts[0].schema, parts[0].settings):
             raise FeaturemillError(f"{uri} was written with other settings than {uris[0]}; move it elsewhere")
     # Equal keys stay in the order of the parts: the sort is stable.
+    # Here, because extract imports this module to split parts, and pyarrow.compute takes long to import.
+    import pyarrow.compute as pc
+
     return parts, pc.sort_indices(pa.chunked_array(keys, pa.string())).to_numpy().astype(np.int64)
 
 
@@ -137,16 +138,16 @@ def split_part(output: Output, name: str) -> None:
     """
     uri = output.path("features", name)
     with _open(uri) as parquet:
-        part = _part(parquet)
+        part = _part(parquet, uri)
         positions = parquet.read(["position"]).column(0).to_numpy()
     # Stable, and the rows are sorted by key already.
     order = np.lexsort((positions, _unit_numbers(uri, part.footer)))
     tables = _Rows(_rows_in_order([uri], [part.footer.rows], order, part.schema))
     for report in part.footer.reports:
-        with _committed(output, part_uri(output.folder, report.unit_id), part.schema, lambda: None) as writer:
+        with _committed(output, part_uri(output.folder, report.unit_id), part.schema, lambda: None) as (writer, values):
             for table in tables.take(report.rows_embedded):
-                writer.write_table(table, row_group_size=len(table))
-            writer.add_key_value_metadata({**part.settings, "featuremill.report": json.dumps(asdict(report))})
+                writer.write(table)
+            values |= {**part.settings, "featuremill.report": json.dumps(later_report(report))}
     storage.delete([uri])
 
 
@@ -169,23 +170,23 @@ def rewrite(
         FeaturemillError: It can't be read or written.
     """
     with _open(uri) as parquet:
-        values = {k: v for k, v in (parquet.metadata.metadata or {}).items() if k != b"ARROW:schema"}
+        values, seal = values_for_copy(parquet.metadata), seal_of(parquet.metadata)
         if values.get(RELOCATION.encode()) == token.encode():
             return False
         schema = parquet.schema_arrow.remove_metadata()
         values[RELOCATION.encode()] = token.encode()
         for name, change in (
-            (b"featuremill.report", report),
+            (b"featuremill.report", lambda one: report({"seal": seal, **one})),
             (b"featuremill.reports", lambda all: [*map(report, all)]),
         ):
             if name in values:
                 values[name] = json.dumps(change(json.loads(values[name]))).encode()
         # Until the new file is there, whole, the old one is.
-        with _committed(output, uri, schema, lambda: None) as writer:
+        with _committed(output, uri, schema, lambda: None) as (writer, of_footer):
             for group in range(parquet.num_row_groups):
                 table = rows(parquet.read_row_group(group).replace_schema_metadata(None)).cast(schema)
-                writer.write_table(table, row_group_size=max(1, len(table)))
-            writer.add_key_value_metadata(values)
+                writer.write(table)
+            of_footer |= values
     return True
 
 
@@ -250,28 +251,31 @@ def _take(uri: str, rows: np.ndarray) -> pa.Table:
     return pa.Table.from_batches(found, found[0].schema).replace_schema_metadata(None).cast(schema)
 
 
-@contextmanager
-def _open(uri: str) -> Iterator[pq.ParquetFile]:
-    try:
-        with storage.open_read(uri) as file:
-            # Column chunks in pieces: a whole one is as large as its row group.
-            yield pq.ParquetFile(file, buffer_size=2**20)
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); delete it and run extract again") from error
+def _open(uri: str) -> AbstractContextManager[pq.ParquetFile]:
+    # Column chunks in pieces: a whole one is as large as its row group.
+    return open_sealed(uri, cure="delete it and run extract again", buffer_size=2**20)
 
 
 @contextmanager
 def _committed(
     output: Output, final: str, schema: pa.Schema, before_commit: Callable[[], None]
-) -> Iterator[pq.ParquetWriter]:
-    """Yields the writer of a part that appears under its name, whole, once the block ends without an error."""
+) -> Iterator[tuple[SealedWriter, dict[str | bytes, str | bytes]]]:
+    """Yields the writer of a part that appears under its name, whole, once the block ends without an error.
+
+    With it comes what is to be filled with the values of its footer.
+    """
     name = final.rsplit("/", 1)[-1]
     temporary = output.path("_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
     try:
         storage.make_folder(output.path("_tmp"))
         with committed_file(final, temporary) as file:
-            with parquet_writer(file, schema) as writer:
-                yield writer
+            writer, values = parquet_writer(file, schema), {}
+            try:
+                yield writer, values
+                writer.close(values)
+            except BaseException:
+                writer.discard()
+                raise
             storage.sync(file)
             # On an object store closing commits.
             before_commit()

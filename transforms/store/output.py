@@ -6,16 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.locks import is_locked, locked_folder
-from transforms.parquet_files import open_parquet
 from transforms.records import FileInfo, SkippedFile, UnitReport
+from transforms.seals import Broken, open_sealed, origin_of
 from transforms.store.layout import (
     OUTPUT_FILES,
     OUTPUT_FOLDERS,
@@ -25,11 +25,14 @@ from transforms.store.layout import (
     is_own,
     part_uri,
 )
-from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, read_footers
+from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, look_at_parts, read_footers
 from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
 from transforms.store.reports import read_skipped, read_units, units_uri, write_skipped, write_units
 from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import one_line
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 _F = TypeVar("_F", bound="Folder")
 # The names in _tmp of small files, each there for a moment, and of a run's units. The name of a part that is being
@@ -125,6 +128,16 @@ class Folder:
                 storage.delete([self.path(name)])
 
 
+def check_failures(metadata: "pq.FileMetaData", report: UnitReport) -> None:
+    """Checks by its footer that a failures file is the one that was committed with a unit's part.
+
+    Raises:
+        OSError: It isn't.
+    """
+    if report.failures_seal and origin_of(metadata) != report.failures_seal:
+        raise Broken("it isn't the one that its part was committed with")
+
+
 class Output(Folder):
     """An OUT. What it holds is read when it is first asked for, and once; `relist` after others may have added."""
 
@@ -136,7 +149,39 @@ class Output(Folder):
     @cached_property
     def listing(self) -> Listing:
         """The parts; raises FeaturemillError for a merged one that can't be read."""
-        return list_parts(self.folder)
+        return list_parts(self.folder, self.part_bytes.keys() - self.broken.keys())
+
+    @cached_property
+    def part_bytes(self) -> dict[str, int]:
+        """{file name: size} of what lies in the folder of parts."""
+        return {os.path.basename(info.uri): info.size for info in storage.list_infos(self.path("features"))}
+
+    @cached_property
+    def broken(self) -> dict[str, str]:
+        """{file name: why} of the parts that `look_at_parts` found not to be what units committed; they don't count."""
+        return {}
+
+    @cached_property
+    def _opened(self) -> dict[str, UnitReport]:
+        """The reports in the footers that `look_at_parts` read."""
+        return {}
+
+    def look_at_parts(self) -> None:
+        """Looks for parts that were cut off, emptied, or put there from elsewhere; see `broken`.
+
+        Raises:
+            FeaturemillError: A part can't be reached, or may not be read.
+        """
+        known = {report.unit_id: report.part_bytes for report in self.reports}
+        planned = {planned.unit_id for planned in self.plan}
+        looked = look_at_parts(self.folder, self.part_bytes, known, self.manifest.fingerprint, planned)
+        self.broken, self._opened = dict(looked.broken), dict(looked.reports)
+        self._forget("listing")
+
+    def remove_broken(self) -> None:
+        """Removes the parts that aren't what a unit committed, so that their units are done again."""
+        storage.delete(self.path("features", name) for name in self.broken)
+        self._forget("broken", "part_bytes")
 
     @cached_property
     def plan(self) -> list[PlannedUnit]:
@@ -184,7 +229,15 @@ class Output(Folder):
 
     def relist(self) -> None:
         """Forgets which parts and failures there were."""
-        self._forget("listing", "failed_ids", "kept")
+        self._forget("listing", "failed_ids", "part_bytes", "kept")
+
+    def relist_parts(self) -> None:
+        """Forgets which parts count: `broken` has more now."""
+        self._forget("listing")
+
+    def forget_reports(self) -> None:
+        """Counts as if there were no units.parquet, which can't be read."""
+        self._reports = storage.stat(units_uri(self.folder)), []
 
     def keep_parts(self) -> None:
         """Lists the parts, and keeps those of a local disk readable while this lives, whatever is removed meanwhile.
@@ -193,12 +246,11 @@ class Output(Folder):
         compaction moved meanwhile may have been caught in both places, or in neither.
         """
         while self.is_local and self.kept is None:
-            listed = {*self.listing.names, *self.listing.leftovers}
-            with suppress(FileNotFoundError):
-                self.kept = storage.Kept(self.path("features", name) for name in sorted(listed))
-            now = {name for name in storage.list_folder(self.path("features")) if name.endswith(".parquet")}
+            listed = self.part_bytes.keys()
+            self.kept = storage.Kept(self.path("features", name) for name in listed if name.endswith(".parquet"))
+            now = Output(self.folder).part_bytes.keys()
             # An extract adds parts all the time.
-            if self.kept is None or not (listed == now or (listed < now and not self.manifest.is_complete)):
+            if not (listed == now or (listed < now and not self.manifest.is_complete)):
                 self.relist()
 
     def _forget(self, *names: str) -> None:
@@ -243,7 +295,7 @@ class Output(Folder):
         """Removes what runs wrote, whatever the manifest says, and leaves everything else."""
         self.remove_own(self.FOLDERS)
         self.remove_files(reversed(OUTPUT_FILES))
-        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped")
+        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped", "part_bytes", "broken")
 
     def remove_leftovers(self) -> None:
         """Removes the parts whose rows are in a merged one as well: a compaction was cut off."""
@@ -259,29 +311,44 @@ class Output(Folder):
         """
         known = {report.unit_id: report for report in self.reports if report.unit_id not in fresh}
         merged = {report.unit_id: report for footer in self.listing.merged.values() for report in footer.reports}
-        known.update((unit_id, merged[unit_id]) for unit_id in unit_ids if unit_id in merged and unit_id not in known)
+        for found in (merged, {name: report for name, report in self._opened.items() if name not in fresh}):
+            known.update((unit_id, found[unit_id]) for unit_id in unit_ids if unit_id in found and unit_id not in known)
         missing = [unit_id for unit_id in unit_ids if unit_id not in known]
         for footer in read_footers([part_uri(self.folder, unit_id) for unit_id in missing]):
             known.update((report.unit_id, report) for report in footer.reports)
-        return [known[unit_id] for unit_id in sorted(unit_ids)]
+        # Of a part of an earlier version the size stays unknown: nobody compares it.
+        sizes = {name.removesuffix(".parquet"): size for name, size in self.part_bytes.items()}
+        reports = (known[unit_id] for unit_id in sorted(unit_ids))
+        return [replace(r, part_bytes=sizes.get(r.unit_id, r.part_bytes)) if r.seal else r for r in reports]
 
     def failures_by_reason(self, reports: Iterable[UnitReport]) -> Counter[str]:
         """Returns {`stage: error`: count}, the commonest first."""
         total: Counter[str] = Counter()
         with ThreadPoolExecutor(16) as pool:
-            for part in pool.map(self._count_failures, [report.unit_id for report in reports if report.rows_failed]):
+            for part in pool.map(self._count_failures, [report for report in reports if report.rows_failed]):
                 total.update(part)
         return Counter(dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))))
 
-    def _count_failures(self, unit_id: str) -> Counter[str]:
-        return Counter(f"{row['stage']}: {row['error']}" for row in self.failures(unit_id, ["stage", "error"]))
+    def _count_failures(self, report: UnitReport) -> Counter[str]:
+        return Counter(f"{row['stage']}: {row['error']}" for row in self.failures(report, ["stage", "error"]))
 
-    def failures(self, unit_id: str, columns: list[str]) -> Iterator[dict[str, Any]]:
-        """Yields the failures of a unit that has some; raises FeaturemillError where they can't be read."""
-        uri = failures_uri(self.folder, unit_id)
-        with open_parquet(uri, cure="delete it and its part, and run extract again") as parquet:
+    def failures(self, report: UnitReport, columns: list[str]) -> Iterator[dict[str, Any]]:
+        """Yields the failures of a unit that has some.
+
+        Raises:
+            FeaturemillError: They can't be read, or aren't those that were committed with its part.
+        """
+        uri = failures_uri(self.folder, report.unit_id)
+        with open_sealed(uri, cure="delete it and its part, and run extract again") as parquet:
+            check_failures(parquet.metadata, report)
             for batch in parquet.iter_batches(columns=columns):
                 yield from batch.to_pylist()
+
+    def count_failures(self, report: UnitReport) -> int:
+        """Returns how many failures a unit that has some lists; raises FeaturemillError as `failures` does."""
+        with open_sealed(failures_uri(self.folder, report.unit_id), cure="see featuremill inspect --deep") as parquet:
+            check_failures(parquet.metadata, report)
+            return parquet.metadata.num_rows
 
     def stored_bytes(self, unit_ids: Iterable[str]) -> int:
         """Returns the bytes of the units' parts; 0 where it isn't local (a listing there costs requests)."""

@@ -5,18 +5,19 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import Failure, UnitReport
+from transforms.seals import SealedWriter
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.layout import failures_uri, part_uri
+from transforms.store.listing import own_report
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
 
@@ -26,11 +27,9 @@ ROW_GROUP_BYTES = 64 * 2**20
 ROW_GROUP_ROWS = 65_536
 
 
-def parquet_writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
+def parquet_writer(file: BinaryIO, schema: pa.Schema) -> SealedWriter:
     """Returns what writes a part: compressed, with statistics, and without dictionaries for vectors."""
-    return pq.ParquetWriter(
-        file, schema, compression="zstd", use_dictionary=["label", "source", "split"], write_statistics=True
-    )
+    return SealedWriter(file, schema, use_dictionary=["label", "source", "split"], write_statistics=True)
 
 
 class PartWriter:
@@ -101,8 +100,8 @@ class PartWriter:
         with self._explained():
             if self._failures_parquet is None:
                 self._failures_file = storage.open_write(self._failures_name)
-                self._failures_parquet = pq.ParquetWriter(self._failures_file, table.schema, compression="zstd")
-            self._failures_parquet.write_table(table)
+                self._failures_parquet = SealedWriter(self._failures_file, table.schema)
+            self._failures_parquet.write(table)
         self._failures = []
 
     def flush(self) -> None:
@@ -116,7 +115,7 @@ class PartWriter:
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), stacked.shape[1]))
         arrays = [pa.array(c, f.type) if isinstance(c, list) else c for c, f in zip(columns, self._schema, strict=True)]
         with self._explained():
-            self._parquet.write_batch(pa.record_batch(arrays, schema=self._schema))
+            self._parquet.write(pa.record_batch(arrays, schema=self._schema))
         self._rows, self._vectors, self._buffered_bytes = [], [], 0
         self.seconds += time.perf_counter() - started
 
@@ -134,24 +133,24 @@ class PartWriter:
         self.flush()
         self._flush_failures()
         with self._explained():
-            self._parquet.add_key_value_metadata(
-                {
-                    "featuremill.fingerprint": self.spec.fingerprint,
-                    "featuremill.spec": self.spec.to_json(),
-                    "featuremill.report": json.dumps(asdict(report)),
-                }
-            )
             # The failures first: once the part is there, the unit is done, and its failures must be there.
             if self._failures_parquet is not None:
-                self._finish(self._failures_parquet, self._failures_file)
+                seal = self._finish(self._failures_parquet, self._failures_file, {})
+                report = replace(report, failures_seal=seal)
                 self._publish(self._failures_name, self._failures_uri)
-            self._finish(self._parquet, self._file)
+            values = {
+                "featuremill.fingerprint": self.spec.fingerprint,
+                "featuremill.spec": self.spec.to_json(),
+                "featuremill.report": json.dumps(own_report(report)),
+            }
+            self._finish(self._parquet, self._file, values)
             self._publish(self._part_name, self._part_uri)
 
-    def _finish(self, parquet: pq.ParquetWriter, file: BinaryIO) -> None:
-        parquet.close()
+    def _finish(self, parquet: SealedWriter, file: BinaryIO, values: Mapping[str, str]) -> str:
+        seal = parquet.close(values)
         storage.sync(file)
         file.close()
+        return seal
 
     def _publish(self, temporary: str, final: str) -> None:
         try:
@@ -169,8 +168,7 @@ class PartWriter:
                     storage.discard(file)
         for parquet in (self._parquet, self._failures_parquet):
             if parquet is not None:
-                with suppress(Exception):
-                    parquet.close()
+                parquet.discard()
         names = {self._part_name: self._part_uri, self._failures_name: self._failures_uri}
         leftovers = [name for name, final in names.items() if name != final]
         if storage.is_local(self.output) or (error[0] is not None and leftovers):

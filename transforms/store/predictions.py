@@ -1,5 +1,6 @@
 """PRED as an object: whether a prediction may go there, is there already, begins, and is finished."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -8,10 +9,13 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import pyarrow as pa
+
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.seals import read_metadata, seal_of
 from transforms.store.layout import PREDICTION_FILES, PREDICTION_FOLDERS, is_own, write_file
-from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest
+from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest, is_as_written
 from transforms.store.output import ELSEWHERE, Folder, Output
 
 
@@ -35,6 +39,11 @@ class Predictions(Folder):
         with suppress(OSError, ValueError, KeyError, TypeError):
             values = json.loads(storage.read_bytes(self.path("manifest.json")))
             ours = values["kind"] == PREDICTIONS and values["schema_version"] == PREDICTIONS_SCHEMA_VERSION
+            if ours and not is_as_written(values):
+                raise FeaturemillError(
+                    f"{self.path('manifest.json')} was changed or damaged: its content doesn't give the hash that it "
+                    "carries; restore it, or choose another --output"
+                )
             if ours and "settings" in values:
                 return PredictionsManifest.from_json(values)
         raise FeaturemillError(f"{self} holds something else than predictions of this version; choose another --output")
@@ -48,6 +57,22 @@ class Predictions(Folder):
     def parts(self) -> int:
         """The number of parts."""
         return sum(is_own(self.FOLDERS, "predictions", name) for name in storage.list_folder(self.path("predictions")))
+
+    @property
+    def is_as_written(self) -> bool:
+        """Whether its files are those that the manifest names, by one small read each; True if it names none."""
+        for name, expected in (self.manifest.files or {}).items():
+            try:
+                if name.endswith(".parquet"):
+                    with storage.open_read(self.path(name)) as file:
+                        found = seal_of(read_metadata(file))
+                else:
+                    found = hashlib.sha256(storage.read_bytes(self.path(name))).hexdigest()
+            except (OSError, pa.ArrowException):
+                return False
+            if found != expected:
+                return False
+        return True
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -101,9 +126,12 @@ class Predictions(Folder):
         Raises:
             FeaturemillError: The folder can't be written.
         """
+        files = dict(manifest.files or {})
         if metrics is not None:
-            write_file(self.folder, "metrics.json", (json.dumps(metrics, indent=2) + "\n").encode())
-        self.write_manifest(replace(manifest, status="complete"))
+            data = (json.dumps(metrics, indent=2) + "\n").encode()
+            write_file(self.folder, "metrics.json", data)
+            files["metrics.json"] = hashlib.sha256(data).hexdigest()
+        self.write_manifest(replace(manifest, status="complete", files=files))
         self.tidy()
 
     def discard(self) -> None:

@@ -1,5 +1,6 @@
 """units.parquet and skipped.parquet: what each unit came to, and which files are in none; read, written, added up."""
 
+import hashlib
 import io
 import json
 from collections import Counter
@@ -7,14 +8,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from transforms import storage
-from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, SkippedFile, UnitReport
+from transforms.seals import open_sealed, sealed
 from transforms.store.layout import SKIPPED_FILE, write_file
+from transforms.store.listing import later_report
 from transforms.store.manifest import Totals
-from transforms.text import clean, counted, one_line
+from transforms.text import clean, counted
 
 UNITS_PER_GROUP = 65_536
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64()}
@@ -27,6 +28,15 @@ def add_up(reports: Iterable[UnitReport]) -> Totals:
     reports = list(reports)
     sums = {f.name: sum(getattr(report, f.name) for report in reports) for f in fields(Totals) if f.name != "units"}
     return Totals(units=len(reports), **sums)
+
+
+def parts_sha256(reports: Iterable[UnitReport]) -> str:
+    """Returns the SHA-256 (hex) over all reports and the seals of their parts, in whatever order they come.
+
+    Merging, splitting and compacting parts doesn't change it.
+    """
+    lines = (json.dumps(later_report(report), sort_keys=True) for report in reports)
+    return hashlib.sha256(b"".join(sorted(hashlib.sha256(line.encode()).digest() for line in lines))).hexdigest()
 
 
 def add_notes(reports: Iterable[UnitReport]) -> dict[str, int]:
@@ -51,22 +61,16 @@ def read_units(output: str) -> list[UnitReport]:
     uri = units_uri(output)
     if storage.stat(uri) is None:
         return []
-    try:
-        with storage.open_read(uri) as file:
-            batches = pq.ParquetFile(file).iter_batches(columns=[f.name for f in fields(UnitReport)])
-            # By columns: a million rows as dictionaries would take two gigabytes.
-            columns = ([column.to_pylist() for column in batch.columns] for batch in batches)
-            return [_report(row) for some in columns for row in zip(*some, strict=True)]
-    except (OSError, TypeError, ValueError, pa.ArrowException) as error:
-        raise FeaturemillError(
-            f"cannot read {uri}: {one_line(error)}; delete it and run featuremill extract again"
-        ) from error
-
-
-def _report(row: tuple) -> UnitReport:
-    """Returns the report of a row of units.parquet; one of an earlier version has no notes."""
-    *values, last = row
-    return UnitReport(*row) if len(row) < len(_SCHEMA) else UnitReport(*values, json.loads(last))
+    with open_sealed(uri, cure="delete it and run featuremill extract again") as parquet:
+        # What earlier versions didn't write has a default.
+        names = [name for name in _SCHEMA.names if name in parquet.schema_arrow.names]
+        # By columns: a million rows as dictionaries would take two gigabytes.
+        batches = parquet.iter_batches(columns=names)
+        columns = (
+            [[json.loads(v) for v in batch[n].to_pylist()] if n == "notes" else batch[n].to_pylist() for n in names]
+            for batch in batches
+        )
+        return [UnitReport(**dict(zip(names, row, strict=True))) for some in columns for row in zip(*some, strict=True)]
 
 
 def units_table(reports: Sequence[UnitReport]) -> pa.Table:
@@ -80,19 +84,10 @@ def units_table(reports: Sequence[UnitReport]) -> pa.Table:
 def write_units(output: str, reports: Sequence[UnitReport]) -> None:
     """Writes units.parquet, one row per unit."""
     buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, _SCHEMA, compression="zstd") as writer:
+    with sealed(buffer, _SCHEMA) as writer:
         for first in range(0, len(reports), UNITS_PER_GROUP):
-            writer.write_table(units_table(reports[first : first + UNITS_PER_GROUP]))
+            writer.write(units_table(reports[first : first + UNITS_PER_GROUP]))
     write_file(output, "units.parquet", buffer.getvalue())
-
-
-def parquet_rows(uri: str) -> int:
-    """Returns the rows of a Parquet file by its footer, 0 if it can't be read."""
-    try:
-        with storage.open_read(uri) as file:
-            return pq.read_metadata(file).num_rows
-    except (OSError, pa.ArrowException):
-        return 0
 
 
 def read_skipped(output: str) -> list[SkippedFile]:
@@ -104,11 +99,8 @@ def read_skipped(output: str) -> list[SkippedFile]:
     uri = storage.join(output, SKIPPED_FILE)
     if storage.stat(uri) is None:
         return []
-    try:
-        with storage.open_read(uri) as file:
-            columns = pq.read_table(file, schema=_SKIPPED).to_pydict().values()
-    except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(f"cannot read {uri}: {one_line(error)}; delete it and run extract again") from error
+    with open_sealed(uri, cure="delete it and run extract again") as parquet:
+        columns = parquet.read(_SKIPPED.names).cast(_SKIPPED).to_pydict().values()
     return [SkippedFile(FileInfo(uri, size, ""), reason) for uri, size, reason in zip(*columns, strict=True)]
 
 
@@ -124,5 +116,6 @@ def write_skipped(output: str, skipped: Sequence[SkippedFile]) -> None:
     ]
     buffer = io.BytesIO()
     table = pa.table([pa.array(column, f.type) for column, f in zip(columns, _SKIPPED, strict=True)], schema=_SKIPPED)
-    pq.write_table(table, buffer, compression="zstd")
+    with sealed(buffer, _SKIPPED) as writer:
+        writer.write(table)
     write_file(output, SKIPPED_FILE, buffer.getvalue())

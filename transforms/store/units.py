@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.records import FileInfo, ListedFile, Shard, Unit
+from transforms.seals import open_sealed, read_metadata, sealed
 from transforms.store.layout import TODO_PREFIX, plan_uri
-from transforms.text import one_line
 
 # In a footer: the token of the relocation that last rewrote the file.
 RELOCATION = "featuremill.relocation"
@@ -134,11 +133,10 @@ def write_plan(output: str, planned: Sequence[PlannedUnit], *, relocation: str =
     buffer = io.BytesIO()
     # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.
     rows_per_group = 8 if any(p.unit.files for p in planned) else 65_536
-    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+    with sealed(buffer, schema, {RELOCATION: relocation} if relocation else {}) as writer:
         for first in range(0, len(planned), rows_per_group):
             rows = [_row(p) for p in planned[first : first + rows_per_group]]
-            writer.write_table(pa.Table.from_pylist(rows, schema))
-        writer.add_key_value_metadata({RELOCATION: relocation} if relocation else {})
+            writer.write(pa.Table.from_pylist(rows, schema))
     write_whole(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
 
 
@@ -151,11 +149,11 @@ def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
     uri = storage.join(output, "_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet")
     schema = _schema([])
     starts = range(0, len(planned), CHUNK_UNITS)
-    with storage.open_write(uri) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with storage.open_write(uri) as file, sealed(file, schema) as writer:
         for start in starts:
             # A listing's files stay in the plan, from which the worker that has its unit reads them.
             light = [PlannedUnit(p.unit_id, replace(p.unit, files=())) for p in planned[start : start + CHUNK_UNITS]]
-            writer.write_table(pa.Table.from_pylist([_row(p) for p in light], schema))
+            writer.write(pa.Table.from_pylist([_row(p) for p in light], schema))
     return [Chunk(uri, number) for number in range(len(starts))]
 
 
@@ -165,20 +163,15 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
     Raises:
         FeaturemillError: The file is gone or can't be read.
     """
-    try:
-        with storage.open_read(chunk.uri) as file:
-            return [_planned(row) for row in pq.ParquetFile(file).read_row_group(chunk.number).to_pylist()]
-    except (OSError, pa.ArrowException) as error:
-        raise FeaturemillError(
-            f"cannot read the run's units from {chunk.uri}: {one_line(error)}; workers must reach the output "
-            "under the same name as the launching machine: run again with such a one"
-        ) from error
+    cure = "workers must reach the output under the same name as the launching machine: run again with such a one"
+    with open_sealed(chunk.uri, cure=cure) as parquet:
+        return [_planned(row) for row in parquet.read_row_group(chunk.number).to_pylist()]
 
 
 def is_relocated(output: str, token: str) -> bool:
     """Returns whether OUT's plan was written by the relocation with this token."""
     with storage.open_read(plan_uri(output)) as file:
-        return (pq.read_metadata(file).metadata or {}).get(RELOCATION.encode()) == token.encode()
+        return (read_metadata(file).metadata or {}).get(RELOCATION.encode()) == token.encode()
 
 
 def read_plan(output: str) -> list[PlannedUnit]:
@@ -186,15 +179,9 @@ def read_plan(output: str) -> list[PlannedUnit]:
     uri = plan_uri(output)
     if storage.stat(uri) is None:
         return []
-    try:
-        with storage.open_read(uri) as file:
-            batches = pq.ParquetFile(file).iter_batches(batch_size=64)
-            return [_planned(row) for batch in batches for row in batch.to_pylist()]
-    except (OSError, KeyError, pa.ArrowException) as error:
-        raise FeaturemillError(
-            f"cannot read {uri}: {one_line(error)}; delete it and run again with all inputs: "
-            "parts of unchanged input are found again, others are named"
-        ) from error
+    cure = "delete it and run again with all inputs: parts of unchanged input are found again, others are named"
+    with open_sealed(uri, cure=cure) as parquet:
+        return [_planned(row) for batch in parquet.iter_batches(batch_size=64) for row in batch.to_pylist()]
 
 
 def load_files(output: str, planned: PlannedUnit) -> Unit:
@@ -205,15 +192,14 @@ def load_files(output: str, planned: PlannedUnit) -> Unit:
     """
     if not planned.unit.shard.is_listing:
         return planned.unit
-    try:
-        with storage.open_read(plan_uri(output)) as file:
-            table = pq.read_table(file, filters=[("unit_id", "=", planned.unit_id)])
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot read {plan_uri(output)}: {one_line(error)}; bring {output} back and run again"
-        ) from error
-    if table.num_rows != 1:
-        raise FeaturemillError(
-            f"{plan_uri(output)} no longer knows unit {planned.unit_id}: another run replaced it; run again"
-        )
-    return _planned(table.to_pylist()[0]).unit
+    with open_sealed(plan_uri(output), cure=f"bring {output} back and run again") as parquet:
+        for group in range(parquet.num_row_groups):
+            ids = parquet.metadata.row_group(group).column(0).statistics
+            if ids is not None and ids.has_min_max and not ids.min <= planned.unit_id <= ids.max:
+                continue
+            for row in parquet.read_row_group(group).to_pylist():
+                if row["unit_id"] == planned.unit_id:
+                    return _planned(row).unit
+    raise FeaturemillError(
+        f"{plan_uri(output)} no longer knows unit {planned.unit_id}: another run replaced it; run again"
+    )

@@ -13,6 +13,7 @@ from pipeline.extraction import run as extract
 from pipeline.maintenance.inspect import inspect, inspection_text
 from tests.pipeline.extraction import test_run as te
 from tests.support.factories import draw_items, write_folder, write_tar
+from tests.support.manifests import edit_manifest
 from tests.support.pages_data import clusters, write_out
 from transforms import storage
 from transforms.embedding import unit as recipe
@@ -210,8 +211,7 @@ def test_prune_keeps_what_is_left_of_inputs_not_named(tar, tmp_path):
 
 def cut_off(output: Path, *, keep: int) -> None:
     """Leaves OUT as a run that was killed after so many units."""
-    manifest = output / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"complete"', '"running"'))
+    edit_manifest(output, status="running")
     (output / "units.parquet").unlink()
     for part in sorted((output / "features").iterdir())[keep:]:
         part.unlink()

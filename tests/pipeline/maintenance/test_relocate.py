@@ -24,6 +24,7 @@ from tests.support.factories import (
     write_every_format,
     write_folder,
 )
+from tests.support.manifests import edit_manifest
 from transforms.errors import FeaturemillError, UsageError
 from transforms.store.listing import list_parts
 from transforms.store.reports import read_units
@@ -189,8 +190,7 @@ def test_an_output_that_is_not_finished(own):
     parts = sorted((own / "out/features").iterdir())
     for part in parts[::3]:
         part.unlink()
-    manifest = json.loads((own / "out/manifest.json").read_text())
-    (own / "out/manifest.json").write_text(json.dumps(manifest | {"status": "running"}))
+    edit_manifest(own / "out", status="running")
     (own / "out/units.parquet").unlink()
     (own / "in").rename(own / "new")
     relocate(str(own / "out"), [f"{own}/in={own}/new"])

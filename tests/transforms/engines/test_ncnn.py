@@ -216,7 +216,7 @@ def test_converted_once_and_then_taken_from_the_cache(cache, monkeypatch):
     first = make_engine(["a=block2_pool:avg"])
     written = cached(cache).stat().st_mtime_ns
     spec = make_spec(["a=block2_pool:avg"])
-    assert cached(cache).name == f"{spec.weights}-v1.ncnn.bin"
+    assert cached(cache).name == f"{spec.weights}-v2.ncnn.bin"
     monkeypatch.setattr(checks, "load_weights", None)
     again = load_engine("ncnn", spec, "gone.h5", include_top=False, batch_size=4, threads=1)
     assert cached(cache).stat().st_mtime_ns == written
@@ -246,6 +246,23 @@ def test_damaged_cache_is_rebuilt(cache, caplog, how):
     with caplog.at_level(logging.WARNING):
         make_engine(["a=block2_pool:avg"])
     assert "damaged or cut off" in caplog.text
+    assert cached(cache).read_bytes() == whole
+
+
+def test_other_weights_under_that_name_are_not_taken(cache, monkeypatch):
+    """Whoever can write to the cache could else change features without changing their fingerprint."""
+    spec = make_spec(["a=block2_pool:avg"])
+    expected = make_engine(["a=block2_pool:avg"]).embed(make_pixels(1, 32))["a"]
+    whole = cached(cache).read_bytes()
+    table = checks.computed_layers(spec)
+    others = load_weights("random:99", table, backbone=spec.backbone)
+    ncnn_model._write(cached(cache), others.arrays)
+    assert cached(cache).read_bytes() != whole
+    np.testing.assert_array_equal(make_engine(["a=block2_pool:avg"]).embed(make_pixels(1, 32))["a"], expected)
+    assert cached(cache).read_bytes() == whole
+    # ncnn takes numbers behind another flag for others.
+    cached(cache).write_bytes(b"\x47" + whole[1:])
+    make_engine(["a=block2_pool:avg"])
     assert cached(cache).read_bytes() == whole
 
 

@@ -1,6 +1,5 @@
 """Opening features: what is in a table against what was written; streaming; what is refused."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from pipeline.demo.samples import draw_items, write_folder
 from tests.pipeline.extraction.test_run import extract
 from tests.support.factories import shared_data
+from tests.support.manifests import edit_manifest
 from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.table import Table, open_table
@@ -65,8 +65,7 @@ def test_what_extract_wrote(out):
 
 
 def test_an_unfinished_out_is_refused(out, tmp_path):
-    manifest = json.loads((out / "manifest.json").read_text())
-    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "status": "running"}))
+    edit_manifest(tmp_path, out, status="running")
     with pytest.raises(FeaturemillError, match="not finished; finish it with the same extract command"):
         open_table(str(tmp_path))
 

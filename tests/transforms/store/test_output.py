@@ -1,6 +1,7 @@
 """OUT as an object: each of its files is read once, and manifests stay as they are on disk."""
 
 import json
+import re
 import tarfile
 import time
 from collections import Counter
@@ -78,7 +79,8 @@ def test_reports_of_another_run_are_seen(tmp_path):
 
 
 def lines(out: str) -> list[str]:
-    return [line for line in Path(out, "manifest.json").read_text().splitlines() if '"updated"' not in line]
+    found = Path(out, "manifest.json").read_text().splitlines()
+    return [line.rstrip(",") for line in found if not re.search('"(updated|sha256)"', line)]
 
 
 def test_a_manifest_is_written_as_it_was_read(tmp_path):
@@ -86,6 +88,7 @@ def test_a_manifest_is_written_as_it_was_read(tmp_path):
     values = json.loads(Path(out, "manifest.json").read_text())
     assert list(values)[:5] == ["schema_version", "status", "fingerprint", "spec", "weights"]
     # As a later version may add some.
+    del values["sha256"]
     later = {"first": 1, **values, "last": {"a": [None]}}
     Path(out, "manifest.json").write_text(json.dumps(later, indent=2) + "\n")
     before = lines(out)
