@@ -6,12 +6,14 @@ Each command that there is must be here: `test_every_command_is_here` knows thos
 import os
 import shutil
 import signal
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from pipeline import cli
 from pipeline.cli.app import run_cli
+from pipeline.end_to_end import export
 from pipeline.maintenance.compact import compact
 from pipeline.maintenance.relocate import relocate
 from pipeline.prediction.options import PredictOptions
@@ -291,3 +293,37 @@ def test_what_a_link_in_a_folder_that_is_replaced_leads_to_stays(made, tmp_path,
     assert run_cli([*arguments(name, made, tmp_path), "--overwrite"]) == 0
     assert (target / file).is_file()
     assert contents(tmp_path / "theirs") == theirs
+
+
+class _Model:
+    """Saves as Keras does: an archive, written to the name that it is given."""
+
+    def save(self, path: str) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("model.weights.h5", bytes(100_000))
+
+
+@pytest.mark.parametrize("name", ["new.keras", "new"])
+def test_an_exported_model_is_on_disk_before_it_has_its_name(tmp_path, monkeypatch, name):
+    def save_folder(model, folder, classes, text) -> None:
+        os.makedirs(f"{folder}/variables")
+        Path(folder, "variables/data").write_bytes(bytes(100_000))
+
+    monkeypatch.setattr(export, "_save_folder", save_folder)
+    monkeypatch.setattr("transforms.end_to_end.signatures.check_backend", lambda: None)
+    flushes = Flushes(monkeypatch)
+    target = str(tmp_path / name)
+    for _ in range(2):
+        export._write(_Model(), target, {"classes": []}, as_file=name.endswith(".keras"))
+    assert flushes.named == [target, target]
+    assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("names", [["saved_model.pb", "photo.jpg"], ["photo.jpg"]])
+def test_a_folder_that_is_more_than_a_model_is_not_replaced(made, tmp_path, capsys, names):
+    (tmp_path / "NEW").mkdir()
+    for name in names:
+        (tmp_path / "NEW" / name).touch()
+    assert run_cli(["export", str(made / "HEAD"), "-o", str(tmp_path / "NEW"), "--overwrite"]) == 1
+    assert "is no model, or not alone" in capsys.readouterr().err
+    assert sorted(os.listdir(tmp_path / "NEW")) == sorted(names)

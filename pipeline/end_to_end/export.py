@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # What the model can't say itself: classes, spec, where all came from. In the .keras archive, in a SavedModel's assets.
 NOTES = "featuremill.json"
+_SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
 # Else they would become folders of such a name.
 _OTHER_FORMATS = (".h5", ".hdf5", ".tflite", ".onnx", ".pb", ".pt", ".pth", ".zip")
 
@@ -98,9 +99,16 @@ def check_place(output: str, *, as_file: bool, overwrite: bool) -> None:
     empty = os.path.isdir(output) and not os.listdir(output)
     if empty and not as_file:
         return
-    ours = os.path.isfile(output) if as_file else os.path.isfile(storage.join(output, "saved_model.pb"))
+    if as_file:
+        ours = os.path.isfile(output)
+    else:
+        # The folder is replaced as a whole: what somebody else put there would go with it.
+        there = set(os.listdir(output)) if os.path.isdir(output) else set()
+        ours = "saved_model.pb" in there and there <= _SAVED_MODEL
     if not ours:
-        raise FeaturemillError(f"{output} is there and is no model; choose another --output, or move it elsewhere")
+        raise FeaturemillError(
+            f"{output} is there and is no model, or not alone; choose another --output, or move it elsewhere"
+        )
     if not overwrite:
         raise FeaturemillError(f"{output} is there already; choose another --output, or pass --overwrite")
 

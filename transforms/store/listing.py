@@ -187,13 +187,7 @@ def list_parts(output: str, names: Collection[str] | None = None) -> Listing:
     names = storage.list_folder(folder) if names is None else names
     names = {name for name in names if name.endswith(_ENDING)}
     candidates = sorted(filter(is_merged, names))
-    try:
-        footers = dict(zip(candidates, read_footers([storage.join(folder, name) for name in candidates]), strict=True))
-    except FeaturemillError as error:
-        if isinstance(error.__cause__, FileNotFoundError) and not set(candidates) <= storage.list_folder(folder):
-            # Merged again, or taken apart, since it was listed.
-            return list_parts(output)
-        raise
+    footers = dict(zip(candidates, read_footers([storage.join(folder, name) for name in candidates]), strict=True))
     merged: dict[str, Footer] = {}
     holders: dict[str, str] = {}
     leftovers = []
