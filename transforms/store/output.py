@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet_files import open_sealed
 from transforms.records import FileInfo, SkippedFile, UnitReport
-from transforms.seals import Broken, open_sealed, origin_of
+from transforms.seals import Broken, origin_of
 from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, SKIPPED_FILE, TODO_PREFIX, failures_uri, part_uri
 from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, look_at_parts, read_footers
 from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
