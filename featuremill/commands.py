@@ -25,7 +25,7 @@ from pipeline.training.options import TrainOptions
 from pipeline.training.run import Trained
 from transforms.declared import flags
 from transforms.errors import FeaturemillError, UsageError
-from transforms.text import did_you_mean
+from transforms.text import did_you_mean, shown
 
 Place: TypeAlias = str | os.PathLike[str]
 
@@ -92,7 +92,7 @@ def _texts(values: Iterable[Any]) -> tuple[Any, ...]:
 
 
 def _say(quiet: bool) -> Callable[[str], None]:
-    return (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
+    return (lambda line: None) if quiet else (lambda line: print(shown(line), file=sys.stderr, flush=True))
 
 
 def _check_failures(summary: Summary | PredictSummary, allowed: float) -> None:

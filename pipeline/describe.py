@@ -1,10 +1,13 @@
 """A backbone's layers as the table that `featuremill describe` prints, and as a drawing. No Keras."""
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pipeline.rendering.targets import check_targets
+from transforms import storage
+from transforms.committed import committed_file, held
 from transforms.errors import FeaturemillError
 from transforms.network.vgg import TOP_IMAGE_SIZES, LayerInfo, describe, layers
 from transforms.text import one_line
@@ -93,8 +96,11 @@ def plot(backbone: str, path: str, *, include_top: bool = False, image_size: int
     figure = Figure(figsize=(16, 6.4), facecolor="white")
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     _draw(axes, infos, _title(backbone, include_top, image_size))
+    path = storage.absolute(path)
     try:
-        figure.savefig(path, dpi=120, bbox_inches="tight", pad_inches=0.15)
+        with held(path), committed_file(path) as file:
+            ending = os.path.splitext(path)[1].lower()[1:]
+            figure.savefig(file, format=ending, dpi=120, bbox_inches="tight", pad_inches=0.15)
     except OSError as error:
         raise FeaturemillError(f"cannot write {path}: {one_line(error)}; choose another place") from error
 

@@ -27,10 +27,11 @@ FLOORS = (
     {"transforms.store", "transforms.images", "transforms.shards", "transforms.network"},
     {"transforms.parquet_files", "transforms.committed"},
     {"transforms.seals"},
-    {"transforms.storage", "transforms.spec"},
+    {"transforms.storage", "transforms.spec", "transforms.locks"},
     {"transforms.labels"},
-    {"transforms.object_stores", "transforms.declared", "transforms.pools"},
-    {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
+    {"transforms.object_stores", "transforms.declared", "transforms.pools", "transforms.isolated"},
+    {"transforms.machine"},
+    {"transforms.records", "transforms.errors", "transforms.text"},
 )
 MOST_MODULES = 12
 # Who may name a heavy library at all, lazily or not.

@@ -137,6 +137,21 @@ def read_metadata(file: BinaryIO) -> pq.FileMetaData:
     return _parsed(*_read_tail(file))
 
 
+def read_own_metadata(file: BinaryIO) -> pq.FileMetaData | None:
+    """Returns what a sealed file's footer says; None for others' files, which aren't parsed.
+
+    A copy that others made may carry an old seal, which isn't right for it.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    try:
+        tail, size = _read_tail(file)
+        return _parsed(tail, size) if _SEAL.encode() in tail else None
+    except (Broken, ValueError, pa.ArrowException):
+        return None
+
+
 def _parsed(tail: bytes, size: int) -> pq.FileMetaData:
     _check(tail)
     try:

@@ -29,7 +29,7 @@ from transforms.object_stores import (
     place,
 )
 from transforms.records import FileInfo
-from transforms.text import clean, one_line
+from transforms.text import one_line, shown_within
 
 if TYPE_CHECKING:
     from pyarrow import fs
@@ -376,20 +376,42 @@ def list_infos(folder: str) -> list[FileInfo]:
         return []
 
 
-def remove_tree(folder: str) -> None:
-    """Removes a folder of ours and what is in it, if it is there; where it is a link, only the link."""
+def remove_tree(folder: str, is_ours: Callable[[str], object] | None = None) -> None:
+    """Removes a folder of ours and what is in it, if it is there; where it is a link, only the link.
+
+    Args:
+        folder: The folder.
+        is_ours: Tells whether a file of such a name in it is ours. Only such are removed then, and the folder if
+            nothing else is in it; where it is a link, nothing is.
+    """
     if not is_local(folder):
         there, files = place(folder), _listed(folder, recursive=True)
-        if files:
+        ours = [info for info in files if is_ours is None or is_ours(info.uri[len(folder) + 1 :])]
+        if len(ours) < len(files):
+            delete(info.uri for info in ours)
+        elif files:
             # Stores delete a thousand at a time.
             ask(lambda: there.files.delete_dir(there.path), more=len(files) / _DELETED_PER_SECOND)
+    elif is_ours:
+        _remove_ours(folder, is_ours)
     elif os.path.islink(folder):
         os.remove(folder)
     elif os.path.isdir(folder):
         shutil.rmtree(folder)
 
 
+def _remove_ours(folder: str, is_ours: Callable[[str], object]) -> None:
+    if os.path.islink(folder) or not os.path.isdir(folder):
+        return
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_ours(entry.name) and not entry.is_dir(follow_symlinks=False)]
+    delete(os.path.join(folder, name) for name in names)
+    # Only if it is empty now.
+    with suppress(OSError):
+        os.rmdir(folder)
+
+
 def readable(uri: str) -> str:
-    """Returns a local path relative to the working folder where that is shorter; always printable."""
+    """Returns a local path relative to the working folder where that is shorter; always printable, on one line."""
     relative = os.path.relpath(uri) if is_local(uri) else uri
-    return clean(min(uri, relative, key=len))
+    return shown_within(min(uri, relative, key=len))

@@ -5,17 +5,20 @@ Only click is imported at the top, so that `--help` is instant.
 
 import errno
 import os
-import re
 import sys
 import traceback
 
 import click
 
 from pipeline.cli import exploration, extraction, heads, maintenance
+from pipeline.runners.supervised import supervise, tell
+from transforms.text import shown, shown_within
 
 EXIT_INTERRUPTED = 130
 # Commands that commit as they go; the others write at their end.
 _RESUMED = (["extract"], ["predict"], ["compact"], ["relocate"])
+# Commands that decode images of any origin by the thousand, which their decoders may not survive.
+_DECODING = (["extract"], ["predict"])
 # Of what the system itself says where no module has said it better.
 _CURES = {
     errno.EACCES: "fix the permissions",
@@ -41,6 +44,8 @@ def run_cli(args: list[str]) -> int:
     try:
         return cli.main(args, prog_name="featuremill", standalone_mode=False) or 0
     except click.ClickException as error:
+        # Also a name that the shell found for a pattern.
+        error.message = shown_within(error.message)
         error.show()
         return error.exit_code
     except SystemExit as error:
@@ -48,10 +53,13 @@ def run_cli(args: list[str]) -> int:
         return error.code if isinstance(error.code, int) else 1
     except BaseException as error:
         if "--debug" in args:
-            traceback.print_exc()
+            click.echo(shown(traceback.format_exc()), err=True)
+        if getattr(error, "is_told", False):
+            # Whoever supervises this process says so, or goes on.
+            return 1
         code, message = _explain(error, args)
         # A file's name may hold line breaks.
-        click.echo("featuremill: " + re.sub(r"[\x00-\x1f\x7f]", lambda c: repr(c[0])[1:-1], message), err=True)
+        click.echo(f"featuremill: {shown_within(message)}", err=True)
         return code
 
 
@@ -69,15 +77,31 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())}; run with --debug for the traceback"
 
 
+def _fill_descriptors() -> None:
+    """Opens standard streams that were closed (`2>&-`), or the next file would get their number, and what is said."""
+    for number, mode in enumerate("rww"):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, ("stdin", "stdout", "stderr")[number], os.fdopen(number, mode, closefd=False))
+
+
 def main() -> None:
     """The console script."""
+    _fill_descriptors()
+    args = sys.argv[1:]
+    if args[:1] in _DECODING:
+        args = supervise(args)
     # A copy of the descriptor for our own lines: while TensorFlow is imported its chatter is held back there, and what
     # is said then, such as what Ctrl-C left behind, would be held back with it.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-    code = run_cli(sys.argv[1:])
+    code = run_cli(args)
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
+        tell(ended=str(code))
         # Not sys.exit: after Ctrl-C or a killed worker, Beam's threads would keep the process alive for good.
         os._exit(code)

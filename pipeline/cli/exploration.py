@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, debug_option, together
+from pipeline.cli.options import OptionsCommand, Terminal, debug_option, echo, together
 from transforms.text import counted
 
 _feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
@@ -30,13 +30,15 @@ def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) ->
     from pipeline.exploration import query as module
     from pipeline.exploration.query import write_query_page
     from pipeline.rendering.targets import check_targets
+    from transforms.committed import held
 
     read = [given["output"], *given["images"], *given["vectors"], given["weights"]]
     # A dash is standard input.
     check_targets([name for name in read if name not in (None, "-")], parquet=parquet, page=page)
-    found = module.query(module.QueryOptions(**given))
-    writers = ((parquet, module.write_found), (page, write_query_page))
-    return _hand_out(found, writers, as_json, module.found_json, module.found_text)
+    with held(parquet, page):
+        found = module.query(module.QueryOptions(**given))
+        writers = ((parquet, module.write_found), (page, write_query_page))
+        return _hand_out(found, writers, as_json, module.found_json, module.found_text)
 
 
 @click.command()
@@ -55,21 +57,22 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
     """
     from pipeline.exploration import sql as module
     from pipeline.rendering.targets import check_targets
+    from transforms.committed import held
 
     if as_json + as_csv + (parquet is not None) > 1:
         raise click.UsageError("give one of --json, --csv and --output")
     check_targets([output], parquet=parquet)
-    with module.sql(output, text) as answer:
+    with held(parquet), module.sql(output, text) as answer:
         if not answer.complete:
-            click.echo("note     the run is not finished: these are its rows so far", err=True)
+            echo("note     the run is not finished: these are its rows so far", err=True)
         if parquet:
-            click.echo(f"{counted(module.write_answer(answer, parquet), 'row')} in {parquet}", err=True)
+            echo(f"{counted(module.write_answer(answer, parquet), 'row')} in {parquet}", err=True)
         elif as_json:
             module.write_answer_json(answer, sys.stdout)
         elif as_csv:
-            module.write_answer_csv(answer, sys.stdout)
+            module.write_answer_csv(answer, Terminal(sys.stdout) if sys.stdout.isatty() else sys.stdout)
         else:
-            click.echo(module.answer_text(answer))
+            echo(module.answer_text(answer))
     return 0
 
 
@@ -86,12 +89,14 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
     """
     from pipeline.exploration import duplicates as module
     from pipeline.rendering.targets import check_targets
+    from transforms.committed import held
     from transforms.similarity.copies import find_duplicates
 
     check_targets([output], parquet=parquet, page=page)
-    found = find_duplicates(output, **given)
-    writers = ((parquet, module.write_duplicates), (page, module.write_duplicates_page))
-    return _hand_out(found, writers, as_json, module.duplicates_json, module.duplicates_text)
+    with held(parquet, page):
+        found = find_duplicates(output, **given)
+        writers = ((parquet, module.write_duplicates), (page, module.write_duplicates_page))
+        return _hand_out(found, writers, as_json, module.duplicates_json, module.duplicates_text)
 
 
 @click.command()
@@ -114,12 +119,14 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
     """
     from pipeline.exploration import outliers as module
     from pipeline.rendering.targets import check_targets
+    from transforms.committed import held
     from transforms.similarity.outlying import find_outliers
 
     check_targets([output], parquet=parquet, page=page)
-    found = find_outliers(output, **given)
-    writers = ((parquet, module.write_outliers), (page, module.write_outliers_page))
-    return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)
+    with held(parquet, page):
+        found = find_outliers(output, **given)
+        writers = ((parquet, module.write_outliers), (page, module.write_outliers_page))
+        return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)
 
 
 @click.command(cls=OptionsCommand, options="pipeline.maps.run:MapOptions")
@@ -134,8 +141,8 @@ def map_(quiet: bool, **given: Any) -> int:
     """
     from pipeline.maps import run as module
 
-    say = (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
-    click.echo(module.map_text(module.make_map(module.MapOptions(**given), say=say)))
+    say = (lambda line: None) if quiet else (lambda line: echo(line, err=True))
+    echo(module.map_text(module.make_map(module.MapOptions(**given), say=say)))
     return 0
 
 
@@ -143,7 +150,7 @@ def _hand_out(found: Any, writers: Any, as_json: bool, to_json: Any, to_text: An
     for path, write in writers:
         if path:
             write(found, path)
-    click.echo(json.dumps(to_json(found), indent=2) if as_json else to_text(found))
+    echo(json.dumps(to_json(found), indent=2) if as_json else to_text(found))
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import BeamCommand, OptionsCommand, debug_option, failures_exit_code, gathered
+from pipeline.cli.options import BeamCommand, OptionsCommand, debug_option, echo, failures_exit_code, gathered
 
 _OPTIONS = "pipeline.extraction.options:ExtractOptions"
 
@@ -35,11 +35,11 @@ def extract(ctx: click.Context, **given: Any) -> int:
     options = gathered(ExtractOptions, given, beam_args=ctx.meta.get("beam_args", ()))
     if options.overwrite and not yes and Output(options.output).holds_features:
         _confirm_removal(options.output)
-    summary = run(options, say=(lambda line: None) if quiet else (lambda line: click.echo(line, err=True)), quiet=quiet)
+    summary = run(options, say=(lambda line: None) if quiet else (lambda line: echo(line, err=True)), quiet=quiet)
     if summary is None:
-        click.echo("job written; when it is done, run the same command without --template_location", err=True)
+        echo("job written; when it is done, run the same command without --template_location", err=True)
         return 0
-    click.echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
+    echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
     return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
 
@@ -76,7 +76,7 @@ def estimate(as_json: bool, **given: Any) -> int:
     workers = module.workers_asked(*(given.pop(name) for name in ("workers", "worker_rate", "worker_price")))
     options = gathered(ExtractOptions, given, output=module.NO_OUTPUT)
     found = module.estimate(options, **asked, workers=workers)
-    click.echo(json.dumps(module.estimate_json(found), indent=2) if as_json else module.estimate_text(found))
+    echo(json.dumps(module.estimate_json(found), indent=2) if as_json else module.estimate_text(found))
     return 0
 
 
@@ -93,7 +93,7 @@ def describe(backbone: str, include_top: bool, image_size: int, plot: str | None
     text = module.describe_text(backbone, include_top=include_top, image_size=image_size)
     if plot:
         module.plot(backbone, plot, include_top=include_top, image_size=image_size)
-    click.echo(text)
+    echo(text)
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, debug_option, failures_exit_code, gathered
+from pipeline.cli.options import OptionsCommand, debug_option, echo, failures_exit_code, gathered
 
 
 @click.command(cls=OptionsCommand, options="pipeline.training.options:TrainOptions")
@@ -30,7 +30,7 @@ def train(ctx: click.Context, compare: str | None, as_json: bool, quiet: bool, *
         given["kinds"] = tuple(part.strip() for part in compare.split(","))
     options = gathered(TrainOptions, given)
     trained = module.train(options, say=_say(quiet))
-    click.echo(json.dumps(module.trained_json(trained), indent=2) if as_json else module.trained_text(trained))
+    echo(json.dumps(module.trained_json(trained), indent=2) if as_json else module.trained_text(trained))
     return 0
 
 
@@ -63,9 +63,9 @@ def predict(names: tuple[str, ...], head: str | None, as_json: bool, quiet: bool
         if options.output is not None:
             raise
         # All was in a temporary folder: there is nothing to go on with.
-        click.echo("featuremill: interrupted", err=True)
+        echo("featuremill: interrupted", err=True)
         return 130
-    click.echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
+    echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
     return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
 
@@ -82,7 +82,7 @@ def export(head: str, **given: Any) -> int:
     """
     from pipeline.end_to_end import export as module
 
-    click.echo(module.export_text(module.export(head, **given, say=lambda line: click.echo(line, err=True))))
+    echo(module.export_text(module.export(head, **given, say=lambda line: echo(line, err=True))))
     return 0
 
 
@@ -102,12 +102,12 @@ def finetune(as_json: bool, quiet: bool, **given: Any) -> int:
     from pipeline.end_to_end.options import FinetuneOptions
 
     summary = module.finetune(FinetuneOptions(**given), say=_say(quiet))
-    click.echo(json.dumps(module.finetuned_json(summary), indent=2) if as_json else module.finetuned_text(summary))
+    echo(json.dumps(module.finetuned_json(summary), indent=2) if as_json else module.finetuned_text(summary))
     return 0
 
 
 def _say(quiet: bool) -> Any:
-    return (lambda line: None) if quiet else (lambda line: click.echo(line, err=True))
+    return (lambda line: None) if quiet else (lambda line: echo(line, err=True))
 
 
 COMMANDS = (train, predict, export, finetune)

@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, Parsed, debug_option
+from pipeline.cli.options import OptionsCommand, Parsed, debug_option, echo
 from transforms.declared import parse_bytes
 
 
@@ -20,9 +20,9 @@ def inspect(output: str, deep: bool, as_json: bool) -> int:
 
     inspection = module.inspect(output, deep=deep)
     if as_json:
-        click.echo(json.dumps(module.inspection_json(inspection), indent=2))
+        echo(json.dumps(module.inspection_json(inspection), indent=2))
     else:
-        click.echo(module.inspection_text(inspection))
+        echo(module.inspection_text(inspection))
     return 1 if inspection.problems else 0
 
 
@@ -48,9 +48,9 @@ def verify(output: str, as_json: bool, **given: Any) -> int:
 
     verification = module.verify(output, **given)
     if as_json:
-        click.echo(json.dumps(module.verification_json(verification), indent=2))
+        echo(json.dumps(module.verification_json(verification), indent=2))
     else:
-        click.echo(module.verification_text(verification))
+        echo(module.verification_text(verification))
     return 0 if verification.ok else 1
 
 
@@ -65,8 +65,8 @@ def compact(output: str, target_bytes: int, as_json: bool) -> int:
     """Merge OUT's small parts into larger ones, sorted by key. Rows, totals and resume stay what they are."""
     from pipeline.maintenance import compact as module
 
-    summary = module.compact(output, target_bytes=target_bytes, say=lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(module.compact_json(summary), indent=2) if as_json else module.compact_text(summary))
+    summary = module.compact(output, target_bytes=target_bytes, say=lambda line: echo(line, err=True))
+    echo(json.dumps(module.compact_json(summary), indent=2) if as_json else module.compact_text(summary))
     return 0
 
 
@@ -90,8 +90,8 @@ def relocate(output: str, moves: tuple[str, ...], check: str, as_json: bool) -> 
     """
     from pipeline.maintenance import relocate as module
 
-    summary = module.relocate(output, moves, check=check, say=lambda line: click.echo(line, err=True))
-    click.echo(json.dumps(module.relocate_json(summary), indent=2) if as_json else module.relocate_text(summary))
+    summary = module.relocate(output, moves, check=check, say=lambda line: echo(line, err=True))
+    echo(json.dumps(module.relocate_json(summary), indent=2) if as_json else module.relocate_text(summary))
     return 0
 
 
@@ -110,7 +110,7 @@ def convert(output: str, copy: str, **given: Any) -> int:
     """
     from pipeline.maintenance import convert as module
 
-    click.echo(module.converted_text(module.convert(output, copy, **given)))
+    echo(module.converted_text(module.convert(output, copy, **given)))
     return 0
 
 
@@ -126,7 +126,7 @@ def report(output: str, **given: Any) -> int:
     """
     from pipeline.maintenance import report as module
 
-    click.echo(module.run_report(output, **given))
+    echo(module.run_report(output, **given))
     return 0
 
 

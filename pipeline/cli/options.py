@@ -7,11 +7,12 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from inspect import get_annotations
 from pkgutil import resolve_name
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TextIO, get_args, get_origin, get_type_hints
 
 import click
 
 from transforms.declared import Option, flags
+from transforms.text import shown
 
 EXIT_FAILURES = 3
 
@@ -23,10 +24,15 @@ def set_up_logging(debug: bool) -> None:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("featuremill: %(levelname)s: %(message)s"))
+    handler.setFormatter(_Formatter("featuremill: %(levelname)s: %(message)s"))
     if not debug:
         handler.addFilter(lambda record: record.name.startswith(("pipeline", "transforms")))
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, handlers=[handler], force=True)
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return shown(super().format(record))
 
 
 class OptionsCommand(click.Command):
@@ -148,6 +154,24 @@ class BeamCommand(OptionsCommand):
         formatter.write_usage(ctx.command_path, "[OPTIONS] INPUT... --output OUT [-- BEAM OPTIONS]")
 
 
+def echo(text: str, *, err: bool = False) -> None:
+    """Prints lines for people or JSON. All that commands print goes through here, so that nothing steers a terminal."""
+    click.echo(shown(text), err=err)
+
+
+class Terminal:
+    """A terminal that gets rows as they are, but for what would steer it."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        self._stream.write(shown(text))
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
 def debug_option(command: Callable) -> Callable:
     return click.option(
         "--debug",
@@ -173,11 +197,9 @@ def together(*options: Callable) -> Callable:
 def failures_exit_code(rate: float, allowed: float, where: str) -> int:
     """Returns a command's exit code, after a line on standard error if too many images failed, or all."""
     if rate == 1:
-        click.echo(f"featuremill: all images failed; see {where}", err=True)
+        echo(f"featuremill: all images failed; see {where}", err=True)
         return EXIT_FAILURES
     if rate <= allowed:
         return 0
-    click.echo(
-        f"featuremill: {rate:.2%} of the images failed, over --max-failure-rate {allowed:.2%}; see {where}", err=True
-    )
+    echo(f"featuremill: {rate:.2%} of the images failed, over --max-failure-rate {allowed:.2%}; see {where}", err=True)
     return EXIT_FAILURES

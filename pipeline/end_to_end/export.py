@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.training.facts import never_trained_text
 from transforms import storage
-from transforms.committed import committed_file, committed_folder
+from transforms.committed import committed_file, committed_folder, held
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import Weights, load_weights
@@ -59,6 +59,13 @@ def export(
             f"--output {output}: models are written as a .keras file, or as a SavedModel, which is a folder"
         )
     folder, output = storage.absolute(head), storage.absolute(output)
+    with held(output, parents=True):
+        return _export(folder, output, weights=weights, overwrite=overwrite, say=say)
+
+
+def _export(
+    folder: str, output: str, *, weights: str | None, overwrite: bool, say: Callable[[str], None]
+) -> dict[str, Any]:
     as_file = output.endswith(".keras")
     check_place(output, as_file=as_file, overwrite=overwrite)
     loaded = load_head(folder)

@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.end_to_end.data import TuningData, check_head, check_spec, make_plan, open_data, open_weights
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.training.report import Run, metrics_text, report_html, verdict
+from transforms.committed import held
 from transforms.end_to_end.plan import TuningPlan
 from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
 from transforms.engines.versions import library_versions
@@ -61,6 +62,11 @@ def finetune(options: FinetuneOptions, *, say: Callable[[str], None] = lambda li
         UsageError: Layers that can't be unfrozen.
         FeaturemillError: With the thing, the cause and the cure. HEAD is written whole or not at all.
     """
+    with held(options.output, parents=True):
+        return _finetune(options, say)
+
+
+def _finetune(options: FinetuneOptions, say: Callable[[str], None]) -> FinetuneSummary:
     check_place(options.output, overwrite=options.overwrite)
     head = load_head(options.head)
     check_head(head, options)

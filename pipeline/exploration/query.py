@@ -18,11 +18,11 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.lookup import StoredRow, fact_batches, facts_schema, read_rows
 from transforms.rows.sandbox import matching_rows
 from transforms.rows.table import Table, open_table
-from transforms.rows.thumbnails import Thumbnail, thumbnail, thumbnails
+from transforms.rows.thumbnails import Thumbnail, Thumbnailer, thumbnails
 from transforms.similarity.neighbours import METRICS, Nearest, nearest_rows
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
-from transforms.text import counted
+from transforms.text import counted, shown, shown_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class Found:
     seconds: float
 
     def __repr__(self) -> str:
-        return found_text(self)
+        return shown(found_text(self))
 
 
 def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None = None) -> Found:
@@ -186,7 +186,7 @@ def found_text(found: Found) -> str:
     lines = []
     for asked, some in zip(found.queries, found.neighbours, strict=True):
         rows = [(rank, f"{near.score:.6g}", near.row.label, near.row.key) for rank, near in enumerate(some, 1)]
-        lines += [f"{asked.kind} {asked.name}", text_table(("", found.metric, "label", "key"), rows), ""]
+        lines += [f"{asked.kind} {shown_within(asked.name)}", text_table(("", found.metric, "label", "key"), rows), ""]
     rows = found.table.vectors.rows
     of = "" if found.searched == rows else f"{found.searched:,} of "
     return "\n".join([*lines, f"{of}{counted(rows, 'row')} compared in {found.seconds:.1f} s"])
@@ -223,17 +223,19 @@ def write_query_page(found: Found, path: str) -> None:
     def tile(asked: Query) -> Tile:
         if asked.row >= 0:
             return row_tile(asked_rows[asked.row], images, "query", marked=True)
-        shown = thumbnail(asked.image) if asked.image is not None else Thumbnail(problem="a vector, no image")
-        return Tile(shown, "query", marked=True)
+        if asked.image is None:
+            return Tile(Thumbnail(problem="a vector, no image"), "query", marked=True)
+        return Tile(thumbnailer.make(asked.image), "query", marked=True)
 
-    sections = [
-        Section(
-            f"{asked.kind} {asked.name}",
-            "",
-            (tile(asked), *(row_tile(near.row, images, f"{found.metric} {near.score:.4f}") for near in some)),
-        )
-        for asked, some in zip(found.queries, found.neighbours, strict=True)
-    ]
+    with Thumbnailer() as thumbnailer:
+        sections = [
+            Section(
+                f"{asked.kind} {asked.name}",
+                "",
+                (tile(asked), *(row_tile(near.row, images, f"{found.metric} {near.score:.4f}") for near in some)),
+            )
+            for asked, some in zip(found.queries, found.neighbours, strict=True)
+        ]
     count = len(found.queries)
     write_sheet(
         path,

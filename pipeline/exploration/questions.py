@@ -5,8 +5,8 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -17,6 +17,7 @@ from transforms.engines import load_stored_engine
 from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
+from transforms.isolated import Crashed, Isolated
 from transforms.network.weights import stored_source
 from transforms.rows.lookup import read_vectors
 from transforms.rows.sandbox import nearest_texts
@@ -140,11 +141,13 @@ def _embed(queries: Sequence[Query], table: Table, load: "Callable[[FeatureSpec]
             "pass --vector or --key"
         )
     pixels = []
-    for query in queries:
-        try:
-            pixels.append(decode_image(query.image, spec, max_pixels=PIXEL_CEILING).pixels)
-        except ImageError as error:
-            raise FeaturemillError(f"cannot decode {query.name}: {error}") from error
+    with Isolated() as child:
+        for query in queries:
+            try:
+                decoded = child.call(partial(decode_image, query.image, spec, max_pixels=PIXEL_CEILING))
+            except (ImageError, Crashed) as error:
+                raise FeaturemillError(f"cannot decode {query.name}: {error}") from error
+            pixels.append(decoded.pixels)
     engine = load(spec)
     blocks = []
     for first in range(0, len(pixels), engine.batch_size):
@@ -161,13 +164,20 @@ def _embed(queries: Sequence[Query], table: Table, load: "Callable[[FeatureSpec]
 def _read_matrix(path: str, table: Table) -> np.ndarray:
     """Returns n×D float64 of a `.npy` file."""
     try:
-        data = sys.stdin.buffer.read(_MOST_BYTES) if path == "-" else storage.read_bytes(storage.absolute(path))
+        if path == "-":
+            data = sys.stdin.buffer.read(_MOST_BYTES)
+        else:
+            with storage.open_read(storage.absolute(path)) as file:
+                data = file.read(_MOST_BYTES)
         if not data.startswith(_MAGIC):
             raise FeaturemillError(
                 f"cannot read {clean(path)}: it is no .npy file; --vector takes what numpy.save wrote, --image an image"
             )
         matrix = np.load(io.BytesIO(data), allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
+    except FeaturemillError:
+        raise
+    except Exception as error:
+        # NumPy raises whatever the damage leads to.
         raise FeaturemillError(
             f"cannot read {clean(path)}: {clean(one_line(error))}; --vector takes what numpy.save wrote"
         ) from error

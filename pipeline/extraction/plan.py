@@ -7,8 +7,8 @@ from functools import cached_property
 from itertools import islice
 
 from transforms import shards, storage
+from transforms.isolated import Isolated
 from transforms.records import FileInfo, ListedFile, Shard, Unit
-from transforms.rows.contents import compare_contents
 from transforms.store.output import Output
 from transforms.store.units import PlannedUnit, unit_id
 from transforms.text import clean, counted, size_text
@@ -214,11 +214,15 @@ def _compare_touched(
     """
     renewed = {planned.unit_id: (planned.unit, _renewed(planned.unit, given, files, elsewhere)) for planned in suspects}
     pairs = {unit_id: (old, new) for unit_id, (old, new) in renewed.items() if new}
-    if pairs:
-        read = size_text(sum(old.input_bytes for old, _ in pairs.values()))
-        say(f"inputs of {counted(len(pairs), 'unit')} were written again: comparing their bytes ({read})")
+    if not pairs:
+        return {}, 0
+    # Rarely needed, and what reads rows takes long to import.
+    from transforms.rows.contents import compare_contents
+
+    read = size_text(sum(old.input_bytes for old, _ in pairs.values()))
+    say(f"inputs of {counted(len(pairs), 'unit')} were written again: comparing their bytes ({read})")
     touched, images = {}, 0
-    for compared in compare_contents(output, pairs) if pairs else ():
+    for compared in compare_contents(output, pairs):
         if compared.difference:
             reasons[compared.unit_id] = compared.difference
         else:
@@ -313,7 +317,8 @@ def take_sample(units: Iterable[Unit], limit: int) -> list[Unit]:
             chosen = unit.files[:left]
             taken.append(replace(unit, files=chosen, stop=unit.start + len(chosen), limit=len(chosen)))
         else:
-            count = sum(1 for _ in islice(shards.read(unit), left))
+            with Isolated() as child:
+                count = sum(1 for _ in islice(shards.read(unit, apart=child), left))
             taken.append(replace(unit, limit=count))
     return [unit for unit in taken if unit.limit]
 

@@ -16,7 +16,7 @@ from transforms.store.layout import SKIPPED_FILE
 from transforms.store.manifest import Totals
 from transforms.store.output import Output
 from transforms.store.reports import add_up, note_lines
-from transforms.text import clean, counted, size_text
+from transforms.text import counted, shown, shown_within, size_text
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Summary:
     unlabelled: int | None = None
 
     def __repr__(self) -> str:
-        return summary_text(self)
+        return shown(summary_text(self))
 
     @property
     def failure_rate(self) -> float:
@@ -98,7 +98,7 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
     if found.skipped:
         # Those that say the most first.
         said = sorted(found.skipped, key=lambda each: (each.reason == HIDDEN, each.reason == BY_NAME))
-        such = f", such as {readable(said[0].file.uri)} ({clean(said[0].reason)})"
+        such = f", such as {readable(said[0].file.uri)} ({shown_within(said[0].reason)})"
         lines.append(f"note     {skipped_text(len(said), count_by_ending(said))}{such}")
     if plan.todo:
         # A look costs requests on a store, for labels that the summary may count anyway.
@@ -211,11 +211,10 @@ def _cautions(summary: Summary) -> list[str]:
     lines += [f"note     {line}" for line in note_lines(summary.notes)]
     repeats = summary.repeats or {"keys": 0, "contents": 0}
     if repeats["keys"]:
-        lines.append(
-            f"CAUTION  {counted(repeats['keys'], 'key')} seen more than once, such as {repeats['named_keys'][0]}"
-        )
+        such = shown_within(repeats["named_keys"][0])
+        lines.append(f"CAUTION  {counted(repeats['keys'], 'key')} seen more than once, such as {such}")
     if repeats["contents"]:
-        same = " = ".join(repeats["named_contents"][0][:2])
+        same = " = ".join(map(shown_within, repeats["named_contents"][0][:2]))
         lines.append(f"note     {counted(repeats['contents'], 'content')} seen more than once, such as {same}")
     if not summary.totals.rows_read:
         lines.append("CAUTION  the inputs hold no image at all")

@@ -1,5 +1,6 @@
 """Compact: merges the small parts of a complete OUT into larger ones, sorted by key."""
 
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from transforms.store.output import Output
 from transforms.text import counted, size_text
 
 TARGET_BYTES = 256 * 10**6
+_UNFINISHED = re.compile(rf"{MERGED_STEM.pattern}\.[0-9a-f]{{32}}\.parquet")
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _check_unchanged(output: Output) -> None:
 def _tidy(output: Output) -> None:
     """Removes what a compaction that was cut off left behind."""
     names = storage.list_folder(output.path("_tmp"))
-    storage.delete(output.path("_tmp", name) for name in names if MERGED_STEM.match(name))
+    storage.delete(output.path("_tmp", name) for name in names if _UNFINISHED.fullmatch(name))
     output.remove_leftovers()
 
 

@@ -12,7 +12,7 @@ from pyarrow import csv
 
 from pipeline.rendering.tables import write_parquet
 from transforms import storage
-from transforms.committed import committed_folder
+from transforms.committed import committed_folder, held
 from transforms.errors import FeaturemillError, UsageError
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature, open_features
@@ -67,8 +67,15 @@ def convert(
         raise UsageError(f"--dtype: no {dtype!r}{did_you_mean(dtype, DTYPES)}")
     if dtype is not None and not as_parquet:
         raise UsageError("--dtype is for .parquet; the projector's numbers are text")
-    features = _open_complete(source)
     output = storage.absolute(output)
+    with held(output):
+        return _convert(source, output, feature=feature, dtype=dtype, as_parquet=as_parquet, overwrite=overwrite)
+
+
+def _convert(
+    source: str, output: str, *, feature: str | None, dtype: str | None, as_parquet: bool, overwrite: bool
+) -> Converted:
+    features = _open_complete(source)
     _check_place(features.output, output, as_parquet=as_parquet, overwrite=overwrite)
     names = _chosen(features, feature, one=not as_parquet)
     dtype = dtype or features.spec.dtype

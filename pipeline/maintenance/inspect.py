@@ -23,7 +23,7 @@ from transforms.store.manifest import Manifest, Totals
 from transforms.store.output import Output
 from transforms.store.repeats import Repeats, find_repeats
 from transforms.store.reports import add_notes, add_up, note_lines, parts_sha256
-from transforms.text import clean, counted, one_line, short, size_text
+from transforms.text import clean, counted, one_line, short, shown_within, size_text
 
 AGAIN = "delete it and run the same extract command again"
 FAILURES_AGAIN = "delete it and its part, and run the same extract command again"
@@ -369,5 +369,5 @@ def _repeat_lines(repeats: Repeats | None) -> list[str]:
     if repeats is None:
         return ["seen twice   not counted"]
     lines = [f"seen twice   {counted(repeats.keys, 'key')}, {counted(repeats.contents, 'content')}"]
-    lines += [f"  key        {key}" for key in repeats.named_keys]
-    return lines + [f"  content    {' = '.join(group)}" for group in repeats.named_contents]
+    lines += [f"  key        {shown_within(key)}" for key in repeats.named_keys]
+    return lines + [f"  content    {' = '.join(map(shown_within, group))}" for group in repeats.named_contents]

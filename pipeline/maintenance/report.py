@@ -13,6 +13,7 @@ from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
 from transforms import storage
+from transforms.committed import held
 from transforms.records import UnitReport
 from transforms.similarity.projection import principal_components
 from transforms.storage import readable
@@ -64,11 +65,12 @@ def run_report(output: str, *, page: str, feature: str | None = None) -> str:
         FeaturemillError: OUT holds no features or unreadable ones, or the page can't be written.
     """
     check_targets([output], page=page)
-    inspection = inspect(output)
-    name = choose_feature(inspection.features, feature)
-    rows = gather_rows(inspection.features, name)
-    text = run_report_html(inspection, rows, mapped=name)
-    write_page(page, text)
+    with held(page):
+        inspection = inspect(output)
+        name = choose_feature(inspection.features, feature)
+        rows = gather_rows(inspection.features, name)
+        text = run_report_html(inspection, rows, mapped=name)
+        write_page(page, text)
     failures = counted(sum(inspection.failures.values()), "failure")
     return f"{page}: {counted(inspection.rows, 'row')}, {failures}, {size_text(len(text))}"
 

@@ -18,7 +18,7 @@ from transforms.storage import readable
 from transforms.store.features import Features, open_features
 from transforms.store.listing import Footer, read_footers
 from transforms.store.output import Output
-from transforms.text import counted
+from transforms.text import counted, shown_within
 
 # A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.
 UNITS = 8
@@ -265,8 +265,8 @@ def verification_text(verification: Verification) -> str:
             f"cosine {drift.cosine_worst:.7f} worst, {drift.cosine_median:.7f} median"
         )
         if not drift.worst <= v.tolerance:
-            lines.append(f"PROBLEM  {name} drifts by {drift.worst:.2e} at {drift.worst_key}")
-    lines += [f"PROBLEM  {problem}" for problem in v.problems[:10]]
+            lines.append(f"PROBLEM  {name} drifts by {drift.worst:.2e} at {shown_within(str(drift.worst_key))}")
+    lines += [f"PROBLEM  {shown_within(problem)}" for problem in v.problems[:10]]
     if len(v.problems) > 10:
         lines.append(f"PROBLEM  and {counted(len(v.problems) - 10, 'more row')} that couldn't be compared")
     verdict = "the stored features are what their sources give" if v.ok else "not verified"

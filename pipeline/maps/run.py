@@ -13,6 +13,7 @@ from pipeline.maps.thumbnails import MapThumbnails, map_thumbnails
 from pipeline.rendering.html import write_page
 from pipeline.rendering.tables import write_parquet
 from pipeline.rendering.targets import check_targets
+from transforms.committed import held
 from transforms.declared import SEED, Bound, check, declared
 from transforms.errors import UsageError
 from transforms.similarity.all_pairs import all_nearest
@@ -100,6 +101,11 @@ def make_map(options: MapOptions, *, say: Callable[[str], None] = lambda line: N
     Raises:
         FeaturemillError: OUT or PRED can't be mapped, or a file not written.
     """
+    with held(options.page, options.coordinates):
+        return _make_map(options, say)
+
+
+def _make_map(options: MapOptions, say: Callable[[str], None]) -> MapSummary:
     features = open_features(options.output)
     name = choose_feature(features, options.feature)
     clock = _Clock(say)

@@ -100,6 +100,18 @@ def _predict(
     weights: Weights | None,
     say: Callable[[str], None],
 ) -> PredictSummary:
+    with output.locked():
+        return _predict_locked(options, output, run=run, weights=weights, say=say)
+
+
+def _predict_locked(
+    options: PredictOptions,
+    output: Predictions,
+    *,
+    run: Callable[..., Summary],
+    weights: Weights | None,
+    say: Callable[[str], None],
+) -> PredictSummary:
     started = time.perf_counter()
     # A wrong place is said before weights are loaded.
     there = output.manifest
@@ -116,11 +128,10 @@ def _predict(
     say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
     # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
     opened = None if source.images else _open_features(options, source, options.inputs)
-    with output.locked():
-        if there and options.overwrite:
-            output.clear()
-        output.begin(manifest)
-        manifest, metrics = _fill(options, output, source, opened, manifest, run=run)
+    if there and options.overwrite:
+        output.clear()
+    output.begin(manifest)
+    manifest, metrics = _fill(options, output, source, opened, manifest, run=run)
     return PredictSummary(output.folder, manifest, metrics, (), time.perf_counter() - started)
 
 

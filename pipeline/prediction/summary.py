@@ -7,7 +7,7 @@ from pipeline.training.facts import never_trained_text
 from pipeline.training.report import metric_table
 from transforms.storage import readable
 from transforms.store.manifest import PredictionsManifest
-from transforms.text import clean, counted, short
+from transforms.text import counted, short, shown, shown_within
 
 # Labels are listed up to this many, the commonest first.
 _LABELS_SHOWN = 10
@@ -34,7 +34,7 @@ class PredictSummary:
     done_before: bool = False
 
     def __repr__(self) -> str:
-        return summary_text(self)
+        return shown(summary_text(self))
 
     @property
     def failure_rate(self) -> float:
@@ -85,7 +85,7 @@ def summary_text(summary: PredictSummary) -> str:
             if layers
             else f"CAUTION  weights {weights} were never trained: these predictions mean nothing"
         )
-    lines += [f"note     {clean(note)}" for note in manifest.notes]
+    lines += [f"note     {shown_within(note)}" for note in manifest.notes]
     if summary.output:
         what = "unchanged, nothing to do" if summary.done_before else f"{summary.wall_seconds:.1f} s"
         lines.append(f"output   {readable(summary.output)} ({what})")

@@ -1,15 +1,17 @@
 """Beam's own options, checked: Beam ignores what it doesn't know, and a misspelt option would pass in silence."""
 
 import argparse
+import json
 import logging
+import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.runners.dataflow import RUNNER, check_places, dataflow_args, is_template
-from transforms.errors import UsageError
+from transforms.errors import FeaturemillError, UsageError
+from transforms.machine import own_command
 from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -59,7 +61,39 @@ def beam_options(args: Sequence[str], *, runner: str, workers: int, places: Sequ
         args = dataflow_args(args)
     elif is_template(args):
         raise UsageError(f"--template_location is {RUNNER}'s, and {runner} runs the job at once; leave it out")
-    return PipelineOptions(list(args), direct_num_workers=workers)
+    options = PipelineOptions(list(args), direct_num_workers=workers)
+    _add_token(options)
+    return options
+
+
+def pool_token() -> str:
+    """Returns what a worker pool and those who ask it for workers have in common; empty if nothing says it.
+
+    Raises:
+        FeaturemillError: The file that should hold it can't be read, or is empty.
+    """
+    file = os.environ.get(TOKEN_FILE)
+    if not file:
+        return os.environ.get(TOKEN, "").strip()
+    try:
+        token = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise FeaturemillError(f"{TOKEN_FILE} {file} can't be read: {one_line(error)}; correct it") from error
+    if not token:
+        raise FeaturemillError(f"{TOKEN_FILE} {file} is empty; write the token into it")
+    return token
+
+
+def _add_token(options: "PipelineOptions") -> None:
+    """Puts the token, if there is one, into what a runner passes on to a worker pool."""
+    from apache_beam.options.pipeline_options import PortableOptions
+
+    portable = options.view_as(PortableOptions)
+    config, token = portable.environment_config, pool_token()
+    if portable.environment_type != "EXTERNAL" or not config or not token:
+        return
+    values = json.loads(config) if config.lstrip().startswith("{") else {"url": config}
+    portable.environment_config = json.dumps({**values, "params": {**values.get("params", {}), TOKEN_PARAM: token}})
 
 
 def beam_runner(runner: str, workers: int) -> "PipelineRunner":
@@ -82,17 +116,13 @@ def beam_runner(runner: str, workers: int) -> "PipelineRunner":
             raise UsageError(f"runner {runner!r} can't be used: {one_line(error)}") from error
     debug = logging.getLogger().isEnabledFor(logging.INFO)
     module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.runners.worker"
-    return FnApiRunner(
-        default_environment=SubprocessSDKEnvironment.from_command_string(shlex.join(own_command(module)))
-    )
+    # Beam runs it in a shell, which would stay between us and the worker, and remark on its end.
+    command = f"exec {shlex.join(own_command(module))}"
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
 
-def own_command(module: str) -> list[str]:
-    """Returns the command that runs one of our modules in a new process, whatever the current folder holds."""
-    # Not by `-m`, with which Python looks there first.
-    return [sys.executable, str(Path(__file__).parents[2] / "featuremill" / "own.py"), module]
-
-
+# Where a worker pool and its clients find their common token, and what it is called among a worker's parameters.
+TOKEN, TOKEN_FILE, TOKEN_PARAM = "FEATUREMILL_POOL_TOKEN", "FEATUREMILL_POOL_TOKEN_FILE", "featuremill_token"
 # Beam's options are a part of the job.
 _SECRETS = ("--s3_access_key_id", "--s3_secret_access_key", "--s3_session_token")
 # Both are called the same; only the place differs.

@@ -196,14 +196,24 @@ class FlinkCluster:
 class WorkerPool:
     """Our worker pool: starts a worker process for each TaskManager that asks for one."""
 
-    def __init__(self, folder: Path, *, env: Mapping[str, str] | None = None, port: int | None = None):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        port: int | None = None,
+        address: str = "localhost",
+    ):
         folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._env, self.port = folder, env, port or free_port()
+        self._folder, self._env, self.port, self._address = folder, env, port or free_port(), address
         self._start()
 
     def _start(self) -> None:
         self.process = Process(
-            [sys.executable, "-m", "featuremill.own", "pipeline.runners.worker_pool", f"--port={self.port}"],
+            [
+                *(sys.executable, "-m", "featuremill.own", "pipeline.runners.worker_pool"),
+                *(f"--port={self.port}", f"--address={self._address}"),
+            ],
             self._folder / "pool.log",
             env=self._env,
         )

@@ -11,13 +11,14 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.isolated import Crashed, Isolated
 from transforms.labels.folders import LABEL_NAMES
 from transforms.labels.values import as_label
+from transforms.parquet_files import Footer, look_at_footer
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, NoImageError, choose, missing, name_or, usual
 from transforms.shards.format import Format
@@ -26,9 +27,12 @@ from transforms.text import clean, one_line
 
 IMAGE_COLUMNS = ("image", "image/encoded", "bytes", "img", "jpg", "png", "content")
 NAME_COLUMNS = ("file_name", "filename", "path", "key")
-# Rows in memory at a time: this many, or fewer where they are large.
+# Rows in memory at a time: this many, or fewer where they may be large.
 _BATCH_ROWS = 64
-_BATCH_BYTES = 32 << 20
+_BATCH_BYTES = 256 << 20
+# A page of more that unpacks to over so many times its size holds no images, which are packed already. Arrow takes five
+# times as much for one value of a dictionary.
+_PAGE_BYTES, _PAGE_RATIO = 96 << 20, 50
 # What is read at once of a column: without a limit, Arrow reads the column of a whole row group.
 _BUFFER_BYTES = 4 << 20
 _FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}
@@ -83,7 +87,7 @@ def _damage(watched: _Watched) -> Iterator[None]:
     """Turns Arrow's errors about the data into _DamagedError; an error of the file itself rises as it is."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, Crashed) as error:
         if watched.error is not None:
             raise watched.error from error
         raise _DamagedError(one_line(error)) from error
@@ -91,9 +95,20 @@ def _damage(watched: _Watched) -> Iterator[None]:
 
 def _open(watched: _Watched) -> pq.ParquetFile:
     with _damage(watched):
-        return pq.ParquetFile(
+        opened = pq.ParquetFile(
             watched, buffer_size=_BUFFER_BYTES, pre_buffer=False, memory_map=False, page_checksum_verification=True
         )
+        # Here, because it fails where a name isn't UTF-8.
+        _kinds(opened.schema_arrow)
+        return opened
+
+
+def _footer(shard: Shard) -> Footer:
+    """Returns the facts of a shard's footer; raises _DamagedError if there are none to be had."""
+    with storage.open_read(shard.file.uri) as file:
+        watched = _Watched(file)
+        with _damage(watched):
+            return look_at_footer(watched)
 
 
 def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
@@ -104,11 +119,10 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
     Raises:
         FeaturemillError: A column that was asked for isn't there or holds no bytes, or several could be the image.
     """
-    with storage.open_read(shard.file.uri) as file:
-        try:
-            schema = _open(_Watched(file)).schema_arrow
-        except _DamagedError:
-            return fields.image or "", fields.label or "", fields.name or ""
+    try:
+        schema = _footer(shard).schema
+    except _DamagedError:
+        return fields.image or "", fields.label or "", fields.name or ""
     leaves = _leaves(schema)
     image = _image_column(shard, leaves, fields.image)
     # In a struct, the name lies beside the bytes.
@@ -205,20 +219,18 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def split(shard: Shard, unit_bytes: int) -> list[Unit]:
     """Returns units that are runs of row groups (`start` and `stop` count those), sized by their compressed bytes."""
-    with storage.open_read(shard.file.uri) as file:
-        try:
-            metadata = _open(_Watched(file)).metadata
-        except _DamagedError:
-            return [Unit(shard, input_bytes=shard.file.size)]
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    sizes = [sum(group.column(c).total_compressed_size for c in range(group.num_columns)) for group in groups]
+    try:
+        footer = _footer(shard)
+    except _DamagedError:
+        return [Unit(shard, input_bytes=shard.file.size)]
+    sizes = footer.sizes
     starts, total = [0], 0
     for i, size in enumerate(sizes):
         if total and total + size > unit_bytes:
             starts.append(i)
             total = 0
         total += size
-    first_rows = list(accumulate((group.num_rows for group in groups), initial=0))
+    first_rows = list(accumulate(footer.rows, initial=0))
     return [
         Unit(
             shard,
@@ -260,7 +272,7 @@ def _row_group(
     row = first_row
     try:
         with _damage(watched):
-            size = _batch_rows(parquet, group)
+            size = _batch_rows(parquet, watched, [group], columns)
             batches = parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
         while True:
             with _damage(watched):
@@ -268,11 +280,16 @@ def _row_group(
                 if batch is None:
                     return
                 images, labels, keys = (_column(batch, path) for path in paths)
+            records = []
             for i in range(batch.num_rows):
                 key = name_or(None if keys is None else _value(keys[i]), str(row))
                 label = (None, unusable) if labels is None else _label(_value(labels[i]), class_names)
-                yield _row(shard, row, data=images[i], key=key, label=label)
+                records.append(_row(shard, row, data=images[i], key=key, label=label))
                 row += 1
+            # While these are decoded and the next batch is read, this one would be a second copy.
+            del batch, images, labels, keys
+            while records:
+                yield records.pop(0)
     except _DamagedError as error:
         rows = parquet.metadata.row_group(group).num_rows
         lost = f"{first_row + rows - row} of its rows ({row} to {first_row + rows - 1})"
@@ -280,10 +297,47 @@ def _row_group(
         yield failure(shard, key=f"@{row}", position=row, error="bad row group", message=message)
 
 
-def _batch_rows(parquet: pq.ParquetFile, group: int) -> int:
-    info = parquet.metadata.row_group(group)
-    row_bytes = max(1, info.total_byte_size // max(1, info.num_rows))
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+def _batch_rows(parquet: pq.ParquetFile, watched: _Watched, groups: Sequence[int], columns: Sequence[str]) -> int:
+    """Returns how many rows of some columns can be held at a time.
+
+    A value may be as large as all that its column stores, and a dictionary hands it out for every row: the mean, or
+    what the last rows took, says nothing of the next ones.
+    """
+    most = 1
+    for group in groups:
+        info = parquet.metadata.row_group(group)
+        for chunk in map(info.column, range(info.num_columns)):
+            if any(f"{chunk.path_in_schema}.".startswith(f"{path}.") for path in columns):
+                most = max(most, chunk.total_uncompressed_size, _first_page_bytes(chunk, watched))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // most))
+
+
+def _first_page_bytes(chunk: pq.ColumnChunkMetaData, watched: _Watched) -> int:
+    """Returns the size of a column's first page (its dictionary, if it has one) as the page's own header has it.
+
+    A footer may say anything; pages are unpacked to the size in their header, at once. The header is a struct of
+    Thrift's compact protocol whose first fields are kind, unpacked and packed size, numbers of 7 bits a byte in zigzag.
+    Source: PageHeader in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
+
+    Raises:
+        OSError: It would unpack to far more than images do.
+    """
+    watched.seek(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
+    header, at, found = watched.read(32), 0, []
+    while len(found) < 3 and header[at : at + 1] == b"\x15":
+        number = shift = 0
+        at += 1
+        while at < len(header):
+            number |= (header[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if header[at - 1] < 0x80:
+                break
+        found.append(number >> 1)
+    # What is no such header will be reported when it is read.
+    _, unpacked, packed = found if len(found) == 3 else (0, 0, 0)
+    if unpacked > max(_PAGE_BYTES, _PAGE_RATIO * packed):
+        raise OSError(f"a page of {packed} bytes would unpack to {unpacked}")
+    return unpacked
 
 
 def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
@@ -294,6 +348,8 @@ def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
         if name == path:
             return batch.column(name)
         if path.startswith(f"{name}."):
+            import pyarrow.compute as pc
+
             return pc.struct_field(batch.column(name), path.removeprefix(f"{name}.").split("."))
     raise KeyError(f"no column {path}")
 
@@ -365,25 +421,33 @@ def narrow(unit: Unit, positions: Sequence[int]) -> Iterator[tuple[Unit, int]]:
     Raises:
         FeaturemillError: The footer is damaged.
     """
-    with storage.open_read(unit.shard.file.uri) as file:
-        try:
-            metadata = _open(_Watched(file)).metadata
-        except _DamagedError as error:
-            raise FeaturemillError(str(error)) from error
+    try:
+        footer = _footer(unit.shard)
+    except _DamagedError as error:
+        raise FeaturemillError(str(error)) from error
     first = at = 0
-    for group in range(metadata.num_row_groups):
-        end = first + metadata.row_group(group).num_rows
+    for group, rows in enumerate(footer.rows):
+        end = first + rows
         after = bisect_left(positions, end)
         if after > at:
             yield replace(unit, start=group, stop=group + 1, first_index=first, limit=None), after - at
         first, at = end, after
     if at < len(positions):
         # Nothing of the file, so that each of them is told that it is no longer there.
-        yield replace(unit, start=metadata.num_row_groups, stop=metadata.num_row_groups), len(positions) - at
+        yield replace(unit, start=len(footer.rows), stop=len(footer.rows)), len(positions) - at
 
 
 def look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
     """Returns the labels of the first records, and whether there are no more; only their column is read."""
+    try:
+        with Isolated() as child:
+            return child.call(_look, shard, records)
+    except Crashed:
+        # Whoever reads it says so.
+        return [], False
+
+
+def _look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
     with storage.open_read(shard.file.uri) as file:
         watched = _Watched(file)
         try:
@@ -393,7 +457,8 @@ def look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
                 return [None] * min(rows, records), rows <= records
             names, labels = _class_names(parquet, shard.label_field), []
             with _damage(watched):
-                for batch in parquet.iter_batches(_BATCH_ROWS, columns=[shard.label_field], use_threads=False):
+                size = _batch_rows(parquet, watched, range(parquet.num_row_groups), [shard.label_field])
+                for batch in parquet.iter_batches(size, columns=[shard.label_field], use_threads=False):
                     labels += [_label(_value(value), names)[0] for value in _column(batch, shard.label_field)]
                     if len(labels) >= records:
                         break
@@ -404,9 +469,8 @@ def look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
 
 def _count(shard: Shard) -> int | None:
     try:
-        with storage.open_read(shard.file.uri) as file:
-            return pq.read_metadata(file).num_rows
-    except (OSError, pa.ArrowException):
+        return sum(_footer(shard).rows)
+    except (OSError, _DamagedError):
         return None
 
 
@@ -423,4 +487,5 @@ FORMAT = Format(
     narrow=narrow,
     look=look,
     count=_count,
+    is_native=True,
 )

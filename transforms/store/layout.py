@@ -1,20 +1,30 @@
 """The names of OUT's and PRED's files and folders."""
 
 import os
+import re
 import uuid
+from collections.abc import Mapping
 
 from transforms import storage
 from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
 
-# What a run writes at the top of OUT; --overwrite removes these and nothing else.
+# The ids of units as `unit_id` makes them, and the names of merged parts without their ending.
+_UNIT, MERGED = r"[A-Za-z0-9._-]+-\d{9,}-[0-9a-f]{16}", r"compact-[0-9a-f]{32}"
+# What isn't finished has a name of its own.
+_UNFINISHED = r".+\.[0-9a-f]{32}(\.[a-z]+)*"
+# What a run writes at the top of OUT, and {folder: names in it}; these are removed and nothing else.
 SKIPPED_FILE = "skipped.parquet"
 OUTPUT_FILES = ("manifest.json", "plan.parquet", "units.parquet", SKIPPED_FILE)
-OUTPUT_FOLDERS = ("features", "failures", "_tmp")
-# What a prediction writes at the top of PRED; --overwrite removes these and nothing else.
+OUTPUT_FOLDERS = {
+    "features": rf"({_UNIT}|{MERGED})\.parquet",
+    "failures": rf"{_UNIT}\.parquet",
+    "_tmp": _UNFINISHED,
+}
+# The same of a prediction and PRED; its features are an OUT.
 PREDICTION_FILES = ("metrics.json", "manifest.json")
-PREDICTION_FOLDERS = ("predictions", "failures", "features", "_tmp")
+PREDICTION_FOLDERS = {"predictions": r"part-\d{5,}\.parquet", **OUTPUT_FOLDERS}
 TODO_PREFIX = "todo."
 
 
@@ -37,6 +47,11 @@ def write_file(output: str, name: str, data: bytes) -> None:
             f"cannot write {name} to {output}: {one_line(error)}; free some space or fix the permissions "
             "and run the same command again"
         ) from error
+
+
+def is_own(folders: Mapping[str, str], folder: str, name: str) -> bool:
+    """True for a file's name that one of ours can have in a folder of OUT or PRED."""
+    return re.fullmatch(folders[folder], name) is not None
 
 
 def part_uri(output: str, unit_id: str) -> str:

@@ -18,13 +18,12 @@ from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.records import UnitReport
 from transforms.seals import Broken, read_metadata, seal_of
+from transforms.store.layout import MERGED, OUTPUT_FOLDERS, is_own
 from transforms.text import one_line
 
 # No unit's id has this form: it ends in nine digits, a hyphen and sixteen hexadecimal ones.
-MERGED_STEM = re.compile(r"compact-[0-9a-f]{32}")
+MERGED_STEM = re.compile(MERGED)
 _ENDING = ".parquet"
-# What a unit's or a merged part is called; nobody else's file is.
-_OWN_NAME = re.compile(rf"(.*-\d{{9}}-[0-9a-f]{{16}}|{MERGED_STEM.pattern}){re.escape(_ENDING)}", re.DOTALL)
 # Nothing shorter is Parquet.
 _SHORTEST = 12
 
@@ -244,7 +243,7 @@ def look_at_parts(
     suspects = sorted(
         name
         for name, size in there.items()
-        if _OWN_NAME.fullmatch(name)
+        if is_own(OUTPUT_FOLDERS, "features", name)
         and (size < _SHORTEST or is_merged(name) or known.get(name.removesuffix(_ENDING), -1) not in (0, size))
     )
     broken, reports = {}, {}

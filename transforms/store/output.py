@@ -2,23 +2,30 @@
 
 import os
 import re
-import socket
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
-from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.locks import locked_folder
 from transforms.parquet_files import open_sealed
 from transforms.records import FileInfo, SkippedFile, UnitReport
 from transforms.seals import Broken, origin_of
-from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, SKIPPED_FILE, TODO_PREFIX, failures_uri, part_uri
+from transforms.store.layout import (
+    OUTPUT_FILES,
+    OUTPUT_FOLDERS,
+    SKIPPED_FILE,
+    TODO_PREFIX,
+    failures_uri,
+    is_own,
+    part_uri,
+)
 from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, look_at_parts, read_footers
 from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
 from transforms.store.reports import read_skipped, read_units, units_uri, write_skipped, write_units
@@ -31,7 +38,7 @@ if TYPE_CHECKING:
 _F = TypeVar("_F", bound="Folder")
 # The names in _tmp of small files, each there for a moment, and of a run's units. The name of a part that is being
 # written begins with its shard's, which may be `plan` too.
-_OWN_NAME = re.compile(
+_SMALL = re.compile(
     rf"((manifest\.json|plan|(units|skipped)\.parquet)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?"
 )
 # What helps where nothing can be written at all, and where it no longer can.
@@ -42,7 +49,13 @@ LEFTOVER_SECONDS = 3600
 
 
 class Folder:
-    """A folder that a command fills: OUT or PRED. As text it is its name."""
+    """A folder that a command fills: OUT or PRED. As text it is its name.
+
+    Attributes:
+        FOLDERS: {folder in it: pattern of the names of our files there}.
+    """
+
+    FOLDERS: Mapping[str, str] = OUTPUT_FOLDERS
 
     def __init__(self, folder: str):
         self.folder = storage.absolute(folder)
@@ -63,41 +76,22 @@ class Folder:
         """Opens it for work: keeps other commands off the same local folder, as long as this process is.
 
         The folder is made if it isn't there, so that it is held from the first moment on; if nothing came of that, it
-        is removed again.
+        is removed again. On object stores only the manifest is compared.
 
         Raises:
-            FeaturemillError: Another command is at work there.
+            FeaturemillError: Another command is at work there, or a folder in it is a link.
         """
         if not self.is_local:
             yield self
             return
-        import fcntl
-
-        is_new = not os.path.lexists(self.folder)
-        with suppress(OSError):
-            # Where it can't be made, who writes to it says so.
-            os.makedirs(self.folder, exist_ok=True)
-        if not os.path.isdir(self.folder):
-            yield self
-            return
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            # Some network file systems have no locks; there, as on stores, only the manifest is compared.
-            with suppress(OSError):
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
+        with locked_folder(self.folder):
+            for name in self.FOLDERS:
+                if os.path.islink(self.path(name)):
                     raise FeaturemillError(
-                        f"{self} is in use by another command{_holder(descriptor)}; wait for that to end, and run this "
-                        "one again"
-                    ) from error
+                        f"{self.path(name)} is a link, and nothing in {self} may lead elsewhere: what is written and "
+                        f"removed there might be others'; move all of {self} there, and let that be the link"
+                    )
             yield self
-        finally:
-            if is_new:
-                # Only if it is still empty.
-                with suppress(OSError):
-                    os.rmdir(self.folder)
-            os.close(descriptor)
 
     @contextmanager
     def writing(self, cure: str = SPACE, *, what: str = "write to") -> Iterator[None]:
@@ -117,28 +111,17 @@ class Folder:
         storage.make_folder(self.path("_tmp"))
         self.write_manifest(replace(manifest, status="running"))
 
+    def remove_own(self, names: Iterable[str]) -> None:
+        """Removes our files in these folders, and each folder that is empty then."""
+        for name in names:
+            storage.remove_tree(self.path(name), partial(is_own, self.FOLDERS, name))
+
     def remove_files(self, names: Iterable[str]) -> None:
         """Removes those of these files that are there, in this order."""
         there = storage.list_folder(self.folder)
         for name in names:
             if name in there:
                 storage.delete([self.path(name)])
-
-
-def _holder(descriptor: int) -> str:
-    """Returns who holds the lock on an open folder, such as ` (process 4711 on host, since 2026-11-26 10:31)`.
-
-    Linux only knows of this machine's processes; of others nothing is said.
-    """
-    with suppress(OSError, ValueError):
-        inode = str(os.fstat(descriptor).st_ino)
-        with open("/proc/locks") as file:
-            rows = [line.split() for line in file]
-        pid = next((int(row[4]) for row in rows if row[1] == "FLOCK" and row[5].split(":")[-1] == inode), 0)
-        # The folder of a process is as old as the process.
-        began = datetime.fromtimestamp(os.stat(f"/proc/{pid}").st_ctime)
-        return f" (process {pid} on {socket.gethostname()}, since {began:%Y-%m-%d %H:%M})"
-    return ""
 
 
 def check_failures(metadata: "pq.FileMetaData", report: UnitReport) -> None:
@@ -205,7 +188,7 @@ class Output(Folder):
     def failed_ids(self) -> set[str]:
         """Ids of the units that have a failures file."""
         names = storage.list_folder(self.path("failures"))
-        return {name.removesuffix(".parquet") for name in names if name.endswith(".parquet")}
+        return {name.removesuffix(".parquet") for name in names if is_own(self.FOLDERS, "failures", name)}
 
     @cached_property
     def skipped(self) -> list[SkippedFile]:
@@ -253,10 +236,12 @@ class Output(Folder):
 
     @property
     def holds_features(self) -> bool:
-        """True if it has files under the names that a run writes; others and empty folders are no concern of ours."""
+        """True if it has files under names that a run writes or reads; others and empty folders don't concern us."""
         if storage.list_folder(self.folder) & set(OUTPUT_FILES):
             return True
-        return any(storage.list_folder(self.path(name)) for name in ("features", "failures"))
+        if any(name.endswith(".parquet") for name in storage.list_folder(self.path("features"))):
+            return True
+        return bool(self.failed_ids)
 
     @property
     def is_whole(self) -> bool:
@@ -281,8 +266,11 @@ class Output(Folder):
             ) from None
         # First of all it must no longer say "complete": this may be cut off halfway.
         self.say_running(manifest)
-        for name in OUTPUT_FOLDERS:
-            storage.remove_tree(self.path(name))
+        self.remove_all()
+
+    def remove_all(self) -> None:
+        """Removes what runs wrote, whatever the manifest says, and leaves everything else."""
+        self.remove_own(self.FOLDERS)
         self.remove_files(reversed(OUTPUT_FILES))
         self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped", "part_bytes", "broken")
 
@@ -356,11 +344,13 @@ class Output(Folder):
         """
         for info in storage.list_infos(self.path("_tmp")):
             name = info.uri.rsplit("/", 1)[-1]
+            if not is_own(self.FOLDERS, "_tmp", name):
+                continue
             # A unit's id, or what the file was going to be.
             unit_id = re.sub(r"\.[0-9a-f]{32}\..*$", "", name)
             # The version of a local file is its time in nanoseconds; a store's is in seconds, by the store's own clock.
             seconds = int(info.version) / 1e9 if self.is_local else float(info.version)
-            is_ours = _OWN_NAME.fullmatch(name) or MERGED_STEM.fullmatch(unit_id)
-            is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_ours and seconds < began)
+            is_small = _SMALL.fullmatch(name) or MERGED_STEM.fullmatch(unit_id)
+            is_old = time.time() - seconds > LEFTOVER_SECONDS or (is_small and seconds < began)
             if unit_id in unit_ids or is_old:
                 storage.delete([info.uri])

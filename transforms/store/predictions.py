@@ -14,13 +14,15 @@ import pyarrow as pa
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.seals import read_metadata, seal_of
-from transforms.store.layout import PREDICTION_FILES, PREDICTION_FOLDERS, write_file
+from transforms.store.layout import PREDICTION_FILES, PREDICTION_FOLDERS, is_own, write_file
 from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest, is_as_written
-from transforms.store.output import ELSEWHERE, Folder
+from transforms.store.output import ELSEWHERE, Folder, Output
 
 
 class Predictions(Folder):
     """A PRED; its manifest is read when it is first asked for, and once."""
+
+    FOLDERS = PREDICTION_FOLDERS
 
     @cached_property
     def manifest(self) -> PredictionsManifest | None:
@@ -32,9 +34,9 @@ class Predictions(Folder):
         if self.is_local and os.path.lexists(self.folder) and not os.path.isdir(self.folder):
             raise FeaturemillError(f"{self} is not a folder; choose another --output")
         there = storage.list_folder(self.folder) & {*PREDICTION_FILES, "head.json"}
-        if not there and not any(storage.is_folder(self.path(name)) for name in PREDICTION_FOLDERS[:-1]):
+        if not there and not any(storage.is_folder(self.path(name)) for name in self.FOLDERS if name != "_tmp"):
             return None
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             values = json.loads(storage.read_bytes(self.path("manifest.json")))
             ours = values["kind"] == PREDICTIONS and values["schema_version"] == PREDICTIONS_SCHEMA_VERSION
             if ours and not is_as_written(values):
@@ -54,7 +56,7 @@ class Predictions(Folder):
     @property
     def parts(self) -> int:
         """The number of parts."""
-        return len(storage.list_folder(self.path("predictions")))
+        return sum(is_own(self.FOLDERS, "predictions", name) for name in storage.list_folder(self.path("predictions")))
 
     @property
     def is_as_written(self) -> bool:
@@ -102,7 +104,7 @@ class Predictions(Folder):
         with self.writing(ELSEWHERE, what="clear"):
             # First of all it must no longer say "complete": this may be cut off halfway.
             self.say_running(self.manifest)
-            self._remove(PREDICTION_FOLDERS)
+            self._remove(self.FOLDERS)
             self.remove_files(PREDICTION_FILES)
 
     def begin(self, manifest: PredictionsManifest) -> None:
@@ -135,7 +137,7 @@ class Predictions(Folder):
     def discard(self) -> None:
         """Removes what an unfinished prediction wrote, and PRED if nothing else is in it. Says nothing if it can't."""
         with suppress(OSError, FeaturemillError):
-            self._remove(PREDICTION_FOLDERS)
+            self._remove(self.FOLDERS)
             self.remove_files(PREDICTION_FILES)
             if self.is_local:
                 os.rmdir(self.folder)
@@ -145,9 +147,14 @@ class Predictions(Folder):
         self._remove(["_tmp"] if self.manifest.features_kept else ["_tmp", "features"])
 
     def _remove(self, names: Iterable[str]) -> None:
-        for folder in map(self.path, names):
-            if storage.is_folder(folder):
-                storage.remove_tree(folder)
+        there = [name for name in names if storage.is_folder(self.path(name))]
+        if "features" in there:
+            features = Output(self.features_folder)
+            features.remove_all()
+            if self.is_local:
+                with suppress(OSError):
+                    os.rmdir(features.folder)
+        self.remove_own(name for name in there if name != "features")
 
     def copy_failures(self) -> None:
         """Copies the failures of the images' extraction to PRED/failures."""
