@@ -16,7 +16,7 @@ from pipeline.rendering.tables import as_json, text_table, write_csv, write_parq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
-from transforms.parquet_files import check_whole, open_sealed
+from transforms.parquet.files import check_whole, open_sealed
 from transforms.rows.sandbox import check_query, explained, interruptibly, sandbox
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri

@@ -11,7 +11,7 @@ from pipeline.extraction.options import ExtractOptions
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.labels.cautions import cautions
-from transforms.parquet_files import open_sealed
+from transforms.parquet.files import open_sealed
 from transforms.records import Shard
 from transforms.shards import FORMATS
 from transforms.store.output import Output

@@ -12,7 +12,7 @@ from pipeline.extraction.plan import incomplete_shards
 from pipeline.extraction.summary import skipped_text
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.parquet_files import check_whole
+from transforms.parquet.files import check_whole
 from transforms.records import UnitReport
 from transforms.shards.names import count_by_ending
 from transforms.storage import readable

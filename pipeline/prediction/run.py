@@ -19,7 +19,7 @@ from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
 from transforms.engines.versions import library_versions
 from transforms.network.weights import Weights
-from transforms.parquet_files import open_sealed
+from transforms.parquet.files import open_sealed
 from transforms.predictors import imagenet
 from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor

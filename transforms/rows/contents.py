@@ -11,7 +11,7 @@ import numpy as np
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
-from transforms.parquet_files import open_sealed
+from transforms.parquet.files import open_sealed
 from transforms.records import EncodedImage, Failure, Unit
 from transforms.rows.sources import cause_of
 from transforms.store.listing import footer_of

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from transforms.errors import FeaturemillError
-from transforms.parquet_files import open_sealed
+from transforms.parquet.files import open_sealed
 from transforms.records import UnitReport
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.listing import read_footers

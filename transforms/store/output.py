@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.locks import locked_folder
-from transforms.parquet_files import open_sealed
+from transforms.parquet.files import open_sealed
+from transforms.parquet.seals import Broken, origin_of
 from transforms.records import FileInfo, SkippedFile, UnitReport
-from transforms.seals import Broken, origin_of
 from transforms.store.layout import (
     OUTPUT_FILES,
     OUTPUT_FOLDERS,

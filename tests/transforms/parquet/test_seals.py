@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from transforms.errors import FeaturemillError
-from transforms.parquet_files import ParquetFile, check_whole, open_parquet, open_sealed
-from transforms.seals import Broken, Verified, origin_of, read_metadata, seal_of, sealed, values_for_copy
+from transforms.parquet.files import ParquetFile, check_whole, open_parquet, open_sealed
+from transforms.parquet.seals import Broken, Verified, origin_of, read_metadata, seal_of, sealed, values_for_copy
 
 
 def table() -> pa.Table:

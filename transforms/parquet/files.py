@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
-from transforms.seals import Broken, Verified, read_metadata, read_own_metadata, seal_of, stated_data
+from transforms.parquet.seals import Broken, Verified, read_metadata, read_own_metadata, seal_of, stated_data
 from transforms.text import one_line
 
 # A footer is the end of its file: its length and Parquet's sign come last. As much as this is read at once.
