@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.exploration.sql import sql
 from pipeline.maintenance.compact import compact
 from pipeline.maintenance.inspect import inspect
 from tests.pipeline.extraction import test_run as te
@@ -129,6 +130,21 @@ def test_failures_of_an_earlier_run(tar, out, tmp_path):
     failures.write_bytes(earlier)
     [problem] = inspect(str(out)).problems
     assert f"failures/{failures.name}: it isn't the one that its part was committed with; delete it and its" in problem
+
+
+def test_units_of_an_earlier_run(tar, out, tmp_path):
+    earlier = (out / "units.parquet").read_bytes()
+    te.extract(tar, out, unit_bytes=6000, overwrite=True)
+    (out / "units.parquet").write_bytes(earlier)
+    with (
+        pytest.raises(FeaturemillError, match=r"units\.parquet isn't the one that it was finished with"),
+        sql(str(out), "SELECT * FROM units"),
+    ):
+        pass
+    assert any("units.parquet isn't the one" in problem for problem in inspect(str(out)).problems)
+    (out / "units.parquet").unlink()
+    te.extract(tar, out, unit_bytes=6000)
+    assert inspect(str(out)).problems == ()
 
 
 def test_deep_names_every_file_and_its_cure(out, capsys):
