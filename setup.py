@@ -48,6 +48,7 @@ setup(
         "transforms.images",
         "transforms.labels",
         "transforms.network",
+        "transforms.parquet",
         "transforms.predictors",
         "transforms.rows",
         "transforms.shards",

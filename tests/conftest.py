@@ -5,6 +5,9 @@ import tempfile
 
 import pytest
 
+# Before pytest looks for a profile of its settings.
+from tests.support import properties  # noqa: F401
+
 # Some tests import Keras by itself, as an oracle; it should run on the same kernels as ours (`network.keras_import`).
 
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

@@ -168,7 +168,7 @@ class UnitReport:
         notes: {note: how many of its records it is true of}: what there is to know of records that are no failures. A
             note reads on after "3 images", such as "whose label can't be used: a list"; reports of earlier
             versions have none.
-        failures_seal: Of the failures file, see `transforms.seals`; empty if there is none, or it has none.
+        failures_seal: Of the failures file, see `transforms.parquet.seals`; empty if there is none, or it has none.
         seal: Of the part as it was committed: also where its rows were written anew since, merged with others or
             relocated. Empty in the part itself, and if it had none.
         part_bytes: Size of the part, in units.parquet alone; 0 if unknown.

@@ -16,13 +16,13 @@ from pipeline.rendering.tables import as_json, text_table, write_csv, write_parq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
+from transforms.parquet.files import check_whole, open_sealed
 from transforms.rows.sandbox import check_query, explained, interruptibly, sandbox
-from transforms.seals import check_whole, open_sealed
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
 from transforms.store.listing import read_footers
 from transforms.store.output import Output, check_failures
-from transforms.store.reports import units_table
+from transforms.store.reports import parts_sha256, units_table
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
 
@@ -134,6 +134,10 @@ def _explained_batches(database: Any, reader: pa.RecordBatchReader) -> Iterator[
 
 def _views(output: Output, features: Features) -> dict[str, Any]:
     reports = output.reports if features.complete else []
+    if reports and output.manifest.parts_sha256 and output.manifest.parts_sha256 != parts_sha256(reports):
+        raise FeaturemillError(
+            f"{output}: units.parquet isn't the one that it was finished with; delete it and run extract again"
+        )
     reports = reports or [report for footer in read_footers(features.parts) for report in footer.reports]
     failed = [failures_uri(features.output, report.unit_id) for report in reports if report.rows_failed]
     failed = [uri for uri in failed if storage.stat(uri)]

@@ -11,8 +11,8 @@ from pipeline.extraction.options import ExtractOptions
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.labels.cautions import cautions
+from transforms.parquet.files import open_sealed
 from transforms.records import Shard
-from transforms.seals import open_sealed
 from transforms.shards import FORMATS
 from transforms.store.output import Output
 from transforms.text import counted, short

@@ -12,8 +12,8 @@ from pipeline.extraction.plan import incomplete_shards
 from pipeline.extraction.summary import skipped_text
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet.files import check_whole
 from transforms.records import UnitReport
-from transforms.seals import check_whole
 from transforms.shards.names import count_by_ending
 from transforms.storage import readable
 from transforms.store.features import Features, open_features

@@ -11,7 +11,7 @@ from transforms.engines import load_stored_engine
 from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import stored_source
-from transforms.parquet_files import open_parquet
+from transforms.parquet.files import open_parquet
 from transforms.rows.sources import planned_unit, reread
 from transforms.spec import FeatureSpec
 from transforms.storage import readable

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.seals import open_sealed
+from transforms.parquet.files import open_sealed
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
 

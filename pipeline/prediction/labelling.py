@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipeline.prediction.options import PredictOptions
 from transforms.errors import FeaturemillError
 from transforms.evaluation.metrics import RowScores, judge, score_rows
-from transforms.parquet_files import open_parquet
+from transforms.parquet.files import open_parquet
 from transforms.predictors.predictions import (
     PredictionWriter,
     Predictor,

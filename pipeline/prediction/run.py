@@ -19,12 +19,12 @@ from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
 from transforms.engines.versions import library_versions
 from transforms.network.weights import Weights
+from transforms.parquet.files import open_sealed
 from transforms.predictors import imagenet
 from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
 from transforms.predictors.weights import check_weights
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
-from transforms.seals import open_sealed
 from transforms.shards import Fields
 from transforms.store.manifest import PredictionsManifest
 from transforms.store.predictions import Predictions

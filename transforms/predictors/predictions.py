@@ -11,8 +11,8 @@ import pyarrow as pa
 from transforms import storage
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
+from transforms.parquet.seals import SealedWriter
 from transforms.rows.labels import encode_as
-from transforms.seals import SealedWriter
 from transforms.spec import FeatureSpec
 from transforms.text import one_line
 

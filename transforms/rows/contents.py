@@ -11,9 +11,9 @@ import numpy as np
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
+from transforms.parquet.files import open_sealed
 from transforms.records import EncodedImage, Failure, Unit
 from transforms.rows.sources import cause_of
-from transforms.seals import open_sealed
 from transforms.store.listing import footer_of
 from transforms.store.output import Output
 from transforms.text import clean

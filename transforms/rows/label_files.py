@@ -15,7 +15,7 @@ import pyarrow.csv
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.parquet_files import ParquetFile
+from transforms.parquet.files import ParquetFile
 from transforms.shards import fields
 from transforms.shards.detect import foreign_packing
 from transforms.text import one_line, short

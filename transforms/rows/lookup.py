@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as types
 
-from transforms.parquet_files import open_parquet
+from transforms.parquet.files import open_parquet
 from transforms.rows.table import Table
 from transforms.rows.vectors import StoredPart
 from transforms.spec import ADDED_COLUMNS, ROW_COLUMNS

@@ -13,7 +13,7 @@ import numpy as np
 from transforms import shards, storage
 from transforms.errors import FeaturemillError
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
-from transforms.parquet_files import open_parquet
+from transforms.parquet.files import open_parquet
 from transforms.records import Failure, Unit
 from transforms.rows.vectors import StoredPart
 from transforms.spec import FeatureSpec

@@ -13,7 +13,7 @@ from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.isolated import Crashed
 from transforms.locks import Reading
-from transforms.parquet_files import count_values, open_parquet
+from transforms.parquet.files import count_values, open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
 from transforms.store.features import open_features

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from transforms.errors import FeaturemillError
 from transforms.locks import Reading
-from transforms.parquet_files import open_parquet
+from transforms.parquet.files import open_parquet
 
 # A batch's vectors. Decoding takes ten times as much on top: 32 MiB made a peak 370 MB higher, and were slower by half.
 BATCH_BYTES = 8 * 2**20

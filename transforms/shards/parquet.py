@@ -18,7 +18,7 @@ from transforms.errors import FeaturemillError
 from transforms.isolated import Crashed, Isolated
 from transforms.labels.folders import LABEL_NAMES
 from transforms.labels.values import as_label
-from transforms.parquet_files import Footer, look_at_footer
+from transforms.parquet.files import Footer, look_at_footer
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, NoImageError, choose, missing, name_or, usual
 from transforms.shards.format import Format

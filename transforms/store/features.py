@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from transforms.errors import FeaturemillError
 from transforms.locks import Reading
+from transforms.parquet.files import open_sealed
 from transforms.records import UnitReport
-from transforms.seals import open_sealed
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet.seals import Broken, read_metadata, seal_of
 from transforms.records import UnitReport
-from transforms.seals import Broken, read_metadata, seal_of
 from transforms.store.layout import MERGED, OUTPUT_FOLDERS, is_own
 from transforms.text import one_line
 

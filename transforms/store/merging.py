@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
-from transforms.seals import SealedWriter, open_sealed, seal_of, values_for_copy
+from transforms.parquet.files import open_sealed
+from transforms.parquet.seals import SealedWriter, seal_of, values_for_copy
 from transforms.store.layout import part_uri
 from transforms.store.listing import Footer, footer_of, later_report, merged_name, pack_row_units
 from transforms.store.output import Output

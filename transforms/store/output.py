@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.locks import Reading, is_locked, locked_folder, without_readers
+from transforms.parquet.files import open_sealed
+from transforms.parquet.seals import Broken, origin_of
 from transforms.records import FileInfo, SkippedFile, UnitReport
-from transforms.seals import Broken, open_sealed, origin_of
 from transforms.store.layout import (
     OUTPUT_FILES,
     OUTPUT_FOLDERS,

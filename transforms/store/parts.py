@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.parquet.seals import SealedWriter
 from transforms.records import Failure, UnitReport
-from transforms.seals import SealedWriter
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.layout import failures_uri, part_uri
 from transforms.store.listing import own_report

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.seals import read_metadata, seal_of
+from transforms.parquet.seals import read_metadata, seal_of
 from transforms.store.layout import PREDICTION_FILES, PREDICTION_FOLDERS, is_own, write_file
 from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest, is_as_written
 from transforms.store.output import ELSEWHERE, Folder, Output

@@ -10,8 +10,9 @@ from dataclasses import fields
 import pyarrow as pa
 
 from transforms import storage
+from transforms.parquet.files import open_sealed
+from transforms.parquet.seals import sealed
 from transforms.records import FileInfo, SkippedFile, UnitReport
-from transforms.seals import open_sealed, sealed
 from transforms.store.layout import SKIPPED_FILE, write_file
 from transforms.store.listing import later_report
 from transforms.store.manifest import Totals

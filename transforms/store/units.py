@@ -14,8 +14,9 @@ import pyarrow as pa
 from transforms import storage
 from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
+from transforms.parquet.files import open_sealed
+from transforms.parquet.seals import read_metadata, sealed
 from transforms.records import FileInfo, ListedFile, Shard, Unit
-from transforms.seals import open_sealed, read_metadata, sealed
 from transforms.store.layout import TODO_PREFIX, plan_uri
 
 # In a footer: the token of the relocation that last rewrote the file.

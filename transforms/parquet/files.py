@@ -4,6 +4,7 @@ Arrow ends the process at some footers that are damaged. So other people's are l
 of them, before they are relied on.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
+from transforms.parquet.seals import Broken, Verified, read_metadata, read_own_metadata, seal_of, stated_data
 from transforms.text import one_line
 
 # A footer is the end of its file: its length and Parquet's sign come last. As much as this is read at once.
 _TAIL_BYTES = 64 << 10
 _END_BYTES = 8
+_READ_BYTES = 2**20
 _APART = Isolated(seconds=60, memory=2 << 30)
 
 
@@ -135,6 +138,60 @@ def open_parquet(
     """
     try:
         with storage.open_read(uri) as file:
-            yield ParquetFile(file, buffer_size=buffer_size, read_dictionary=dictionaries)
+            options = {"buffer_size": buffer_size, "read_dictionary": dictionaries}
+            metadata = read_own_metadata(file)
+            if metadata is None:
+                file.seek(0)
+                yield ParquetFile(file, **options)
+            else:
+                yield ParquetFile(Verified(file, metadata), metadata=metadata, **options)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise FeaturemillError(f"{uri} {problem} ({one_line(error)}); {cure}") from error
+
+
+@contextmanager
+def open_sealed(uri: str, *, cure: str, **options: Any) -> Iterator[ParquetFile]:
+    """Opens a file of ours for as long as the context lasts; its footer is checked, and all that is read.
+
+    Args:
+        uri: Where it is.
+        cure: What the user can do if it can't be read.
+        options: Of `pq.ParquetFile`.
+
+    Raises:
+        FeaturemillError: It can't be opened, isn't what was written, or can't be read inside the context.
+    """
+    try:
+        with storage.open_read(uri) as file:
+            metadata = read_metadata(file)
+            content = Verified(file, metadata) if seal_of(metadata) else file
+            yield ParquetFile(content, metadata=metadata, **options)
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
+        raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); {cure}") from error
+
+
+def check_whole(uri: str) -> str:
+    """Reads all of a file of ours.
+
+    Returns:
+        Its seal; empty if it has none. Then its pages are read, which may have checksums or not.
+
+    Raises:
+        OSError: It can't be read, or isn't what was written.
+        pa.ArrowException: It is no Parquet.
+    """
+    with storage.open_read(uri) as file:
+        metadata = read_metadata(file)
+        left, stated = stated_data(metadata)
+        if not stated:
+            for _ in ParquetFile(file, metadata=metadata).iter_batches():
+                pass
+            return ""
+        file.seek(0)
+        sha256 = hashlib.sha256()
+        while left and (data := file.read(min(left, _READ_BYTES))):
+            sha256.update(data)
+            left -= len(data)
+        if sha256.hexdigest() != stated:
+            raise Broken("its content was changed since it was written")
+        return seal_of(metadata)

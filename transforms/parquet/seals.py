@@ -2,26 +2,29 @@
 
 A seal is the SHA-256 of the footer, in which stands that of everything before it. The seal stands in the footer too,
 where it counts as zeros. So one look at the footer tells whether that is what was written, and a whole reading tells it
-of the rest; of the pages that are read, Parquet's own checksums do. What carries no seal is of an earlier version or
-somebody else's.
+of the rest. Of what is read of it there are checksums of blocks, too: Parquet's own, of pages, leave out the pages'
+headers, and one flipped bit there can change the values. What carries no seal is of an earlier version or somebody
+else's.
 """
 
+import base64
 import hashlib
+import io
 import re
 import secrets
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, BinaryIO
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from transforms import storage
-from transforms.errors import FeaturemillError
-from transforms.parquet_files import ParquetFile
 from transforms.text import one_line
 
 _SEAL, _DATA, _ORIGIN = "featuremill.seal", "featuremill.data", "featuremill.origin"
+_BLOCKS = "featuremill.blocks"
 _NO_SEAL = b"0" * 64
 # A name and its value, with what Thrift puts between them.
 _SEALED = re.compile(re.escape(_SEAL.encode()) + rb"..([0-9a-f]{64})", re.DOTALL)
@@ -30,7 +33,8 @@ _MAGIC = b"PAR1"
 _END_BYTES = 8
 # So much of the end is read at once, as Arrow does.
 _TAIL_BYTES = 2**16
-_READ_BYTES = 2**20
+# What has a checksum of its own. A small column costs two of them more to read; a gigabyte has 64 kB of checksums.
+_BLOCK_BYTES = 2**16
 
 
 class Broken(OSError):
@@ -52,7 +56,7 @@ class SealedWriter:
     def close(self, metadata: Mapping[str | bytes, str | bytes] | None = None) -> str:
         """Writes the footer with these values; returns the seal."""
         token = secrets.token_hex(len(_NO_SEAL) // 2)
-        self._parquet.add_key_value_metadata({**(metadata or {}), _DATA: self._sink.digest(), _SEAL: token})
+        self._parquet.add_key_value_metadata({**(metadata or {}), **self._sink.digests(), _SEAL: token})
         self._sink.hold_back()
         self._parquet.close()
         tail = bytes(self._sink.held)
@@ -62,6 +66,7 @@ class SealedWriter:
 
     def discard(self) -> None:
         """Forgets what isn't written yet, if there is any."""
+        self._sink.hold_back()
         with suppress(Exception):
             self._parquet.close()
 
@@ -75,18 +80,31 @@ class _Sink:
         self.file = file
         self.held: bytearray | None = None
         self._sha256, self._size = hashlib.sha256(), 0
+        self._blocks: list[int] = []
 
     def write(self, data: bytes) -> int:
         if self.held is not None:
             self.held += data
         else:
             self._sha256.update(data)
-            self._size += len(data)
+            self._add_blocks(memoryview(data))
             self.file.write(data)
         return len(data)
 
-    def digest(self) -> str:
-        return f"{self._size} {self._sha256.hexdigest()}"
+    def _add_blocks(self, data: memoryview) -> None:
+        while data:
+            inside = self._size % _BLOCK_BYTES
+            if not inside:
+                self._blocks.append(0)
+            piece = data[: _BLOCK_BYTES - inside]
+            self._blocks[-1] = zlib.crc32(piece, self._blocks[-1])
+            self._size += len(piece)
+            data = data[len(piece) :]
+
+    def digests(self) -> dict[str, str]:
+        """Returns what the footer says of all before it."""
+        blocks = base64.b64encode(np.array(self._blocks, "<u4").tobytes()).decode()
+        return {_DATA: f"{self._size} {self._sha256.hexdigest()}", _BLOCKS: blocks}
 
     def hold_back(self) -> None:
         self.held = bytearray()
@@ -119,6 +137,21 @@ def read_metadata(file: BinaryIO) -> pq.FileMetaData:
     return _parsed(*_read_tail(file))
 
 
+def read_own_metadata(file: BinaryIO) -> pq.FileMetaData | None:
+    """Returns what a sealed file's footer says; None for others' files, which aren't parsed.
+
+    A copy that others made may carry an old seal, which isn't right for it.
+
+    Raises:
+        OSError: It can't be read.
+    """
+    try:
+        tail, size = _read_tail(file)
+        return _parsed(tail, size) if _SEAL.encode() in tail else None
+    except (Broken, ValueError, pa.ArrowException):
+        return None
+
+
 def _parsed(tail: bytes, size: int) -> pq.FileMetaData:
     _check(tail)
     try:
@@ -126,10 +159,69 @@ def _parsed(tail: bytes, size: int) -> pq.FileMetaData:
     except OSError as error:
         # Arrow's: the bytes are there.
         raise Broken(f"its footer is damaged: {one_line(error)}") from error
-    stated = (metadata.metadata or {}).get(_DATA.encode())
-    if stated and int(stated.split()[0]) + len(tail) != size:
-        raise Broken(f"it has {size} bytes and was written with {int(stated.split()[0]) + len(tail)}")
+    before, _ = stated_data(metadata)
+    if before and before + len(tail) != size:
+        raise Broken(f"it has {size} bytes and was written with {before + len(tail)}")
     return metadata
+
+
+def stated_data(metadata: pq.FileMetaData) -> tuple[int, str]:
+    """Returns how many bytes come before the footer, and their SHA-256 (hex); 0 and nothing if it doesn't say."""
+    stated = (metadata.metadata or {}).get(_DATA.encode(), b"0 ").decode()
+    size, _, sha256 = stated.partition(" ")
+    return int(size), sha256
+
+
+class Verified(io.RawIOBase):
+    """A sealed file whose content is checked, block by block, as it is read; for one reader at a time."""
+
+    def __init__(self, file: BinaryIO, metadata: pq.FileMetaData):
+        self._file = file
+        self._end, _ = stated_data(metadata)
+        self._crcs = np.frombuffer(base64.b64decode(metadata.metadata[_BLOCKS.encode()]), "<u4")
+        self._position = 0
+        # The last block that was read: the next read often begins in it.
+        self._kept = -1, b""
+
+    def read(self, count: int = -1) -> bytes:
+        end = self._end if count < 0 else min(self._position + count, self._end)
+        if self._position >= end:
+            return b""
+        first, last = self._position // _BLOCK_BYTES, (end - 1) // _BLOCK_BYTES
+        data = self._read_blocks(first, last)
+        found = data[self._position - first * _BLOCK_BYTES : end - first * _BLOCK_BYTES]
+        self._position = end
+        return found
+
+    def _read_blocks(self, first: int, last: int) -> bytes:
+        number, kept = self._kept
+        known = kept if number == first else b""
+        unread = first + bool(known)
+        if unread > last:
+            return known
+        self._file.seek(unread * _BLOCK_BYTES)
+        size = min((last + 1) * _BLOCK_BYTES, self._end) - unread * _BLOCK_BYTES
+        data = self._file.read(size)
+        view = memoryview(data)
+        for block in range(unread, last + 1):
+            start = (block - unread) * _BLOCK_BYTES
+            if zlib.crc32(view[start : start + _BLOCK_BYTES]) != self._crcs[block]:
+                raise Broken(f"bytes from {block * _BLOCK_BYTES:,} on were changed since they were written")
+        self._kept = last, data[(last - unread) * _BLOCK_BYTES :]
+        return known + data if known else data
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._position = offset + (0, self._position, self._end)[whence]
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 def seal_of(metadata: pq.FileMetaData) -> str:
@@ -144,7 +236,7 @@ def origin_of(metadata: pq.FileMetaData) -> str:
 
 def values_for_copy(metadata: pq.FileMetaData) -> dict[bytes, bytes]:
     """Returns the values of a footer for a file that is written anew from this one, and remembers its seal."""
-    own = (_SEAL.encode(), _DATA.encode(), b"ARROW:schema")
+    own = (_SEAL.encode(), _DATA.encode(), _BLOCKS.encode(), b"ARROW:schema")
     values = {name: value for name, value in (metadata.metadata or {}).items() if name not in own}
     return {**values, _ORIGIN.encode(): origin_of(metadata).encode()}
 
@@ -169,51 +261,3 @@ def _check(tail: bytes) -> None:
         hashlib.sha256(tail.replace(seal, _NO_SEAL)).hexdigest() == seal.decode() for seal in _SEALED.findall(tail)
     ):
         raise Broken("its footer was changed since it was written")
-
-
-@contextmanager
-def open_sealed(uri: str, *, cure: str, **options: Any) -> Iterator[ParquetFile]:
-    """Opens a file of ours for as long as the context lasts; its footer is checked, and each page that is read.
-
-    Args:
-        uri: Where it is.
-        cure: What the user can do if it can't be read.
-        options: Of `pq.ParquetFile`.
-
-    Raises:
-        FeaturemillError: It can't be opened, isn't what was written, or can't be read inside the context.
-    """
-    try:
-        with storage.open_read(uri) as file:
-            metadata = read_metadata(file)
-            yield ParquetFile(file, metadata=metadata, **options)
-    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); {cure}") from error
-
-
-def check_whole(uri: str) -> str:
-    """Reads all of a file of ours.
-
-    Returns:
-        Its seal; empty if it has none. Then its pages are read, which may have checksums or not.
-
-    Raises:
-        OSError: It can't be read, or isn't what was written.
-        pa.ArrowException: It is no Parquet.
-    """
-    with storage.open_read(uri) as file:
-        tail, size = _read_tail(file)
-        metadata = _parsed(tail, size)
-        stated = (metadata.metadata or {}).get(_DATA.encode(), b"").decode()
-        if not stated:
-            for _ in ParquetFile(file, metadata=metadata).iter_batches():
-                pass
-            return ""
-        file.seek(0)
-        sha256, left = hashlib.sha256(), size - len(tail)
-        while left and (data := file.read(min(left, _READ_BYTES))):
-            sha256.update(data)
-            left -= len(data)
-        if f"{size - len(tail)} {sha256.hexdigest()}" != stated:
-            raise Broken("its content was changed since it was written")
-        return seal_of(metadata)
