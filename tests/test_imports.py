@@ -29,12 +29,8 @@ FLOORS = (
     {"transforms.parquet_files", "transforms.committed"},
     {"transforms.storage", "transforms.spec", "transforms.locks"},
     {"transforms.labels"},
-    {
-        "transforms.object_stores",
-        "transforms.declared",
-        "transforms.pools",
-        "transforms.machine",
-    },
+    {"transforms.object_stores", "transforms.declared", "transforms.pools", "transforms.isolated"},
+    {"transforms.machine"},
     {"transforms.records", "transforms.errors", "transforms.text"},
 )
 MOST_MODULES = 12

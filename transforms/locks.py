@@ -145,4 +145,15 @@ def _holder(descriptor: int) -> str:
 
 
 def _who(pid: int, since: datetime) -> str:
-    return f"process {pid} on {socket.gethostname()}, since {since:%Y-%m-%d %H:%M}"
+    return f"process {_command(pid)} on {socket.gethostname()}, since {since:%Y-%m-%d %H:%M}"
+
+
+def _command(pid: int) -> int:
+    """Returns the process to which signals go: of a command that runs in a child of its own, the parent."""
+    with suppress(OSError, ValueError, IndexError):
+        with open(f"/proc/{pid}/stat") as file:
+            parent = int(file.read().rpartition(")")[2].split()[1])
+        with open(f"/proc/{pid}/cmdline", "rb") as own, open(f"/proc/{parent}/cmdline", "rb") as theirs:
+            # A child without a program of its own has its parent's.
+            return parent if own.read() == theirs.read() else pid
+    return pid

@@ -1,6 +1,8 @@
-"""The cores of this machine, and the user's home on it."""
+"""This machine: its cores, the user's home on it, and how a process of ours is started."""
 
 import os
+import sys
+from pathlib import Path
 
 from transforms.errors import FeaturemillError
 
@@ -20,3 +22,9 @@ def home_folder() -> str:
     if not os.path.isabs(home):
         raise FeaturemillError("no home folder is known for this user; set HOME to a folder that one may write to")
     return home
+
+
+def own_command(module: str) -> list[str]:
+    """Returns the command that runs one of our modules in a new process, whatever the current folder holds."""
+    # Not by `-m`, with which Python looks there first.
+    return [sys.executable, str(Path(__file__).parents[1] / "featuremill" / "own.py"), module]

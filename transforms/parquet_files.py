@@ -1,7 +1,12 @@
-"""Parquet files opened wherever they lie, with one error for whatever is wrong with them."""
+"""Parquet files opened wherever they lie, with one error for whatever is wrong with them.
+
+Arrow ends the process at some footers that are damaged. So other people's are looked at in a child process, one for all
+of them, before they are relied on.
+"""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -9,7 +14,66 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.isolated import Isolated
 from transforms.text import one_line
+
+# A footer is the end of its file: its length and Parquet's sign come last. As much as this is read at once.
+_TAIL_BYTES = 64 << 10
+_END_BYTES = 8
+_APART = Isolated(seconds=60, memory=2 << 30)
+
+
+@dataclass(frozen=True)
+class Footer:
+    """The facts of a footer.
+
+    Attributes:
+        schema: Of the file.
+        rows: Of each row group.
+        sizes: Compressed bytes of each row group.
+    """
+
+    schema: pa.Schema
+    rows: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+def look_at_footer(file: BinaryIO) -> Footer:
+    """Returns the facts of a file's footer, parsed in a child process.
+
+    Raises:
+        Crashed: Arrow doesn't survive it.
+        ValueError: Or another of Arrow's errors: it is cut or damaged.
+        OSError: The file can't be read.
+    """
+    size = file.seek(0, 2)
+    file.seek(max(0, size - _TAIL_BYTES))
+    tail = file.read()
+    wanted = min(size, int.from_bytes(tail[-_END_BYTES:-4], "little") + _END_BYTES)
+    if wanted > len(tail):
+        file.seek(size - wanted)
+        tail = file.read()
+    return _APART.call(_parse, tail)
+
+
+def _parse(tail: bytes) -> Footer:
+    parquet = pq.ParquetFile(pa.BufferReader(tail))
+    groups = [parquet.metadata.row_group(number) for number in range(parquet.metadata.num_row_groups)]
+    sizes = [sum(group.column(i).total_compressed_size for i in range(group.num_columns)) for group in groups]
+    return Footer(parquet.schema_arrow, tuple(group.num_rows for group in groups), tuple(sizes))
+
+
+def count_values(metadata: pq.FileMetaData, leaf: int, *, apart: bool) -> list[int]:
+    """Returns how many values each row group has in one of Parquet's own columns, looked up in the child if `apart`.
+
+    Raises:
+        Crashed: Arrow doesn't survive it.
+    """
+    return _APART.call(_count_values, metadata, leaf) if apart else _count_values(metadata, leaf)
+
+
+def _count_values(metadata: pq.FileMetaData, leaf: int) -> list[int]:
+    return [metadata.row_group(number).column(leaf).num_values for number in range(metadata.num_row_groups)]
 
 
 class ParquetFile(pq.ParquetFile):

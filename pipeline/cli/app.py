@@ -11,11 +11,14 @@ import traceback
 import click
 
 from pipeline.cli import exploration, extraction, heads, maintenance
+from pipeline.runners.supervised import supervise, tell
 from transforms.text import shown, shown_within
 
 EXIT_INTERRUPTED = 130
 # Commands that commit as they go; the others write at their end.
 _RESUMED = (["extract"], ["predict"], ["compact"], ["relocate"])
+# Commands that decode images of any origin by the thousand, which their decoders may not survive.
+_DECODING = (["extract"], ["predict"])
 # Of what the system itself says where no module has said it better.
 _CURES = {
     errno.EACCES: "fix the permissions",
@@ -51,6 +54,9 @@ def run_cli(args: list[str]) -> int:
     except BaseException as error:
         if "--debug" in args:
             click.echo(shown(traceback.format_exc()), err=True)
+        if getattr(error, "is_told", False):
+            # Whoever supervises this process says so, or goes on.
+            return 1
         code, message = _explain(error, args)
         # A file's name may hold line breaks.
         click.echo(f"featuremill: {shown_within(message)}", err=True)
@@ -85,13 +91,17 @@ def _fill_descriptors() -> None:
 def main() -> None:
     """The console script."""
     _fill_descriptors()
+    args = sys.argv[1:]
+    if args[:1] in _DECODING:
+        args = supervise(args)
     # A copy of the descriptor for our own lines: while TensorFlow is imported its chatter is held back there, and what
     # is said then, such as what Ctrl-C left behind, would be held back with it.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, errors="backslashreplace")
-    code = run_cli(sys.argv[1:])
+    code = run_cli(args)
     try:
         sys.stdout.flush()
         sys.stderr.flush()
     finally:
+        tell(ended=str(code))
         # Not sys.exit: after Ctrl-C or a killed worker, Beam's threads would keep the process alive for good.
         os._exit(code)

@@ -18,7 +18,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.lookup import StoredRow, fact_batches, facts_schema, read_rows
 from transforms.rows.sandbox import matching_rows
 from transforms.rows.table import Table, open_table
-from transforms.rows.thumbnails import Thumbnail, thumbnail, thumbnails
+from transforms.rows.thumbnails import Thumbnail, Thumbnailer, thumbnails
 from transforms.similarity.neighbours import METRICS, Nearest, nearest_rows
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
@@ -223,17 +223,19 @@ def write_query_page(found: Found, path: str) -> None:
     def tile(asked: Query) -> Tile:
         if asked.row >= 0:
             return row_tile(asked_rows[asked.row], images, "query", marked=True)
-        shown = thumbnail(asked.image) if asked.image is not None else Thumbnail(problem="a vector, no image")
-        return Tile(shown, "query", marked=True)
+        if asked.image is None:
+            return Tile(Thumbnail(problem="a vector, no image"), "query", marked=True)
+        return Tile(thumbnailer.make(asked.image), "query", marked=True)
 
-    sections = [
-        Section(
-            f"{asked.kind} {asked.name}",
-            "",
-            (tile(asked), *(row_tile(near.row, images, f"{found.metric} {near.score:.4f}") for near in some)),
-        )
-        for asked, some in zip(found.queries, found.neighbours, strict=True)
-    ]
+    with Thumbnailer() as thumbnailer:
+        sections = [
+            Section(
+                f"{asked.kind} {asked.name}",
+                "",
+                (tile(asked), *(row_tile(near.row, images, f"{found.metric} {near.score:.4f}") for near in some)),
+            )
+            for asked, some in zip(found.queries, found.neighbours, strict=True)
+        ]
     count = len(found.queries)
     write_sheet(
         path,

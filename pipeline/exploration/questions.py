@@ -5,6 +5,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,6 +17,7 @@ from transforms.engines import load_stored_engine
 from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
+from transforms.isolated import Crashed, Isolated
 from transforms.network.weights import stored_source
 from transforms.rows.lookup import read_vectors
 from transforms.rows.sandbox import nearest_texts
@@ -139,11 +141,13 @@ def _embed(queries: Sequence[Query], table: Table, load: "Callable[[FeatureSpec]
             "pass --vector or --key"
         )
     pixels = []
-    for query in queries:
-        try:
-            pixels.append(decode_image(query.image, spec, max_pixels=PIXEL_CEILING).pixels)
-        except ImageError as error:
-            raise FeaturemillError(f"cannot decode {query.name}: {error}") from error
+    with Isolated() as child:
+        for query in queries:
+            try:
+                decoded = child.call(partial(decode_image, query.image, spec, max_pixels=PIXEL_CEILING))
+            except (ImageError, Crashed) as error:
+                raise FeaturemillError(f"cannot decode {query.name}: {error}") from error
+            pixels.append(decoded.pixels)
     engine = load(spec)
     blocks = []
     for first in range(0, len(pixels), engine.batch_size):

@@ -132,7 +132,10 @@ def _extract(
     plan = _settle(plan, output, options, spec)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
-    job = replace(options.job(weights), added_columns=tuple(manifest.added_columns))
+    # An unfinished sample is begun anew, which removes the notes of what was under way. Units with failures are done
+    # again in each such run, which would crash again at one that is done apart only after a crash.
+    apart = bool(options.limit or options.retry_failed)
+    job = replace(options.job(weights), added_columns=tuple(manifest.added_columns), apart=apart)
     started, began = time.perf_counter(), time.time()
     if plan.todo or plan.remove or plan.dropped or output.broken or not output.is_whole:
         begin_output(output, manifest, plan)
@@ -201,8 +204,10 @@ def _run_pipeline(
     import apache_beam as beam
 
     from pipeline.runners.job_server import job_server
+    from pipeline.runners.supervised import tell
     from pipeline.runners.watch import run_watched
 
+    tell(output=options.output)
     theirs = beam_settings(options)
     with job_server(theirs["runner"], theirs["options"]):
         pipeline = beam.Pipeline(**theirs)

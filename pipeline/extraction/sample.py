@@ -10,6 +10,7 @@ from time import perf_counter
 
 from pipeline.extraction.timing import Cost, Watch
 from transforms import shards
+from transforms.isolated import Isolated
 from transforms.records import EncodedImage, Failure, Shard, Unit
 
 # Encoded bytes of a sample, which is held in memory; one of huge images has fewer of them.
@@ -44,7 +45,9 @@ class _Source:
         self.shard = unit.shard
         self.count = 0
         self.is_read = False
-        self._records = shards.read(unit)
+        # Two thousand shards aren't two thousand processes: it is started by the first record that is taken.
+        self._child = Isolated()
+        self._records = shards.read(unit, apart=self._child)
         self._data_bytes = self._last_position = 0
 
     def take(self, count: int) -> list[EncodedImage | Failure]:
@@ -66,6 +69,7 @@ class _Source:
 
     def close(self) -> None:
         self._records.close()
+        self._child.close()
 
 
 def _size(record: EncodedImage | Failure) -> int:

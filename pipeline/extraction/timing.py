@@ -6,7 +6,6 @@ follows (`together_seconds`).
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +14,8 @@ from time import perf_counter, process_time
 from transforms import storage
 
 # The recipe's own steps, so that what is measured is what a run does.
-from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
+from transforms.embedding.batches import Decoded, decode_threads, embed_batch
+from transforms.embedding.decoders import Decoders
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure, UnitReport
@@ -134,9 +134,9 @@ class _Bench:
         """Takes records through all stages, batch by batch; after so many seconds no new batch is begun."""
         deadline = perf_counter() + seconds
         remaining = iter(records)
-        with ThreadPoolExecutor(decode_threads(self._engine)) as pool:
+        with Decoders(decode_threads(self._engine), self._job) as decoders:
             while chunk := list(islice(remaining, self._engine.batch_size)):
-                self._take(chunk, pool)
+                self._take(chunk, decoders)
                 if perf_counter() >= deadline:
                     break
         if self._waiting:
@@ -147,12 +147,13 @@ class _Bench:
         with self.write.running():
             self._writer.flush()
 
-    def _take(self, records: Sequence[EncodedImage | Failure], pool: ThreadPoolExecutor) -> None:
+    def _take(self, records: Sequence[EncodedImage | Failure], decoders: Decoders) -> None:
         """Decodes N records, and embeds as soon as there is a full batch."""
         self.images += len(records)
         images = [record for record in records if isinstance(record, EncodedImage)]
         with self.decode.running():
-            results = list(pool.map(self._decode, images))
+            tasks = [decoders.submit(image) for image in images]
+            results = [decoders.result(task) for task in tasks]
         for result in (*(record for record in records if isinstance(record, Failure)), *results):
             if isinstance(result, Failure):
                 self._writer.fail(result)
@@ -164,9 +165,6 @@ class _Bench:
             batch, self._waiting = self._waiting[:size], self._waiting[size:]
             self._embed(batch, self.embed)
             self.timed += len(batch)
-
-    def _decode(self, image: EncodedImage) -> Decoded | Failure:
-        return decode_record(image, self._job)
 
     def _embed(self, batch: list[Decoded], watch: Watch) -> None:
         with watch.running():

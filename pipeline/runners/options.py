@@ -5,13 +5,13 @@ import json
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.runners.dataflow import RUNNER, check_places, dataflow_args, is_template
 from transforms.errors import FeaturemillError, UsageError
+from transforms.machine import own_command
 from transforms.text import did_you_mean, one_line
 
 if TYPE_CHECKING:
@@ -116,15 +116,9 @@ def beam_runner(runner: str, workers: int) -> "PipelineRunner":
             raise UsageError(f"runner {runner!r} can't be used: {one_line(error)}") from error
     debug = logging.getLogger().isEnabledFor(logging.INFO)
     module = "apache_beam.runners.worker.sdk_worker_main" if debug else "pipeline.runners.worker"
-    return FnApiRunner(
-        default_environment=SubprocessSDKEnvironment.from_command_string(shlex.join(own_command(module)))
-    )
-
-
-def own_command(module: str) -> list[str]:
-    """Returns the command that runs one of our modules in a new process, whatever the current folder holds."""
-    # Not by `-m`, with which Python looks there first.
-    return [sys.executable, str(Path(__file__).parents[2] / "featuremill" / "own.py"), module]
+    # Beam runs it in a shell, which would stay between us and the worker, and remark on its end.
+    command = f"exec {shlex.join(own_command(module))}"
+    return FnApiRunner(default_environment=SubprocessSDKEnvironment.from_command_string(command))
 
 
 # Where a worker pool and its clients find their common token, and what it is called among a worker's parameters.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pipeline.runners.job_server import cancel, failures
+from pipeline.runners.supervised import described, tell
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
 
@@ -51,6 +52,7 @@ _CAUSES = (
         "start more of them, or pass a smaller --parallelism, and run the same command again",
     ),
 )
+_RETURN_CODE = re.compile(r"return code (-?\d+)")
 _TICK_SECONDS = 0.25
 _CANCEL_SECONDS = 3.0
 # Under Beam's name, so that it is shown with --debug only.
@@ -58,7 +60,13 @@ _log = logging.getLogger("apache_beam.featuremill")
 
 
 class WorkerDied(FeaturemillError):
-    """A worker process is gone. Whatever it was running on top of can't be waited for."""
+    """A worker process is gone. Whatever it was running on top of can't be waited for.
+
+    Attributes:
+        is_told: Whether the process that supervises this one was told, and says what comes of it.
+    """
+
+    is_told = False
 
 
 def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
@@ -92,10 +100,7 @@ def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
             while not finished.wait(_TICK_SECONDS):
                 tick()
                 if deaths.seen:
-                    raise WorkerDied(
-                        f"a worker process died ({deaths.seen}), perhaps for lack of memory; what was committed is "
-                        "kept: run the same command again to go on, with fewer --workers if it happens again"
-                    )
+                    raise _worker_died(deaths.seen)
         except BaseException:
             if results:
                 # A remote job would go on without us; it gets a moment to be told.
@@ -109,6 +114,16 @@ def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
     state = results[0].state
     if state not in ("DONE", None):
         raise FeaturemillError(f"the runner ended the job as {state}; see its log, then run the same command again")
+
+
+def _worker_died(seen: str) -> WorkerDied:
+    died = WorkerDied(
+        f"a worker process died ({seen}), perhaps for lack of memory; what was committed is kept: run the same command "
+        "again to go on, with fewer --workers if it happens again"
+    )
+    code = _RETURN_CODE.search(seen)
+    died.is_told = tell(died=described(int(code[1])) if code else seen, message=str(died))
+    return died
 
 
 class _DeathWatch:

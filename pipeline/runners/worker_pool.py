@@ -22,8 +22,9 @@ import threading
 import time
 from contextlib import suppress
 
-from pipeline.runners.options import TOKEN, TOKEN_FILE, TOKEN_PARAM, own_command, pool_token
+from pipeline.runners.options import TOKEN, TOKEN_FILE, TOKEN_PARAM, pool_token
 from transforms.errors import FeaturemillError
+from transforms.machine import own_command
 from transforms.text import printable
 
 _MODULE = "pipeline.runners.worker_pool"

@@ -16,9 +16,10 @@ import pytest
 import featuremill
 from pipeline.cli.app import cli
 from pipeline.demo.samples import draw_items, write_folder
-from pipeline.runners.options import beam_runner, own_command
+from pipeline.runners.options import beam_runner
 from tests import ROOT
 from tests.support.commands import start
+from transforms.machine import own_command
 
 COMMANDS = ("extract", "train", "predict", "query")
 # Each example may use what those before it have written.

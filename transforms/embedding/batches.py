@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -10,10 +11,11 @@ from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine, OutOfMemory
 from transforms.errors import FeaturemillError
 from transforms.images.decode import DecodedImage, ImageError, decode_image
+from transforms.isolated import Crashed, Isolated
 from transforms.machine import available_cores
 from transforms.records import EncodedImage, Failure
 from transforms.spec import FeatureSpec
-from transforms.text import one_line
+from transforms.text import one_line, size_text
 
 # Two threads hide decoding behind any engine that computes on the same cores: more would only take these from it, and
 # hold more large images in memory. Beside a GPU all cores are free to decode, and all are needed.
@@ -42,15 +44,43 @@ def decode_threads(engine: Engine) -> int:
     return CPU_DECODE_THREADS if engine.on_cpu else max(CPU_DECODE_THREADS, available_cores())
 
 
-def decode_record(image: EncodedImage, how: Embedding) -> Decoded | Failure:
-    """Decodes one image; one that can't be is a failure."""
+def decode_record(image: EncodedImage, how: Embedding, apart: Isolated | None = None) -> Decoded | Failure:
+    """Decodes one image; one that can't be is a failure.
+
+    Args:
+        image: Encoded bytes.
+        how: The spec and the limits.
+        apart: The child process in which it is decoded, with a limit to time and memory; by default in this process.
+    """
     sha256 = hashlib.sha256(image.data).digest()
+    decode = partial(decode_image, image.data, how.spec, max_pixels=how.max_pixels, name=image.key)
     try:
-        result = decode_image(image.data, how.spec, max_pixels=how.max_pixels, name=image.key)
+        result = apart.call(decode) if apart else decode()
     except ImageError as error:
+        if apart and error.reason == "out of memory":
+            return _too_large(image, sha256, how)
         return _failure(image, sha256, stage="decode", error=error.reason, message=str(error))
+    except MemoryError:
+        return _too_large(image, sha256, how)
+    except Crashed as error:
+        if error.reason == "too slow":
+            return too_slow(image, how, sha256)
+        message = f"crashed the decoder ({error.how}); convert it to PNG or JPEG with another program"
+        return _failure(image, sha256, stage="decode", error="crashed the decoder", message=message)
     # The encoded bytes aren't needed any more, and a queue of large ones would add up.
     return Decoded(replace(image, data=b""), sha256, result)
+
+
+def too_slow(image: EncodedImage, how: Embedding, sha256: bytes | None = None) -> Failure:
+    """Returns the failure of an image that takes too long to decode."""
+    message = f"decoding it takes over {how.record_seconds:g} s; raise --record-seconds to wait for it"
+    sha256 = sha256 or hashlib.sha256(image.data).digest()
+    return _failure(image, sha256, stage="decode", error="too slow", message=message)
+
+
+def _too_large(image: EncodedImage, sha256: bytes, how: Embedding) -> Failure:
+    message = f"decoding it takes over {size_text(how.record_memory)} of memory; raise --record-memory to allow it"
+    return _failure(image, sha256, stage="decode", error="out of memory", message=message)
 
 
 def _failure(image: EncodedImage, sha256: bytes, *, stage: str, error: str, message: str) -> Failure:

@@ -6,7 +6,6 @@ elements of somebody's own graph. It decodes and embeds by the same code, so the
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +15,8 @@ from apache_beam.utils.shared import Shared
 from apache_beam.utils.windowed_value import WindowedValue
 
 from transforms.declared import check
-from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
+from transforms.embedding.batches import Decoded, decode_threads, embed_batch
+from transforms.embedding.decoders import Decoders, Task
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
 from transforms.records import EncodedImage, Failure
@@ -65,8 +65,10 @@ class EmbedImages(beam.PTransform):
         spec: What decides the numbers, such as `open_features(OUT).spec`.
         load: Makes the engine, once per worker process. Tests inject one without weights.
         settings: The other fields of `Embedding`, such as `weights` (`imagenet`, a path that workers can read, or
-            `random:SEED`; they must be those that the spec names by hash), `engine`, `batch_size`, `threads` and
-            `max_pixels`.
+            `random:SEED`; they must be those that the spec names by hash), `engine`, `batch_size`, `threads`,
+            `max_pixels` and `record_seconds`. An image that takes longer is a failure. One that crashes its decoder
+            ends the worker, and the runner's next attempt too; `apart=True` decodes in child processes, where it is a
+            failure.
 
     Raises:
         UsageError: A setting that can't be.
@@ -90,7 +92,7 @@ class _Pending:
     """An image that is being decoded, and where in the stream it belongs."""
 
     number: int
-    decoded: Future[Decoded | Failure]
+    task: Task
     timestamp: Any
     window: Any
 
@@ -104,7 +106,7 @@ class _Embed(beam.DoFn):
 
     def setup(self) -> None:
         self._engine = self._shared.acquire(lambda: self._load(self._embedding))
-        self._pool = ThreadPoolExecutor(decode_threads(self._engine), "decode")
+        self._decoders = Decoders(decode_threads(self._engine), self._embedding, apart=self._embedding.apart)
 
     def start_bundle(self) -> None:
         self._pending: deque[_Pending] = deque()
@@ -117,8 +119,7 @@ class _Embed(beam.DoFn):
         # Keys may repeat: until it leaves, an image is known by its number, in the place of a position.
         self._number += 1
         image = EncodedImage(key, None, key, self._number, data)
-        future = self._pool.submit(decode_record, image, self._embedding)
-        self._pending.append(_Pending(self._number, future, timestamp, window))
+        self._pending.append(_Pending(self._number, self._decoders.submit(image), timestamp, window))
         if len(self._pending) >= 2 * self._engine.batch_size:
             yield from self._embed(self._engine.batch_size)
 
@@ -127,12 +128,12 @@ class _Embed(beam.DoFn):
             yield from self._embed(self._engine.batch_size)
 
     def teardown(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
+        self._decoders.close()
 
     def _embed(self, count: int) -> Iterator[Any]:
         """Embeds the first images that wait, and yields what became of them, each in its own window."""
         taken = [self._pending.popleft() for _ in range(min(count, len(self._pending)))]
-        results = [pending.decoded.result() for pending in taken]
+        results = [self._decoders.result(pending.task) for pending in taken]
         failures = [result for result in results if isinstance(result, Failure)]
         decoded = [result for result in results if isinstance(result, Decoded)]
         rows, vectors = embed_batch(decoded, self._engine, failures.append, spec=self._embedding.spec)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from transforms.declared import AT_LEAST_ONE, Bound, declared
+from transforms.declared import ABOVE_ZERO, AT_LEAST_ONE, Bound, declared, parse_bytes
 from transforms.engines import ENGINES, choose, default_batch_size, load_engine
 from transforms.engines.engine import Engine
 from transforms.images.decode import PIXEL_CEILING
@@ -31,6 +31,17 @@ class EmbedOptions:
             ),
         ),
     )
+    record_seconds: float = declared(
+        30.0, help="Count an image that takes longer to decode as a failure", bounds=(ABOVE_ZERO,), metavar="SECONDS"
+    )
+    record_memory: int = declared(
+        2 * 2**30,
+        help="The same of an image that takes more memory, where it is decoded apart, as after a crash",
+        bounds=(AT_LEAST_ONE,),
+        metavar="SIZE",
+        parse=parse_bytes,
+        unset="2GiB",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +52,14 @@ class Embedding(EmbedOptions):
         spec: What decides the numbers.
         weights: Where the weights come from, as the user named them; workers load them from there.
         include_top: Whether the dense layers may be tapped.
+        apart: Whether all images are decoded in child processes, so that one that crashes its decoder costs no more
+            than itself. A unit is done so only where an attempt at it ended without a word.
     """
 
     spec: FeatureSpec
     weights: str = "imagenet"
     include_top: bool = True
+    apart: bool = False
 
     def load_engine(self) -> Engine:
         """Loads the engine, for this machine.

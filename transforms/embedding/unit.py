@@ -5,13 +5,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from transforms import shards, storage
-from transforms.embedding.batches import Decoded, decode_record, decode_threads, embed_batch
+from transforms.embedding.attempts import attempt
+from transforms.embedding.batches import Decoded, decode_threads, embed_batch
+from transforms.embedding.decoders import Decoders, Task
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
+from transforms.isolated import Isolated
 from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, UnitReport
 from transforms.store.parts import PartWriter
 from transforms.store.units import PlannedUnit, load_files
@@ -48,27 +50,34 @@ class _Stages:
     rows_read: int = 0
     input_bytes: int = 0
     notes: Counter[str] = field(default_factory=Counter)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add_decode(self, seconds: float) -> None:
-        with self.lock:
-            self.decode += seconds
 
 
 def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
     """Embeds one unit and commits its part.
 
+    Where an earlier attempt at it ended without a word, as native code ends a process that it crashes, its images are
+    decoded in child processes, and what is native in reading is done in one: what crashes there is a failure.
+
     Raises:
         FeaturemillError: The input can't be reached, the output can't be written, or the engine is broken. Bad images
             and broken shards don't raise: they are counted as failures.
     """
+    with attempt(job.output, planned.unit_id) as is_second:
+        return _extract(planned, job, engine, apart=job.apart or is_second)
+
+
+def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool) -> UnitReport:
     started = time.perf_counter()
     stages = _Stages()
     unit = load_files(job.output, planned)
     added = job.added_columns
-    with PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes, added=added) as writer:
+    with (
+        Isolated(memory=job.record_memory) as reader,
+        PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes, added=added) as writer,
+    ):
         progress = _Progress(writer)
-        images = _decode_ahead(shards.read(unit), job, stages, threads=decode_threads(engine))
+        records = shards.read(unit, apart=reader if apart else None)
+        images = _decode_ahead(records, job, stages, threads=decode_threads(engine), apart=apart)
         for batch in _batches(images, engine, writer):
             stages.notes.update(image.result.note for image in batch if image.result.note)
             before = time.perf_counter()
@@ -120,27 +129,21 @@ class _Budget:
 
 
 def _decode_ahead(
-    records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages, *, threads: int
+    records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages, *, threads: int, apart: bool = False
 ) -> Iterator[Decoded | Failure]:
     """Yields the records decoded, in order, while the next two batches are read and decoded in threads."""
-    waiting: queue.Queue[Future | Failure | BaseException | None] = queue.Queue(maxsize=2 * job.batch_size)
+    waiting: queue.Queue[Task | Failure | BaseException | None] = queue.Queue(maxsize=2 * job.batch_size)
     stopped = threading.Event()
     budget = _Budget(UNDECODED_BYTES)
 
-    def put(item: Future | Failure | BaseException | None) -> None:
+    def put(item: Task | Failure | BaseException | None) -> None:
         while not stopped.is_set():
             try:
                 return waiting.put(item, timeout=0.1)
             except queue.Full:
                 continue
 
-    def decode(record: EncodedImage) -> Decoded | Failure:
-        try:
-            return _decode(record, job, stages)
-        finally:
-            budget.give_back(len(record.data))
-
-    def read(pool: ThreadPoolExecutor) -> None:
+    def read() -> None:
         try:
             before = time.perf_counter()
             for record in records:
@@ -155,32 +158,25 @@ def _decode_ahead(
                     if record.unusable:
                         stages.notes[f"{UNUSABLE_LABEL}: {record.unusable}"] += 1
                     budget.take(len(record.data), stopped)
-                    put(pool.submit(decode, record))
+                    put(decoders.submit(record))
                 before = time.perf_counter()
             put(None)
         except BaseException as error:
             put(error)
 
-    with ThreadPoolExecutor(threads, "decode") as pool:
-        reader = threading.Thread(target=read, args=(pool,), name="read", daemon=True)
-        reader.start()
-        try:
-            while (item := waiting.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                yield item.result() if isinstance(item, Future) else item
-        finally:
-            stopped.set()
-            reader.join()
-            pool.shutdown(cancel_futures=True)
-
-
-def _decode(image: EncodedImage, job: Job, stages: _Stages) -> Decoded | Failure:
-    before = time.perf_counter()
+    decoders = Decoders(threads, job, apart=apart, done=lambda image: budget.give_back(len(image.data)))
+    reader = threading.Thread(target=read, name="read", daemon=True)
+    reader.start()
     try:
-        return decode_record(image, job)
+        while (item := waiting.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield decoders.result(item) if isinstance(item, Task) else item
     finally:
-        stages.add_decode(time.perf_counter() - before)
+        stopped.set()
+        reader.join()
+        decoders.close()
+        stages.decode += decoders.seconds
 
 
 def _batches(items: Iterator[Decoded | Failure], engine: Engine, writer: PartWriter) -> Iterator[list[Decoded]]:

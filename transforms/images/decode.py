@@ -45,6 +45,15 @@ FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO
 # HEIF's container is that of AVIF, too, and only inside it says which of the two a file is.
 _HEIF = re.compile(rb"....ftyp(?!avi[fs])(hei|hev|mif|msf)", re.DOTALL)
 
+# Pillow reads the header of a PPM byte by byte, and a comment in it may be as long as the file. What it takes for one:
+# the kind, and two or three numbers with white space and comments between them.
+_PPM_BYTES = 64 << 10
+_PBM_HEADER, _PPM_HEADER = (
+    re.compile(rb"P[^\s#]{1,5}(?:(?:\s|#[^\r\n]*[\r\n])+[^\s#]+){%d}" % numbers) for numbers in (2, 3)
+)
+# Of a progressive JPEG, whose every scan takes about 3 ns a pixel.
+_SCANNED_PIXELS = 4 * 10**9
+
 # VGG's mean colour, rounded: after preprocessing, padding of this colour is about zero.
 PAD_COLOUR = (124, 117, 104)
 # Short side of the whole image against the side of the square cut from it: 256 for 224, as VGG was tested.
@@ -69,7 +78,7 @@ class ImageError(FeaturemillError):
 
     Attributes:
         reason: Short and stable, to group by: `empty`, `not an image`, `unsupported`, `corrupt`, `truncated`,
-            `too many pixels` or `out of memory`.
+            `too many pixels`, `too slow` or `out of memory`.
     """
 
     def __init__(self, reason: str, message: str):
@@ -178,6 +187,8 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         # Pillow decodes icons as it opens them, so their size is looked up beforehand.
         _check_size(_icon_size(data), max_pixels)
     try:
+        if data.startswith(b"P") and len(data) > _PPM_BYTES and _is_endless_ppm(data):
+            raise ImageError("corrupt", f"its PPM header takes over {_PPM_BYTES:,} bytes")
         if data.startswith(jpeg.SIGNATURE):
             # Without a look at the list of further pictures (MPO), which may be broken.
             image = JpegImagePlugin.JpegImageFile(BytesIO(data))
@@ -193,10 +204,20 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except (SyntaxError, UnidentifiedImageError) as error:
         raise _unidentified(data) from error
     _check_size(image.size, max_pixels)
+    if "progressive" in image.info and image.width * image.height * data.count(jpeg.SCAN) > _SCANNED_PIXELS:
+        raise ImageError(
+            "too slow", f"its {data.count(jpeg.SCAN):,} scans go over all of its pixels each; save it anew to decode it"
+        )
     if image.format == "TIFF":
         # libtiff decodes whole tiles, and a tile may be larger than the image.
         _check_size((image.tag_v2.get(322, 1), image.tag_v2.get(323, 1)), max_pixels)
     return image
+
+
+def _is_endless_ppm(data: bytes) -> bool:
+    if not Image.OPEN["PPM"][1](data[:2]):
+        return False
+    return not (_PBM_HEADER if data[1] in b"14" else _PPM_HEADER).match(data, 0, _PPM_BYTES)
 
 
 @functools.cache

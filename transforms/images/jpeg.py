@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SIGNATURE = b"\xff\xd8\xff"
+# Begins a scan; in a scan's own data no marker can stand.
+SCAN = b"\xff\xda"
 _NO_LENGTH = {0x01, *range(0xD0, 0xD9)}
 _NO_FRAME = {0xC4, 0xC8, 0xCC}
 # APP1 to APP13, APP15 and comments. APP0 and APP14 say what the colours are.

@@ -10,6 +10,7 @@ import numpy as np
 
 from transforms import shards
 from transforms.errors import FeaturemillError
+from transforms.isolated import Isolated
 from transforms.records import EncodedImage, Failure, Unit
 from transforms.rows.sources import cause_of
 from transforms.seals import open_sealed
@@ -92,13 +93,14 @@ def _compare_part(
 def _difference(expected: dict[tuple[str, int], bytes | None], new: Unit, unread_pass: bool) -> str:
     """Returns the first difference to these hashes; takes out what is the same."""
     try:
-        for record in shards.read(new):
-            there = expected.pop((record.key, record.position), _NONE)
-            if there is _NONE:
-                return f"{record.key} was not there before"
-            now = record.sha256 if isinstance(record, Failure) else hashlib.sha256(record.data).digest()
-            if now != there and not (there is None and unread_pass):
-                return f"{record.key} {_change(record, there)}"
+        with Isolated() as child:
+            for record in shards.read(new, apart=child):
+                there = expected.pop((record.key, record.position), _NONE)
+                if there is _NONE:
+                    return f"{record.key} was not there before"
+                now = record.sha256 if isinstance(record, Failure) else hashlib.sha256(record.data).digest()
+                if now != there and not (there is None and unread_pass):
+                    return f"{record.key} {_change(record, there)}"
     except FeaturemillError as error:
         return f"{clean(new.shard.file.uri)} can't be read: {cause_of(error)}"
     return f"{next(iter(expected))[0]} is gone" if expected else ""

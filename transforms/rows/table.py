@@ -11,7 +11,8 @@ import pyarrow.types as types
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.parquet_files import open_parquet
+from transforms.isolated import Crashed
+from transforms.parquet_files import count_values, open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
 from transforms.store.features import open_features
@@ -233,18 +234,29 @@ def _width(infos: Sequence[_FileInfo], name: str) -> int:
             raise FeaturemillError(f"{info.uri} has no vectors in column {name!r}, as {infos[0].uri} has; leave it out")
         # Not by its path: a name may hold dots.
         leaf = sum(_leaves(field.type) for field in list(info.schema)[: info.schema.names.index(name)])
-        for group in map(info.metadata.row_group, range(info.metadata.num_row_groups)):
-            values = group.column(leaf).num_values
-            if not group.num_rows:
+        for rows, values in zip(info.group_rows, _values(info, leaf), strict=True):
+            if not rows:
                 continue
-            width = width or values // group.num_rows
+            width = width or values // rows
             # A missing or empty list counts as one value.
-            if values != width * group.num_rows:
+            if values != width * rows:
                 raise FeaturemillError(
                     f"{info.uri}: column {name!r} holds vectors of different lengths, or rows without one ({values:,} "
-                    f"numbers in {group.num_rows:,} rows, where {width:,} to a row are expected); leave these rows out"
+                    f"numbers in {rows:,} rows, where {width:,} to a row are expected); leave these rows out"
                 )
     return width
+
+
+def _values(info: _FileInfo, leaf: int) -> list[int]:
+    """Returns how many values each row group has in one of Parquet's own columns.
+
+    The footers of other people's files are looked at apart. Those of our parts are too many for that.
+    """
+    try:
+        is_ours = b"featuremill.fingerprint" in (info.metadata.metadata or {})
+        return count_values(info.metadata, leaf, apart=not is_ours)
+    except Crashed as error:
+        raise FeaturemillError(f"{info.uri} has a damaged footer: {error}; write it again") from error
 
 
 def _leaves(kind: pa.DataType) -> int:

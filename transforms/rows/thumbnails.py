@@ -1,70 +1,61 @@
-"""Thumbnails of stored rows: their images, read again from where they lie and checked to be the ones of then."""
+"""Thumbnails of stored rows: their images, read again from where they lie and checked to be the ones of then.
 
-import base64
+They are decoded in child processes, always: few images, in commands of which nothing is kept if one crashes.
+"""
+
 import hashlib
-import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-
-from PIL import Image
+from dataclasses import replace
+from functools import partial
 
 from transforms import shards
 from transforms.errors import FeaturemillError
-from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
+from transforms.images.thumbnail import QUALITY, SIDE, Thumbnail, thumbnail
+from transforms.isolated import Crashed, Isolated
 from transforms.machine import available_cores
 from transforms.records import EncodedImage, Unit
 from transforms.rows.lookup import StoredRow
 from transforms.rows.sources import cause_of
-from transforms.spec import FeatureSpec
 from transforms.store.listing import read_footers
 from transforms.store.units import read_plan
 from transforms.text import clean
 
-SIDE = 160
-QUALITY = 75
+# Of each image, in its child process.
+SECONDS, MEMORY = 30.0, 2 * 2**30
 # Plain files that a thread reads at a time.
 _FILES = 64
+_CHILDREN = 8
 
 
-@dataclass(frozen=True)
-class Thumbnail:
-    """A small image for a page, or why there is none.
+class Thumbnailer:
+    """Makes thumbnails of encoded images in a child process, and has another one to read with.
 
     Attributes:
-        data: WebP; empty where there is none.
-        width: Its pixels.
-        height: Its pixels.
-        problem: Empty where there is one.
+        reader: For `shards.read`.
     """
 
-    data: bytes = b""
-    width: int = SIDE
-    height: int = SIDE
-    problem: str = ""
+    def __init__(self, *, side: int = SIDE, quality: int = QUALITY):
+        """Args: pixels of the longer side, and the quality of the WebP, 0 to 100."""
+        self._make = partial(thumbnail, side=side, quality=quality)
+        self._decoder, self.reader = Isolated(seconds=SECONDS, memory=MEMORY), Isolated(memory=MEMORY)
 
-    @property
-    def uri(self) -> str:
-        """`data:` URI, empty where there is no image."""
-        return f"data:image/webp;base64,{base64.b64encode(self.data).decode()}" if self.data else ""
+    def __enter__(self) -> "Thumbnailer":
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._decoder.close()
+        self.reader.close()
 
-def thumbnail(data: bytes, *, side: int = SIDE, quality: int = QUALITY) -> Thumbnail:
-    """Returns a small image, its longer side `side` pixels, of an encoded one."""
-    # How the whole image is brought to that size; nothing else of it matters here.
-    spec = FeatureSpec("", "", (), image_size=side, resize="pad", interpolation="bilinear", decode="fast")
-    try:
-        decoded = decode_image(data, spec, max_pixels=PIXEL_CEILING)
-    except ImageError as error:
-        return Thumbnail(problem=f"can't be decoded: {error}")
-    scale = side / max(decoded.width, decoded.height)
-    width, height = max(1, round(decoded.width * scale)), max(1, round(decoded.height * scale))
-    left, top = (side - width) // 2, (side - height) // 2
-    image = Image.fromarray(decoded.pixels[top : top + height, left : left + width])
-    target = io.BytesIO()
-    image.save(target, "WEBP", quality=quality)
-    return Thumbnail(target.getvalue(), width, height)
+    def make(self, data: bytes) -> Thumbnail:
+        """Returns a thumbnail, or why there is none."""
+        try:
+            return self._decoder.call(self._make, data)
+        except Crashed as error:
+            return Thumbnail(problem=f"can't be decoded: {error}")
+        except MemoryError:
+            return Thumbnail(problem="can't be decoded: it takes too much memory")
 
 
 def thumbnails(
@@ -87,9 +78,11 @@ def thumbnails(
             tasks += _narrowed(unit, some)
         except (FeaturemillError, OSError) as error:
             _give_up(found, some, error)
-    with ThreadPoolExecutor(available_cores()) as pool:
-        for read in pool.map(lambda task: _read(*task, side=side, quality=quality), tasks):
-            found.update(read)
+    threads = min(_CHILDREN, available_cores(), len(tasks))
+    waiting = iter(tasks)
+    with ThreadPoolExecutor(threads or 1) as pool:
+        for done in [pool.submit(_read_all, waiting, side=side, quality=quality) for _ in range(threads)]:
+            found.update(done.result())
     return found
 
 
@@ -139,7 +132,16 @@ def _narrowed(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, Seq
             at += count
 
 
-def _read(unit: Unit, rows: Sequence[StoredRow], *, side: int, quality: int) -> dict[int, Thumbnail]:
+def _read_all(tasks: Iterator[tuple[Unit, Sequence[StoredRow]]], *, side: int, quality: int) -> dict[int, Thumbnail]:
+    """Returns the thumbnails of those tasks that no other thread has taken, with child processes of its own."""
+    found: dict[int, Thumbnail] = {}
+    with Thumbnailer(side=side, quality=quality) as thumbnailer:
+        for unit, rows in tasks:
+            found |= _read(unit, rows, thumbnailer)
+    return found
+
+
+def _read(unit: Unit, rows: Sequence[StoredRow], thumbnailer: Thumbnailer) -> dict[int, Thumbnail]:
     """Returns the thumbnails of rows from one place."""
     # The name of a record that has none would depend on where reading began; files all have position 0.
     wanted: dict[str | int, list[StoredRow]] = defaultdict(list)
@@ -148,7 +150,7 @@ def _read(unit: Unit, rows: Sequence[StoredRow], *, side: int, quality: int) -> 
     found: dict[int, Thumbnail] = {}
     reason = "its source no longer holds it"
     try:
-        for record in shards.read(unit):
+        for record in shards.read(unit, apart=thumbnailer.reader):
             here = wanted.get(record.key if unit.files else record.position, ())
             if not isinstance(record, EncodedImage):
                 reason = record.message
@@ -157,7 +159,7 @@ def _read(unit: Unit, rows: Sequence[StoredRow], *, side: int, quality: int) -> 
                 continue
             same = [row for row in here if hashlib.sha256(record.data).digest() == row.sha256]
             if same:
-                shown = thumbnail(record.data, side=side, quality=quality)
+                shown = thumbnailer.make(record.data)
                 found.update(dict.fromkeys((row.row for row in same), shown))
             for row in here:
                 found.setdefault(row.row, Thumbnail(problem="its source changed since it was embedded"))

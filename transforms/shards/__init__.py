@@ -5,6 +5,7 @@ from dataclasses import replace
 from itertools import islice
 
 from transforms.errors import FeaturemillError
+from transforms.isolated import Crashed, Isolated
 from transforms.labels.folders import partition_value
 from transforms.labels.values import LABEL_LETTERS, TOO_LONG, as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
@@ -48,15 +49,22 @@ def split(shard: Shard, unit_bytes: int) -> list[Unit]:
         raise _unreadable(shard, error) from error
 
 
-def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
+def read(unit: Unit, *, apart: Isolated | None = None) -> Iterator[EncodedImage | Failure]:
     """Yields the images of a unit as they are stored, one record in memory at a time.
 
     What is wrong with the data is a Failure of the stage `read` and never raises. Where a shard can't be read any
     further, one Failure with the key `URI#@offset` says so.
 
+    Args:
+        unit: What is read.
+        apart: A child process in which formats with native readers are read; where that crashes, nothing more is read.
+
     Raises:
         FeaturemillError: The shard has vanished, or its disk or store fails.
     """
+    if apart and not unit.shard.is_listing and FORMATS[unit.shard.format].is_native:
+        yield from _read_apart(unit, apart)
+        return
     try:
         images = files.read(unit) if unit.shard.is_listing else _read_shard(unit)
         yield from (_bounded(unit.shard, image) for image in islice(images, unit.limit))
@@ -80,6 +88,19 @@ def _bounded(shard: Shard, image: EncodedImage | Failure) -> EncodedImage | Fail
         unusable = {"unusable": TOO_LONG} if isinstance(image, EncodedImage) else {}
         return replace(image, label=None, **unusable)
     return image
+
+
+def _read_apart(unit: Unit, child: Isolated) -> Iterator[EncodedImage | Failure]:
+    shard, position = unit.shard, unit.first_index
+    try:
+        for record in child.iterate(read, unit):
+            position = record.position + 1
+            yield record
+    except Crashed as error:
+        message = (
+            f"cannot read {shard.file.uri} beyond record {position}: crashed the reader ({error.how}); write it again"
+        )
+        yield failure(shard, key=f"@{position}", position=position, error="crashed the reader", message=message)
 
 
 def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list[str | None], bool]:

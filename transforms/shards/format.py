@@ -28,6 +28,7 @@ class Format:
         look: Returns the labels of the first records, at most so many, and whether these are all, without reading
             images; None where only `read` tells.
         count: Returns how many records a shard has where its own index says so, None where only reading tells.
+        is_native: Whether it is read by native code, which damaged data may crash.
     """
 
     name: str
@@ -42,3 +43,4 @@ class Format:
     narrow: Callable[[Unit, Sequence[int]], Iterator[tuple[Unit, int]]]
     look: Callable[[Shard, int], tuple[list[str | None], bool]] | None = None
     count: Callable[[Shard], int | None] = lambda shard: None
+    is_native: bool = False

@@ -15,8 +15,10 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.isolated import Crashed, Isolated
 from transforms.labels.folders import LABEL_NAMES
 from transforms.labels.values import as_label
+from transforms.parquet_files import Footer, look_at_footer
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, NoImageError, choose, missing, name_or, usual
 from transforms.shards.format import Format
@@ -85,7 +87,7 @@ def _damage(watched: _Watched) -> Iterator[None]:
     """Turns Arrow's errors about the data into _DamagedError; an error of the file itself rises as it is."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+    except (pa.ArrowException, OSError, ValueError, KeyError, Crashed) as error:
         if watched.error is not None:
             raise watched.error from error
         raise _DamagedError(one_line(error)) from error
@@ -101,6 +103,14 @@ def _open(watched: _Watched) -> pq.ParquetFile:
         return opened
 
 
+def _footer(shard: Shard) -> Footer:
+    """Returns the facts of a shard's footer; raises _DamagedError if there are none to be had."""
+    with storage.open_read(shard.file.uri) as file:
+        watched = _Watched(file)
+        with _damage(watched):
+            return look_at_footer(watched)
+
+
 def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
     """Returns the columns of the image, label and name, from the schema; `image.bytes` is a field of a struct.
 
@@ -109,11 +119,10 @@ def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:
     Raises:
         FeaturemillError: A column that was asked for isn't there or holds no bytes, or several could be the image.
     """
-    with storage.open_read(shard.file.uri) as file:
-        try:
-            schema = _open(_Watched(file)).schema_arrow
-        except _DamagedError:
-            return fields.image or "", fields.label or "", fields.name or ""
+    try:
+        schema = _footer(shard).schema
+    except _DamagedError:
+        return fields.image or "", fields.label or "", fields.name or ""
     leaves = _leaves(schema)
     image = _image_column(shard, leaves, fields.image)
     # In a struct, the name lies beside the bytes.
@@ -210,20 +219,18 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def split(shard: Shard, unit_bytes: int) -> list[Unit]:
     """Returns units that are runs of row groups (`start` and `stop` count those), sized by their compressed bytes."""
-    with storage.open_read(shard.file.uri) as file:
-        try:
-            metadata = _open(_Watched(file)).metadata
-        except _DamagedError:
-            return [Unit(shard, input_bytes=shard.file.size)]
-    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-    sizes = [sum(group.column(c).total_compressed_size for c in range(group.num_columns)) for group in groups]
+    try:
+        footer = _footer(shard)
+    except _DamagedError:
+        return [Unit(shard, input_bytes=shard.file.size)]
+    sizes = footer.sizes
     starts, total = [0], 0
     for i, size in enumerate(sizes):
         if total and total + size > unit_bytes:
             starts.append(i)
             total = 0
         total += size
-    first_rows = list(accumulate((group.num_rows for group in groups), initial=0))
+    first_rows = list(accumulate(footer.rows, initial=0))
     return [
         Unit(
             shard,
@@ -414,25 +421,33 @@ def narrow(unit: Unit, positions: Sequence[int]) -> Iterator[tuple[Unit, int]]:
     Raises:
         FeaturemillError: The footer is damaged.
     """
-    with storage.open_read(unit.shard.file.uri) as file:
-        try:
-            metadata = _open(_Watched(file)).metadata
-        except _DamagedError as error:
-            raise FeaturemillError(str(error)) from error
+    try:
+        footer = _footer(unit.shard)
+    except _DamagedError as error:
+        raise FeaturemillError(str(error)) from error
     first = at = 0
-    for group in range(metadata.num_row_groups):
-        end = first + metadata.row_group(group).num_rows
+    for group, rows in enumerate(footer.rows):
+        end = first + rows
         after = bisect_left(positions, end)
         if after > at:
             yield replace(unit, start=group, stop=group + 1, first_index=first, limit=None), after - at
         first, at = end, after
     if at < len(positions):
         # Nothing of the file, so that each of them is told that it is no longer there.
-        yield replace(unit, start=metadata.num_row_groups, stop=metadata.num_row_groups), len(positions) - at
+        yield replace(unit, start=len(footer.rows), stop=len(footer.rows)), len(positions) - at
 
 
 def look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
     """Returns the labels of the first records, and whether there are no more; only their column is read."""
+    try:
+        with Isolated() as child:
+            return child.call(_look, shard, records)
+    except Crashed:
+        # Whoever reads it says so.
+        return [], False
+
+
+def _look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
     with storage.open_read(shard.file.uri) as file:
         watched = _Watched(file)
         try:
@@ -454,9 +469,8 @@ def look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
 
 def _count(shard: Shard) -> int | None:
     try:
-        with storage.open_read(shard.file.uri) as file:
-            return pq.read_metadata(file).num_rows
-    except (OSError, pa.ArrowException):
+        return sum(_footer(shard).rows)
+    except (OSError, _DamagedError):
         return None
 
 
@@ -473,4 +487,5 @@ FORMAT = Format(
     narrow=narrow,
     look=look,
     count=_count,
+    is_native=True,
 )

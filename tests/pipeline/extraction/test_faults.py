@@ -117,7 +117,7 @@ def test_what_a_killed_write_of_a_small_file_left_is_removed(inputs, tmp_path):
     assert os.listdir(output / "_tmp") == [young.name]
 
 
-def test_a_killed_worker_ends_the_command_and_the_next_run_resumes(inputs, clean, tmp_path):
+def test_a_killed_worker_is_replaced(inputs, clean, tmp_path):
     output = tmp_path / "out"
     command = start(*inputs, "-o", output, "--workers", "2", pause=0.2)
     wait_for_parts(command, output)
@@ -125,13 +125,10 @@ def test_a_killed_worker_ends_the_command_and_the_next_run_resumes(inputs, clean
         p for p in psutil.Process(command.pid).children(recursive=True) if "pipeline.runners.worker" in p.cmdline()
     ]
     workers[-1].kill()
-    killed = time.monotonic()
+    # Without the death watch the command hangs for good.
     code, _, err = finish(command)
-    # Not a speed test: without the death watch the command hangs for good.
-    assert time.monotonic() - killed < 10
-    assert code == 1
-    assert "worker process died" in err
-    assert "Traceback" not in err
+    assert code == 0
+    assert [line for line in err.splitlines() if "crashed (signal 9" not in line] == []
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert [worker for worker in alive if worker.status() != psutil.STATUS_ZOMBIE] == []
     assert_resumes(inputs, output, clean)

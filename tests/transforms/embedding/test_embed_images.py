@@ -12,7 +12,9 @@ from apache_beam.transforms.window import FixedWindows, GlobalWindows, Timestamp
 from pipeline.demo.samples import draw_items, draw_samples
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
+from tests.support import deadly
 from tests.support.fakes import FakeEngine
+from transforms.embedding import decoders
 from transforms.embedding.embed_images import EmbeddedImage, EmbedImages
 from transforms.embedding.settings import Embedding
 from transforms.records import Failure
@@ -109,6 +111,45 @@ def test_a_stream_without_end():
             | beam.CombineGlobally(sum).without_defaults()
         )
         assert_that(counts, Same(lambda found: np.testing.assert_array_equal(found, [5, 5])))
+
+
+def test_deadly_images_are_failures_where_all_is_decoded_apart(tmp_path, monkeypatch):
+    for name, value in deadly.codecs(tmp_path / "codecs").items():
+        monkeypatch.setenv(name, value)
+    good = [(f"good{n}", item.data) for n, item in enumerate(draw_items(per_class=3, size=40, seed=0)[:2])]
+    images = [("abort", deadly.image("abort")), good[0], ("loop", deadly.image("loop")), good[1]]
+
+    def check_failures(failures):
+        assert sorted((failure.key, failure.error) for failure in failures) == [
+            ("abort", "crashed the decoder"),
+            ("loop", "too slow"),
+        ]
+
+    with test_pipeline.TestPipeline("FnApiRunner") as pipeline:
+        made = EmbedImages(SPEC, load=load_fake, apart=True, record_seconds=0.5)
+        embedded = pipeline | beam.Create(images) | made
+        assert_that(embedded.rows, Same(lambda rows: np.testing.assert_equal(len(rows), 2)), "rows")
+        assert_that(embedded.failures, Same(check_failures), "failures")
+
+
+def test_an_image_that_takes_too_long_is_a_failure(monkeypatch):
+    [good, *_] = draw_items(per_class=3, size=40, seed=0)
+    is_over, decode_record = [], decoders.decode_record
+
+    def held_up(image, how, apart=None):
+        while apart is None and image.key == "loop" and not is_over:
+            pass
+        return decode_record(image, how, apart)
+
+    monkeypatch.setattr(decoders, "decode_record", held_up)
+    with test_pipeline.TestPipeline("FnApiRunner") as pipeline:
+        images = [("loop", good.data), ("good", good.data)]
+        embedded = pipeline | beam.Create(images) | EmbedImages(SPEC, load=load_fake, record_seconds=0.5)
+        assert_that(embedded.rows, Same(lambda rows: np.testing.assert_equal(rows[0].key, "good")), "rows")
+        assert_that(
+            embedded.failures, Same(lambda found: np.testing.assert_equal(found[0].error, "too slow")), "failures"
+        )
+    is_over.append(True)
 
 
 def test_a_path_instead_of_bytes_is_refused_while_building():

@@ -11,6 +11,7 @@ from pipeline.runners.watch import explain
 from tests.pipeline.extraction import test_run as te
 from tests.support.fakes import FakeEngine
 from transforms.embedding import batches as embedding
+from transforms.embedding import decoders
 from transforms.embedding import unit as recipe
 from transforms.embedding.unit import Job
 from transforms.engines.engine import OutOfMemory
@@ -121,7 +122,7 @@ def test_bytes_that_wait_for_decoding_are_bounded(job, monkeypatch):
     monkeypatch.setattr(recipe, "UNDECODED_BYTES", 100)
     allowed, read = threading.Semaphore(0), []
 
-    def slow(image, job, stages):
+    def slow(image, *_):
         allowed.acquire()
         return image
 
@@ -130,7 +131,7 @@ def test_bytes_that_wait_for_decoding_are_bounded(job, monkeypatch):
             read.append(number)
             yield EncodedImage(str(number), None, "s", number, bytes(60))
 
-    monkeypatch.setattr(recipe, "_decode", slow)
+    monkeypatch.setattr(decoders, "decode_record", slow)
     items = decode(records(), job)
     results = []
     consumer = threading.Thread(target=lambda: results.extend(items))

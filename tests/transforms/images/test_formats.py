@@ -15,7 +15,9 @@ from tests import ROOT
 from tests.support.tiffs import tiff
 from transforms.images.decode import ImageError, decode_image
 from transforms.images.jpeg import frame_of
+from transforms.images.thumbnail import thumbnail
 from transforms.images.unread import by_content, by_name
+from transforms.rows.thumbnails import Thumbnailer
 from transforms.shards.names import UNREAD_EXTENSIONS
 from transforms.spec import FeatureSpec
 
@@ -268,3 +270,33 @@ def test_an_ending_does_not_hide_a_picture():
 def test_what_is_read_is_not_taken_for_what_is_not():
     for form in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "JPEG2000", "AVIF", "ICO", "PPM"):
         assert by_content(encode(PICTURE.resize((32, 32)), form)) is None
+
+
+def test_a_lossless_one_has_a_thumbnail_and_doesnt_crash():
+    """Thumbnails are decoded at reduced size where they can be; nothing else of `map` and `query --html` touches it."""
+    found = thumbnail(lossless(640, 480))
+    assert bool(found.data) != bool(found.problem)
+    with Thumbnailer() as thumbnailer:
+        assert thumbnailer.make(lossless(640, 480)) == found
+
+
+def test_a_progressive_one_of_many_scans_is_refused():
+    data = encode(PICTURE.resize((640, 480)), "JPEG", progressive=True)
+    assert decode(data).width == 640
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    many = data[:-2] + scan * (4 * 10**9 // (640 * 480)) + b"\xff\xd9"
+    error = fail(many)
+    assert error.reason == "too slow"
+    assert "its 13,030 scans" in str(error)
+
+
+@pytest.mark.parametrize("kind", [b"P1", b"P4", b"P5", b"P6", b"Pf"])
+def test_a_netpbm_header_is_short(kind):
+    numbers = b"300 300" if kind in (b"P1", b"P4") else b"300 300 255"
+    data = kind + b"\n# short\n" + numbers + b"\n" + b"1 " * 600_000
+    assert decode(data).width == 300
+    for comment in (b"#" + b"x" * 70_000, b"#" + b"x" * 70_000 + b"\n", b"#\n" * 40_000, b" " * 70_000):
+        for place in (kind + b" ", kind + b" 300 "):
+            broken = place + comment + data[len(place) :].replace(b"\n# short\n", b" ")
+            error = fail(broken)
+            assert (error.reason, "64" in str(error) or "65,536" in str(error)) == ("corrupt", True)

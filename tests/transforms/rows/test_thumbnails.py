@@ -16,6 +16,7 @@ from pipeline.extraction.run import run
 from pipeline.maintenance.compact import compact
 from pipeline.rendering.contact_sheet import Section, Tile, write_sheet
 from tests.pipeline.training.test_report import Page
+from tests.support import deadly
 from tests.support.fakes import WEIGHTS, load_fake
 from transforms import shards
 from transforms.rows import thumbnails as module
@@ -176,6 +177,24 @@ def test_shards_that_are_gone_or_cut_say_so(tmp_path, kind):
 def test_what_is_no_image_says_so():
     assert "can't be decoded" in thumbnail(b"junk").problem
     assert "can't be decoded" in thumbnail(b"").problem
+
+
+def test_deadly_images_have_none(tmp_path, monkeypatch):
+    """Their pages are made all the same: what was embedded before is decoded again, at reduced size."""
+    (tmp_path / "photos").mkdir()
+    for deed in ("abort", "memory", "loop"):
+        (tmp_path / f"photos/{deed}.bmp").write_bytes(deadly.image(deed))
+    (tmp_path / "photos/red.png").write_bytes(png())
+    extract(tmp_path / "photos", tmp_path / "out")
+    for name, value in deadly.codecs(tmp_path / "codecs").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(module, "SECONDS", 0.5)
+    monkeypatch.setattr(module, "MEMORY", 300 << 20)
+    found = {row.key.rsplit("/", 1)[1]: some for row, some in shown(tmp_path).items()}
+    assert found["abort.bmp"].problem == "can't be decoded: crashed (signal 6)"
+    assert found["loop.bmp"].problem == "can't be decoded: too slow (over 0.5 s)"
+    assert "memory" in found["memory.bmp"].problem
+    assert found["red.png"].data
 
 
 def test_long_images_stay_inside():

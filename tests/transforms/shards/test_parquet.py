@@ -2,6 +2,9 @@
 
 import io
 import json
+import signal
+import subprocess
+import sys
 from datetime import datetime
 from decimal import Decimal
 from uuid import UUID
@@ -10,9 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.support import deadly
 from tests.support.factories import fake_items, found_shard, raw_shard, rows, write_parquet, write_shard
 from transforms import shards
 from transforms.errors import FeaturemillError
+from transforms.isolated import Isolated
 from transforms.records import Unit
 from transforms.shards import parquet
 
@@ -369,3 +374,34 @@ def test_columns_that_are_not_named_in_utf8(tmp_path):
     (tmp_path / "x.parquet").write_bytes(data.replace("läbel".encode(), b"l\xff\xffbel"))
     [failure] = rows(found_shard(tmp_path / "x.parquet"))
     assert failure.error == "bad footer"
+
+
+def test_a_footer_that_ends_the_process_is_a_damaged_one(tmp_path):
+    path = tmp_path / "x.parquet"
+    write(path, {"image": [b"x" * 50] * 6}, row_group_size=3)
+    data = bytearray(path.read_bytes())
+    # The column's repetition becomes none that there is: Arrow aborts when it is asked for the column.
+    data[data.rindex(b"\x15\x0c\x25\x02\x18\x05image") + 3] = 69
+    path.write_bytes(data)
+    code = f"import pyarrow.parquet as pq; pq.read_metadata({str(path)!r}).row_group(0).column(0)"
+    if subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL).returncode != -signal.SIGABRT:
+        pytest.skip("this version of Arrow survives it")
+    shard = found_shard(path, image="image")
+    assert shard.image_field == "image"
+    [unit] = shards.split(shard, 60)
+    assert (unit.start, unit.stop) == (0, -1)
+    assert parquet._count(shard) is None
+    with pytest.raises(FeaturemillError, match="signal 6"):
+        list(parquet.narrow(unit, [1]))
+
+
+def test_where_the_reader_crashes_nothing_more_is_read(tmp_path, monkeypatch):
+    path = tmp_path / "x.parquet"
+    write(path, {"image": [b"1", b"2", b"3", b"4", b"5"]}, row_group_size=2)
+    for name, value in deadly.codecs(tmp_path / "codecs", DEADLY_ROW_GROUP="1").items():
+        monkeypatch.setenv(name, value)
+    with Isolated() as child:
+        *read, failure = shards.read(Unit(found_shard(path)), apart=child)
+    assert [record.data for record in read] == [b"1", b"2"]
+    assert (failure.stage, failure.error, failure.position) == ("read", "crashed the reader", 2)
+    assert "beyond record 2: crashed the reader (signal 6)" in failure.message

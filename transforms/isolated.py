@@ -1,0 +1,281 @@
+"""Native code in a child process: what it does to that process, it doesn't do to ours.
+
+A decoder that writes over its memory, or Arrow on a damaged file, ends the process that runs it. In a child that costs
+a second, and what was asked for comes back as `Crashed`. The child also has what a thread can't have: an end by force
+after a time, and a limit to its memory.
+
+The child ends with `close`, when nothing was asked of it for a while, and with this process. It says nothing on the
+screen.
+"""
+
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection, Pipe
+from typing import Any, TypeVar
+
+import psutil
+
+from transforms.errors import FeaturemillError
+from transforms.machine import own_command
+from transforms.text import one_line
+
+T = TypeVar("T")
+
+_MODULE = "transforms.isolated"
+# A child that nobody asks for so long ends, and is started again when it is needed.
+_IDLE_SECONDS = 60.0
+# How often a waiting process looks at the child's clock, and a child whether its parent is still there.
+_LOOK_SECONDS = 0.5
+# What is called may wait for a busy machine, so the limit is on the time that it computes. What waits for ever, and
+# doesn't compute, is ended after so many times the limit.
+WAITING = 10
+_ONE, _MANY = "one", "many"
+_NEXT, _STOP = b"next", b"stop"
+_BEGAN, _VALUE, _ITEM, _ERROR, _END = "began", "value", "item", "error", "end"
+
+
+class Crashed(Exception):
+    """What was called ended its process, or had to be ended.
+
+    Attributes:
+        reason: `crashed` or `too slow`.
+        how: The end, in words, such as `signal 6`.
+    """
+
+    def __init__(self, reason: str, how: str):
+        super().__init__(f"{reason} ({how})")
+        self.reason, self.how = reason, how
+
+
+class Isolated:
+    """A child process for calls, one at a time. It is started at the first one, and again after a crash.
+
+    Functions and arguments are pickled, so functions are found in the child by their module's name.
+
+    Args:
+        seconds: Most seconds that a call may compute, or an iteration between two of its values; None: no limit.
+        memory: Most bytes that a call may take besides what the child had before; over it is a MemoryError, or what
+            native code makes of that. None: no limit.
+    """
+
+    def __init__(self, *, seconds: float | None = None, memory: int | None = None):
+        self._limits = seconds, memory
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen | None = None
+        self._pipe: Connection | None = None
+
+    def __enter__(self) -> "Isolated":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def call(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Calls a function in the child and returns what it does, or raises what it does.
+
+        Raises:
+            Crashed: The process ended by it, or it took too long.
+        """
+        with self._lock:
+            self._begin(_ONE, function, arguments)
+            return self._received()[1]
+
+    def iterate(self, function: Callable[..., Iterator[T]], *arguments: Any) -> Iterator[T]:
+        """Yields what a generator does in the child, each value when it is asked for. No other call meanwhile.
+
+        Raises:
+            Crashed: As `call`; what came before was yielded.
+        """
+        with self._lock:
+            self._begin(_MANY, function, arguments)
+            while True:
+                kind, value = self._received()
+                if kind == _END:
+                    return
+                wish = _STOP
+                try:
+                    yield value
+                    wish = _NEXT
+                finally:
+                    if self._pipe is not None:
+                        self._pipe.send_bytes(wish)
+                        if wish == _STOP:
+                            self._received()
+
+    def close(self) -> None:
+        """Ends the child."""
+        self._kill()
+
+    def _begin(self, kind: str, function: Callable, arguments: tuple) -> None:
+        """Sends a call, and waits until the child has imported what it needs for it: that takes none of its time."""
+        request = pickle.dumps((kind, function, arguments, *self._limits))
+        for attempt in (1, 2):
+            if self._process is None:
+                self._start()
+            try:
+                self._pipe.send_bytes(request)
+                self._received(are_limited=False)
+                return
+            except (Crashed, OSError):
+                # Not by the call, which hasn't begun: it may have ended because it was idle.
+                self._kill()
+                if attempt == 2:
+                    raise
+
+    def _start(self) -> None:
+        self._pipe, theirs = Pipe()
+        with theirs:
+            number = theirs.fileno()
+            nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            command = [*own_command(_MODULE), str(number), str(os.getpid())]
+            self._process = subprocess.Popen(command, pass_fds=[number], **nowhere)
+
+    def _received(self, *, are_limited: bool = True) -> tuple[str, Any]:
+        seconds = self._limits[0] if are_limited else None
+        if seconds and not self._pipe.poll(min(seconds, _LOOK_SECONDS)):
+            self._watch(seconds)
+        try:
+            kind, value = pickle.loads(self._pipe.recv_bytes())
+        except (EOFError, OSError):
+            raise self._crashed() from None
+        if kind == _ERROR:
+            raise value
+        return kind, value
+
+    def _watch(self, seconds: float) -> None:
+        """Waits until there is something to receive; ends a child that takes too long for it."""
+        clock = Overdue(seconds, self._cpu_seconds)
+        while not self._pipe.poll(clock.look_seconds):
+            if clock.is_over():
+                self._kill()
+                raise Crashed("too slow", f"over {seconds:g} s")
+
+    def _cpu_seconds(self) -> float:
+        try:
+            times = psutil.Process(self._process.pid).cpu_times()
+        except psutil.Error:
+            return 0.0
+        return times.user + times.system
+
+    def _crashed(self) -> Crashed:
+        """Returns the end of a child that has hung up."""
+        code = self._process.wait()
+        self._kill()
+        if code == -signal.SIGXCPU:
+            return Crashed("too slow", f"over {self._limits[0]:g} s")
+        return Crashed("crashed", f"signal {-code}" if code < 0 else f"exit code {code}")
+
+    def _kill(self) -> None:
+        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
+        if process is not None:
+            pipe.close()
+            process.kill()
+            process.wait()
+
+
+class Overdue:
+    """Says when something has computed for too long, or waited for very long.
+
+    Args:
+        seconds: Of computing.
+        cpu_seconds: Returns what it has computed so far. What it did before this object was made doesn't count.
+    """
+
+    def __init__(self, seconds: float, cpu_seconds: Callable[[], float]):
+        self._seconds, self._cpu_seconds = seconds, cpu_seconds
+        self._began = cpu_seconds()
+        self.look_seconds = min(seconds / 4, _LOOK_SECONDS)
+        self._looks = 0
+
+    def is_over(self) -> bool:
+        """Is to be called after each `look_seconds`. They are counted: a clock would go on while all is stopped."""
+        self._looks += 1
+        has_waited = self._looks * self.look_seconds >= WAITING * self._seconds
+        return has_waited or self._cpu_seconds() - self._began >= self._seconds
+
+
+def _serve(pipe: Connection) -> None:
+    while pipe.poll(_IDLE_SECONDS):
+        try:
+            request = pipe.recv_bytes()
+        except EOFError:
+            return
+        try:
+            kind, function, arguments, seconds, memory = pickle.loads(request)
+            _limit(seconds, memory)
+            pipe.send((_BEGAN, None))
+            if kind == _ONE:
+                answer = _VALUE, function(*arguments)
+            else:
+                for item in function(*arguments):
+                    pipe.send((_ITEM, item))
+                    if pipe.recv_bytes() == _STOP:
+                        break
+                    _limit(seconds, None)
+                answer = _END, None
+            data = pickle.dumps(answer)
+        except (BrokenPipeError, EOFError):
+            return
+        except BaseException as error:
+            data = _pickled(error)
+        # The next request may be large, and has its own limit.
+        _set(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
+        pipe.send_bytes(data)
+
+
+def _pickled(error: BaseException) -> bytes:
+    try:
+        data = pickle.dumps((_ERROR, error))
+        pickle.loads(data)
+    except Exception:
+        data = pickle.dumps((_ERROR, FeaturemillError(f"{type(error).__name__}: {one_line(error)}")))
+    return data
+
+
+def _limit(seconds: float | None, memory: int | None) -> None:
+    """Limits what this process may take from now on."""
+    if seconds:
+        # Where nobody is left to end it: twice what the parent allows.
+        used = time.process_time()
+        _set(resource.RLIMIT_CPU, int(used + 2 * seconds) + 2)
+    if memory:
+        # Not RLIMIT_AS: allocators set whole gigabytes of addresses aside that they may never use.
+        _set(resource.RLIMIT_DATA, _data_bytes() + memory)
+
+
+def _set(kind: int, most: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    # Infinity is -1.
+    resource.setrlimit(kind, (min((most, hard), key=lambda value: value % 2**64), hard))
+
+
+def _data_bytes() -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os._exit(1)
+
+
+def main() -> None:
+    """Is the child, until its parent hangs up."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    number, parent = map(int, sys.argv[1:])
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    _serve(Connection(number))
+    # What was called may have left threads behind.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
