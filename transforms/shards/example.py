@@ -5,11 +5,18 @@ format knows only field numbers, which are those of tensorflow/core/example/feat
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 Values = bytes | str | int | float
+# A record of more is looked through before it is parsed, and refused if it would take so much more than its own size.
+_LARGE_BYTES, _PARSED_BYTES = 16 << 20, 128 << 20
+# What a feature takes besides its values, and how many times their size small values do.
+_FEATURE_BYTES, _GROWTH = 100, 8
+_BYTES_LIST, _FLOAT_LIST, _FEATURE = 1, 2, 2
+# Of many numbers, none of which can be a label, so many are handed out.
+_VALUES = 1 << 16
 
 
 @functools.cache
@@ -52,14 +59,49 @@ def parse(data: bytes) -> Mapping:
     """Returns the features of a serialised `tf.train.Example`, by name.
 
     Raises:
-        ValueError: The bytes aren't such a message.
+        ValueError: The bytes aren't such a message, or one that would take many times its size.
     """
     from google.protobuf.message import DecodeError
 
+    if len(data) > _LARGE_BYTES and _grows(data):
+        raise ValueError("the record's features, the image aside, would take too much memory")
     try:
         return _example_class().FromString(data).features.feature
     except DecodeError as error:
         raise ValueError("the record isn't a tf.train.Example") from error
+
+
+def _grows(data: bytes) -> bool:
+    """Returns whether a record holds so many small values or features that parsing it would take far more memory."""
+    grown = 0
+    for _, features in _parts(memoryview(data)):
+        for _, entry in _parts(features):
+            kept = 0
+            for number, feature in _parts(entry):
+                for kind, values in _parts(feature) if number == _FEATURE else ():
+                    if kind == _BYTES_LIST:
+                        kept += sum(len(value) for _, value in _parts(values))
+                    elif kind == _FLOAT_LIST:
+                        kept += len(values)
+            grown += _FEATURE_BYTES + _GROWTH * (len(entry) - kept)
+            if grown > _PARSED_BYTES:
+                return True
+    return False
+
+
+def _parts(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yields (number, content) of a message's fields with a length, up to one of another kind; see the wire format in
+    https://protobuf.dev/programming-guides/encoding."""
+    at = 0
+    while at < len(message) and message[at] & 7 == 2:
+        number, at, length, shift = message[at] >> 3, at + 1, 0, 0
+        while at < len(message):
+            length |= (message[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if message[at - 1] < 0x80 or shift > 63:
+                break
+        yield number, message[at : at + length]
+        at += length
 
 
 def is_bytes(features: Mapping, name: str) -> bool:
@@ -75,7 +117,7 @@ def value_of(features: Mapping, name: str) -> "Values | np.float32 | list[Values
     kind = feature.WhichOneof("kind")
     values = getattr(feature, kind).value if kind else ()
     if len(values) > 1:
-        return list(values)
+        return list(values[:_VALUES])
     if not values:
         return None
     # Its numbers have seven digits; Python would show those that float64 adds.

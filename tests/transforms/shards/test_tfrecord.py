@@ -275,3 +275,21 @@ def test_a_broken_first_record_is_left_to_the_reader(tmp_path):
 def test_written_shards_read_back(tmp_path):
     shard = write_shard(tmp_path, "tfrecord", fake_items(3), gzip=True)
     assert [row.key.partition("#")[2] for row in rows(shard)] == ["0000.jpg", "0001.jpg", "0002.jpg"]
+
+
+def test_records_that_would_take_many_times_their_size(tmp_path, monkeypatch):
+    """Whole numbers of a byte each, values without a byte, features by the thousand; not large bytes and floats."""
+    monkeypatch.setattr(example, "_LARGE_BYTES", 1000)
+    monkeypatch.setattr(example, "_PARSED_BYTES", 20_000)
+    image = {"image/encoded": b"x" * 50_000}
+    records = [
+        {**image, "label": 1, "other": b"y" * 50_000, "floats": [0.5] * 9000, "frames": [b"z" * 900] * 90},
+        {**image, "label": [1] * 9000},
+        {**image, "empty": [b""] * 9000},
+        {**image, **{f"f{i}": 1 for i in range(300)}},
+    ]
+    (tmp_path / "x.tfrecord").write_bytes(b"".join(tfrecord.frame(example.serialize(record)) for record in records))
+    good, *others = rows(found_shard(tmp_path / "x.tfrecord"))
+    assert (good.label, good.data) == ("1", image["image/encoded"])
+    assert [failure.error for failure in others] == ["bad example"] * 3
+    assert "would take too much memory" in others[0].message
