@@ -20,7 +20,7 @@ from transforms.text import one_line
 # A footer is the end of its file: its length and Parquet's sign come last. As much as this is read at once.
 _TAIL_BYTES = 64 << 10
 _END_BYTES = 8
-_APART = Isolated(seconds=60, memory=2 << 30)
+APART = Isolated(seconds=60, memory=2 << 30)
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def look_at_footer(file: BinaryIO) -> Footer:
     if wanted > len(tail):
         file.seek(size - wanted)
         tail = file.read()
-    return _APART.call(_parse, tail)
+    return APART.call(_parse, tail)
 
 
 def _parse(tail: bytes) -> Footer:
@@ -69,7 +69,7 @@ def count_values(metadata: pq.FileMetaData, leaf: int, *, apart: bool) -> list[i
     Raises:
         Crashed: Arrow doesn't survive it.
     """
-    return _APART.call(_count_values, metadata, leaf) if apart else _count_values(metadata, leaf)
+    return APART.call(_count_values, metadata, leaf) if apart else _count_values(metadata, leaf)
 
 
 def _count_values(metadata: pq.FileMetaData, leaf: int) -> list[int]:
