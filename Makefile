@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test torture test-distributed test-browser test-elsewhere lint bench clean
+.PHONY: demo test fuzz torture test-distributed test-browser test-elsewhere lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -14,9 +14,19 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5
 
-# The property tests again, from fresh seeds, with twenty times the examples. A failure prints how to repeat it.
+# Spoiled files of every kind through the real readers, then extract killed at any moment; ends at the first finding, and says
+# how to repeat it.
+FUZZ_SECONDS ?= 150
+KILL_SECONDS ?= 100
+FUZZ_SEED ?= 0
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --kill-seconds $(KILL_SECONDS) --seed $(FUZZ_SEED)
+
+# The property tests again, from fresh seeds, with twenty times the examples; and an hour of spoiled files and half an hour of
+# kills, from a seed of the day. A failure prints how to repeat it.
 torture: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=torture --timeout=0
+	$(BIN)/python -m tests.fuzz --seconds 3600 --kill-seconds 1800 --seed $$(date +%Y%m%d)
 
 # Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips.
 test-distributed: .venv/.distributed

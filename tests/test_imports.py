@@ -30,7 +30,8 @@ FLOORS = (
     {"transforms.storage", "transforms.spec", "transforms.locks"},
     {"transforms.labels"},
     {"transforms.object_stores", "transforms.declared", "transforms.pools", "transforms.isolated"},
-    {"transforms.records", "transforms.errors", "transforms.text", "transforms.machine"},
+    {"transforms.machine"},
+    {"transforms.records", "transforms.errors", "transforms.text"},
 )
 MOST_MODULES = 12
 # Who may name a heavy library at all, lazily or not.

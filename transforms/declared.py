@@ -1,12 +1,14 @@
 """Options that are declared once: a dataclass's field carries the help, choices and bounds of one option.
 
-The check and its errors derive from it here, the command line's option in `pipeline.cli.options`.
+The check and its errors derive from it here, the command line's option in `pipeline.cli.options`. So does the check of
+JSON values, which anybody may have written, against the types that a class declares.
 """
 
 import re
-from collections.abc import Callable, Collection
+import types
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, Union, get_args, get_origin
 
 from transforms.errors import UsageError
 from transforms.text import did_you_mean
@@ -111,3 +113,42 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{text!r} are not numbers with commas between them, such as 0.1,1,10") from None
+
+
+def wrong_field(values: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Returns what is wrong with the first value of another type, such as `dims is text`; empty if all fit.
+
+    Args:
+        values: A JSON object; names that aren't wanted, and wanted ones that aren't there, are passed over.
+        wanted: {name: type}: those of JSON, `Any`, and lists, dicts and unions of them. Tuples are lists.
+    """
+    for name, kind in wanted.items():
+        if name in values and not _is(values[name], kind):
+            return f"{name} is {_NAMES.get(type(values[name]), 'of another type')}, or holds what it shouldn't"
+    return ""
+
+
+_NAMES = {
+    type(None): "null",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+}
+
+
+def _is(value: Any, kind: Any) -> bool:
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_is(value, one) for one in inner)
+    if origin in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_is(each, inner[0]) for each in value)
+    if origin in (dict, Mapping):
+        return isinstance(value, Mapping) and all(_is(n, inner[0]) and _is(each, inner[1]) for n, each in value.items())
+    if isinstance(value, bool) or kind is None or kind is type(None):
+        return kind is bool if isinstance(value, bool) else value is None
+    return isinstance(value, (int, float) if kind is float else kind)

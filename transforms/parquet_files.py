@@ -136,5 +136,5 @@ def open_parquet(
     try:
         with storage.open_read(uri) as file:
             yield ParquetFile(file, buffer_size=buffer_size, read_dictionary=dictionaries)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise FeaturemillError(f"{uri} {problem} ({one_line(error)}); {cure}") from error

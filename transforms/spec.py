@@ -4,8 +4,9 @@ import hashlib
 import json
 import re
 from dataclasses import asdict, dataclass, field
+from typing import get_type_hints
 
-from transforms.declared import Bound, declared
+from transforms.declared import Bound, check, declared, wrong_field
 from transforms.errors import UsageError
 from transforms.pools import POOLS
 from transforms.text import did_you_mean
@@ -96,9 +97,23 @@ class FeatureSpec(SpecOptions, Computed):
 
     @classmethod
     def from_json(cls, text: str) -> "FeatureSpec":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: It isn't such.
+        """
         values = json.loads(text)
         values["features"] = tuple(Feature(**feature) for feature in values["features"])
-        return cls(**{"pixel_rules": 1, **values})
+        spec = cls(**{"pixel_rules": 1, **values})
+        for part in (*spec.features, spec):
+            problem = wrong_field(vars(part), get_type_hints(type(part)))
+            if problem:
+                raise ValueError(problem)
+        try:
+            check(spec)
+        except UsageError as error:
+            raise ValueError(str(error)) from error
+        return spec
 
     @property
     def layer_dtype(self) -> str:

@@ -77,8 +77,20 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {' '.join(str(error).split())}; run with --debug for the traceback"
 
 
+def _fill_descriptors() -> None:
+    """Opens standard streams that were closed (`2>&-`), or the next file would get their number, and what is said."""
+    for number, mode in enumerate("rww"):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest number that is free.
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, ("stdin", "stdout", "stderr")[number], os.fdopen(number, mode, closefd=False))
+
+
 def main() -> None:
     """The console script."""
+    _fill_descriptors()
     args = sys.argv[1:]
     if args[:1] in _DECODING:
         args = supervise(args)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
-from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
@@ -165,13 +164,20 @@ def _embed(queries: Sequence[Query], table: Table, load: "Callable[[FeatureSpec]
 def _read_matrix(path: str, table: Table) -> np.ndarray:
     """Returns n×D float64 of a `.npy` file."""
     try:
-        data = sys.stdin.buffer.read(_MOST_BYTES) if path == "-" else storage.read_bytes(storage.absolute(path))
+        if path == "-":
+            data = sys.stdin.buffer.read(_MOST_BYTES)
+        else:
+            with storage.open_read(storage.absolute(path)) as file:
+                data = file.read(_MOST_BYTES)
         if not data.startswith(_MAGIC):
             raise FeaturemillError(
                 f"cannot read {clean(path)}: it is no .npy file; --vector takes what numpy.save wrote, --image an image"
             )
         matrix = np.load(io.BytesIO(data), allow_pickle=False)
-    except (OSError, ValueError, EOFError, OverflowError, MemoryError, BadZipFile) as error:
+    except FeaturemillError:
+        raise
+    except Exception as error:
+        # NumPy raises whatever the damage leads to.
         raise FeaturemillError(
             f"cannot read {clean(path)}: {clean(one_line(error))}; --vector takes what numpy.save wrote"
         ) from error

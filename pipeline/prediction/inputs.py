@@ -68,7 +68,7 @@ def _holds_vectors(given: str) -> bool:
 def _is_output(location: str) -> bool:
     try:
         return {"spec", "fingerprint"} <= json.loads(storage.read_bytes(storage.join(location, "manifest.json"))).keys()
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
@@ -77,9 +77,10 @@ def _has_vectors(uri: str) -> bool:
     try:
         with storage.open_read(uri) as file:
             schema = pq.read_schema(file)
-    except (OSError, pa.ArrowException):
+        names = schema.names
+    except (OSError, UnicodeDecodeError, pa.ArrowException):
         return False
-    for name, kind in zip(schema.names, schema.types, strict=True):
+    for name, kind in zip(names, schema.types, strict=True):
         if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
             return False
         if name in IMAGE_COLUMNS and (types.is_binary(kind) or types.is_large_binary(kind)):

@@ -17,10 +17,11 @@ from pipeline.training.report import Run, metrics_text, ranking, report_html, ve
 from transforms import heads, storage
 from transforms.committed import held
 from transforms.engines.versions import library_versions
-from transforms.evaluation.metrics import fit_temperature, judge, score_rows
+from transforms.evaluation.metrics import RowScores, fit_temperature, judge, score_rows
+from transforms.evaluation.scores import Scores
 from transforms.evaluation.split import SIDES, Split, split
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model
+from transforms.heads.model import Model, score_slices
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
@@ -186,19 +187,19 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
     for number, fit in enumerate(plan.fits):
         model = fitter.fit(fit.train, fit.validation)
         growing = [fitter.fit(cells, fit.validation) for cells in plan.learning[:-1]] if number == 0 else []
-        numbers, scores = _logits([*growing, model], rows, fit.validation)
+        numbers, scores, shares = _scored([*growing, model], rows, fit.validation)
         if growing:
-            learning = _learning_points(rows, numbers, plan.learning, scores)
-        temperature = fit_temperature(scores[-1], rows.codes[numbers])
+            learning = _learning_points(rows, plan.learning, shares)
+        temperature = fit_temperature(scores, rows.codes[numbers])
         chosen = model
         if fit.test:
             # Whatever was chosen by the validation rows is chosen now: they may train too.
             model = fitter.refit(model, (*fit.train, *fit.validation))
-            numbers, scores = _logits([model], rows, fit.test)
-        judged.append((numbers, softmax(scores[-1], temperature)))
+            numbers, scores, _ = _scored([model], rows, fit.test)
+        judged.append((numbers, _row_scores(numbers, scores, temperature, rows, table)))
     if plan.final:
         chosen = fitter.fit(plan.final.train, plan.final.validation)
-        numbers, [scores] = _logits([chosen], rows, plan.final.validation)
+        numbers, scores, _ = _scored([chosen], rows, plan.final.validation)
         temperature = fit_temperature(scores, rows.codes[numbers])
         model = fitter.refit(chosen, (*plan.final.train, *plan.final.validation))
     run = Run(
@@ -212,14 +213,30 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
     return Outcome(run, model, temperature)
 
 
-def _logits(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Returns (row numbers, n×C float32 of each model) for some cells, in one pass."""
-    numbers, scores = [], [[] for _ in models]
-    for batch_numbers, batch in _gathered(rows.batches(cells), _GATHERED_BYTES):
-        numbers.append(batch_numbers)
-        for model, of_model in zip(models, scores, strict=True):
-            of_model.append(heads.logits(model, batch).astype(np.float32))
-    return np.concatenate(numbers), [np.concatenate(of_model) for of_model in scores]
+def _scored(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, Scores, list[float]]:
+    """Returns (row numbers, the last model's scores, the share that each model gets right) for some cells, in one pass.
+
+    N×C scores of several models would be gigabytes where there are many classes.
+    """
+    found, scores, right = [], Scores(len(rows.classes)), [0] * len(models)
+    for numbers, vectors in _gathered(rows.batches(cells), _GATHERED_BYTES):
+        found.append(numbers)
+        for part in score_slices(len(numbers), len(rows.classes)):
+            for number, model in enumerate(models):
+                block = heads.logits(model, vectors[part]).astype(np.float32)
+                right[number] += int((block.argmax(axis=1) == rows.codes[numbers[part]]).sum())
+            scores.add(block)
+    return np.concatenate(found), scores, [count / len(scores) for count in right]
+
+
+def _row_scores(numbers: np.ndarray, scores: Scores, temperature: float, rows: Rows, table: Table) -> RowScores:
+    """Returns what judging takes of some rows' scores, block by block."""
+    blocks = []
+    for part in score_slices(*scores.shape):
+        some = numbers[part]
+        probabilities = softmax(scores[part], temperature)
+        blocks.append(score_rows(probabilities, rows.codes[some], keys=table.keys.take(some)))
+    return RowScores(*map(np.concatenate, zip(*blocks, strict=True)))
 
 
 def _gathered(batches: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -235,17 +252,14 @@ def _gathered(batches: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> It
         yield tuple(map(np.concatenate, zip(*waiting, strict=True)))
 
 
-def _learning_points(
-    rows: Rows, numbers: np.ndarray, sets: Sequence[Sequence[int]], scores: Sequence[np.ndarray]
-) -> list[dict[str, float]]:
+def _learning_points(rows: Rows, sets: Sequence[Sequence[int]], shares: Sequence[float]) -> list[dict[str, float]]:
     return [
-        {"rows": int(rows.counts(cells).sum()), "accuracy": float(np.mean(s.argmax(axis=1) == rows.codes[numbers]))}
-        for cells, s in zip(sets, scores, strict=True)
+        {"rows": int(rows.counts(cells).sum()), "accuracy": share} for cells, share in zip(sets, shares, strict=True)
     ]
 
 
 def _judge(
-    judged: Sequence[tuple[np.ndarray, np.ndarray]],
+    judged: Sequence[tuple[np.ndarray, RowScores]],
     rows: Rows,
     plan: FitPlan,
     options: TrainOptions,
@@ -256,7 +270,7 @@ def _judge(
     numbers = np.concatenate([n for n, _ in judged])
     keys, codes = table.keys.take(numbers), rows.codes[numbers]
     return judge(
-        score_rows(np.concatenate([p for _, p in judged]), codes, keys=keys),
+        RowScores(*map(np.concatenate, zip(*(scores for _, scores in judged), strict=True))),
         codes,
         rows.classes,
         keys=keys,

@@ -3,6 +3,7 @@
 Source of the method: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", 2016.
 """
 
+import mmap
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,14 +15,16 @@ from transforms.engines.engine import EngineInfo, OutOfMemory
 from transforms.engines.ncnn_model import INPUT, network_text, read_weights, weight_file
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
-from transforms.network.vgg import Layer, preprocess
+from transforms.network.vgg import Layer, describe, preprocess
 from transforms.pools import pool_planes
 from transforms.spec import FeatureSpec
-from transforms.text import counted, one_line
+from transforms.text import counted, one_line, size_text
 
 # Far above float rounding (about 1e-6), far below any reduced precision (1e-3).
 SELF_CHECK_TOLERANCE = 1e-4
 _OUT_OF_MEMORY = -100
+# The file's, and those turned for Winograd: 36 numbers for each 9. A thread's workspace is 100 MB at 224 pixels.
+_WEIGHT_COPIES, _WORKSPACE_PIXEL_BYTES, _OTHER_BYTES = 5, 2_100, 256 << 20
 # Parts of the names of ncnn's switches for numbers of fewer bits. Which there are changes with the version; some are on
 # by default, and on ARM they would be used.
 _REDUCED = ("fp16", "bf16", "int8")
@@ -46,10 +49,11 @@ class NcnnEngine:
         # In the order of depth: each is then a station on the way to the next, and nothing is computed twice.
         tapped = {feature.tap for feature in spec.features}
         self._taps = [layer.name for layer in table if layer.name in tapped]
+        threads = threads or available_cores()
+        _check_memory(table, spec.image_size, threads)
         with weight_file(spec.weights, table, lambda: planned_weights(weights_source, table, spec)) as path:
             self._net = _load(table, path)
             _self_check(self._net, table, path)
-        threads = threads or available_cores()
         self._pool = ThreadPoolExecutor(threads, "ncnn")
         self.description = f"ncnn ({ncnn.__version__}, CPU, {counted(threads, 'thread')})"
         self.batch_size = batch_size
@@ -83,6 +87,19 @@ def import_ncnn() -> Any:
             f"the engine ncnn can't run here: {one_line(error)}; pip install ncnn, or pass --engine keras"
         ) from error
     return ncnn
+
+
+def _check_memory(table: Sequence[Layer], side: int, threads: int) -> None:
+    """Raises FeaturemillError where the process may not take what ncnn needs: it would crash, since it doesn't look."""
+    weights = 4 * sum(info.parameters for info in describe(table, side))
+    needed = _WEIGHT_COPIES * weights + threads * side * side * _WORKSPACE_PIXEL_BYTES + _OTHER_BYTES
+    try:
+        mmap.mmap(-1, needed, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except OSError as error:
+        raise FeaturemillError(
+            f"ncnn would need about {size_text(needed)} more memory for {counted(threads, 'thread')}, and this process "
+            f"can't have it ({one_line(error)}); raise the limit (ulimit -v), pass fewer --threads or --engine keras"
+        ) from error
 
 
 def _load(table: Sequence[Layer], path: str) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
+from transforms.machine import home_folder
 from transforms.network.vgg import KERNEL, TOP_IMAGE_SIZES, LayerInfo, describe
 from transforms.network.weights import Weights, digest_layers
 from transforms.text import one_line
@@ -113,7 +114,7 @@ def weight_file(sha256: str, table: Sequence, load: Callable[[], Weights]) -> It
 
 def cache_folder() -> Path:
     """Returns the folder of converted weights: `$FEATUREMILL_CACHE`, by default `~/.cache/featuremill`."""
-    return Path(os.environ.get("FEATUREMILL_CACHE") or Path.home() / ".cache" / "featuremill")
+    return Path(os.environ.get("FEATUREMILL_CACHE") or Path(home_folder(), ".cache", "featuremill"))
 
 
 def _holds(path: Path, table: Sequence, sha256: str) -> bool:

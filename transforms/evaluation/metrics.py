@@ -7,7 +7,8 @@ import numpy as np
 
 from transforms.errors import FeaturemillError
 from transforms.evaluation.bootstrap import draw_units, intervals, sum_by_unit
-from transforms.heads.model import log_losses
+from transforms.evaluation.scores import Scores
+from transforms.heads.model import log_losses, score_slices
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -19,12 +20,11 @@ _TEMPERATURES = (0.05, 20.0)
 _TOP = 5
 # Probabilities below are taken as this by the log loss, as scikit-learn does.
 _SMALLEST = np.finfo(np.float64).eps
-_NUMBERS_AT_ONCE = 2**20
 _PAIRS = 10
 _KEYS_PER_PAIR = 5
 
 
-def fit_temperature(logits: np.ndarray, codes: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray | Scores, codes: np.ndarray) -> float:
     """Returns the T for which softmax(logits / T) has the smallest log loss (Guo et al. 2017, On Calibration of Modern
     Neural Networks, section 4.2).
 
@@ -159,7 +159,7 @@ def _check_rows(codes: np.ndarray) -> None:
         raise FeaturemillError("there are no rows to judge by; give validation or test a larger share")
 
 
-def _check(numbers: np.ndarray, codes: np.ndarray, name: str, keys: Any = None) -> None:
+def _check(numbers: np.ndarray | Scores, codes: np.ndarray, name: str, keys: Any = None) -> None:
     for part in _slices(numbers):
         finite = np.isfinite(numbers[part]).all(axis=1)
         if not finite.all():
@@ -181,11 +181,8 @@ def _row_name(keys: Any, row: int) -> str:
     return f"row {row:,}" if keys is None else _key(keys, row)
 
 
-def _slices(numbers: np.ndarray) -> Iterator[slice]:
-    """Yields slices of rows that together hold about a million numbers."""
-    step = max(1, _NUMBERS_AT_ONCE // numbers.shape[1])
-    for start in range(0, len(numbers), step):
-        yield slice(start, start + step)
+def _slices(numbers: np.ndarray | Scores) -> Iterator[slice]:
+    return score_slices(*numbers.shape)
 
 
 def _intervals(

@@ -83,6 +83,8 @@ class Kind:
         is_dense: Whether `Model.arrays` are dense layers, which can be trained on together with the network.
         dropout: Share of what goes into its last layer that is dropped while it is trained.
         refits: Whether it is fitted again with the validation rows once these have chosen; else they only choose.
+        problem: Returns what of a model's arrays, which may come from anybody, isn't that of such a head with D numbers
+            and C classes; empty if nothing.
         cell_bytes: Returns what fitting on this many rows of D numbers holds for each cell that rows are divided into.
     """
 
@@ -93,6 +95,7 @@ class Kind:
     dropout: float = 0.0
     refits: bool = True
     cell_bytes: Callable[[int, int], int] = lambda rows, dims: 0
+    problem: "Callable[[Model, int, int], str]" = lambda model, dims, classes: ""
 
 
 def kind_of(name: str) -> Kind:

@@ -123,4 +123,24 @@ def _keras_logits(model: Model, vectors: Any) -> Any:
     return ops.log(votes / ops.sum(votes, axis=1, keepdims=True))
 
 
-KINDS = {"knn": Kind(fitter=fitter, logits=logits, keras_logits=_keras_logits, is_dense=False)}
+def _problem(model: Model, dims: int, classes: int) -> str:
+    arrays = dict(model.arrays)
+    wanted = {"vectors", "codes", "neighbours", "classes"}
+    if set(arrays) not in (wanted, wanted | {"mean", "scale"}):
+        return f"it holds {', '.join(sorted(arrays)[:4]) or 'nothing'} instead of {', '.join(sorted(wanted))}"
+    vectors, codes = arrays["vectors"], arrays["codes"]
+    if vectors.ndim != 2 or vectors.shape[1] != dims or codes.shape != vectors.shape[:1]:
+        return f"it has vectors {vectors.shape} and codes {codes.shape} for {dims} numbers"
+    if any(arrays[name].shape != (dims,) for name in ("mean", "scale") if name in arrays):
+        return f"its mean and scale aren't of {dims} numbers"
+    if any(arrays[name].dtype.kind not in "iu" or arrays[name].ndim for name in ("neighbours", "classes")):
+        return "its neighbours or classes aren't one whole number"
+    if codes.dtype.kind not in "iu" or len(codes) < int(arrays["neighbours"]) or int(arrays["neighbours"]) < 1:
+        return f"its codes are {codes.dtype}, or fewer than its neighbours"
+    if int(arrays["classes"]) != classes or codes.min() < 0 or codes.max() >= classes:
+        return f"its codes are not those of {classes} classes"
+    floats = [array for name, array in arrays.items() if name in ("vectors", "mean", "scale")]
+    return "" if all(array.dtype.kind == "f" for array in floats) else "its vectors are no floats"
+
+
+KINDS = {"knn": Kind(fitter=fitter, logits=logits, keras_logits=_keras_logits, is_dense=False, problem=_problem)}

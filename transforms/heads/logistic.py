@@ -18,8 +18,10 @@ from transforms.heads.model import (
     dense_arrays,
     dense_keras_logits,
     dense_logits,
+    dense_problem,
     fold_standardisation,
     log_losses,
+    score_slices,
 )
 from transforms.heads.ridge_forms import feature_scale
 
@@ -66,7 +68,11 @@ class Logistic:
         estimator, curve, best = problem.estimator(), [], None
         for penalty in sorted(self._settings.penalties, reverse=True):
             layer, converged = problem.fit(estimator, penalty)
-            loss = float(np.average(log_losses(vectors @ layer[0] + layer[1], codes), weights=weights))
+            losses = [
+                log_losses(vectors[part] @ layer[0] + layer[1], codes[part])
+                for part in score_slices(len(codes), self._classes)
+            ]
+            loss = float(np.average(np.concatenate(losses), weights=weights))
             curve.append({"penalty": penalty, "loss": loss})
             if best is None or loss < best[0]["loss"]:
                 best = curve[-1], layer, converged
@@ -185,4 +191,8 @@ class _Problem:
         return (kernel, bias), converged
 
 
-KINDS = {"logistic": Kind(fitter=fitter, logits=dense_logits, keras_logits=dense_keras_logits, is_dense=True)}
+KINDS = {
+    "logistic": Kind(
+        fitter=fitter, logits=dense_logits, keras_logits=dense_keras_logits, problem=dense_problem, is_dense=True
+    )
+}

@@ -1,10 +1,12 @@
 """`Model`: what a fit yields, as arrays and JSON values; and the forward pass of dense layers in NumPy and Keras."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+_SCORES_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,22 @@ def dense_layers(model: Model) -> list[tuple[np.ndarray, np.ndarray]]:
     return [(model.arrays[f"kernel{i}"], model.arrays[f"bias{i}"]) for i in range(1, count + 1)]
 
 
+def dense_problem(model: Model, dims: int, classes: int) -> str:
+    """Returns what of the arrays isn't that of dense layers from `dims` to `classes` numbers; empty if nothing."""
+    count = len(model.arrays) // 2
+    names = {f"{what}{i}" for i in range(1, count + 1) for what in ("kernel", "bias")}
+    if not names or set(model.arrays) != names:
+        return f"it holds {', '.join(sorted(model.arrays)[:4]) or 'nothing'} instead of layers"
+    width = dims
+    for number, (kernel, bias) in enumerate(dense_layers(model), 1):
+        if kernel.ndim != 2 or kernel.shape[0] != width or bias.shape != kernel.shape[1:]:
+            return f"layer {number} is {kernel.shape} and {bias.shape}, and should take {width} numbers"
+        if not all(array.dtype.kind == "f" and np.isfinite(array).all() for array in (kernel, bias)):
+            return f"layer {number} holds what are no numbers"
+        width = len(bias)
+    return "" if width == classes else f"it gives {width} scores for {classes} classes"
+
+
 def dense_logits(model: Model, vectors: np.ndarray) -> np.ndarray:
     """Returns N×C scores of a model that is dense layers, in the dtype of its arrays (no less than float32)."""
     layers = dense_layers(model)
@@ -75,6 +93,12 @@ def fold_standardisation(
     """
     kernel = kernel / scale[:, None]
     return kernel, bias - mean @ kernel
+
+
+def score_slices(rows: int, classes: int) -> Iterator[slice]:
+    """Yields slices of rows whose scores are about a million numbers: all at once they may be gigabytes."""
+    step = max(1, _SCORES_AT_ONCE // classes)
+    yield from (slice(start, start + step) for start in range(0, rows, step))
 
 
 def log_losses(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:

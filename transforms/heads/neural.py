@@ -20,8 +20,10 @@ from transforms.heads.model import (
     dense_arrays,
     dense_keras_logits,
     dense_logits,
+    dense_problem,
     fold_standardisation,
     log_losses,
+    score_slices,
 )
 from transforms.network.keras_import import import_keras
 
@@ -272,7 +274,8 @@ def _log_loss(model: Model, source: _Source) -> float:
     # Whatever overflows ends up in the sum, which the caller checks.
     with np.errstate(over="ignore", invalid="ignore"):
         for vectors, codes in source.batches():
-            total += float(log_losses(dense_logits(model, vectors), codes).sum())
+            for part in score_slices(len(codes), len(model.arrays[f"bias{len(model.arrays) // 2}"])):
+                total += float(log_losses(dense_logits(model, vectors[part]), codes[part]).sum())
             count += len(codes)
     return total / count
 
@@ -282,6 +285,7 @@ KINDS = {
         fitter=partial(_NeuralFitter, name),
         logits=dense_logits,
         keras_logits=dense_keras_logits,
+        problem=dense_problem,
         is_dense=True,
         dropout=hidden[1] if hidden else 0.0,
         # Without validation rows nothing would tell when to stop.

@@ -12,7 +12,7 @@ import numpy as np
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model, dense_arrays, dense_keras_logits, dense_logits
+from transforms.heads.model import Model, dense_arrays, dense_keras_logits, dense_logits, dense_problem
 from transforms.heads.ridge_forms import KernelProblem, Problem, RowsInMemory, SumsProblem
 from transforms.heads.ridge_sums import CellSums
 
@@ -98,6 +98,7 @@ KINDS = {
         fitter=fitter,
         logits=dense_logits,
         keras_logits=dense_keras_logits,
+        problem=dense_problem,
         is_dense=True,
         # With fewer rows than numbers, it holds the kernel of all rows instead of sums.
         cell_bytes=lambda rows, dims: 0 if rows <= dims else dims**2 * 8,

@@ -8,6 +8,12 @@ import numpy as np
 
 from transforms.text import clean
 
+# No class is called by more letters: such text is a caption, or hostile, and a part's rows have to fit into memory.
+LABEL_LETTERS = 1_000
+TOO_LONG = f"over {LABEL_LETTERS:,} letters"
+# An encoded letter takes so many bytes, or as many letters where it is written out; blanks around a label don't count.
+_LETTER_BYTES = 8
+
 
 class WrongFieldError(Exception):
     """A value of a kind that is neither text nor a number."""
@@ -45,8 +51,11 @@ def as_text(value: object) -> str | None:
 def as_label(value: object) -> tuple[str | None, str]:
     """Returns (the label without blanks around it, or None; why a value that is there can't be one, or empty).
 
-    The integer -1 stands for "no label", as Hugging Face and TensorFlow Datasets write it.
+    The integer -1 stands for "no label", as Hugging Face and TensorFlow Datasets write it. What is very long isn't even
+    decoded.
     """
+    if isinstance(value, (bytes, str)) and len(value) > _LETTER_BYTES * LABEL_LETTERS:
+        return None, TOO_LONG
     if isinstance(value, (int, Decimal)) and value == -1:
         return None, "-1"
     if isinstance(value, (float, np.floating)) and not math.isfinite(value):
@@ -55,7 +64,8 @@ def as_label(value: object) -> tuple[str | None, str]:
         text = as_text(value)
     except WrongFieldError as error:
         return None, str(error)
-    return (text.strip() if text else None) or None, ""
+    text = (text.strip() if text else None) or None
+    return (None, TOO_LONG) if text and len(text) > LABEL_LETTERS else (text, "")
 
 
 _KINDS = {list: "a list", tuple: "a list", dict: "an object"}

@@ -9,6 +9,7 @@ from http.client import HTTPException
 
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
+from transforms.machine import home_folder
 from transforms.text import one_line
 
 _STORE = "https://storage.googleapis.com/tensorflow/keras-applications"
@@ -47,7 +48,7 @@ def published(backbone: str, *, with_top: bool) -> Published:
 
 def cache_folder() -> str:
     """Returns the folder in which Keras keeps what it downloads."""
-    home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
+    home = os.environ.get("KERAS_HOME") or os.path.join(home_folder(), ".keras")
     return os.path.join(os.path.expanduser(home), "models")
 
 

@@ -1,8 +1,10 @@
-"""Reading weight files: the published HDF5 layout, Keras 3's, and `.keras` archives. HDF5 is read without Keras."""
+"""Reading weight files: the published HDF5 layout, Keras 3's, and `.keras` archives. read without Keras."""
 
 import re
 import shutil
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -10,7 +12,6 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.network.keras_import import import_keras
 from transforms.network.vgg import BACKBONES, LayerInfo, layers
 from transforms.text import one_line
 
@@ -28,6 +29,12 @@ _IMPOSTORS = {
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself with git lfs pull",
     b"<": "a web page; download the file itself",
 }
+_KERAS_WEIGHTS = "model.weights.h5"
+# VGG19 with its top, in float64, and twice as much of an optimiser.
+_MOST_ARCHIVE_BYTES = 4 * 2**30
+_CHUNK_NUMBERS = 2**22
+# Of groups; Keras's nest by two levels for each model in a model.
+_MOST_DEPTH = 100
 _DTYPES = ("float16", "float32", "float64")
 
 
@@ -117,11 +124,34 @@ def _keras3_layout(root: "h5py.Group", backbone: str) -> _Found:
     return found
 
 
-def _groups(group: "h5py.Group") -> "Iterator[h5py.Group]":
-    yield group
-    for child in group.values():
-        if hasattr(child, "keys"):
-            yield from _groups(child)
+def _groups(root: "h5py.Group") -> "Iterator[h5py.Group]":
+    """Yields a group and those below it, parents before children, each once: links may lead to one from many places.
+
+    Raises:
+        ValueError: They lie deeper than any network's.
+    """
+    import h5py
+
+    seen = {_address(root)}
+    todo = [(root, 0)]
+    while todo:
+        group, depth = todo.pop()
+        yield group
+        if depth == _MOST_DEPTH:
+            raise ValueError(f"its groups lie over {_MOST_DEPTH} deep")
+        # Other links may lead into other files of this machine.
+        hard = [name for name in group if isinstance(group.get(name, getlink=True), h5py.HardLink)]
+        for name in reversed(hard):
+            child = group[name]
+            if isinstance(child, h5py.Group) and _address(child) not in seen:
+                seen.add(_address(child))
+                todo.append((child, depth + 1))
+
+
+def _address(group: "h5py.Group") -> int:
+    import h5py
+
+    return h5py.h5o.get_info(group.id).addr
 
 
 def _names(kind: str, count: int, backbone: str) -> list[str]:
@@ -131,29 +161,26 @@ def _names(kind: str, count: int, backbone: str) -> list[str]:
 
 
 def _read_keras(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
-    keras = import_keras()
-    # A copy, because Keras opens local paths only, and goes by their ending.
-    with tempfile.NamedTemporaryFile(suffix=".keras") as copy:
-        shutil.copyfileobj(file, copy)
-        copy.flush()
+    """Reads the weights in an archive, which lie there as `save_weights` writes them.
+
+    The model itself is never built: its description could ask for any code and any amount of memory.
+    """
+    # A copy, because HDF5 jumps to and fro, which a packed file can't without beginning again.
+    with tempfile.TemporaryFile() as copy:
         try:
-            model = keras.saving.load_model(copy.name, compile=False, safe_mode=True)
-        except Exception as error:
-            # Keras raises whatever the damage leads to.
+            with zipfile.ZipFile(file) as archive:
+                size = archive.getinfo(_KERAS_WEIGHTS).file_size
+                if size > _MOST_ARCHIVE_BYTES:
+                    raise ValueError(f"its weights claim {size:,} bytes")
+                with archive.open(_KERAS_WEIGHTS) as packed:
+                    shutil.copyfileobj(packed, copy, 1 << 20)
+        except (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+            # Of what is encrypted or packed in an unknown way, zipfile says NotImplementedError or RuntimeError.
             raise FeaturemillError(
-                f"cannot load {path} as a Keras model in safe mode: {one_line(error)}; "
+                f"cannot read {path} as a Keras archive: {one_line(error)}; "
                 "save its weights alone, with model.save_weights('x.weights.h5'), and pass that file"
             ) from error
-    found = {layer.name: layer.get_weights() for layer in _flat(model) if layer.weights}
-    return _pick(found, path, needed, backbone=backbone)
-
-
-def _flat(model: Any) -> Iterator[Any]:
-    for layer in model.layers:
-        if hasattr(layer, "layers"):
-            yield from _flat(layer)
-        else:
-            yield layer
+        return _read_hdf5(copy, path, needed, backbone=backbone)
 
 
 def _pick(found: _Found, path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
@@ -208,6 +235,9 @@ def _read(variable: Any, shape: tuple[int, ...], what: str) -> np.ndarray:
         )
     if variable.dtype.name not in _DTYPES:
         raise FeaturemillError(f"{what} is {variable.dtype.name}, expected one of {', '.join(_DTYPES)}")
+    # What is packed is unpacked by whole chunks.
+    if variable.chunks and np.prod(variable.chunks) > max(np.prod(shape), _CHUNK_NUMBERS):
+        raise FeaturemillError(f"{what} is stored in chunks of {_shape(variable.chunks)}; save it again")
     # A hostile file could name other files of this machine as the place of its numbers.
     if getattr(variable, "external", None) or getattr(variable, "is_virtual", False):
         raise FeaturemillError(f"{what} lies outside the file; save the weights into one file")

@@ -64,7 +64,7 @@ def _names(folder: str) -> set[str]:
 
 def _own_files(folder: str) -> set[str]:
     # A damaged head may be replaced, too.
-    with suppress(OSError, ValueError, TypeError, KeyError):
+    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
         return _OWN_FILES | set(json.loads(storage.read_bytes(storage.join(folder, "head.json")))["files"])
     return _OWN_FILES
 

@@ -5,12 +5,13 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from transforms import heads, storage
 from transforms.committed import recover
+from transforms.declared import wrong_field
 from transforms.errors import FeaturemillError
 from transforms.heads.model import Model
 from transforms.predictors.folder import check_place, open_arrays, sha256_of, write_folder
@@ -20,6 +21,24 @@ from transforms.store.manifest import why_missing
 from transforms.text import one_line
 
 HEAD_SCHEMA_VERSION = 1
+# What head.json must hold, besides what only people read.
+_TYPES = {
+    "kind": str,
+    "settings": dict[str, Any],
+    "curve": list[dict[str, Any]],
+    "classes": list[str],
+    "temperature": float,
+    "columns": list[str],
+    "dims": list[int],
+    "spec": dict[str, Any] | None,
+    "weights": str,
+    "weights_are_random": bool,
+    "source": str,
+    "split": dict[str, Any],
+    "metrics": dict[str, Any],
+    "versions": dict[str, Any],
+    "arrays_sha256": str,
+}
 
 
 @dataclass(frozen=True)
@@ -164,9 +183,8 @@ def load_head(folder: str) -> Head:
             if sha256_of(file) != values["arrays_sha256"]:
                 raise _damaged(folder, "head.npz", "its hash isn't the one that head.json has for it")
             file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                model = Model(values["kind"], dict(arrays), values["settings"], tuple(values["curve"]))
-        return Head(
+            model = Model(values["kind"], _arrays(file), values["settings"], tuple(values["curve"]))
+        head = Head(
             model=model,
             classes=tuple(values["classes"]),
             temperature=values["temperature"],
@@ -178,8 +196,29 @@ def load_head(folder: str) -> Head:
                 for name in ("weights", "weights_are_random", "source", "split", "metrics", "versions")
             },
         )
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        problem = heads.kind_of(model.kind).problem(model, sum(head.dims), len(head.classes))
+    except FeaturemillError:
+        raise
+    except Exception as error:
+        # NumPy raises whatever the damage leads to.
         raise _damaged(folder, "head.npz", one_line(error)) from error
+    if problem:
+        raise _damaged(folder, "head.npz", problem)
+    return head
+
+
+def _arrays(file: BinaryIO) -> dict[str, np.ndarray]:
+    """Returns the arrays of a `head.npz`; none is larger than its file, since they lie there unpacked.
+
+    Raises:
+        ValueError, OSError …: It isn't one.
+    """
+    with zipfile.ZipFile(file) as archive:
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise ValueError("its arrays are packed, as featuremill never writes them")
+    file.seek(0)
+    with np.load(file, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _read_values(folder: str) -> dict[str, Any]:
@@ -191,7 +230,7 @@ def _read_values(folder: str) -> dict[str, Any]:
             f"{folder} is no head{why_missing(folder, 'head.json', error)}; pass the folder that featuremill train "
             "wrote"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(folder, "head.json", f"no valid JSON: {one_line(error)}") from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise _damaged(folder, "head.json", "it isn't a head's")
@@ -202,7 +241,31 @@ def _read_values(folder: str) -> dict[str, Any]:
         )
     if _digest(values) != values.get("sha256"):
         raise _damaged(folder, "head.json", "its content doesn't give the hash that it carries")
+    problem = _problem(values)
+    if problem:
+        raise _damaged(folder, "head.json", problem)
     return values
+
+
+def _problem(values: dict[str, Any]) -> str:
+    """Returns what a head.json says that no head's does; empty if nothing."""
+    missing = sorted(_TYPES.keys() - values.keys())
+    problem = f"it lacks {missing[0]}" if missing else wrong_field(values, _TYPES)
+    if problem:
+        return problem
+    classes, dims = values["classes"], values["dims"]
+    if not classes or len(set(classes)) < len(classes):
+        return "its classes are none, or not all different"
+    if not dims or len(dims) != len(values["columns"]) or min(dims) < 1:
+        return "its columns don't have a number of dimensions each"
+    if not 0 < values["temperature"] < float("inf"):
+        return "its temperature isn't above 0"
+    if values["kind"] not in heads.KINDS:
+        return f"no kind of head is called {values['kind']!r}"
+    tuned = values["settings"].get("finetuned", {})
+    return wrong_field({"finetuned": tuned}, {"finetuned": dict[str, Any]}) or wrong_field(
+        tuned, {"never_trained": list[str]}
+    )
 
 
 def _damaged(folder: str, name: str, cause: str) -> FeaturemillError:

@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, islice
 from typing import BinaryIO
@@ -68,7 +69,8 @@ def read_columns(path: str, choose: Choose) -> tuple[dict[str, pa.ChunkedArray],
         raise FeaturemillError(f"there is no file of labels {path}; check the path") from error
     except _Unreadable as error:
         raise FeaturemillError(f"{path} can't be read as labels: it {error}") from error
-    except (OSError, EOFError, pa.ArrowException) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, RecursionError, csv.Error, pa.ArrowException) as error:
+        # What is damaged fails in as many ways as there are layers: gzip, letters, Parquet's names of columns.
         raise FeaturemillError(f"{path} can't be read as labels ({one_line(error)}); pass {VALID}") from error
 
 
@@ -246,7 +248,7 @@ def _json_rows(file: BinaryIO) -> Iterator[dict]:
             row = json.loads(line)
         except UnicodeDecodeError as error:
             raise _Unreadable(_not_utf8()) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _Unreadable(
                 f"holds no JSON in line {number} ({one_line(error)}); write an object to a line (jq -c . FILE), or CSV"
             ) from error

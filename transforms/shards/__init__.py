@@ -7,11 +7,11 @@ from itertools import islice
 from transforms.errors import FeaturemillError
 from transforms.isolated import Crashed, Isolated
 from transforms.labels.folders import partition_value
-from transforms.labels.values import as_label
+from transforms.labels.values import LABEL_LETTERS, TOO_LONG, as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import files
 from transforms.shards.detect import FORMATS
-from transforms.shards.fields import Fields
+from transforms.shards.fields import NAME_BYTES, Fields
 from transforms.shards.files import slice_files
 from transforms.shards.inputs import Found, find
 from transforms.shards.names import IMAGE_EXTENSIONS
@@ -67,9 +67,27 @@ def read(unit: Unit, *, apart: Isolated | None = None) -> Iterator[EncodedImage 
         return
     try:
         images = files.read(unit) if unit.shard.is_listing else _read_shard(unit)
-        yield from islice(images, unit.limit)
+        yield from (_bounded(unit.shard, image) for image in islice(images, unit.limit))
     except OSError as error:
         raise _unreadable(unit.shard, error) from error
+
+
+def _bounded(shard: Shard, image: EncodedImage | Failure) -> EncodedImage | Failure:
+    """Returns the record without a label that is too long for one; a failure in its place if its key is too long."""
+    # A letter has four bytes at most.
+    if len(image.key) - len(image.source) > NAME_BYTES // 4:
+        size = len(image.key.encode()) - len(image.source.encode()) - 1
+        if size > NAME_BYTES:
+            message = (
+                f"the name of the image at {image.position} of {shard.file.uri} has over {NAME_BYTES} bytes, the most "
+                f"that a key has: {image.key[len(image.source) + 1 :][:60]}…"
+            )
+            where = f"@{image.position}"
+            return failure(shard, key=where, position=image.position, error="key too long", message=message)
+    if image.label is not None and len(image.label) > LABEL_LETTERS:
+        unusable = {"unusable": TOO_LONG} if isinstance(image, EncodedImage) else {}
+        return replace(image, label=None, **unusable)
+    return image
 
 
 def _read_apart(unit: Unit, child: Isolated) -> Iterator[EncodedImage | Failure]:

@@ -12,6 +12,9 @@ from transforms.labels.values import as_text as as_text
 from transforms.records import Shard
 from transforms.text import clean
 
+# What follows a shard's URI in a key has at most as many bytes, twice Linux's longest path: without the URI, so that
+# moving a shard makes no row a failure.
+NAME_BYTES = 8_192
 OPTIONS = {"image": "--image-field", "label": "--label-field", "name": "--name-field"}
 
 
@@ -126,7 +129,12 @@ def choose(
 
 
 def name_or(value: object, other: str) -> str:
-    """Returns an image's own name as text, and the other one where that is missing or neither text nor a number."""
+    """Returns an image's own name as text, and the other one where that is missing or neither text nor a number.
+
+    Of one that is longer than a key may be, as much as shows that.
+    """
+    if isinstance(value, (bytes, str)):
+        value = value[: NAME_BYTES + 1]
     try:
         return as_text(value) or other
     except WrongFieldError:

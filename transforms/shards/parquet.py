@@ -27,9 +27,12 @@ from transforms.text import clean, one_line
 
 IMAGE_COLUMNS = ("image", "image/encoded", "bytes", "img", "jpg", "png", "content")
 NAME_COLUMNS = ("file_name", "filename", "path", "key")
-# Rows in memory at a time: this many, or fewer where they are large.
+# Rows in memory at a time: this many, or fewer where they may be large.
 _BATCH_ROWS = 64
-_BATCH_BYTES = 32 << 20
+_BATCH_BYTES = 256 << 20
+# A page of more that unpacks to over so many times its size holds no images, which are packed already. Arrow takes five
+# times as much for one value of a dictionary.
+_PAGE_BYTES, _PAGE_RATIO = 96 << 20, 50
 # What is read at once of a column: without a limit, Arrow reads the column of a whole row group.
 _BUFFER_BYTES = 4 << 20
 _FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}
@@ -92,9 +95,12 @@ def _damage(watched: _Watched) -> Iterator[None]:
 
 def _open(watched: _Watched) -> pq.ParquetFile:
     with _damage(watched):
-        return pq.ParquetFile(
+        opened = pq.ParquetFile(
             watched, buffer_size=_BUFFER_BYTES, pre_buffer=False, memory_map=False, page_checksum_verification=True
         )
+        # Here, because it fails where a name isn't UTF-8.
+        _kinds(opened.schema_arrow)
+        return opened
 
 
 def _footer(shard: Shard) -> Footer:
@@ -266,7 +272,7 @@ def _row_group(
     row = first_row
     try:
         with _damage(watched):
-            size = _batch_rows(parquet, group)
+            size = _batch_rows(parquet, watched, [group], columns)
             batches = parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
         while True:
             with _damage(watched):
@@ -274,11 +280,16 @@ def _row_group(
                 if batch is None:
                     return
                 images, labels, keys = (_column(batch, path) for path in paths)
+            records = []
             for i in range(batch.num_rows):
                 key = name_or(None if keys is None else _value(keys[i]), str(row))
                 label = (None, unusable) if labels is None else _label(_value(labels[i]), class_names)
-                yield _row(shard, row, data=images[i], key=key, label=label)
+                records.append(_row(shard, row, data=images[i], key=key, label=label))
                 row += 1
+            # While these are decoded and the next batch is read, this one would be a second copy.
+            del batch, images, labels, keys
+            while records:
+                yield records.pop(0)
     except _DamagedError as error:
         rows = parquet.metadata.row_group(group).num_rows
         lost = f"{first_row + rows - row} of its rows ({row} to {first_row + rows - 1})"
@@ -286,10 +297,47 @@ def _row_group(
         yield failure(shard, key=f"@{row}", position=row, error="bad row group", message=message)
 
 
-def _batch_rows(parquet: pq.ParquetFile, group: int) -> int:
-    info = parquet.metadata.row_group(group)
-    row_bytes = max(1, info.total_byte_size // max(1, info.num_rows))
-    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+def _batch_rows(parquet: pq.ParquetFile, watched: _Watched, groups: Sequence[int], columns: Sequence[str]) -> int:
+    """Returns how many rows of some columns can be held at a time.
+
+    A value may be as large as all that its column stores, and a dictionary hands it out for every row: the mean, or
+    what the last rows took, says nothing of the next ones.
+    """
+    most = 1
+    for group in groups:
+        info = parquet.metadata.row_group(group)
+        for chunk in map(info.column, range(info.num_columns)):
+            if any(f"{chunk.path_in_schema}.".startswith(f"{path}.") for path in columns):
+                most = max(most, chunk.total_uncompressed_size, _first_page_bytes(chunk, watched))
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES // most))
+
+
+def _first_page_bytes(chunk: pq.ColumnChunkMetaData, watched: _Watched) -> int:
+    """Returns the size of a column's first page (its dictionary, if it has one) as the page's own header has it.
+
+    A footer may say anything; pages are unpacked to the size in their header, at once. The header is a struct of
+    Thrift's compact protocol whose first fields are kind, unpacked and packed size, numbers of 7 bits a byte in zigzag.
+    Source: PageHeader in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
+
+    Raises:
+        OSError: It would unpack to far more than images do.
+    """
+    watched.seek(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
+    header, at, found = watched.read(32), 0, []
+    while len(found) < 3 and header[at : at + 1] == b"\x15":
+        number = shift = 0
+        at += 1
+        while at < len(header):
+            number |= (header[at] & 0x7F) << shift
+            shift, at = shift + 7, at + 1
+            if header[at - 1] < 0x80:
+                break
+        found.append(number >> 1)
+    # What is no such header will be reported when it is read.
+    _, unpacked, packed = found if len(found) == 3 else (0, 0, 0)
+    if unpacked > max(_PAGE_BYTES, _PAGE_RATIO * packed):
+        raise OSError(f"a page of {packed} bytes would unpack to {unpacked}")
+    return unpacked
 
 
 def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
@@ -408,7 +456,8 @@ def _look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
                 return [None] * min(rows, records), rows <= records
             names, labels = _class_names(parquet, shard.label_field), []
             with _damage(watched):
-                for batch in parquet.iter_batches(_BATCH_ROWS, columns=[shard.label_field], use_threads=False):
+                size = _batch_rows(parquet, watched, range(parquet.num_row_groups), [shard.label_field])
+                for batch in parquet.iter_batches(size, columns=[shard.label_field], use_threads=False):
                     labels += [_label(_value(value), names)[0] for value in _column(batch, shard.label_field)]
                     if len(labels) >= records:
                         break

@@ -18,7 +18,7 @@ from itertools import groupby
 
 from transforms import storage
 from transforms.labels.folders import LABEL_NAMES, is_no_class, partition_value
-from transforms.labels.values import as_label, as_text
+from transforms.labels.values import LABEL_LETTERS, TOO_LONG, as_label, as_text
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import Fields, missing
 from transforms.shards.format import Format
@@ -40,10 +40,16 @@ from transforms.text import clean
 _TEXTS = ("cls", "json")
 # What `Shard.label_field` says besides a member's extension or a key of `.json`; neither can be one.
 _FROM_FOLDER, _NO_LABEL = "/", "/none"
-# A label is a few bytes; of annotations that large nothing can be one.
-_TEXT_BYTES = 16 << 20
+# A label is a few bytes; of annotations that large nothing can be one. Parsed they take thirty times as much.
+_TEXT_BYTES = 4 << 20
+# What is kept for the labels of one sample: of its texts, and of the names of its members.
+_TEXTS_BYTES, _NAMES_BYTES = 16 << 20, 16 << 20
 # A sample of more is handed on in pieces: in `cat.0.jpg`, `cat.1.jpg`, … all have one base name.
 _HELD_BYTES = 64 << 20
+# What a row or a name holds besides its bytes.
+_ENTRY_BYTES = 512
+# Of a sample's extensions, those that are looked for and told.
+_EXTENSIONS = 1000
 # What is looked at to tell what a tar holds.
 _LOOK_AT_SAMPLES, _LOOK_AT_RUNS, _LOOK_AT_BYTES = 16, 1000, 64 << 20
 # On stores what lies between the headers is fetched, too.
@@ -62,7 +68,9 @@ class _Sample:
     Attributes:
         shard, first: Where it lies, and its first member.
         extensions, names: Of its members.
-        held_bytes: Of what was read of it.
+        held_bytes: Of its images.
+        texts_bytes, names_bytes: Of `texts` and of `names`, with what an entry of each takes.
+        overfull: Whether there were more texts than are kept.
         late: The members of `texts` that came since rows were handed on.
         continued, unlabelled: Whether rows before these were handed on already, and whether one of them had no label.
         takes_labels: False where samples of the same name follow each other and one before had no label: nobody can
@@ -77,6 +85,9 @@ class _Sample:
     extensions: list[str] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
     held_bytes: int = 0
+    texts_bytes: int = 0
+    names_bytes: int = 0
+    overfull: bool = False
     late: dict[str, Member] = field(default_factory=dict)
     continued: bool = False
     unlabelled: bool = False
@@ -87,10 +98,22 @@ class _Sample:
     def has_image(self) -> bool:
         return self.continued or bool(self.rows)
 
+    def is_full(self, member: Member) -> bool:
+        """Returns whether the rows so far are handed on before a member.
+
+        Labels that follow the last image are waited for, unless the names alone are too many.
+        """
+        return self.names_bytes > _NAMES_BYTES or (self.held_bytes > _HELD_BYTES and chosen(self.shard, member))
+
     def add(self, member: Member, stream: Stream) -> None:
         """Reads what is needed of a member; raises BrokenError where the shard ends inside it."""
-        self.extensions.append(member.extension)
+        if len(self.extensions) < _EXTENSIONS:
+            self.extensions.append(member.extension)
+        if self.names_bytes > _NAMES_BYTES and not self.rows:
+            # Nothing to hand on, and without an image no name begins another sample.
+            self.names, self.names_bytes = set(), 0
         self.names.add(member.name)
+        self.names_bytes += len(member.name) + _ENTRY_BYTES
         if chosen(self.shard, member):
             self._add_image(member, stream)
         elif _holds_label(self.shard, member):
@@ -105,19 +128,24 @@ class _Sample:
             )
         else:
             data = content(stream, member) if self.reads_images else b""
-            self.held_bytes += len(data)
+            self.held_bytes += len(data) + _ENTRY_BYTES
             source = clean(self.shard.file.uri)
             self.rows.append(EncodedImage(f"{source}#{member.name}", None, source, member.offset, data))
 
     def _add_text(self, member: Member, stream: Stream) -> None:
         name = member.name.lower()
-        text = content(stream, member) if member.regular and member.size <= _TEXT_BYTES else None
+        kept = member.size if member.regular and member.size <= _TEXT_BYTES else 0
+        self.texts_bytes += kept + len(name) + _ENTRY_BYTES
+        if self.texts_bytes > _TEXTS_BYTES:
+            self.overfull = True
+            return
+        text = content(stream, member) if kept or not member.size else None
         # Two that differ, before any image: nobody can tell which is right.
         self.texts[name] = text if self.texts.get(name, text) == text else None
         self.late[name] = member
-        self.held_bytes += member.size
 
     def _fail(self, member: Member, error: str, what: str) -> None:
+        self.held_bytes += 2 * len(member.name) + _ENTRY_BYTES
         message = f"member {member.name} (byte {member.offset}) of {self.shard.file.uri} {what}"
         self.rows.append(failure(self.shard, key=member.name, position=member.offset, error=error, message=message))
 
@@ -157,8 +185,9 @@ class _Sample:
         shared = self.first.base.lower()
         stems = {stem.lower() for stem in own if stem.lower() != shared}
         self.texts = {name: text for name, text in self.texts.items() if name.rpartition(".")[0] not in stems}
+        self.texts_bytes = sum(len(text or b"") + len(name) + _ENTRY_BYTES for name, text in self.texts.items())
         self.rows, self.late, self.extensions, self.names = [], {}, [], set()
-        self.continued, self.held_bytes = True, 0
+        self.continued, self.held_bytes, self.names_bytes = True, 0, 0
 
     def _lost(self, rows: list[EncodedImage | Failure]) -> list[Member]:
         """Returns the members with a label that came too late for an image, or that may be that of another image."""
@@ -219,6 +248,8 @@ class _Sample:
         label, why = as_label(parse_json(text).get(asked or "label")) if found else (None, "")
         if why:
             raise _UnusableError(why)
+        if label is None and self.overfull:
+            raise _UnusableError("among more than are kept of one sample")
         if label is None and self.shard.label_field == _FROM_FOLDER:
             return folder_label(self.shard, _member_name(row))
         return label
@@ -264,6 +295,8 @@ def _plain(text: bytes | None) -> str | None:
     if text is None:
         raise _UnusableError("two of one name, or too large")
     label = text.decode("utf-8", "backslashreplace").strip().removeprefix("\ufeff")
+    if len(label) > LABEL_LETTERS:
+        raise _UnusableError(TOO_LONG)
     if label[:1] in ("[", "{"):
         try:
             json.loads(label)
@@ -476,7 +509,7 @@ def _samples(shard: Shard, stream: Stream, *, stop: int, reads_images: bool = Tr
                 if sample is not None:
                     yield sample, True
                 sample = _Sample(shard, member, takes_labels=takes_labels, reads_images=reads_images)
-            elif sample.rows and sample.held_bytes > _HELD_BYTES and chosen(shard, member):
+            elif sample.rows and sample.is_full(member):
                 yield sample, False
             sample.add(member, stream)
     except BrokenError:

@@ -9,6 +9,7 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from transforms.shards.fields import NAME_BYTES
 from transforms.shards.names import base_name, is_hidden
 from transforms.shards.stream import BrokenError, Stream
 
@@ -16,6 +17,7 @@ BLOCK_BYTES = 512
 # Longer "long names" are damage or an attack: Linux itself ends at 4096 bytes.
 _MAX_EXTENSION_BYTES = 1 << 20
 _MAX_EXTENSIONS = 16
+_MAX_DIGITS = 20
 _LONG_NAME = tarfile.GNUTYPE_LONGNAME
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _EXTENSIONS = (_LONG_NAME, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, *_PAX)
@@ -181,25 +183,29 @@ def _extension(stream: Stream, info: tarfile.TarInfo) -> bytes:
 
 def _pax(content: bytes) -> dict[bytes, bytes]:
     """Returns the records `LENGTH KEY=VALUE\\n` of a pax header; LENGTH counts the whole record."""
-    values = {}
-    while content:
-        digits, _, _ = content.partition(b" ")
-        length = _number(digits)
-        record = content[len(digits) + 1 : length]
-        if not len(digits) + 1 < length <= len(content) or not record.endswith(b"\n") or b"=" not in record:
+    values, at = {}, 0
+    while at < len(content):
+        # Not by cutting what is read off: that takes quadratic time.
+        blank = content.find(b" ", at, at + _MAX_DIGITS + 1)
+        length = _number(content[at:blank] if blank >= 0 else b"")
+        record = content[blank + 1 : at + length]
+        if not blank + 1 < at + length <= len(content) or not record.endswith(b"\n") or b"=" not in record:
             raise BrokenError("bad header", "a pax header is damaged")
         key, _, value = record[:-1].partition(b"=")
         values[key] = value
-        content = content[length:]
+        at += length
     return values
 
 
 def _number(digits: bytes) -> int:
     # Longer numbers are no sizes, and int() takes quadratic time for them.
-    if not digits.isdigit() or len(digits) > 20:
+    if not digits.isdigit() or len(digits) > _MAX_DIGITS:
         raise BrokenError("bad header", "a pax header is damaged")
     return int(digits)
 
 
 def _text(name: bytes) -> str:
+    """Returns a name as text; of one that is longer than any path, as much from both ends as is too long for a key."""
+    if len(name) > NAME_BYTES:
+        name = name[: NAME_BYTES // 2] + name[-(NAME_BYTES // 2) - 1 :]
     return name.decode("utf-8", "backslashreplace")

@@ -6,9 +6,10 @@ import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, get_type_hints
 
 from transforms import storage
+from transforms.declared import wrong_field
 from transforms.errors import FeaturemillError
 from transforms.spec import ADDED_COLUMNS, FeatureSpec
 from transforms.store.layout import write_file
@@ -95,12 +96,21 @@ class Manifest:
         """Returns the manifest that a JSON object with this spec holds.
 
         Raises:
-            KeyError, TypeError: Its totals aren't such.
+            KeyError, TypeError, ValueError: Its totals, or other values, aren't such.
         """
         known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
         totals = values["totals"] and Totals(
             **{f.name: values["totals"][f.name] for f in fields(Totals) if f.name in values["totals"]}
         )
+        checked = {**known, "spec": spec, "totals": totals or None}
+        problem = wrong_field(checked, get_type_hints(cls))
+        problem = problem or wrong_field(vars(totals) if totals else {}, get_type_hints(Totals))
+        if not problem and known.get("relocation"):
+            moves = known["relocation"].get("moves")
+            if not isinstance(moves, list) or not all(map(_is_move, moves)):
+                problem = "relocation has no moves of one place to another"
+        if problem:
+            raise ValueError(problem)
         return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
 
     def to_json(self) -> dict[str, Any]:
@@ -171,7 +181,14 @@ class PredictionsManifest:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "PredictionsManifest":
-        """Returns the manifest that a JSON object holds; what is missing is None."""
+        """Returns the manifest that a JSON object holds; what is missing is None.
+
+        Raises:
+            ValueError: A value is of another type.
+        """
+        problem = wrong_field(values, get_type_hints(cls))
+        if problem:
+            raise ValueError(problem)
         return cls(**{f.name: values.get(f.name) for f in fields(cls)})
 
     def to_json(self) -> dict[str, Any]:
@@ -181,6 +198,10 @@ class PredictionsManifest:
 
     def _is_known(self, name: Any) -> bool:
         return name.default is MISSING or getattr(self, name.name) is not None
+
+
+def _is_move(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(place, str) for place in value)
 
 
 def write_manifest(folder: str, manifest: Manifest | PredictionsManifest) -> None:
@@ -258,7 +279,7 @@ def read_manifest(folder: str) -> Manifest:
         raise FeaturemillError(
             f"{folder} holds no features of featuremill extract{why_missing(folder, 'manifest.json', error)}; {cure}"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
     if isinstance(values, dict) and values.get("kind") == PREDICTIONS:
         raise FeaturemillError(f"{folder} holds no features of featuremill extract{_predictions_in(folder)}; {cure}")
@@ -279,7 +300,7 @@ def read_manifest(folder: str) -> Manifest:
         wrong = "fingerprint is not that"
         if spec.fingerprint != values["fingerprint"]:
             raise ValueError("its spec has another one")
-        wrong = "totals are not those"
+        wrong = "totals or other values are not those"
         return Manifest.from_json(values, spec)
     except (KeyError, TypeError, ValueError) as error:
-        raise FeaturemillError(f"{uri}: its {wrong} of featuremill ({error}); restore it") from error
+        raise FeaturemillError(f"{uri}: its {wrong} of featuremill ({one_line(error)}); restore it") from error

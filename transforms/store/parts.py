@@ -23,13 +23,20 @@ from transforms.text import one_line
 
 # A row group is written whenever this many bytes of features have gathered, so that a unit's memory is bounded.
 ROW_GROUP_BYTES = 64 * 2**20
-# ... or this many rows, whose keys and hashes add up as well; the same for failures.
+# ... or of keys, labels and messages, of failures too ...
+ROW_GROUP_TEXT_BYTES = 32 * 2**20
+# ... or this many rows, whose hashes add up as well; the same for failures.
 ROW_GROUP_ROWS = 65_536
 
 
 def parquet_writer(file: BinaryIO, schema: pa.Schema) -> SealedWriter:
     """Returns what writes a part: compressed, with statistics, and without dictionaries for vectors."""
     return SealedWriter(file, schema, use_dictionary=["label", "source", "split"], write_statistics=True)
+
+
+def _text_bytes(row: tuple) -> int:
+    """Returns what a row's texts take, as far as their letters are ASCII."""
+    return sum(len(value) for value in row if isinstance(value, str))
 
 
 class PartWriter:
@@ -51,7 +58,7 @@ class PartWriter:
         self._facts = len(ROW_COLUMNS) + len(added)
         self._rows: list[tuple] = []
         self._vectors: list[tuple[np.ndarray, ...]] = []
-        self._buffered_bytes = 0
+        self._buffered_bytes = self._text_bytes = self._failures_bytes = 0
         self._stem = storage.join(output, "_tmp", f"{unit_id}.{uuid.uuid4().hex}")
         self._part_uri, self._failures_uri = part_uri(output, unit_id), failures_uri(output, unit_id)
         # On an object store what is written appears under its own name, and only whole.
@@ -82,15 +89,21 @@ class PartWriter:
         self._rows.extend(rows)
         self._vectors.append(tuple(vectors[feature.name] for feature in self.spec.features))
         self._buffered_bytes += sum(array.nbytes for array in self._vectors[-1])
+        self._text_bytes += sum(map(_text_bytes, rows))
         self.embedded += len(rows)
-        if self._buffered_bytes >= ROW_GROUP_BYTES or len(self._rows) >= ROW_GROUP_ROWS:
+        if (
+            self._buffered_bytes >= ROW_GROUP_BYTES
+            or self._text_bytes >= ROW_GROUP_TEXT_BYTES
+            or len(self._rows) >= ROW_GROUP_ROWS
+        ):
             self.flush()
 
     def fail(self, failure: Failure) -> None:
         """Adds a failure."""
         self._failures.append(failure)
+        self._failures_bytes += _text_bytes((failure.key, failure.label, failure.source, failure.message))
         self.failed += 1
-        if len(self._failures) >= ROW_GROUP_ROWS:
+        if self._failures_bytes >= ROW_GROUP_TEXT_BYTES or len(self._failures) >= ROW_GROUP_ROWS:
             self._flush_failures()
 
     def _flush_failures(self) -> None:
@@ -102,7 +115,7 @@ class PartWriter:
                 self._failures_file = storage.open_write(self._failures_name)
                 self._failures_parquet = SealedWriter(self._failures_file, table.schema)
             self._failures_parquet.write(table)
-        self._failures = []
+        self._failures, self._failures_bytes = [], 0
 
     def flush(self) -> None:
         """Writes the rows that have gathered as a row group."""
@@ -116,7 +129,7 @@ class PartWriter:
         arrays = [pa.array(c, f.type) if isinstance(c, list) else c for c, f in zip(columns, self._schema, strict=True)]
         with self._explained():
             self._parquet.write(pa.record_batch(arrays, schema=self._schema))
-        self._rows, self._vectors, self._buffered_bytes = [], [], 0
+        self._rows, self._vectors, self._buffered_bytes, self._text_bytes = [], [], 0, 0
         self.seconds += time.perf_counter() - started
 
     def commit(self, report: UnitReport) -> None:

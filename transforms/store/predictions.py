@@ -36,7 +36,7 @@ class Predictions(Folder):
         there = storage.list_folder(self.folder) & {*PREDICTION_FILES, "head.json"}
         if not there and not any(storage.is_folder(self.path(name)) for name in self.FOLDERS if name != "_tmp"):
             return None
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
             values = json.loads(storage.read_bytes(self.path("manifest.json")))
             ours = values["kind"] == PREDICTIONS and values["schema_version"] == PREDICTIONS_SCHEMA_VERSION
             if ours and not is_as_written(values):

@@ -2,10 +2,12 @@
 
 import logging
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import pyarrow as pa
 
+from transforms.errors import FeaturemillError
 from transforms.store.features import Features
 from transforms.text import one_line
 
@@ -38,25 +40,40 @@ def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
 
     Returns:
         None if even that didn't fit on this machine, in memory or on disk; the totals don't depend on it.
+
+    Raises:
+        FeaturemillError: A part can't be read.
     """
     import duckdb
 
+    broken: list[FeaturemillError] = []
     try:
-        return _find_repeats(features, named)
+        return _find_repeats(features, named, broken)
     except (duckdb.Error, OSError) as error:
+        if broken:
+            # DuckDB would tell its whole traceback.
+            raise broken[0] from None
         _log.warning("keys and contents seen twice were not counted: %s", one_line(error))
         return None
 
 
-def _find_repeats(features: Features, named: int) -> Repeats:
+def _find_repeats(features: Features, named: int, broken: list[FeaturemillError]) -> Repeats:
+    """Args: as `find_repeats`; what can't be read goes into `broken`, too."""
     import duckdb
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            for batch in features.batches(["key", "sha256"]):
+                yield batch.cast(schema)
+        except FeaturemillError as error:
+            broken.append(error)
+            raise
 
     schema = pa.schema([("key", pa.string()), ("sha256", pa.binary(32))])
     with tempfile.TemporaryDirectory() as folder, duckdb.connect() as database:
         database.execute("SET memory_limit = '512MB'; SET preserve_insertion_order = false")
         database.execute(f"SET temp_directory = '{folder}'")
-        batches = (batch.cast(schema) for batch in features.batches(["key", "sha256"]))
-        database.register("parts", pa.RecordBatchReader.from_batches(schema, batches))
+        database.register("parts", pa.RecordBatchReader.from_batches(schema, batches()))
         database.execute("CREATE TABLE rows AS SELECT key, sha256 FROM parts")
 
         def repeated(column: str) -> tuple[int, list]:

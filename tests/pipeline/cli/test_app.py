@@ -1,5 +1,6 @@
 """The command line: exit codes, messages, what is printed where. No network is computed here."""
 
+import importlib
 import json
 import re
 import subprocess
@@ -18,6 +19,7 @@ from tests import ROOT
 from tests.support.fakes import WEIGHTS, load_fake
 from tests.support.pages_data import clusters, write_out
 from transforms.engines import choose
+from transforms.errors import FeaturemillError
 from transforms.storage import readable
 from transforms.store.manifest import SCHEMA_VERSION
 
@@ -210,3 +212,24 @@ def test_every_command_and_option_has_help(capsys):
             assert isinstance(parameter, click.Argument) or parameter.help, (name, parameter.name)
         assert run_cli([name, "--help"]) == 0
     assert re.search(r"Exit codes: 0 complete", capsys.readouterr().out)
+
+
+def test_closed_standard_streams(tar, tmp_path):
+    """As with `2>&-`: what is asked for is done, and no file of the run gets what was to be said."""
+    command = f"exec {sys.executable} -m tests.support.fakes {tar} --image-size 32 -o {tmp_path}/out"
+    for number, closed in enumerate(("2>&-", ">&-", "<&- >&- 2>&-")):
+        shell = ["bash", "-c", f"{command}{number} {closed}"]
+        done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        manifest = json.loads((tmp_path / f"out{number}" / "manifest.json").read_text())
+        assert manifest["totals"]["rows_embedded"] == 6
+        assert ("read 6 = embedded 6" in done.stdout) == (closed == "2>&-")
+
+
+@pytest.mark.parametrize("function", ["transforms.engines.ncnn_model", "transforms.network.published"])
+def test_no_home_folder(monkeypatch, function):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    for name in ("FEATUREMILL_CACHE", "KERAS_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(FeaturemillError, match="no home folder is known for this user; set HOME"):
+        importlib.import_module(function).cache_folder()

@@ -255,7 +255,10 @@ def test_bad_vectors_are_named(tmp_path, monkeypatch):
             np.lib.format.write_array_header_1_0(file, header)
     with pytest.raises(FeaturemillError, match=r"junk\.npy: it is no \.npy file; .* --image an image"):
         query(QueryOptions(output=path, vectors=(str(tmp_path / "junk.npy"),)))
-    for name in ("gone.npy", "zip.npy", "huge.npy", "endless.npy"):
+    whole = (tmp_path / "nan.npy").read_bytes()
+    (tmp_path / "open.npy").write_bytes(whole.replace(b"}", b" "))
+    (tmp_path / "type.npy").write_bytes(whole.replace(b"<f", b"[f"))
+    for name in ("gone.npy", "zip.npy", "huge.npy", "endless.npy", "open.npy", "type.npy"):
         with pytest.raises(FeaturemillError, match="cannot read"):
             query(QueryOptions(output=path, vectors=(str(tmp_path / name),)))
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO((tmp_path / "nan.npy").read_bytes())))

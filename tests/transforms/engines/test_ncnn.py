@@ -398,3 +398,19 @@ print([name for name in ("tensorflow", "keras") if name in sys.modules])
     assert first.startswith("4 ('ncnn (1.")
     assert second == "[]"
     assert '"ncnn (1.' in (tmp_path / "out/manifest.json").read_text()
+
+
+def test_memory_that_the_process_may_not_have_is_told_before_ncnn_crashes():
+    """As under `ulimit -v`."""
+    code = (
+        "import resource, sys; from tests.transforms.engines.test_ncnn import make_engine\n"
+        "from transforms.errors import FeaturemillError\n"
+        "size = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize() + 2**28\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (size, size))\n"
+        "try:\n    make_engine(['embedding=block5_pool:avg'])\n"
+        "except FeaturemillError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "ncnn would need about" in done.stdout
+    assert "ulimit -v" in done.stdout

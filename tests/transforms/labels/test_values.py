@@ -67,3 +67,12 @@ def test_what_is_neither_text_nor_a_number(value):
 )
 def test_labels(value, expected):
     assert as_label(value) == expected
+
+
+@pytest.mark.parametrize("value", ["x" * 1001, b"x" * 1001, "ü" * 1001, b"\xff" * 900, " " * 9_000 + "x", b"x" * 2**24])
+def test_text_that_is_too_long_for_a_label(value):
+    assert as_label(value) == (None, "over 1,000 letters")
+
+
+def test_the_longest_label():
+    assert as_label(f"  {'ü' * 1000}  ".encode()) == ("ü" * 1000, "")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import h5py
@@ -306,7 +307,7 @@ def test_another_model(tmp_path):
         (b"", "it is empty"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "a Git LFS pointer; .* git lfs pull"),
         (b"\n<!DOCTYPE html><html></html>", "a web page; download the file itself"),
-        (b"PK\x03\x04 and no more", "cannot load .* as a Keras model in safe mode"),
+        (b"PK\x03\x04 and no more", "cannot read .* as a Keras archive: File is not a zip file"),
         (b"hello", "of another format"),
     ],
 )
@@ -360,12 +361,54 @@ def test_missing_files_and_folders(tmp_path):
     assert "cannot read weights from" in refusal(tmp_path)
 
 
-def test_keras_archives_in_safe_mode_only(tmp_path):
+def test_no_model_is_built_from_a_keras_archive(tmp_path):
     import keras
 
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x)])
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Lambda(lambda x: x), keras.layers.Dense(3)])
     model.save(tmp_path / "a.keras")
-    assert "in safe mode" in refusal(tmp_path / "a.keras")
+    assert "has no layer block1_conv1: it has dense" in refusal(tmp_path / "a.keras")
+
+
+def test_archives_that_claim_too_much_or_lack_their_weights(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.weights.h5", bytes(2**20))
+    assert "is damaged or cut off" in refusal(tmp_path / "a.keras")
+    monkeypatch.setattr(weight_files, "_MOST_ARCHIVE_BYTES", 2**20 - 1)
+    assert "its weights claim 1,048,576 bytes" in refusal(tmp_path / "a.keras")
+    with zipfile.ZipFile(tmp_path / "b.keras", "w") as archive:
+        archive.writestr("config.json", "{}")
+    assert "no item named 'model.weights.h5'" in refusal(tmp_path / "b.keras")
+
+
+def test_chunks_that_unpack_to_far_more_than_the_array(tmp_path, vgg16, monkeypatch):
+    monkeypatch.setattr(weight_files, "_CHUNK_NUMBERS", 1000)
+    path = change(tmp_path, vgg16)
+    with h5py.File(path, "a") as file:
+        group = file["block1_conv1"]
+        del group["block1_conv1_b_1:0"]
+        group.create_dataset("block1_conv1_b_1:0", (64,), "<f4", maxshape=(None,), chunks=(2**20,), compression="gzip")
+    assert "block1_conv1's bias is stored in chunks of 1048576" in refusal(path)
+
+
+@pytest.mark.parametrize("shape", ["dag", "ring", "deep", "outside"])
+def test_groups_that_link_to_each_other(tmp_path, shape):
+    """Each is looked at once: over every path, two links from each of 40 groups to the next would take for ever."""
+    path = tmp_path / "a.h5"
+    with h5py.File(tmp_path / "other.h5", "w") as other:
+        other.create_group("layers/conv2d/vars").attrs["name"] = "block1_conv1"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("a")
+        for _ in range(300 if shape == "deep" else 40):
+            child = group.create_group("l")
+            if shape == "dag":
+                group["r"] = child
+            group = child
+        if shape == "ring":
+            group["back"] = file["a"]
+        if shape == "outside":
+            group["other"] = h5py.ExternalLink("other.h5", "/layers")
+    says = "its groups lie over 100 deep" if shape == "deep" else "it has no weights at all"
+    assert says in refusal(path)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Heads on disk: what is written comes back, damage is seen, nothing else is overwritten; what a head fits."""
 
+import contextlib
+import hashlib
 import io
 import json
 import os
 import tracemalloc
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +20,7 @@ from tests.transforms.rows.test_table import draw_matrix, write_plain
 from transforms import committed, storage
 from transforms.errors import FeaturemillError
 from transforms.heads.model import Model
+from transforms.predictors import head as head_module
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, check_features, load_head, save_head, softmax
 from transforms.rows.table import open_table
@@ -94,11 +98,12 @@ def test_same_head_same_bytes(head, tmp_path):
 @pytest.mark.parametrize("place", ["local", "mem://heads/large"])
 def test_arrays_are_never_in_memory_twice(head, tmp_path, place):
     """knn's are as large as its rows: a head that could be trained has to be written, too."""
-    arrays = {"vectors": np.arange(2**23, dtype=np.float32).reshape(-1, 512), "codes": np.arange(2**14)}
+    arrays = {"vectors": np.arange(2**23, dtype=np.float32).reshape(-1, 512), "codes": np.arange(2**14) % 2}
+    arrays |= {"neighbours": np.int64(1), "classes": np.int64(2)}
     folder, large = str(tmp_path / "large") if place == "local" else place, 32 * 2**20
     expected = io.BytesIO()
     np.savez(expected, **arrays)
-    written, loaded = peak_of(lambda: save_head(replace(head, model=Model("knn", arrays)), folder)), []
+    written, loaded = peak_of(lambda: save_head(replace(head, model=Model("knn", arrays), dims=(512,)), folder)), []
     read = peak_of(lambda: loaded.append(load_head(folder)))
     assert storage.read_bytes(f"{folder}/head.npz") == expected.getvalue()
     np.testing.assert_array_equal(loaded[0].model.arrays["vectors"], arrays["vectors"])
@@ -228,6 +233,87 @@ def test_edited_json_is_refused(head, tmp_path, changes):
     edit(tmp_path / "head", **changes)
     with pytest.raises(FeaturemillError, match=r"head.json was changed or damaged"):
         load_head(str(tmp_path / "head"))
+
+
+def resign(folder, **changes) -> None:
+    """Changes head.json and gives it the hash that fits."""
+    values = {**json.loads((folder / "head.json").read_text()), **changes}
+    (folder / "head.json").write_text(json.dumps({**values, "sha256": head_module._digest(values)}))
+
+
+@pytest.mark.parametrize("wrong", [None, True, -1, 1.5, "x", [], [[]], {}, {"a": {}}, [1, "x"]])
+def test_values_of_other_types_are_told_from_damage(head, tmp_path, wrong):
+    """Whoever writes a head.json can give it a hash that fits."""
+    save_head(head, str(tmp_path / "head"))
+    before = (tmp_path / "head" / "head.json").read_text()
+    for name in json.loads(before):
+        resign(tmp_path / "head", **{name: wrong})
+        with contextlib.suppress(FeaturemillError):
+            loaded = load_head(str(tmp_path / "head"))
+            loaded.probabilities(draw_matrix(2))
+            assert loaded.never_trained == ()
+        (tmp_path / "head" / "head.json").write_text(before)
+    resign(tmp_path / "head", settings={"finetuned": wrong})
+    if not isinstance(wrong, dict):
+        with pytest.raises(FeaturemillError, match=r"head.json was changed or damaged"):
+            load_head(str(tmp_path / "head"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "says"),
+    [
+        ({}, "holds nothing instead of layers"),
+        ({"kernel1": np.eye(3)}, "instead of layers"),
+        ({"kernel1": np.eye(3), "bias1": np.zeros(3)}, "it gives 3 scores for 2 classes"),
+        ({"kernel1": np.eye(2), "bias1": np.zeros(2)}, "should take 3 numbers"),
+        ({"kernel1": np.zeros((3, 2), int), "bias1": np.zeros(2)}, "what are no numbers"),
+        ({"kernel1": np.full((3, 2), np.nan), "bias1": np.zeros(2)}, "what are no numbers"),
+    ],
+)
+def test_arrays_that_are_not_those_of_the_kind(head, tmp_path, arrays, says):
+    save_head(replace(head, model=replace(head.model, arrays=arrays)), str(tmp_path / "head"))
+    with pytest.raises(FeaturemillError, match=rf"head.npz was changed or damaged .*{says}"):
+        load_head(str(tmp_path / "head"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"codes": np.array([0, 2])},
+        {"codes": np.array([0.0, 1.0])},
+        {"codes": np.array([0])},
+        {"neighbours": np.int64(3)},
+        {"neighbours": np.array([1, 1])},
+        {"classes": np.int64(3)},
+        {"vectors": np.zeros((2, 4), np.float32)},
+        {"mean": np.zeros(3)},
+    ],
+)
+def test_neighbours_that_do_not_fit(head, tmp_path, changes):
+    arrays = {"vectors": np.eye(3, dtype=np.float32)[:2], "codes": np.array([0, 1]), "neighbours": np.int64(1)}
+    arrays["classes"] = np.int64(2)
+    save_head(replace(head, model=Model("knn", arrays)), str(tmp_path / "good"))
+    load_head(str(tmp_path / "good"))
+    save_head(replace(head, model=Model("knn", {**arrays, **changes})), str(tmp_path / "head"))
+    with pytest.raises(FeaturemillError, match=r"head.npz was changed or damaged"):
+        load_head(str(tmp_path / "head"))
+
+
+def test_arrays_that_unpack_to_far_more(head, tmp_path):
+    """Some kilobytes that would take megabytes; and an array that claims more than any memory holds."""
+    save_head(head, str(tmp_path / "head"))
+    packed = io.BytesIO()
+    np.savez_compressed(packed, kernel1=np.zeros((3, 2**21)), bias1=np.zeros(2))
+    claims = io.BytesIO()
+    np.lib.format.write_array_header_1_0(claims, {"descr": "<f8", "fortran_order": False, "shape": (2**40, 2**20)})
+    large = io.BytesIO()
+    with zipfile.ZipFile(large, "w") as archive:
+        archive.writestr("kernel1.npy", claims.getvalue())
+    for data, says in ((packed, "its arrays are packed"), (large, "head.npz was changed")):
+        (tmp_path / "head" / "head.npz").write_bytes(data.getvalue())
+        resign(tmp_path / "head", arrays_sha256=hashlib.sha256(data.getvalue()).hexdigest())
+        with pytest.raises(FeaturemillError, match=says):
+            load_head(str(tmp_path / "head"))
 
 
 def test_what_is_no_head(head, tmp_path):

@@ -97,9 +97,18 @@ def test_json_values_are_written_as_labels_are(tmp_path):
         (b"key,label\na,cat,more\n", "Expected 2 columns, got 3: a,cat,more"),
         (b'key,label\na,"cat\nb,dog\n', "it has a quote that isn't closed, before 'cat"),
         (gzip.compress(b"key,label\na,cat\n", mtime=0)[:-9], "can't be read as labels"),
+        (b"\x1f\x8b\x08" + bytes(7) + b"\xff" * 20, "can't be read as labels .*invalid block type"),
+        (b'{"key": "a", "label": ' + b"[" * 100_000, "it holds no JSON in line 1"),
     ],
 )
 def test_what_is_refused(tmp_path, data, message):
     with pytest.raises(FeaturemillError, match=message) as caught:
         found(tmp_path, data)
     assert "\n" not in str(caught.value)
+
+
+def test_parquet_whose_columns_are_not_named_in_utf8(tmp_path):
+    pq.write_table(pa.table({"key": ["a"], "läbel": ["b"]}), tmp_path / "x.parquet", store_schema=False)
+    data = (tmp_path / "x.parquet").read_bytes()
+    with pytest.raises(FeaturemillError, match=r"can't be read as labels \('utf-8' codec"):
+        found(tmp_path, data.replace("läbel".encode(), b"l\xff\xffbel"))

@@ -296,8 +296,44 @@ def test_empty_shards(tmp_path):
 def test_large_rows_come_a_few_at_a_time(tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, "_BATCH_BYTES", 10_000)
     shard = write_shard(tmp_path, "parquet", fake_items(30, size=3000), row_group_size=30)
-    assert parquet._batch_rows(pq.ParquetFile(shard.file.uri), 0) < 5
+    with open(shard.file.uri, "rb") as file:
+        watched = parquet._Watched(file)
+        assert parquet._batch_rows(parquet._open(watched), watched, [0], ["image"]) < 5
     assert len(rows(shard)) == 30
+
+
+@pytest.mark.parametrize("column", ["image", "label"])
+def test_what_a_dictionary_repeats_is_never_held_many_times(tmp_path, column, monkeypatch):
+    """A file of a few kB, whose every row has the same megabyte."""
+    monkeypatch.setattr(parquet, "_BATCH_BYTES", 2**23)
+    large = {"image": b"x" * 2**20, "label": "y" * 2**20}[column]
+    columns = {"image": [b"x"] * 300, "label": ["y"] * 300, column: pa.array([large] * 300).dictionary_encode()}
+    path = write(tmp_path / "x.parquet", columns, compression="zstd", store_schema=False)
+    assert path.stat().st_size < 20_000
+    before = pa.total_allocated_bytes()
+    most, read = 0, 0
+    for row in shards.read(Unit(found_shard(path))):
+        most = max(most, pa.total_allocated_bytes() - before)
+        assert row.unusable == ("" if column == "image" else "over 1,000 letters")
+        read += 1
+    assert read == 300
+    assert most < 2 * parquet._BATCH_BYTES < 64 * 2**20
+
+
+def test_a_footer_that_lies_about_sizes_is_not_believed(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.parquet", {"image": [b"x" * 2**20] * 9}, compression="zstd", use_dictionary=False)
+    watched = parquet._Watched(path.open("rb"))
+    opened = parquet._open(watched)
+
+    class Liar:
+        total_uncompressed_size, path_in_schema, has_dictionary_page = 1, "image", False
+        data_page_offset = opened.metadata.row_group(0).column(0).data_page_offset
+
+    assert parquet._first_page_bytes(Liar, watched) > 9 * 2**20
+    monkeypatch.setattr(parquet, "_PAGE_BYTES", 2**20)
+    [failure] = rows(found_shard(path))
+    assert failure.error == "bad row group"
+    assert "would unpack to" in failure.message
 
 
 def test_a_value_over_the_limit_is_a_failure(tmp_path, monkeypatch):
@@ -324,6 +360,20 @@ def test_what_an_image_column_holds_instead_is_said(tmp_path, column, holds):
         FeaturemillError, match=rf"no image in .*a\.parquet: looked for image, found that it holds {holds}"
     ):
         shards.find((str(tmp_path / "a.parquet"),), shards.Fields())
+
+
+def test_names_that_are_too_long_for_a_key(tmp_path):
+    columns = {"image": [b"1", b"2", b"3"], "file_name": ["a.jpg", "é" * 4096, "é" * 40_000]}
+    first, second, third = rows(found_shard(write(tmp_path / "x.parquet", columns)))
+    assert (first.data, second.data) == (b"1", b"2")
+    assert (third.error, third.position) == ("key too long", 2)
+
+
+def test_columns_that_are_not_named_in_utf8(tmp_path):
+    data = write(tmp_path / "x.parquet", {"image": [b"1"], "läbel": ["a"]}, store_schema=False).read_bytes()
+    (tmp_path / "x.parquet").write_bytes(data.replace("läbel".encode(), b"l\xff\xffbel"))
+    [failure] = rows(found_shard(tmp_path / "x.parquet"))
+    assert failure.error == "bad footer"
 
 
 def test_a_footer_that_ends_the_process_is_a_damaged_one(tmp_path):

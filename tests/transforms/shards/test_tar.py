@@ -311,7 +311,7 @@ def test_a_member_is_read_up_to_a_limit(tmp_path, monkeypatch):
 
 
 def test_many_images_of_one_base_name_are_not_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar, "_HELD_BYTES", 1000)
+    monkeypatch.setattr(tar, "_HELD_BYTES", 2000)
     items = [
         (f"cat.{i}.{ending}", data) for i in range(9) for ending, data in (("jpg", b"x" * 600), ("cls", b"%d" % i))
     ]
@@ -444,3 +444,49 @@ def test_split_reads_no_payload(tmp_path, monkeypatch):
     monkeypatch.setattr("transforms.shards.stream.Stream.read", counted)
     assert len(shards.split(shard, 200_000)) == 20
     assert sum(read_bytes) <= 20 * 512 + 10240
+
+
+def test_labels_that_are_no_names_are_null_and_counted(tmp_path):
+    members = [("a.jpg", b"x"), ("a.cls", b"l" * 1000), ("b.jpg", b"x"), ("b.cls", b"l" * 1001), ("c.jpg", b"x")]
+    members += [("c.json", b'{"label": "%s"}' % (b"m" * 9000))]
+    first, second, third = rows(found_in(tmp_path / "x.tar", tar_bytes(members)))
+    assert (first.label, first.unusable) == ("l" * 1000, "")
+    assert (second.label, second.unusable) == (third.label, third.unusable) == (None, "over 1,000 letters")
+
+
+def test_a_name_that_is_too_long_for_a_key_is_a_failure(tmp_path):
+    name = "d/" * 10 + "x" * 70_000
+    members = [("a.jpg", b"1"), (f"{name}.jpg", b"2"), ("b.jpg", b"3")]
+    data = gzip.compress(tar_bytes(members, format=tarfile.PAX_FORMAT))
+    first, long, last = rows(found_in(tmp_path / "x.tar.gz", data))
+    assert (first.data, last.data) == (b"1", b"3")
+    assert long.error == "key too long"
+    assert len(long.key) < 200
+    assert "over 8192 bytes, the most that a key has: d/d/d/" in long.message
+    # A name of as many bytes as it may have.
+    [row] = rows(found_in(tmp_path / "y.tar", tar_bytes([("y" * 8188 + ".jpg", b"4")], format=tarfile.GNU_FORMAT)))
+    assert row.data == b"4"
+
+
+def test_what_is_kept_for_the_labels_of_a_sample_is_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "_TEXTS_BYTES", 3000)
+    members = [(f"a.{i}.cls", b"cat" * 100) for i in range(20)] + [(f"a.{i}.jpg", b"x") for i in (0, 19)]
+    found = rows(found_in(tmp_path / "x.tar", tar_bytes(members)))
+    assert [(row.label, row.unusable) for row in found] == [
+        ("cat" * 100, ""),
+        (None, "among more than are kept of one sample"),
+    ]
+
+
+def test_names_of_a_sample_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tar, "_NAMES_BYTES", 5000)
+    members = [("a.cls", b"cat"), ("a.jpg", b"x"), *((f"a.{i}.xyz", b"") for i in range(50)), ("a.png", b"y")]
+    shard = found_in(tmp_path / "x.tar", tar_bytes(members))
+    assert [(row.data, row.label) for row in rows(shard)] == [(b"x", "cat"), (b"y", "cat")]
+    with tar.open_stream(shard) as stream:
+        for sample, _ in tar._samples(shard, stream, stop=-1):
+            assert len(sample.names) < 20
+            list(sample.flushed(tar._Apart(shards.split(shard, 10**6)[0])))
+    # Without an image there is nothing to hand on.
+    only = [(f"a.{i}.xyz", b"") for i in range(50)]
+    assert read_members(tmp_path, [*only, ("a.jpg", b"x"), ("a.cls", b"cat")]) == {"a.jpg": "cat"}

@@ -7,7 +7,8 @@ import pytest
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.store.manifest import read_manifest
+from transforms.spec import Feature, FeatureSpec
+from transforms.store.manifest import new_manifest, read_manifest
 
 
 def said(folder) -> str:
@@ -42,3 +43,28 @@ def test_why_it_cannot_be_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(storage, "read_bytes", unreachable)
     assert "extract: manifest.json can't be read ([Errno 113] No route to host); pass" in said(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [True, -1, 1.5, "x", [1], [[]], {"a": {}}, {"moves": [1]}, {"units": "x"}])
+def test_values_of_other_types(tmp_path, wrong):
+    """Each is refused or read as it is; nothing else is raised, then or when it is used."""
+    spec = FeatureSpec("vgg16", "0" * 64, (Feature("embedding", "block1_pool", "avg"),))
+    manifest = new_manifest(spec, weights="imagenet", weights_are_random=False, limit=None, versions={"numpy": "2"})
+    values = manifest.to_json()
+    refused = 0
+    for name in (*values, "relocation", "notes", "totals"):
+        (tmp_path / "manifest.json").write_text(json.dumps({**values, name: wrong}))
+        try:
+            found = read_manifest(str(tmp_path))
+        except FeaturemillError as error:
+            refused += str(tmp_path) in str(error)
+        else:
+            assert found.cure
+            found.to_json()
+    assert refused > 8
+    for name in values["spec"]:
+        (tmp_path / "manifest.json").write_text(json.dumps({**values, "spec": {**values["spec"], name: wrong}}))
+        if type(values["spec"][name]) is not type(wrong):
+            assert "its spec is not one of featuremill" in said(tmp_path)
+    (tmp_path / "manifest.json").write_text("[" * 100_000)
+    assert "is not valid JSON" in said(tmp_path)
