@@ -23,7 +23,7 @@ from transforms.text import one_line
 _TAIL_BYTES = 64 << 10
 _END_BYTES = 8
 _READ_BYTES = 2**20
-_APART = Isolated(seconds=60, memory=2 << 30)
+APART = Isolated(seconds=60, memory=2 << 30)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def look_at_footer(file: BinaryIO) -> Footer:
     if wanted > len(tail):
         file.seek(size - wanted)
         tail = file.read()
-    return _APART.call(_parse, tail)
+    return APART.call(_parse, tail)
 
 
 def _parse(tail: bytes) -> Footer:
@@ -72,7 +72,7 @@ def count_values(metadata: pq.FileMetaData, leaf: int, *, apart: bool) -> list[i
     Raises:
         Crashed: Arrow doesn't survive it.
     """
-    return _APART.call(_count_values, metadata, leaf) if apart else _count_values(metadata, leaf)
+    return APART.call(_count_values, metadata, leaf) if apart else _count_values(metadata, leaf)
 
 
 def _count_values(metadata: pq.FileMetaData, leaf: int) -> list[int]:

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.isolated import Crashed, Isolated
+from transforms.isolated import Crashed
 from transforms.labels.folders import LABEL_NAMES
 from transforms.labels.values import as_label
-from transforms.parquet.files import Footer, look_at_footer
+from transforms.parquet.files import APART, Footer, look_at_footer
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, NoImageError, choose, missing, name_or, usual
 from transforms.shards.format import Format
@@ -440,8 +440,7 @@ def narrow(unit: Unit, positions: Sequence[int]) -> Iterator[tuple[Unit, int]]:
 def look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
     """Returns the labels of the first records, and whether there are no more; only their column is read."""
     try:
-        with Isolated() as child:
-            return child.call(_look, shard, records)
+        return APART.call(_look, shard, records)
     except Crashed:
         # Whoever reads it says so.
         return [], False
