@@ -223,7 +223,7 @@ def test_closed_standard_streams(tar, tmp_path):
         assert done.returncode == 0, done.stderr
         manifest = json.loads((tmp_path / f"out{number}" / "manifest.json").read_text())
         assert manifest["totals"]["rows_embedded"] == 8
-        assert ("read 8 = embedded 8" in done.stdout) == (closed == "2>&-")
+        assert ("read 12 = embedded 8 + failed 4" in done.stdout) == (closed == "2>&-")
 
 
 @pytest.mark.parametrize("function", ["transforms.engines.ncnn_model", "transforms.network.published"])
