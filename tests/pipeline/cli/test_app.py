@@ -222,8 +222,8 @@ def test_closed_standard_streams(tar, tmp_path):
         done = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         manifest = json.loads((tmp_path / f"out{number}" / "manifest.json").read_text())
-        assert manifest["totals"]["rows_embedded"] == 6
-        assert ("read 6 = embedded 6" in done.stdout) == (closed == "2>&-")
+        assert manifest["totals"]["rows_embedded"] == 8
+        assert ("read 12 = embedded 8 + failed 4" in done.stdout) == (closed == "2>&-")
 
 
 @pytest.mark.parametrize("function", ["transforms.engines.ncnn_model", "transforms.network.published"])

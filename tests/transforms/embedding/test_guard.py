@@ -3,6 +3,7 @@
 import os
 import time
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline.extraction import test_run as te
@@ -11,7 +12,6 @@ from tests.support.factories import draw_items
 from transforms.embedding import attempts, decoders
 from transforms.embedding.attempts import attempt, begun
 from transforms.embedding.unit import Job
-from transforms.store.output import Output
 
 DEEDS = {
     "abort": ("crashed the decoder", "crashed the decoder (signal 6)"),
@@ -34,8 +34,7 @@ def write_photos(folder, deeds) -> None:
 
 def failures(output) -> dict[str, tuple[str, str]]:
     """{name of the file: (error, message)} of all failures."""
-    opened = Output(str(output))
-    rows = [row for name in opened.failed_ids for row in opened.failures(name, ["key", "error", "message"])]
+    rows = [row for part in (output / "failures").iterdir() for row in pq.read_table(part).to_pylist()]
     return {os.path.basename(row["key"]): (row["error"], row["message"]) for row in rows}
 
 
