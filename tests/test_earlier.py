@@ -124,7 +124,7 @@ def test_units_have_the_ids_that_they_had(tmp_path):
     featuremill("extract", *INPUTS, "--output", output, *NETWORK, "--unit-bytes", "16000", "--quiet")
     assert rows(output / "plan.parquet", "unit_id") == plan
     # Reports have notes and seals now, and these units none.
-    none = {"notes": "{}", "failures_seal": "", "seal": "", "part_bytes": 0}
+    none = {"notes": "{}", "failures_sha256": "", "part_sha256": "", "part_bytes": 0}
     units = [{**row, **none} for row in rows(FOLDER / "complete" / "units.parquet", "unit_id")]
     assert rows(output / "units.parquet", "unit_id") == units
     parts = {name: content for name, content in files(output).items() if "/" in name}

@@ -168,9 +168,9 @@ class UnitReport:
         notes: {note: how many of its records it is true of}: what there is to know of records that are no failures. A
             note reads on after "3 images", such as "whose label can't be used: a list"; reports of earlier
             versions have none.
-        failures_seal: Of the failures file, see `transforms.parquet.seals`; empty if there is none, or it has none.
-        seal: Of the part as it was committed: also where its rows were written anew since, merged with others or
-            relocated. Empty in the part itself, and if it had none.
+        failures_sha256: Hex, of the failures file without its footer; empty if there is none, or it doesn't say.
+        part_sha256: The same of the part as it was committed: also where its rows were written anew since, merged with
+            others or relocated. Empty in the part itself, whose footer says it.
         part_bytes: Size of the part, in units.parquet alone; 0 if unknown.
     """
 
@@ -189,6 +189,6 @@ class UnitReport:
     wall_seconds: float
     engine: str
     notes: dict[str, int] = field(default_factory=dict)
-    failures_seal: str = ""
-    seal: str = ""
+    failures_sha256: str = ""
+    part_sha256: str = ""
     part_bytes: int = field(default=0, compare=False)

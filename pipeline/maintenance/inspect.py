@@ -259,7 +259,9 @@ def _check_totals(output: Output, reports: list[UnitReport]) -> list[str]:
         problems.append("units.parquet and the parts don't name the same units")
     if output.manifest.parts_sha256 and output.manifest.parts_sha256 != parts_sha256(reports):
         known = {report.unit_id: report for report in output.reports}
-        others = sorted(r.unit_id for r in reports if r.unit_id in known and known[r.unit_id] != r)
+        others = sorted(
+            r.unit_id for r in reports if r.unit_id in known and parts_sha256([known[r.unit_id]]) != parts_sha256([r])
+        )
         problems += [f"{unit_id}: its part isn't the one that OUT was finished with; {AGAIN}" for unit_id in others[:5]]
     if output.manifest.parts_sha256 and output.manifest.parts_sha256 != parts_sha256(output.reports):
         problems.append("units.parquet isn't the one that OUT was finished with; delete it and run extract again")

@@ -64,6 +64,11 @@ class SealedWriter:
         self._sink.file.write(tail.replace(token.encode(), seal.encode()))
         return seal
 
+    @property
+    def content(self) -> str:
+        """The SHA-256 (hex) of what was written before the footer."""
+        return self._sink.sha256.hexdigest()
+
     def discard(self) -> None:
         """Forgets what isn't written yet, if there is any."""
         self._sink.hold_back()
@@ -79,14 +84,14 @@ class _Sink:
     def __init__(self, file: BinaryIO):
         self.file = file
         self.held: bytearray | None = None
-        self._sha256, self._size = hashlib.sha256(), 0
+        self.sha256, self._size = hashlib.sha256(), 0
         self._blocks: list[int] = []
 
     def write(self, data: bytes) -> int:
         if self.held is not None:
             self.held += data
         else:
-            self._sha256.update(data)
+            self.sha256.update(data)
             self._add_blocks(memoryview(data))
             self.file.write(data)
         return len(data)
@@ -104,7 +109,7 @@ class _Sink:
     def digests(self) -> dict[str, str]:
         """Returns what the footer says of all before it."""
         blocks = base64.b64encode(np.array(self._blocks, "<u4").tobytes()).decode()
-        return {_DATA: f"{self._size} {self._sha256.hexdigest()}", _BLOCKS: blocks}
+        return {_DATA: f"{self._size} {self.sha256.hexdigest()}", _BLOCKS: blocks}
 
     def hold_back(self) -> None:
         self.held = bytearray()
@@ -224,18 +229,26 @@ class Verified(io.RawIOBase):
         return True
 
 
+def content_of(metadata: pq.FileMetaData) -> str:
+    """Returns the SHA-256 (hex) of all before the footer; empty if that doesn't say it.
+
+    Two workers that do the same unit write the same content, and their seconds into the footer.
+    """
+    return stated_data(metadata)[1]
+
+
 def seal_of(metadata: pq.FileMetaData) -> str:
     """Returns the seal that a footer carries, empty if none."""
     return (metadata.metadata or {}).get(_SEAL.encode(), b"").decode()
 
 
 def origin_of(metadata: pq.FileMetaData) -> str:
-    """Returns the seal that a file had when it was first written; empty if it had none."""
-    return (metadata.metadata or {}).get(_ORIGIN.encode(), seal_of(metadata).encode()).decode()
+    """Returns the SHA-256 (hex) of a file's content when it was first written; empty if it doesn't say."""
+    return (metadata.metadata or {}).get(_ORIGIN.encode(), content_of(metadata).encode()).decode()
 
 
 def values_for_copy(metadata: pq.FileMetaData) -> dict[bytes, bytes]:
-    """Returns the values of a footer for a file that is written anew from this one, and remembers its seal."""
+    """Returns the values of a footer for a file that is written anew from this one, and remembers its content."""
     own = (_SEAL.encode(), _DATA.encode(), _BLOCKS.encode(), b"ARROW:schema")
     values = {name: value for name, value in (metadata.metadata or {}).items() if name not in own}
     return {**values, _ORIGIN.encode(): origin_of(metadata).encode()}

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.parquet.seals import Broken, read_metadata, seal_of
+from transforms.parquet.seals import Broken, content_of, read_metadata
 from transforms.records import UnitReport
 from transforms.store.layout import MERGED, OUTPUT_FOLDERS, is_own
 from transforms.text import one_line
@@ -86,8 +86,8 @@ def footer_of(metadata: pq.FileMetaData, part: str) -> Footer:
     merged = values.get(b"featuremill.reports")
     reports = json.loads(merged) if merged else [json.loads(values[b"featuremill.report"])]
     if not merged:
-        # A part can't say its own seal in what that is made of. One that was written anew says that of then.
-        reports = [{"seal": seal_of(metadata), **report} for report in reports]
+        # One that was written anew says in its report what it was at first.
+        reports = [{"part_sha256": content_of(metadata), **report} for report in reports]
     ids = [report["unit_id"] for report in reports]
     own_name = merged_name(ids) if merged else f"{ids[0]}{_ENDING}"
     if part.rsplit("/", 1)[-1] != own_name:
@@ -102,11 +102,11 @@ def footer_of(metadata: pq.FileMetaData, part: str) -> Footer:
 
 def own_report(report: UnitReport) -> dict[str, Any]:
     """Returns a report as its part carries it from the first: without what is only known afterwards."""
-    return {name: value for name, value in vars(report).items() if name not in ("seal", "part_bytes")}
+    return {name: value for name, value in vars(report).items() if name not in ("part_sha256", "part_bytes")}
 
 
 def later_report(report: UnitReport) -> dict[str, Any]:
-    """Returns a report as a part carries it that was written anew: with the seal of the first one."""
+    """Returns a report as a part carries it that was written anew: with the hash of the first one."""
     return {name: value for name, value in vars(report).items() if name != "part_bytes"}
 
 

@@ -53,7 +53,7 @@ class Manifest:
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         versions: Of the libraries that made it.
         added_columns: Which of `spec.ADDED_COLUMNS` the parts have; an OUT begun without them goes on without them.
-        parts_sha256: Of all reports and the seals of their parts, see `reports.parts_sha256`; empty until the first run
+        parts_sha256: Of the content of all parts, see `reports.parts_sha256`; empty until the first run
             has finished, and in an OUT of an earlier version.
         relocation: The moves of a relocation that is under way or was cut off; on disk only then.
         updated: When it was written, UTC.

@@ -17,7 +17,7 @@ from transforms import storage
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.parquet.files import open_sealed
-from transforms.parquet.seals import SealedWriter, seal_of, values_for_copy
+from transforms.parquet.seals import SealedWriter, content_of, values_for_copy
 from transforms.store.layout import part_uri
 from transforms.store.listing import Footer, footer_of, later_report, merged_name, pack_row_units
 from transforms.store.output import Output
@@ -172,13 +172,13 @@ def rewrite(
         FeaturemillError: It can't be read or written.
     """
     with _open(uri) as parquet:
-        values, seal = values_for_copy(parquet.metadata), seal_of(parquet.metadata)
+        values, content = values_for_copy(parquet.metadata), content_of(parquet.metadata)
         if values.get(RELOCATION.encode()) == token.encode():
             return False
         schema = parquet.schema_arrow.remove_metadata()
         values[RELOCATION.encode()] = token.encode()
         for name, change in (
-            (b"featuremill.report", lambda one: report({"seal": seal, **one})),
+            (b"featuremill.report", lambda one: report({"part_sha256": content, **one})),
             (b"featuremill.reports", lambda all: [*map(report, all)]),
         ):
             if name in values:

@@ -135,7 +135,7 @@ def check_failures(metadata: "pq.FileMetaData", report: UnitReport) -> None:
     Raises:
         OSError: It isn't.
     """
-    if report.failures_seal and origin_of(metadata) != report.failures_seal:
+    if report.failures_sha256 and origin_of(metadata) != report.failures_sha256:
         raise Broken("it isn't the one that its part was committed with")
 
 
@@ -329,7 +329,7 @@ class Output(Folder):
         # Of a part of an earlier version the size stays unknown: nobody compares it.
         sizes = {name.removesuffix(".parquet"): size for name, size in self.part_bytes.items()}
         reports = (known[unit_id] for unit_id in sorted(unit_ids))
-        return [replace(r, part_bytes=sizes.get(r.unit_id, r.part_bytes)) if r.seal else r for r in reports]
+        return [replace(r, part_bytes=sizes.get(r.unit_id, r.part_bytes)) if r.part_sha256 else r for r in reports]
 
     def failures_by_reason(self, reports: Iterable[UnitReport]) -> Counter[str]:
         """Returns {`stage: error`: count}, the commonest first."""

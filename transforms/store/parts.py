@@ -148,8 +148,8 @@ class PartWriter:
         with self._explained():
             # The failures first: once the part is there, the unit is done, and its failures must be there.
             if self._failures_parquet is not None:
-                seal = self._finish(self._failures_parquet, self._failures_file, {})
-                report = replace(report, failures_seal=seal)
+                self._finish(self._failures_parquet, self._failures_file, {})
+                report = replace(report, failures_sha256=self._failures_parquet.content)
                 self._publish(self._failures_name, self._failures_uri)
             values = {
                 "featuremill.fingerprint": self.spec.fingerprint,
@@ -159,11 +159,10 @@ class PartWriter:
             self._finish(self._parquet, self._file, values)
             self._publish(self._part_name, self._part_uri)
 
-    def _finish(self, parquet: SealedWriter, file: BinaryIO, values: Mapping[str, str]) -> str:
-        seal = parquet.close(values)
+    def _finish(self, parquet: SealedWriter, file: BinaryIO, values: Mapping[str, str]) -> None:
+        parquet.close(values)
         storage.sync(file)
         file.close()
-        return seal
 
     def _publish(self, temporary: str, final: str) -> None:
         try:

@@ -14,11 +14,12 @@ from transforms.parquet.files import open_sealed
 from transforms.parquet.seals import sealed
 from transforms.records import FileInfo, SkippedFile, UnitReport
 from transforms.store.layout import SKIPPED_FILE, write_file
-from transforms.store.listing import later_report
 from transforms.store.manifest import Totals
 from transforms.text import clean, counted
 
 UNITS_PER_GROUP = 65_536
+_CONTENT = ("unit_id", "source", "start", "stop", "rows_read", "rows_embedded", "rows_failed")
+_CONTENT += ("part_sha256", "failures_sha256")
 _ARROW = {str: pa.string(), int: pa.int64(), float: pa.float64()}
 _SCHEMA = pa.schema([(f.name, _ARROW.get(f.type, pa.string())) for f in fields(UnitReport)])
 _SKIPPED = pa.schema([("uri", pa.string()), ("bytes", pa.int64()), ("reason", pa.string())])
@@ -32,11 +33,11 @@ def add_up(reports: Iterable[UnitReport]) -> Totals:
 
 
 def parts_sha256(reports: Iterable[UnitReport]) -> str:
-    """Returns the SHA-256 (hex) over all reports and the seals of their parts, in whatever order they come.
+    """Returns the SHA-256 (hex) over what all reports say of their parts' content, in whatever order they come.
 
-    Merging, splitting and compacting parts doesn't change it.
+    Merging, splitting and compacting parts doesn't change it, nor does a worker that does a unit once more.
     """
-    lines = (json.dumps(later_report(report), sort_keys=True) for report in reports)
+    lines = (json.dumps({name: getattr(report, name) for name in _CONTENT}) for report in reports)
     return hashlib.sha256(b"".join(sorted(hashlib.sha256(line.encode()).digest() for line in lines))).hexdigest()
 
 

@@ -10,6 +10,7 @@ from pipeline.maintenance.compact import compact
 from pipeline.maintenance.inspect import inspect
 from tests.pipeline.extraction import test_run as te
 from tests.support.factories import draw_items, write_tar
+from tests.support.fakes import load_fake
 from tests.support.manifests import edit_manifest
 from transforms.errors import FeaturemillError
 from transforms.store.features import open_features
@@ -107,11 +108,19 @@ def test_nothing_is_opened_where_all_is_as_it_was(tar, out, monkeypatch):
     assert te.extract(tar, out, unit_bytes=6000).this_run.units == 0
 
 
+def other_numbers(job):
+    """An engine that is off by one."""
+    engine = load_fake(job)
+    embed = engine.embed
+    engine.embed = lambda pixels: {name: values + 1 for name, values in embed(pixels).items()}
+    return engine
+
+
 def test_a_part_of_an_earlier_run_is_noticed_by_every_reader(tar, out, tmp_path):
     """It has the right name and settings, and its own hash is right; only the manifest tells."""
     copy, victim = tmp_path / "copy", parts(out)[1]
     shutil.copytree(out, copy)
-    te.extract(tar, out, unit_bytes=6000, overwrite=True)
+    te.extract(tar, out, unit_bytes=6000, overwrite=True, load=other_numbers)
     shutil.copy(copy / "features" / victim.name, victim)
     with pytest.raises(FeaturemillError, match="has other parts than it was finished with: one was replaced or lost"):
         open_features(str(out))
@@ -121,6 +130,17 @@ def test_a_part_of_an_earlier_run_is_noticed_by_every_reader(tar, out, tmp_path)
     te.extract(tar, out, unit_bytes=6000)
     assert inspect(str(out)).problems == ()
     assert open_features(str(out)).rows == open_features(str(copy)).rows
+
+
+def test_a_part_that_a_second_worker_wrote_again_is_the_same(tar, out, tmp_path):
+    """Its footer says other seconds; its rows are those."""
+    te.extract(tar, tmp_path / "again", unit_bytes=6000)
+    victim = parts(out)[1]
+    before = victim.read_bytes()
+    shutil.copy(tmp_path / "again/features" / victim.name, victim)
+    assert victim.read_bytes() != before
+    assert inspect(str(out), deep=True).problems == ()
+    assert open_features(str(out)).complete
 
 
 def test_failures_of_an_earlier_run(tar, out, tmp_path):
@@ -134,7 +154,7 @@ def test_failures_of_an_earlier_run(tar, out, tmp_path):
 
 def test_units_of_an_earlier_run(tar, out, tmp_path):
     earlier = (out / "units.parquet").read_bytes()
-    te.extract(tar, out, unit_bytes=6000, overwrite=True)
+    te.extract(tar, out, unit_bytes=6000, overwrite=True, load=other_numbers)
     (out / "units.parquet").write_bytes(earlier)
     with (
         pytest.raises(FeaturemillError, match=r"units\.parquet isn't the one that it was finished with"),
