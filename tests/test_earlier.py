@@ -123,7 +123,7 @@ def test_units_have_the_ids_that_they_had(tmp_path):
     os.remove(output / "plan.parquet")
     featuremill("extract", *INPUTS, "--output", output, *NETWORK, "--unit-bytes", "16000", "--quiet")
     assert rows(output / "plan.parquet", "unit_id") == plan
-    # Reports have notes and seals now, and these units none.
+    # Reports have notes and hashes now, and these units none.
     none = {"notes": "{}", "failures_sha256": "", "part_sha256": "", "part_bytes": 0}
     units = [{**row, **none} for row in rows(FOLDER / "complete" / "units.parquet", "unit_id")]
     assert rows(output / "units.parquet", "unit_id") == units
@@ -133,15 +133,16 @@ def test_units_have_the_ids_that_they_had(tmp_path):
 
 def test_unfinished_out_is_resumed():
     output, complete = FOLDER / "unfinished", FOLDER / "complete"
-    before, planned = files(output), rows(output / "plan.parquet", "unit_id")
+    before = files(output)
     committed = {name: content for name, content in before.items() if name.startswith(("features/", "failures/"))}
     assert json.loads(before["manifest.json"])["status"] == "running"
     assert 0 < len(rows(output / "features")) < 48
+    plan = rows(output / "plan.parquet", "unit_id")
     featuremill("extract", *INPUTS, "--output", output, *NETWORK, "--quiet")
     after = files(output)
     assert committed.items() <= after.items()
-    # It is written anew, with a seal.
-    assert rows(output / "plan.parquet", "unit_id") == planned
+    # What is written anew carries checksums.
+    assert rows(output / "plan.parquet", "unit_id") == plan
     assert os.listdir(output / "_tmp") == []
     assert sorted(os.listdir(output / "features")) == sorted(os.listdir(complete / "features"))
     assert_same_rows(rows(output / "features"), rows(complete / "features"))
