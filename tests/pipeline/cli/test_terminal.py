@@ -43,7 +43,7 @@ def made(tmp_path, monkeypatch) -> Path:
     """IN, a tar of images twice in it under hostile names and labels, and OUT."""
     real = extract_module.run
     monkeypatch.setattr(extract_module, "run", lambda o, **more: real(o, load=load_fake, weights=WEIGHTS, **more))
-    items = [item for item in draw_items(per_class=6, size=40, seed=0) if item.name.endswith(".jpg")]
+    items = [item for item in draw_items(per_class=24, size=40, seed=0) if item.name.endswith(".jpg")]
     folder = tmp_path / f"in {EVIL_NAME}"
     folder.mkdir()
     with tarfile.open(folder / "x.tar", "w", format=tarfile.PAX_FORMAT) as archive:

@@ -24,6 +24,7 @@ from tests.support.factories import shared_data
 from tests.support.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.support.properties import examples
 from transforms import shards
+from transforms.embedding import decoders
 from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError, UsageError
 
@@ -143,8 +144,8 @@ def test_each_stage_can_be_the_bottleneck(tmp_path, clock, monkeypatch, slow):
     wall = {stage: 0.5 if stage == slow else 0.125 for stage in ("read", "decode", "embed", "write")}
     read = shards.read
 
-    def read_slowly(unit):
-        for record in read(unit):
+    def read_slowly(unit, **more):
+        for record in read(unit, **more):
             clock.pass_by(wall["read"], 0)
             yield record
 
@@ -156,7 +157,7 @@ def test_each_stage_can_be_the_bottleneck(tmp_path, clock, monkeypatch, slow):
         return call
 
     monkeypatch.setattr(shards, "read", read_slowly)
-    monkeypatch.setattr(timing, "decode_record", slowly(timing.decode_record, "decode"))
+    monkeypatch.setattr(decoders, "decode_record", slowly(decoders.decode_record, "decode"))
     monkeypatch.setattr(timing.PartWriter, "add", slowly(timing.PartWriter.add, "write"))
     found = estimate(tmp_path / "x.tar", batch_size=1, load=ticking(clock, wall=wall["embed"], cpu=0))
     assert {stage: cost.seconds for stage, cost in found.costs.items()} == wall
@@ -169,8 +170,8 @@ def test_each_stage_can_be_the_bottleneck(tmp_path, clock, monkeypatch, slow):
 def test_cores_that_all_stages_need_hold_up_a_run(tmp_path, clock, monkeypatch):
     monkeypatch.setattr(estimating, "available_cores", lambda: 2)
     write_tar(tmp_path / "x.tar", good_items(12))
-    decode = timing.decode_record
-    monkeypatch.setattr(timing, "decode_record", lambda *a, **k: clock.pass_by(0.5, 1.0) or decode(*a, **k))
+    decode = decoders.decode_record
+    monkeypatch.setattr(decoders, "decode_record", lambda *a, **k: clock.pass_by(0.5, 1.0) or decode(*a, **k))
     found = estimate(tmp_path / "x.tar", load=ticking(clock, wall=0.75, cpu=1.5))
     assert 1 / found.images_per_second == 1.25
     assert found.bottleneck == "embed"
@@ -289,9 +290,9 @@ def test_large_shards_are_drawn_before_small_ones(tmp_path):
 def test_reading_ends_when_its_time_is_up(tmp_path, clock, monkeypatch):
     read = shards.read
 
-    def read_slowly(unit):
+    def read_slowly(unit, **more):
         clock.pass_by(1.0, 0)
-        for record in read(unit):
+        for record in read(unit, **more):
             clock.pass_by(1.0, 0)
             yield record
 
@@ -313,7 +314,9 @@ def test_no_time_at_all_is_enough_for_a_turn(tmp_path):
 
 def test_a_quarter_of_the_time_is_for_reading(tmp_path, clock, monkeypatch):
     read = shards.read
-    monkeypatch.setattr(shards, "read", lambda unit: (clock.pass_by(1.0, 0) or record for record in read(unit)))
+    monkeypatch.setattr(
+        shards, "read", lambda unit, **more: (clock.pass_by(1.0, 0) or record for record in read(unit, **more))
+    )
     write_tfrecord(tmp_path / "x.tfrecord", good_items(40))
     assert estimate(tmp_path / "x.tfrecord", seconds=40.0).sampled == 16
 
