@@ -170,7 +170,7 @@ def test_a_pool_and_its_workers_never_import_a_users_modules(users):
     command = [sys.executable, "-m", "featuremill.own", "pipeline.runners.worker_pool", "--port", str(ports[0])]
     pool = start(command, cwd=work, env=environment)
     try:
-        assert "workers wait on port" in pool.stdout.readline(), pool.communicate()[1]
+        assert "workers wait on localhost" in pool.stdout.readline(), pool.communicate()[1]
         with grpc.insecure_channel(f"localhost:{ports[0]}") as channel, hanging_up(ports[1]):
             stub = beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolStub(channel)
             control = endpoints_pb2.ApiServiceDescriptor(url=f"localhost:{ports[1]}")
