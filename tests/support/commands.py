@@ -30,6 +30,8 @@ def start(command: Sequence[str], **more: Any) -> subprocess.Popen:
 def killed_before(moment: int, code: str, *args: object, events: Sequence[str] = ("os.rename",)) -> list[str]:
     """Returns a command that runs Python code and is killed before the so manieth rename; never if that is 0 or less.
 
+    With all of its processes, so it has to be started by `start`, in a session of its own.
+
     Args:
         moment: Which one, from 1 on.
         code: What runs, with `args` as `sys.argv[1:]`.
@@ -43,7 +45,7 @@ def killed_before(moment: int, code: str, *args: object, events: Sequence[str] =
         "    global left\n"
         f"    if event in {tuple(events)!r}:\n"
         "        left -= 1\n"
-        "        left or os.kill(os.getpid(), signal.SIGKILL)\n"
+        "        left or os.killpg(0, signal.SIGKILL)\n"
         "sys.addaudithook(kill)\n"
     )
     return [sys.executable, "-c", f"{killer}{code}", *map(str, args)]
