@@ -14,17 +14,18 @@ SECONDS = 240.0
 
 
 def start(command: Sequence[str], **more: Any) -> subprocess.Popen:
-    """Starts a command at the head of a session, with pipes for what it says; it hears Ctrl-C.
+    """Starts a command at the head of a session, with pipes for what it says; it hears Ctrl-C and a hang-up.
 
-    What is started by a shell in the background, or by nohup, has Ctrl-C ignored, and children inherit that. A signal
+    What is started by a shell in the background, or by nohup, has these ignored, and children inherit that. A signal
     with a handler is set to its default in a child; to set it there, by `preexec_fn`, isn't safe beside threads.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGHUP)}
     try:
         settings = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more}
         return subprocess.Popen(command, stdin=subprocess.DEVNULL, text=True, start_new_session=True, **settings)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def killed_before(moment: int, code: str, *args: object, events: Sequence[str] = ("os.rename",)) -> list[str]:
