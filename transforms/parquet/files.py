@@ -16,12 +16,9 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
-from transforms.parquet.seals import Broken, Verified, read_metadata, read_own_metadata, seal_of, stated_data
+from transforms.parquet.seals import Broken, Verified, read_end, read_metadata, read_own_metadata, seal_of, stated_data
 from transforms.text import one_line
 
-# A footer is the end of its file: its length and Parquet's sign come last. As much as this is read at once.
-_TAIL_BYTES = 64 << 10
-_END_BYTES = 8
 _READ_BYTES = 2**20
 APART = Isolated(seconds=60, memory=2 << 30)
 
@@ -49,14 +46,10 @@ def look_at_footer(file: BinaryIO) -> Footer:
         ValueError: Or another of Arrow's errors: it is cut or damaged.
         OSError: The file can't be read.
     """
-    size = file.seek(0, 2)
-    file.seek(max(0, size - _TAIL_BYTES))
-    tail = file.read()
-    wanted = min(size, int.from_bytes(tail[-_END_BYTES:-4], "little") + _END_BYTES)
-    if wanted > len(tail):
-        file.seek(size - wanted)
-        tail = file.read()
-    return APART.call(_parse, tail)
+    end, length, size = read_end(file)
+    if not length:
+        raise ValueError(f"it is no whole Parquet file ({size} bytes)")
+    return APART.call(_parse, end)
 
 
 def _parse(tail: bytes) -> Footer:

@@ -254,17 +254,30 @@ def values_for_copy(metadata: pq.FileMetaData) -> dict[bytes, bytes]:
     return {**values, _ORIGIN.encode(): origin_of(metadata).encode()}
 
 
-def _read_tail(file: BinaryIO) -> tuple[bytes, int]:
-    """Returns the footer with its length and magic bytes, and the size of the file."""
+def read_end(file: BinaryIO) -> tuple[bytes, int, int]:
+    """Reads the end of a file, footer and all if it is Parquet, in one read, or two if the footer is large.
+
+    Returns:
+        The bytes; how many of them, counted from the end, are the footer with its length and magic bytes, 0 if it is no
+        whole Parquet file; and the size of the file.
+    """
     size = file.seek(0, 2)
     file.seek(max(0, size - _TAIL_BYTES))
     block = file.read(min(size, _TAIL_BYTES))
     length = int.from_bytes(block[-_END_BYTES:-4], "little") + _END_BYTES
     if not block.endswith(_MAGIC) or length + len(_MAGIC) > size:
-        raise Broken(f"it is no whole Parquet file ({size} bytes)" if size else "it is empty")
+        return block, 0, size
     if length > len(block):
         file.seek(size - length)
         block = file.read(length)
+    return block, length, size
+
+
+def _read_tail(file: BinaryIO) -> tuple[bytes, int]:
+    """Returns the footer with its length and magic bytes, and the size of the file."""
+    block, length, size = read_end(file)
+    if not length:
+        raise Broken(f"it is no whole Parquet file ({size} bytes)" if size else "it is empty")
     return block[-length:], size
 
 
