@@ -195,7 +195,7 @@ def _read_manifest(path: Path) -> bool:
     try:
         # As by somebody who makes the hash fit.
         values = json.loads(data)
-        data = json.dumps({**values, "sha256": manifests._digest(values)}).encode()
+        data = json.dumps({**values, "sha256": manifests.own_sha256(values)}).encode()
     except (ValueError, TypeError, AttributeError, RecursionError):
         pass
     (path.parent / "manifest.json").write_bytes(data)
@@ -227,6 +227,7 @@ def _read_head(name: str) -> Callable[[Path], bool]:
         import hashlib
 
         from transforms.predictors import head as heads
+        from transforms.store.manifest import own_sha256
 
         folder = path.parent / "head"
         if not folder.exists():
@@ -238,7 +239,7 @@ def _read_head(name: str) -> Callable[[Path], bool]:
             try:
                 values = json.loads((folder / "head.json").read_bytes())
                 values["arrays_sha256"] = arrays
-                (folder / "head.json").write_text(json.dumps({**values, "sha256": heads._digest(values)}))
+                (folder / "head.json").write_text(json.dumps({**values, "sha256": own_sha256(values)}))
             except (ValueError, TypeError, RecursionError):
                 pass
             found = heads.load_head(str(folder))

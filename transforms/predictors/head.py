@@ -1,6 +1,5 @@
 """HEAD on disk: a folder with arrays and JSON, whole or not there, and what it may be used on."""
 
-import hashlib
 import json
 import zipfile
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ from transforms.heads.model import Model
 from transforms.predictors.folder import check_place, open_arrays, sha256_of, write_folder
 from transforms.rows.table import Table
 from transforms.spec import FeatureSpec
-from transforms.store.manifest import why_missing
+from transforms.store.manifest import own_sha256, why_missing
 from transforms.text import one_line
 
 HEAD_SCHEMA_VERSION = 1
@@ -149,7 +148,7 @@ def _description(head: Head, files: list[str], arrays_sha256: str) -> bytes:
         "arrays_sha256": arrays_sha256,
     }
     values = _plain(values)
-    return json.dumps({**values, "sha256": _digest(values)}, indent=2, allow_nan=False).encode()
+    return json.dumps({**values, "sha256": own_sha256(values)}, indent=2, allow_nan=False).encode()
 
 
 def _plain(value: Any) -> Any:
@@ -161,12 +160,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not np.isfinite(value) else value
-
-
-def _digest(values: Mapping[str, Any]) -> str:
-    """Returns SHA-256 (hex) of the canonical JSON of what head.json says, without its own hash."""
-    values = {name: value for name, value in values.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def load_head(folder: str) -> Head:
@@ -239,7 +232,7 @@ def _read_values(folder: str) -> dict[str, Any]:
             f"{folder} has schema version {values['schema_version']!r}, this featuremill reads {HEAD_SCHEMA_VERSION}; "
             "train it again, or use the featuremill that wrote it"
         )
-    if _digest(values) != values.get("sha256"):
+    if own_sha256(values) != values.get("sha256"):
         raise _damaged(folder, "head.json", "its content doesn't give the hash that it carries")
     problem = _problem(values)
     if problem:

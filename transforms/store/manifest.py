@@ -207,19 +207,19 @@ def _is_move(value: Any) -> bool:
 def write_manifest(folder: str, manifest: Manifest | PredictionsManifest) -> None:
     """Writes manifest.json, stamped with the time and its own hash."""
     stamped = {**manifest.to_json(), "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
-    stamped["sha256"] = _digest(stamped)
+    stamped["sha256"] = own_sha256(stamped)
     write_file(folder, "manifest.json", (json.dumps(stamped, indent=2) + "\n").encode())
 
 
-def _digest(values: Mapping[str, Any]) -> str:
-    """Returns SHA-256 (hex) of the canonical JSON of what a manifest says, without its own hash."""
+def own_sha256(values: Mapping[str, Any]) -> str:
+    """Returns the SHA-256 (hex) of the canonical JSON of a JSON object, without the hash of its own that it carries."""
     values = {name: value for name, value in values.items() if name != "sha256"}
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def is_as_written(values: Mapping[str, Any]) -> bool:
     """Returns whether a manifest's JSON gives the hash that it carries; one of an earlier version carries none."""
-    return "sha256" not in values or values["sha256"] == _digest(values)
+    return "sha256" not in values or values["sha256"] == own_sha256(values)
 
 
 def new_manifest(

@@ -20,11 +20,11 @@ from tests.transforms.rows.test_table import draw_matrix, write_plain
 from transforms import committed, storage
 from transforms.errors import FeaturemillError
 from transforms.heads.model import Model
-from transforms.predictors import head as head_module
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, check_features, load_head, save_head, softmax
 from transforms.rows.table import open_table
 from transforms.spec import Feature, FeatureSpec
+from transforms.store.manifest import own_sha256
 
 SPEC = FeatureSpec(
     "vgg19", "ab" * 32, (Feature("embedding", "block5_pool", "avg"), Feature("peak", "block5_pool", "max"))
@@ -238,7 +238,7 @@ def test_edited_json_is_refused(head, tmp_path, changes):
 def resign(folder, **changes) -> None:
     """Changes head.json and gives it the hash that fits."""
     values = {**json.loads((folder / "head.json").read_text()), **changes}
-    (folder / "head.json").write_text(json.dumps({**values, "sha256": head_module._digest(values)}))
+    (folder / "head.json").write_text(json.dumps({**values, "sha256": own_sha256(values)}))
 
 
 @pytest.mark.parametrize("wrong", [None, True, -1, 1.5, "x", [], [[]], {}, {"a": {}}, [1, "x"]])
