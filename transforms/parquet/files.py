@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.isolated import Isolated
+from transforms.isolated import Crashed, Isolated
+from transforms.parquet.pages import Pages, chunks_of
 from transforms.parquet.seals import Broken, Verified, read_end, read_metadata, read_own_metadata, seal_of, stated_data
 from transforms.text import one_line
 
@@ -75,8 +76,30 @@ def _count_values(metadata: pq.FileMetaData, leaf: int) -> list[int]:
 class ParquetFile(pq.ParquetFile):
     """Arrow's, which checks the pages that it reads where these have checksums, and the numbers of rows."""
 
-    def __init__(self, file: BinaryIO, **options: Any):
-        super().__init__(file, page_checksum_verification=True, **options)
+    def __init__(
+        self, file: BinaryIO, *, metadata: pq.FileMetaData | None = None, buffer_size: int = 0, **options: Any
+    ):
+        """Opens a file.
+
+        Args:
+            file: All of it.
+            metadata: Its own; without, the file is somebody else's, and its pages' headers are checked, too.
+            buffer_size: Bytes of a column chunk that are read at a time; 0: whole chunks.
+            options: More of Arrow's.
+
+        Raises:
+            OSError: It is damaged.
+            pa.ArrowException: It is no Parquet.
+        """
+        content = file if metadata is not None else Pages(file, in_parts=buffer_size > 0)
+        # Arrow reads whole chunks ahead unless told not to, whatever the buffer.
+        options |= {"buffer_size": buffer_size, "pre_buffer": not buffer_size, "page_checksum_verification": True}
+        super().__init__(content, metadata=metadata, **options)
+        if isinstance(content, Pages):
+            try:
+                content.watch(APART.call(chunks_of, self.metadata))
+            except Crashed as error:
+                raise Broken(f"its footer is damaged: {error}") from error
 
     def iter_batches(
         self, batch_size: int = 65_536, row_groups: Sequence[int] | None = None, **options: Any

@@ -19,6 +19,7 @@ from transforms.isolated import Crashed
 from transforms.labels.folders import LABEL_NAMES
 from transforms.labels.values import as_label
 from transforms.parquet.files import APART, Footer, look_at_footer
+from transforms.parquet.pages import Pages, check_header, chunk_of, chunks_of, read_header
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, NoImageError, choose, missing, name_or, usual
 from transforms.shards.format import Format
@@ -30,9 +31,8 @@ NAME_COLUMNS = ("file_name", "filename", "path", "key")
 # Rows in memory at a time: this many, or fewer where they may be large.
 _BATCH_ROWS = 64
 _BATCH_BYTES = 256 << 20
-# A page of more that unpacks to over so many times its size holds no images, which are packed already. Arrow takes five
-# times as much for one value of a dictionary.
-_PAGE_BYTES, _PAGE_RATIO = 96 << 20, 50
+# More than a dictionary's header ever has.
+_DICTIONARY_HEADER_BYTES = 256
 # What is read at once of a column: without a limit, Arrow reads the column of a whole row group.
 _BUFFER_BYTES = 4 << 20
 _FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}
@@ -93,14 +93,15 @@ def _damage(watched: _Watched) -> Iterator[None]:
         raise _DamagedError(one_line(error)) from error
 
 
-def _open(watched: _Watched) -> pq.ParquetFile:
+def _open(watched: _Watched) -> tuple[pq.ParquetFile, Pages]:
     with _damage(watched):
+        pages = Pages(watched, in_parts=True)
         opened = pq.ParquetFile(
-            watched, buffer_size=_BUFFER_BYTES, pre_buffer=False, memory_map=False, page_checksum_verification=True
+            pages, buffer_size=_BUFFER_BYTES, pre_buffer=False, memory_map=False, page_checksum_verification=True
         )
         # Here, because it fails where a name isn't UTF-8.
         _kinds(opened.schema_arrow)
-        return opened
+        return opened, pages
 
 
 def _footer(shard: Shard) -> Footer:
@@ -249,7 +250,7 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
     with storage.open_read(shard.file.uri) as file:
         watched = _Watched(file)
         try:
-            parquet = _open(watched)
+            parquet, pages = _open(watched)
         except _DamagedError as error:
             # The footer is at the end, and without it nothing can be found.
             offset = shard.file.size
@@ -258,12 +259,12 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
             return
         row = unit.first_index
         for group in range(unit.start, parquet.num_row_groups if unit.stop < 0 else unit.stop):
-            yield from _row_group(shard, parquet, watched, group=group, first_row=row)
+            yield from _row_group(shard, parquet, pages, watched, group=group, first_row=row)
             row += parquet.metadata.row_group(group).num_rows
 
 
 def _row_group(
-    shard: Shard, parquet: pq.ParquetFile, watched: _Watched, *, group: int, first_row: int
+    shard: Shard, parquet: pq.ParquetFile, pages: Pages, watched: _Watched, *, group: int, first_row: int
 ) -> Iterator[EncodedImage | Failure]:
     class_names = _class_names(parquet, shard.label_field)
     unusable = _why_unusable(parquet.schema_arrow, shard.label_field)
@@ -272,6 +273,7 @@ def _row_group(
     row = first_row
     try:
         with _damage(watched):
+            pages.watch(chunks_of(parquet.metadata, [group]))
             size = _batch_rows(parquet, watched, [group], columns)
             batches = parquet.iter_batches(size, row_groups=[group], columns=columns, use_threads=False)
         while True:
@@ -308,36 +310,24 @@ def _batch_rows(parquet: pq.ParquetFile, watched: _Watched, groups: Sequence[int
         info = parquet.metadata.row_group(group)
         for chunk in map(info.column, range(info.num_columns)):
             if any(f"{chunk.path_in_schema}.".startswith(f"{path}.") for path in columns):
-                most = max(most, chunk.total_uncompressed_size, _first_page_bytes(chunk, watched))
+                most = max(most, chunk.total_uncompressed_size, _dictionary_bytes(chunk, watched))
     return max(1, min(_BATCH_ROWS, _BATCH_BYTES // most))
 
 
-def _first_page_bytes(chunk: pq.ColumnChunkMetaData, watched: _Watched) -> int:
-    """Returns the size of a column's first page (its dictionary, if it has one) as the page's own header has it.
-
-    A footer may say anything; pages are unpacked to the size in their header, at once. The header is a struct of
-    Thrift's compact protocol whose first fields are kind, unpacked and packed size, numbers of 7 bits a byte in zigzag.
-    Source: PageHeader in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift.
+def _dictionary_bytes(column: pq.ColumnChunkMetaData, watched: _Watched) -> int:
+    """Returns the unpacked size of a column's dictionary as its own header has it, 0 if it has none.
 
     Raises:
-        OSError: It would unpack to far more than images do.
+        OSError: The header is damaged, or states far more than images take.
     """
-    watched.seek(chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset)
-    header, at, found = watched.read(32), 0, []
-    while len(found) < 3 and header[at : at + 1] == b"\x15":
-        number = shift = 0
-        at += 1
-        while at < len(header):
-            number |= (header[at] & 0x7F) << shift
-            shift, at = shift + 7, at + 1
-            if header[at - 1] < 0x80:
-                break
-        found.append(number >> 1)
-    # What is no such header will be reported when it is read.
-    _, unpacked, packed = found if len(found) == 3 else (0, 0, 0)
-    if unpacked > max(_PAGE_BYTES, _PAGE_RATIO * packed):
-        raise OSError(f"a page of {packed} bytes would unpack to {unpacked}")
-    return unpacked
+    if not column.has_dictionary_page or not column.num_values:
+        return 0
+    watched.seek(chunk_of(column).start)
+    header = read_header(watched.read(_DICTIONARY_HEADER_BYTES))
+    if header is None:
+        return 0
+    check_header(header)
+    return header.unpacked
 
 
 def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
@@ -450,12 +440,13 @@ def _look(shard: Shard, records: int) -> tuple[list[str | None], bool]:
     with storage.open_read(shard.file.uri) as file:
         watched = _Watched(file)
         try:
-            parquet = _open(watched)
+            parquet, pages = _open(watched)
             rows = parquet.metadata.num_rows
             if not shard.label_field or _why_unusable(parquet.schema_arrow, shard.label_field):
                 return [None] * min(rows, records), rows <= records
             names, labels = _class_names(parquet, shard.label_field), []
             with _damage(watched):
+                pages.watch(chunks_of(parquet.metadata))
                 size = _batch_rows(parquet, watched, range(parquet.num_row_groups), [shard.label_field])
                 for batch in parquet.iter_batches(size, columns=[shard.label_field], use_threads=False):
                     labels += [_label(_value(value), names)[0] for value in _column(batch, shard.label_field)]

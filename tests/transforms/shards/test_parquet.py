@@ -18,6 +18,7 @@ from tests.support.factories import fake_items, found_shard, raw_shard, rows, wr
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
+from transforms.parquet import pages
 from transforms.records import Unit
 from transforms.shards import parquet
 
@@ -298,7 +299,7 @@ def test_large_rows_come_a_few_at_a_time(tmp_path, monkeypatch):
     shard = write_shard(tmp_path, "parquet", fake_items(30, size=3000), row_group_size=30)
     with open(shard.file.uri, "rb") as file:
         watched = parquet._Watched(file)
-        assert parquet._batch_rows(parquet._open(watched), watched, [0], ["image"]) < 5
+        assert parquet._batch_rows(parquet._open(watched)[0], watched, [0], ["image"]) < 5
     assert len(rows(shard)) == 30
 
 
@@ -321,16 +322,19 @@ def test_what_a_dictionary_repeats_is_never_held_many_times(tmp_path, column, mo
 
 
 def test_a_footer_that_lies_about_sizes_is_not_believed(tmp_path, monkeypatch):
-    path = write(tmp_path / "x.parquet", {"image": [b"x" * 2**20] * 9}, compression="zstd", use_dictionary=False)
+    """Whatever it says, a page is unpacked to what its own header says."""
+    columns = {"image": pa.array([b"x" * 2**20] * 9).dictionary_encode()}
+    path = write(tmp_path / "x.parquet", columns, compression="zstd", store_schema=False)
     watched = parquet._Watched(path.open("rb"))
-    opened = parquet._open(watched)
+    real = parquet._open(watched)[0].metadata.row_group(0).column(0)
 
     class Liar:
-        total_uncompressed_size, path_in_schema, has_dictionary_page = 1, "image", False
-        data_page_offset = opened.metadata.row_group(0).column(0).data_page_offset
+        total_uncompressed_size, path_in_schema, has_dictionary_page = 1, "image", True
+        data_page_offset, dictionary_page_offset = real.data_page_offset, real.dictionary_page_offset
+        total_compressed_size, num_values = real.total_compressed_size, real.num_values
 
-    assert parquet._first_page_bytes(Liar, watched) > 9 * 2**20
-    monkeypatch.setattr(parquet, "_PAGE_BYTES", 2**20)
+    assert parquet._dictionary_bytes(Liar, watched) > 2**20
+    monkeypatch.setattr(pages, "_PAGE_BYTES", 2**19)
     [failure] = rows(found_shard(path))
     assert failure.error == "bad row group"
     assert "would unpack to" in failure.message
