@@ -16,7 +16,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.records import Unit
 from transforms.rows.contents import compare_contents
 from transforms.storage import readable
-from transforms.store.layout import failures_uri
+from transforms.store.layout import SKIPPED_FILE, failures_uri
 from transforms.store.manifest import Manifest, read_manifest
 from transforms.store.merging import rewrite
 from transforms.store.output import Output
@@ -238,7 +238,11 @@ def _begin(out: Output, manifest: Manifest, moves: _Moves, units: dict[str, tupl
 
 
 def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None]) -> int:
-    """Writes parts, failures and units.parquet anew, as far as they aren't; returns how many files that were."""
+    """Writes parts, failures, the list of skipped files and units.parquet anew, as far as they aren't.
+
+    Returns:
+        How many files that were, without units.parquet.
+    """
     texts = moves.cleaned()
     units = {planned.unit_id: planned.unit for planned in out.plan}
     new_places = [new for _, new in moves.pairs]
@@ -258,6 +262,9 @@ def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None])
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
         return table
 
+    def skipped(table: pa.Table) -> pa.Table:
+        return table.set_column(0, "uri", pa.array(map(texts, table["uri"].to_pylist()), pa.string()))
+
     def source(unit_id: str, before: str) -> str:
         # Of a listing it is the folder that its files have in common.
         return clean(units[unit_id].shard.file.uri) if unit_id in units else texts(before)
@@ -273,6 +280,8 @@ def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None])
     say(f"writing the new places into {counted(len(uris), 'file')} of {readable(out.folder)}")
     with out.writing(), ThreadPoolExecutor(_THREADS, "rewrite") as pool:
         written = sum(pool.map(lambda uri: rewrite(out, uri, token=token, rows=rows, report=report), uris))
+        if out.skipped:
+            written += rewrite(out, out.path(SKIPPED_FILE), token=token, rows=skipped, report=report)
     if out.reports:
         out.write_reports([replace(r, source=source(r.unit_id, r.source)) for r in out.reports])
     return written

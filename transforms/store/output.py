@@ -39,7 +39,7 @@ _F = TypeVar("_F", bound="Folder")
 # The names in _tmp of small files, each there for a moment, and of a run's units. The name of a part that is being
 # written begins with its shard's, which may be `plan` too.
 _SMALL = re.compile(
-    rf"((manifest\.json|plan|(units|skipped)\.parquet)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?"
+    rf"((manifest\.json|plan|units\.parquet|skipped(\.parquet)?)\.|{re.escape(TODO_PREFIX)})[0-9a-f]{{32}}(\.parquet)?"
 )
 # What helps where nothing can be written at all, and where it no longer can.
 ELSEWHERE = "choose another --output or fix the permissions"

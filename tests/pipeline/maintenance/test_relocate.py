@@ -28,7 +28,7 @@ from tests.support.manifests import edit_manifest
 from transforms.errors import FeaturemillError, UsageError
 from transforms.isolated import Isolated
 from transforms.store.listing import list_parts
-from transforms.store.reports import read_units
+from transforms.store.reports import read_skipped, read_units
 from transforms.store.units import read_plan, write_plan
 
 UNITS = {"unit_bytes": 12_000}
@@ -41,6 +41,8 @@ def made(tmp_path_factory) -> Path:
     items = draw_items(per_class=20, size=48, seed=3)
     (folder / "in").mkdir()
     write_every_format(folder / "in", items, row_group_size=6)
+    for name in ("notes.txt", ".hidden", "checksums.md5"):
+        (folder / "in" / name).write_text("no image")
     return folder
 
 
@@ -79,6 +81,7 @@ def check_moved(output, expected: dict[str, tuple], old) -> None:
         assert not [text for column in table.columns for text in column.to_pylist() if text.startswith(f"{old}/")]
         assert f'"source": "{old}/' not in (pq.read_metadata(file).metadata.get(b"featuremill.report", b"")).decode()
     assert not [report for report in read_units(str(output)) if report.source.startswith(f"{old}/")]
+    assert not [each for each in read_skipped(str(output)) if each.file.uri.startswith(f"{old}/")]
     manifest = json.loads((Path(output) / "manifest.json").read_text())
     assert f"{old}/" not in json.dumps(manifest)
     assert "relocation" not in manifest
