@@ -63,10 +63,11 @@ class Isolated:
         seconds: Most seconds that a call may compute, or an iteration between two of its values; None: no limit.
         memory: Most bytes that a call may take besides what the child had before; over it is a MemoryError, or what
             native code makes of that. None: no limit.
+        may_wait: Only what computes is limited; what waits, as for a slow disk or store, may do so for ever.
     """
 
-    def __init__(self, *, seconds: float | None = None, memory: int | None = None):
-        self._limits = seconds, memory
+    def __init__(self, *, seconds: float | None = None, memory: int | None = None, may_wait: bool = False):
+        self._limits, self._may_wait = (seconds, memory), may_wait
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._pipe: Connection | None = None
@@ -151,7 +152,7 @@ class Isolated:
 
     def _watch(self, seconds: float) -> None:
         """Waits until there is something to receive; ends a child that takes too long for it."""
-        clock = Overdue(seconds, self._cpu_seconds)
+        clock = Overdue(seconds, self._cpu_seconds, may_wait=self._may_wait)
         while not self._pipe.poll(clock.look_seconds):
             if clock.is_over():
                 self._kill()
@@ -186,10 +187,11 @@ class Overdue:
     Args:
         seconds: Of computing.
         cpu_seconds: Returns what it has computed so far. What it did before this object was made doesn't count.
+        may_wait: It may wait for ever.
     """
 
-    def __init__(self, seconds: float, cpu_seconds: Callable[[], float]):
-        self._seconds, self._cpu_seconds = seconds, cpu_seconds
+    def __init__(self, seconds: float, cpu_seconds: Callable[[], float], *, may_wait: bool = False):
+        self._seconds, self._cpu_seconds, self._may_wait = seconds, cpu_seconds, may_wait
         self._began = cpu_seconds()
         self.look_seconds = min(seconds / 4, _LOOK_SECONDS)
         self._looks = 0
@@ -197,7 +199,7 @@ class Overdue:
     def is_over(self) -> bool:
         """Is to be called after each `look_seconds`. They are counted: a clock would go on while all is stopped."""
         self._looks += 1
-        has_waited = self._looks * self.look_seconds >= WAITING * self._seconds
+        has_waited = not self._may_wait and self._looks * self.look_seconds >= WAITING * self._seconds
         return has_waited or self._cpu_seconds() - self._began >= self._seconds
 
 

@@ -13,10 +13,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
+from transforms import held_up
+
 # How a process ends that native code has crashed, or the system for lack of memory.
 _CRASHES = (
     *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP),
     signal.SIGKILL,
+    # By itself, where a record holds it up.
+    held_up.SIGNAL,
 )
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 # Of siginfo_t: sent by a process. What a terminal sends, it sends to all.
@@ -74,6 +78,7 @@ def _become_child(reader: int, writer: int, mask: set) -> None:
     global _telling
     os.close(reader)
     _telling = writer
+    held_up.allow()
     with suppress(Exception):
         import ctypes
 
@@ -112,8 +117,8 @@ def _end_as(code: int) -> NoReturn:
 
 def described(code: int) -> str:
     """Returns the end of a process in words, given its exit code or, negative, its signal."""
-    hint = ", perhaps for lack of memory" if code == -signal.SIGKILL else ""
-    return f"exit code {code}" if code >= 0 else f"signal {-code}{hint}"
+    hints = {-signal.SIGKILL: ", perhaps for lack of memory", -held_up.SIGNAL: ", a record took too long"}
+    return f"exit code {code}" if code >= 0 else f"signal {-code}{hints.get(code, '')}"
 
 
 def _state(output: str | None) -> tuple[int, frozenset[str]] | None:

@@ -23,6 +23,7 @@ import time
 from contextlib import suppress
 
 from pipeline.runners.options import TOKEN, TOKEN_FILE, TOKEN_PARAM, pool_token
+from transforms import held_up
 from transforms.errors import FeaturemillError
 from transforms.machine import own_command
 from transforms.text import printable
@@ -118,6 +119,7 @@ def _listened(address: str, port: int) -> str:
 def work(control: str, worker_id: str) -> None:
     """Is a worker, until its runner hangs up or the pool is gone."""
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    held_up.allow()
     from apache_beam.runners.worker.sdk_worker import SdkHarness
 
     code = 0

@@ -5,16 +5,17 @@ width of the image says. Nothing of it may be called in the tests' own process.
 """
 
 import ctypes
+import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from PIL import Image
 
 # {what happens: width of the image}. Those of these tests have no such width.
-WIDTHS = {"abort": 101, "segfault": 102, "loop": 103, "memory": 104, "exit": 105}
+WIDTHS = {"abort": 101, "segfault": 102, "loop": 103, "memory": 104, "exit": 105, "hold": 106}
 
 
 def abort() -> None:
@@ -28,6 +29,16 @@ def segfault() -> None:
 def loop() -> None:
     while True:
         pass
+
+
+def hold() -> None:
+    """Keeps Python's lock, for hours."""
+    sum(range(10**13))
+
+
+def hang() -> None:
+    """Computes for hours in C, without Python's lock."""
+    hashlib.pbkdf2_hmac("sha256", b"", b"", 10**9 * 2)
 
 
 def wait() -> None:
@@ -49,7 +60,15 @@ def count_then(function, count: int) -> Iterator[int]:
     function()
 
 
-_DEEDS = {"abort": abort, "segfault": segfault, "loop": loop, "memory": memory, "exit": leave}
+_DEEDS = {
+    "abort": abort,
+    "segfault": segfault,
+    "loop": loop,
+    "memory": memory,
+    "exit": leave,
+    "hold": hold,
+    "hang": hang,
+}
 
 
 def image(deed: str, height: int = 9) -> bytes:
@@ -81,18 +100,18 @@ def install() -> None:
 
     BmpImagePlugin.BmpImageFile.load = deadly
     if "DEADLY_ROW_GROUP" in os.environ:
-        _install_reader(int(os.environ["DEADLY_ROW_GROUP"]))
+        _install_reader(int(os.environ["DEADLY_ROW_GROUP"]), _DEEDS[os.environ.get("DEADLY_DEED", "abort")])
 
 
-def _install_reader(deadly_group: int) -> None:
-    """Makes Arrow abort in this process where it reads the so manieth row group."""
+def _install_reader(deadly_group: int, deed: Callable[[], object]) -> None:
+    """Makes Arrow do this in this process where it reads the so manieth row group."""
     from pyarrow import parquet
 
     iter_batches = parquet.ParquetFile.iter_batches
 
     def deadly(self, *args, row_groups=(), **more):
-        if deadly_group in row_groups:
-            abort()
+        if deadly_group in (row_groups or ()):
+            deed()
         return iter_batches(self, *args, row_groups=row_groups, **more)
 
     parquet.ParquetFile.iter_batches = deadly

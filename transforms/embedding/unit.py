@@ -13,6 +13,7 @@ from transforms.embedding.batches import Decoded, decode_threads, embed_batch
 from transforms.embedding.decoders import Decoders, Task
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
+from transforms.held_up import HeldUp, ReaderClock
 from transforms.isolated import Isolated
 from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, UnitReport
 from transforms.store.parts import PartWriter
@@ -50,6 +51,7 @@ class _Stages:
     rows_read: int = 0
     input_bytes: int = 0
     notes: Counter[str] = field(default_factory=Counter)
+    clock: ReaderClock = field(default_factory=ReaderClock)
 
 
 def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
@@ -63,20 +65,22 @@ def extract_unit(planned: PlannedUnit, job: Job, engine: Engine) -> UnitReport:
             and broken shards don't raise: they are counted as failures.
     """
     with attempt(job.output, planned.unit_id) as is_second:
-        return _extract(planned, job, engine, apart=job.apart or is_second)
+        return _extract(planned, job, engine, apart=job.apart or is_second, all_apart=is_second)
 
 
-def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool) -> UnitReport:
+def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool, all_apart: bool) -> UnitReport:
     started = time.perf_counter()
     stages = _Stages()
     unit = load_files(job.output, planned)
     added = job.added_columns
     with (
-        Isolated(memory=job.record_memory) as reader,
+        Isolated(seconds=job.record_seconds, memory=job.record_memory, may_wait=True) as reader,
         PartWriter(job.output, planned.unit_id, spec=job.spec, sizes=job.sizes, added=added) as writer,
+        # Between two images of a packed tar, much may have to be unpacked.
+        HeldUp(job.record_seconds, stages.clock.seconds if shards.is_native(unit) else None),
     ):
         progress = _Progress(writer)
-        records = shards.read(unit, apart=reader if apart else None)
+        records = shards.read(unit, apart=reader if apart else None, all_apart=all_apart)
         images = _decode_ahead(records, job, stages, threads=decode_threads(engine), apart=apart)
         for batch in _batches(images, engine, writer):
             stages.notes.update(image.result.note for image in batch if image.result.note)
@@ -146,6 +150,7 @@ def _decode_ahead(
     def read() -> None:
         try:
             before = time.perf_counter()
+            stages.clock.begin()
             for record in records:
                 stages.read += time.perf_counter() - before
                 stages.rows_read += 1
@@ -160,6 +165,7 @@ def _decode_ahead(
                     budget.take(len(record.data), stopped)
                     put(decoders.submit(record))
                 before = time.perf_counter()
+                stages.clock.begin()
             put(None)
         except BaseException as error:
             put(error)

@@ -39,7 +39,8 @@ class Thumbnailer:
     def __init__(self, *, side: int = SIDE, quality: int = QUALITY):
         """Args: pixels of the longer side, and the quality of the WebP, 0 to 100."""
         self._make = partial(thumbnail, side=side, quality=quality)
-        self._decoder, self.reader = Isolated(seconds=SECONDS, memory=MEMORY), Isolated(memory=MEMORY)
+        self._decoder = Isolated(seconds=SECONDS, memory=MEMORY)
+        self.reader = Isolated(seconds=SECONDS, memory=MEMORY, may_wait=True)
 
     def __enter__(self) -> "Thumbnailer":
         return self

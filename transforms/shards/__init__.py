@@ -49,7 +49,12 @@ def split(shard: Shard, unit_bytes: int) -> list[Unit]:
         raise _unreadable(shard, error) from error
 
 
-def read(unit: Unit, *, apart: Isolated | None = None) -> Iterator[EncodedImage | Failure]:
+def is_native(unit: Unit) -> bool:
+    """Whether a unit is read by native code, which damaged data may crash."""
+    return not unit.shard.is_listing and FORMATS[unit.shard.format].is_native
+
+
+def read(unit: Unit, *, apart: Isolated | None = None, all_apart: bool = False) -> Iterator[EncodedImage | Failure]:
     """Yields the images of a unit as they are stored, one record in memory at a time.
 
     What is wrong with the data is a Failure of the stage `read` and never raises. Where a shard can't be read any
@@ -57,12 +62,14 @@ def read(unit: Unit, *, apart: Isolated | None = None) -> Iterator[EncodedImage 
 
     Args:
         unit: What is read.
-        apart: A child process in which formats with native readers are read; where that crashes, nothing more is read.
+        apart: A child process in which formats with native readers are read; where that crashes, or takes longer for
+            a record than it has, nothing more is read.
+        all_apart: All other shards are read there, too.
 
     Raises:
         FeaturemillError: The shard has vanished, or its disk or store fails.
     """
-    if apart and not unit.shard.is_listing and FORMATS[unit.shard.format].is_native:
+    if apart and (is_native(unit) or (all_apart and not unit.shard.is_listing)):
         yield from _read_apart(unit, apart)
         return
     try:
@@ -97,10 +104,12 @@ def _read_apart(unit: Unit, child: Isolated) -> Iterator[EncodedImage | Failure]
             position = record.position + 1
             yield record
     except Crashed as error:
-        message = (
-            f"cannot read {shard.file.uri} beyond record {position}: crashed the reader ({error.how}); write it again"
-        )
-        yield failure(shard, key=f"@{position}", position=position, error="crashed the reader", message=message)
+        reason, cure = f"crashed the reader ({error.how})", "write it again"
+        if error.reason == "too slow":
+            reason, cure = f"it takes {error.how}", "write it again, or raise --record-seconds to wait for it"
+        message = f"cannot read {shard.file.uri} beyond record {position}: {reason}; {cure}"
+        error = error.reason if error.reason == "too slow" else "crashed the reader"
+        yield failure(shard, key=f"@{position}", position=position, error=error, message=message)
 
 
 def look_at_labels(shard: Shard, *, records: int, most_bytes: int) -> tuple[list[str | None], bool]:

@@ -8,11 +8,14 @@ import sys
 import time
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.pipeline.extraction.test_run import rows
 from tests.support import commands, deadly
 from tests.support.commands import finish
+from tests.support.factories import draw_items
 from tests.transforms.embedding.test_guard import DEEDS, failures, write_photos
 
 SETTINGS = ["--image-size", "32", "--batch-size", "4", "--record-seconds", "0.5", "--record-memory", "300MiB"]
@@ -45,6 +48,38 @@ def test_no_image_ends_a_run(tmp_path, workers):
     assert totals["rows_read"] == totals["rows_embedded"] + totals["rows_failed"]
     assert totals["rows_embedded"] == len(rows(output)) > 5
     assert os.listdir(output / "_tmp") == []
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_image_that_keeps_the_lock_for_ever_is_too_slow(tmp_path, workers):
+    """No thread of its process can notice, nor can Ctrl-C."""
+    write_photos(tmp_path / "photos", ["hold"])
+    output = tmp_path / "out"
+    code, _, err = finish(start(tmp_path, tmp_path / "photos", "-o", output, "--quiet", "--workers", workers))
+    assert code == 0, err
+    assert "crashed (signal 27, a record took too long) while " in err
+    assert len(err.splitlines()) == 1
+    [(error, message)] = [pair for name, pair in failures(output).items() if "hold" in name]
+    assert error == DEEDS["hold"][0]
+    assert DEEDS["hold"][1] in message
+    assert os.listdir(output / "_tmp") == []
+
+
+@pytest.mark.parametrize("deed", ["hold", "hang"])
+def test_a_shard_whose_reading_hangs_is_read_as_far_as_it_can_be(tmp_path, deed):
+    """With Python's lock or without."""
+    items = [item for item in draw_items(per_class=3, size=40, seed=4) if item.data]
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [item.data for item in items[:6]]}), path, row_group_size=2)
+    codecs = deadly.codecs(tmp_path / "codecs", DEADLY_ROW_GROUP="1", DEADLY_DEED=deed)
+    command = [sys.executable, "-m", "tests.support.fakes", str(path), "-o", str(tmp_path / "out"), "--quiet"]
+    code, _, err = finish(commands.start([*command, *SETTINGS], env=codecs))
+    assert code == 0, err
+    assert "crashed (signal 27, a record took too long) while x.parquet-" in err
+    assert len(rows(tmp_path / "out")) == 2
+    [(error, message)] = failures(tmp_path / "out").values()
+    assert error == "too slow"
+    assert "beyond record 2: it takes over 0.5 s" in message
 
 
 def wait_until(happens, command: subprocess.Popen) -> None:

@@ -117,11 +117,13 @@ def test_deadly_images_are_failures_where_all_is_decoded_apart(tmp_path, monkeyp
     for name, value in deadly.codecs(tmp_path / "codecs").items():
         monkeypatch.setenv(name, value)
     good = [(f"good{n}", item.data) for n, item in enumerate(draw_items(per_class=3, size=40, seed=0)[:2])]
-    images = [("abort", deadly.image("abort")), good[0], ("loop", deadly.image("loop")), good[1]]
+    images = [(deed, deadly.image(deed)) for deed in ("abort", "loop", "hold")]
+    images[1:1], images[3:3] = good[:1], good[1:]
 
     def check_failures(failures):
         assert sorted((failure.key, failure.error) for failure in failures) == [
             ("abort", "crashed the decoder"),
+            ("hold", "too slow"),
             ("loop", "too slow"),
         ]
 

@@ -18,6 +18,7 @@ DEEDS = {
     "segfault": ("crashed the decoder", "crashed the decoder (signal 11)"),
     "exit": ("crashed the decoder", "crashed the decoder (exit code 3)"),
     "loop": ("too slow", "takes over 0.5 s; raise --record-seconds"),
+    "hold": ("too slow", "takes over 0.5 s; raise --record-seconds"),
     "memory": ("out of memory", "takes over 315 MB of memory; raise --record-memory"),
 }
 LIMITS = {"record_seconds": 0.5, "record_memory": 300 << 20}

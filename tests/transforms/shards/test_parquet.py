@@ -19,8 +19,9 @@ from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
 from transforms.parquet import pages
+from transforms.parquet.files import look_at_footer
 from transforms.records import Unit
-from transforms.shards import parquet
+from transforms.shards import Fields, parquet
 
 ID = UUID(int=2**100 + 7)
 
@@ -399,13 +400,39 @@ def test_a_footer_that_ends_the_process_is_a_damaged_one(tmp_path):
         list(parquet.narrow(unit, [1]))
 
 
-def test_where_the_reader_crashes_nothing_more_is_read(tmp_path, monkeypatch):
+def test_a_footer_is_looked_at_once_for_a_plan_and_again_when_the_file_is_another(tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr(parquet, "look_at_footer", lambda file: looked.append(1) or look_at_footer(file))
+    path = tmp_path / "x.parquet"
+    write(path, {"image": [b"1" * 100, b"2" * 100]}, row_group_size=1)
+    [shard] = shards.find([str(path)], Fields()).shards
+    assert len(shards.split(shard, 10)) == parquet._count(shard) == 2
+    assert len(looked) == 1
+    write(path, {"image": [b"1" * 100, b"2" * 100, b"3" * 100]}, row_group_size=1)
+    [shard] = shards.find([str(path)], Fields()).shards
+    assert len(shards.split(shard, 10)) == 3
+    assert len(looked) == 2
+    monkeypatch.setattr(parquet, "_FOOTERS", 1)
+    for name in "abc":
+        write(tmp_path / f"{name}.parquet", {"image": [b"1"]})
+        shards.find([str(tmp_path / f"{name}.parquet")], Fields())
+    assert len(parquet._footers) == 1
+
+
+@pytest.mark.parametrize(
+    ("deed", "error", "how"),
+    [
+        ("abort", "crashed the reader", "crashed the reader (signal 6); write it again"),
+        ("hold", "too slow", "it takes over 1 s; write it again, or raise --record-seconds"),
+    ],
+)
+def test_where_the_reader_crashes_nothing_more_is_read(tmp_path, monkeypatch, deed, error, how):
     path = tmp_path / "x.parquet"
     write(path, {"image": [b"1", b"2", b"3", b"4", b"5"]}, row_group_size=2)
-    for name, value in deadly.codecs(tmp_path / "codecs", DEADLY_ROW_GROUP="1").items():
+    for name, value in deadly.codecs(tmp_path / "codecs", DEADLY_ROW_GROUP="1", DEADLY_DEED=deed).items():
         monkeypatch.setenv(name, value)
-    with Isolated() as child:
+    with Isolated(seconds=1.0, may_wait=True) as child:
         *read, failure = shards.read(Unit(found_shard(path)), apart=child)
     assert [record.data for record in read] == [b"1", b"2"]
-    assert (failure.stage, failure.error, failure.position) == ("read", "crashed the reader", 2)
-    assert "beyond record 2: crashed the reader (signal 6)" in failure.message
+    assert (failure.stage, failure.error, failure.position) == ("read", error, 2)
+    assert f"beyond record 2: {how}" in failure.message
