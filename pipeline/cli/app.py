@@ -29,6 +29,10 @@ _CURES = {
 }
 
 
+# ... and how libraries say that the system gives them no more memory, or no thread, which takes some.
+_NO_MEMORY = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="featuremill")
 def cli() -> None:
@@ -71,6 +75,9 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
         return EXIT_INTERRUPTED, f"interrupted; {kept if args[:1] in _RESUMED else 'nothing is left half written'}"
     if isinstance(error, FeaturemillError):
         return (2 if isinstance(error, UsageError) else 1), str(error)
+    if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+        said = " ".join(str(error).split())
+        return 1, f"out of memory{f' ({said})' if said else ''}; free some, or raise the limit (ulimit -v)"
     cure = _CURES.get(error.errno) if isinstance(error, OSError) else None
     if cure:
         return 1, f"{' '.join(str(error).split())}; {cure}"

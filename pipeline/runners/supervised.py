@@ -6,6 +6,7 @@ one gets no further, it isn't the images.
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -27,6 +28,7 @@ _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 _BY_PROCESS = 0
 _PR_SET_PDEATHSIG = 1
 _TOGETHER_SECONDS = 0.5
+_LIMITED = "which ulimit -v limits"
 # Options that begin anew; an attempt goes on.
 _ONCE = ("--overwrite",)
 
@@ -118,6 +120,8 @@ def _end_as(code: int) -> NoReturn:
 def described(code: int) -> str:
     """Returns the end of a process in words, given its exit code or, negative, its signal."""
     hints = {-signal.SIGKILL: ", perhaps for lack of memory", -held_up.SIGNAL: ", a record took too long"}
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        hints |= dict.fromkeys((-signal.SIGABRT, -signal.SIGSEGV), f", perhaps for lack of memory, {_LIMITED}")
     return f"exit code {code}" if code >= 0 else f"signal {-code}{hints.get(code, '')}"
 
 
@@ -139,8 +143,9 @@ def _give_up(told: dict[str, str], how: str, units: frozenset[str]) -> NoReturn:
     if "message" in told:
         _say(told["message"])
     else:
+        cure = "raise the limit" if _LIMITED in how else "please report this with what --debug shows"
         again = f" again while {sorted(units)[0]} was under way, and not by decoding it" if units else ""
-        _say(f"crashed ({how}){again}; what was committed is kept; please report this with what --debug shows")
+        _say(f"crashed ({how}){again}; what was committed is kept; {cure}")
     os._exit(1)
 
 

@@ -11,6 +11,7 @@ from unittest import mock
 import click
 import pytest
 
+from pipeline.cli import app
 from pipeline.cli.app import run_cli
 from pipeline.cli.options import failures_exit_code
 from pipeline.demo.samples import draw_items, write_tar
@@ -233,3 +234,20 @@ def test_no_home_folder(monkeypatch, function):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(FeaturemillError, match="no home folder is known for this user; set HOME"):
         importlib.import_module(function).cache_folder()
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "featuremill: out of memory; free some, or raise the limit (ulimit -v)"),
+        (RuntimeError("can't start new thread"), "featuremill: out of memory (can't start new thread); free some, or"),
+        (ImportError("a.so: failed to map segment from shared object"), "featuremill: out of memory (a.so: failed to"),
+    ],
+)
+def test_a_lack_of_memory_is_told_with_its_cure(monkeypatch, capsys, error, said):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(app.cli, "main", fail)
+    assert run_cli(["inspect", "x"]) == 1
+    assert capsys.readouterr().err.startswith(said)

@@ -152,6 +152,20 @@ def test_it_gives_up_where_it_gets_no_further(tmp_path):
     assert "please report this" in last
 
 
+def test_a_crash_under_a_limit_to_memory_says_so():
+    """As what ncnn and OpenMP do where they get no thread."""
+    code = (
+        "import os, resource\n"
+        "from pipeline.runners.supervised import supervise\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**34, 2**34))\n"
+        "supervise([])\n"
+        "os.abort()\n"
+    )
+    code, _, err = finish(commands.start([sys.executable, "-c", code]))
+    said = "featuremill: crashed (signal 6, perhaps for lack of memory, which ulimit -v limits)"
+    assert (code, err) == (1, f"{said}; what was committed is kept; raise the limit\n")
+
+
 def test_it_removes_what_was_there_only_once(tmp_path):
     write_photos(tmp_path / "photos", [])
     code, _, err = finish(start(tmp_path, tmp_path / "photos", "-o", tmp_path / "out"))
