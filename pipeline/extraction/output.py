@@ -10,9 +10,10 @@ from transforms import storage
 from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
 from transforms.network.weights import Weights
+from transforms.parquet.files import open_sealed
 from transforms.records import FileInfo, SkippedFile
 from transforms.shards import Found
-from transforms.spec import FeatureSpec
+from transforms.spec import ADDED_COLUMNS, FeatureSpec
 from transforms.store.features import Features
 from transforms.store.layout import OUTPUT_FOLDERS, failures_uri, part_uri
 from transforms.store.manifest import Manifest, new_manifest
@@ -60,6 +61,38 @@ def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, wei
             f"{output} {what}, and --limit makes samples that no run continues; use --overwrite or another --output"
         )
     return manifest
+
+
+def restore_manifest(output: Output, weights: Weights) -> None:
+    """Gives OUT the manifest that it has lost, of an unfinished run; its spec is that in the footer of a part.
+
+    Whether it may go on, with that spec and these weights, is asked afterwards, as of any.
+
+    Raises:
+        FeaturemillError: No part says what made it, or it was a sample, which no run continues.
+    """
+    lost = f"{output} has lost its manifest.json"
+    if any(planned.unit.limit for planned in output.plan):
+        raise FeaturemillError(f"{lost}, and is a sample, which no run continues; remove it, and make it again")
+    for name in sorted(output.part_bytes):
+        try:
+            with open_sealed(output.path("features", name), cure="") as parquet:
+                spec = FeatureSpec.from_json(parquet.metadata.metadata[b"featuremill.spec"].decode())
+                columns = parquet.schema_arrow.names
+        except (FeaturemillError, KeyError, TypeError, ValueError):
+            continue
+        manifest = new_manifest(
+            spec,
+            weights=weights.origin,
+            weights_are_random=weights.is_random,
+            limit=None,
+            versions=library_versions(),
+        )
+        output.manifest = replace(manifest, added_columns=[name for name in ADDED_COLUMNS if name in columns])
+        return
+    raise FeaturemillError(
+        f"{lost}, and no part in its folder features says how it was made; remove it, or choose another --output"
+    )
 
 
 def _differences(manifest: Manifest, spec: FeatureSpec, weights: Weights) -> list[str]:

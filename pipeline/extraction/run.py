@@ -9,7 +9,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.extraction.options import ExtractOptions
-from pipeline.extraction.output import begin_output, check_output, close_output, keep_touched, list_skipped
+from pipeline.extraction.output import (
+    begin_output,
+    check_output,
+    close_output,
+    keep_touched,
+    list_skipped,
+    restore_manifest,
+)
 from pipeline.extraction.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.extraction.progress import Committed, Progress
 from pipeline.extraction.summary import Summary, describe_plan, summarise
@@ -104,6 +111,9 @@ def _extract(
     quiet: bool,
 ) -> Summary | None:
     if output.holds_features and not options.overwrite:
+        if output.has_lost_manifest:
+            restore_manifest(output, weights)
+            say("lost     manifest.json is gone: it is written anew, by what a part says of its spec")
         options = replace(options, pixel_rules=output.manifest.spec.pixel_rules)
     spec = options.spec(weights)
     # The arrays are the engine's matter; here they would only take memory.

@@ -18,6 +18,7 @@ from transforms.text import clean, one_line
 SCHEMA_VERSION = 1
 PREDICTIONS_SCHEMA_VERSION = 1
 PREDICTIONS = "predictions"
+_ANEW = "run the same extract command again, which writes it anew from what the parts say"
 
 
 @dataclass(frozen=True)
@@ -276,11 +277,13 @@ def read_manifest(folder: str) -> Manifest:
     except OSError as error:
         if isinstance(error, PermissionError):
             raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); fix the permissions") from error
+        if storage.stat(storage.join(folder, "plan.parquet")) and not other_kind(folder):
+            raise FeaturemillError(f"{folder} has lost its manifest.json; {_ANEW}") from error
         raise FeaturemillError(
             f"{folder} holds no features of featuremill extract{why_missing(folder, 'manifest.json', error)}; {cure}"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise FeaturemillError(f"{uri} is not valid JSON: {error}; restore it or extract again") from error
+        raise FeaturemillError(f"{uri} is not valid JSON: {error}; delete it and {_ANEW}") from error
     if isinstance(values, dict) and values.get("kind") == PREDICTIONS:
         raise FeaturemillError(f"{folder} holds no features of featuremill extract{_predictions_in(folder)}; {cure}")
     if not isinstance(values, dict) or not {"fingerprint", "spec", "status", "totals"} <= values.keys():
@@ -291,8 +294,7 @@ def read_manifest(folder: str) -> Manifest:
         )
     if not is_as_written(values):
         raise FeaturemillError(
-            f"{uri} was changed or damaged: its content doesn't give the hash that it carries; restore it, or extract "
-            "to another folder"
+            f"{uri} was changed or damaged: its content doesn't give the hash that it carries; delete it and {_ANEW}"
         )
     wrong = "spec is not one"
     try:
@@ -303,4 +305,6 @@ def read_manifest(folder: str) -> Manifest:
         wrong = "totals or other values are not those"
         return Manifest.from_json(values, spec)
     except (KeyError, TypeError, ValueError) as error:
-        raise FeaturemillError(f"{uri}: its {wrong} of featuremill ({one_line(error)}); restore it") from error
+        raise FeaturemillError(
+            f"{uri}: its {wrong} of featuremill ({one_line(error)}); delete it and {_ANEW}"
+        ) from error

@@ -27,7 +27,7 @@ from transforms.store.layout import (
     part_uri,
 )
 from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, look_at_parts, read_footers
-from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
+from transforms.store.manifest import Manifest, PredictionsManifest, other_kind, read_manifest, write_manifest
 from transforms.store.reports import read_skipped, read_units, units_uri, write_skipped, write_units
 from transforms.store.units import PlannedUnit, read_plan
 from transforms.text import one_line
@@ -273,6 +273,14 @@ class Output(Folder):
         if any(name.endswith(".parquet") for name in storage.list_folder(self.path("features"))):
             return True
         return bool(self.failed_ids)
+
+    @property
+    def has_lost_manifest(self) -> bool:
+        """True if it has parts or a plan, and no manifest."""
+        names = storage.list_folder(self.folder)
+        if "manifest.json" in names or other_kind(self.folder):
+            return False
+        return "plan.parquet" in names or bool(self.part_bytes)
 
     @property
     def is_whole(self) -> bool:

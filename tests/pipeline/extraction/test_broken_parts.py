@@ -183,3 +183,33 @@ def test_deep_names_every_file_and_its_cure(out, capsys):
     said = capsys.readouterr().out
     for name in names:
         assert f"PROBLEM      {name}: its content was changed since it was written; delete it and" in said
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_lost_manifest_is_written_anew(tar, out, finished):
+    rows, before, written = te.rows(out), open_features(str(out)), [part.stat().st_mtime_ns for part in parts(out)]
+    (out / "manifest.json").unlink()
+    if not finished:
+        parts(out)[0].write_bytes(b"")
+        (out / "units.parquet").unlink()
+    with pytest.raises(FeaturemillError, match=r"has lost its manifest.json; run the same extract command again"):
+        open_features(str(out))
+    with pytest.raises(FeaturemillError, match="made with other settings"):
+        te.extract(tar, out, unit_bytes=6000, image_size=40)
+    said: list[str] = []
+    summary = te.extract(tar, out, unit_bytes=6000, say=said.append)
+    assert [line for line in said if line.startswith("lost ")]
+    assert summary.this_run.units == (0 if finished else 1)
+    assert te.rows(out) == rows
+    assert [part.stat().st_mtime_ns for part in parts(out)][1:] == written[1:]
+    after = open_features(str(out))
+    assert (after.spec, after.added_columns, after.complete) == (before.spec, before.added_columns, True)
+    assert inspect(str(out), deep=True).problems == ()
+
+
+def test_a_lost_manifest_that_no_part_tells_blocks_with_a_cure(tar, out):
+    (out / "manifest.json").unlink()
+    for part in parts(out):
+        part.write_bytes(b"")
+    with pytest.raises(FeaturemillError, match="no part in its folder features says how it was made; remove it"):
+        te.extract(tar, out, unit_bytes=6000)
