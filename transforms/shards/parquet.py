@@ -20,7 +20,7 @@ from transforms.labels.folders import LABEL_NAMES
 from transforms.labels.values import as_label
 from transforms.parquet.files import APART, Footer, look_at_footer
 from transforms.parquet.pages import Pages, check_header, chunk_of, chunks_of, read_header
-from transforms.records import EncodedImage, Failure, Shard, Unit
+from transforms.records import EncodedImage, Failure, FileInfo, Shard, Unit
 from transforms.shards.fields import OPTIONS, Fields, NoImageError, choose, missing, name_or, usual
 from transforms.shards.format import Format
 from transforms.shards.stream import MAX_ENCODED_BYTES, failure
@@ -35,6 +35,8 @@ _BATCH_BYTES = 256 << 20
 _DICTIONARY_HEADER_BYTES = 256
 # What is read at once of a column: without a limit, Arrow reads the column of a whole row group.
 _BUFFER_BYTES = 4 << 20
+# Footers that are remembered, since a plan asks for each up to three times: so many, of so many columns and groups.
+_FOOTERS, _FOOTER_ITEMS = 4096, 256
 _FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}
 
 
@@ -104,12 +106,23 @@ def _open(watched: _Watched) -> tuple[pq.ParquetFile, Pages]:
         return opened, pages
 
 
+_footers: dict[FileInfo, Footer] = {}
+
+
 def _footer(shard: Shard) -> Footer:
     """Returns the facts of a shard's footer; raises _DamagedError if there are none to be had."""
+    # Of this version of the file; on a store, looking is a request, too.
+    if shard.file in _footers:
+        return _footers[shard.file]
     with storage.open_read(shard.file.uri) as file:
         watched = _Watched(file)
         with _damage(watched):
-            return look_at_footer(watched)
+            footer = look_at_footer(watched)
+    if len(footer.schema) + len(footer.rows) <= _FOOTER_ITEMS and shard.file.version:
+        if len(_footers) >= _FOOTERS:
+            _footers.clear()
+        _footers[shard.file] = footer
+    return footer
 
 
 def resolve(shard: Shard, fields: Fields) -> tuple[str, str, str]:

@@ -1,6 +1,7 @@
 """Opens the stored features of an OUT, checked by their fingerprint. No Beam and no Keras here."""
 
 import os
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -134,7 +135,7 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
     manifest = output.manifest
     output.keep_parts()
     parts = [output.path("features", name) for name in output.listing.names]
-    rows = 0
+    complete, rows = manifest.is_complete, 0
 
     def reports() -> Iterator[UnitReport]:
         nonlocal rows
@@ -147,11 +148,15 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
             rows += footer.rows_embedded
             yield from footer.reports
 
-    found = parts_sha256(reports())
-    complete = manifest.is_complete
+    # An unfinished OUT has no such hash to compare with, nor has one of an earlier version.
+    stated = manifest.parts_sha256 if complete and whole else ""
+    found, counted_reports = "", reports()
+    if stated:
+        found = parts_sha256(counted_reports)
+    else:
+        deque(counted_reports, maxlen=0)
     is_missing = complete and rows != manifest.totals.rows_embedded
-    # An OUT of an earlier version has no such hash.
-    if complete and whole and (is_missing or (manifest.parts_sha256 or found) != found):
+    if complete and whole and (is_missing or found != stated):
         # An extract that began since is no loss.
         complete = read_manifest(output.folder) == manifest
         if complete and is_missing:
