@@ -1,8 +1,11 @@
-"""This machine: its cores, the user's home on it, and how a process of ours is started."""
+"""This machine: its cores, its memory, the user's home on it, and how a process of ours is started."""
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from transforms.errors import FeaturemillError
 
@@ -10,6 +13,21 @@ from transforms.errors import FeaturemillError
 def available_cores() -> int:
     """Returns the cores that this process may use, where the system tells (macOS doesn't)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_GROUP = Path("/sys/fs/cgroup")
+
+
+def available_memory() -> int:
+    """Returns the bytes of memory that this process may still take: free ones, or fewer where a container has fewer."""
+    available = psutil.virtual_memory().available
+    with suppress(OSError, ValueError, KeyError):
+        # Version 2 of control groups; "max" where there is no limit. What files have cached is given back.
+        most = int((_GROUP / "memory.max").read_text())
+        stat = dict(line.split() for line in (_GROUP / "memory.stat").read_text().splitlines())
+        used = int((_GROUP / "memory.current").read_text()) - int(stat["inactive_file"])
+        available = min(available, max(0, most - used))
+    return available
 
 
 def home_folder() -> str:

@@ -1,7 +1,7 @@
 """Finetune: a trained head and the upper layers of its network, trained on from a stored tap or from images."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,9 +15,10 @@ from transforms.end_to_end.plan import TuningPlan
 from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
 from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
-from transforms.evaluation.metrics import fit_temperature, judge, score_rows
+from transforms.evaluation.metrics import RowScores, fit_temperature, judge, score_rows
+from transforms.evaluation.scores import Scores
 from transforms.heads import kind_of
-from transforms.heads.model import Model, dense_arrays, dense_layers, log_losses
+from transforms.heads.model import Model, dense_arrays, dense_layers, log_losses, score_slices
 from transforms.network.weights import Weights, digest, load_weights
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, load_head, save_head, softmax
@@ -86,13 +87,13 @@ def _finetune(options: FinetuneOptions, say: Callable[[str], None]) -> FinetuneS
         learning_rate=options.learning_rate,
         seed=options.seed,
     )
-    before = _logits(network, data)
+    before = _scored(network, data)
     tuning = tune(
         network,
         train=lambda epoch: data.rows.batches(
             data.wanted(*data.fit.train), options.batch_size, seed=options.seed + epoch
         ),
-        validate=lambda: _log_loss(*_logits(network, data, data.fit.validation), data),
+        validate=lambda: _log_loss(_logits(network, data, data.fit.validation), data),
         codes=data.rows.codes,
         epochs=options.epochs,
         patience=options.patience,
@@ -107,35 +108,54 @@ def _calibrated(head: Head) -> list[tuple[np.ndarray, np.ndarray]]:
     return [*others, (kernel / head.temperature, bias / head.temperature)]
 
 
-_Scores = tuple[np.ndarray, np.ndarray]
+# Row numbers, and their logits.
+_Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
+_Scored = tuple[np.ndarray, Scores]
 
 
-def _logits(network: TuningNetwork, data: TuningData, cells: tuple[int, ...] | None = None) -> _Scores:
-    """Returns (row numbers, n×C float32) of some cells; by default of all that choose or judge."""
-    wanted = data.wanted(*((*data.fit.validation, *data.fit.test) if cells is None else cells))
-    found = [(numbers, network.logits(inputs)) for numbers, inputs in data.rows.batches(wanted, network.batch_size)]
-    return np.concatenate([numbers for numbers, _ in found]), np.concatenate([logits for _, logits in found])
+def _logits(network: TuningNetwork, data: TuningData, cells: Sequence[int]) -> _Blocks:
+    """Yields (row numbers, n×C float32) of some cells, batch by batch."""
+    for numbers, inputs in data.rows.batches(data.wanted(*cells), network.batch_size):
+        yield numbers, network.logits(inputs)
 
 
-def _of_cells(scores: _Scores, data: TuningData, cells: tuple[int, ...]) -> _Scores:
-    numbers, logits = scores
-    inside = data.wanted(*cells)[numbers]
-    return numbers[inside], logits[inside]
+def _scored(network: TuningNetwork, data: TuningData) -> _Scored:
+    """Returns the logits of all rows that choose or judge."""
+    return _gathered(_logits(network, data, (*data.fit.validation, *data.fit.test)), data)
 
 
-def _log_loss(numbers: np.ndarray, logits: np.ndarray, data: TuningData) -> float:
-    return float(log_losses(logits, data.rows.codes[numbers]).mean())
+def _gathered(blocks: _Blocks, data: TuningData) -> _Scored:
+    found, scores = [], Scores(len(data.classes))
+    for numbers, logits in blocks:
+        found.append(numbers)
+        scores.add(logits)
+    return np.concatenate(found), scores
 
 
-def _figures(scores: _Scores, temperature: float, data: TuningData) -> dict[str, dict[str, float]]:
+def _of_cells(scored: _Scored, data: TuningData, cells: Sequence[int]) -> _Blocks:
+    numbers, scores = scored
+    wanted = data.wanted(*cells)
+    for part in score_slices(*scores.shape):
+        some = numbers[part]
+        inside = wanted[some]
+        if inside.any():
+            yield some[inside], scores[part][inside]
+
+
+def _log_loss(blocks: _Blocks, data: TuningData, temperature: float = 1.0) -> float:
+    losses = [log_losses(logits / temperature, data.rows.codes[numbers]) for numbers, logits in blocks]
+    return float(np.concatenate(losses).mean())
+
+
+def _figures(scored: _Scored, temperature: float, data: TuningData) -> dict[str, dict[str, float]]:
     """Returns {side: {"rows", "accuracy", "log_loss"}}."""
     found = {}
     for side, cells in (("validation", data.fit.validation), ("test", data.fit.test)):
         if cells:
-            numbers, logits = _of_cells(scores, data, cells)
-            right = logits.argmax(axis=1) == data.rows.codes[numbers]
-            loss = _log_loss(numbers, logits / temperature, data)
-            found[side] = {"rows": len(numbers), "accuracy": float(right.mean()), "log_loss": loss}
+            blocks = _of_cells(scored, data, cells)
+            right = np.concatenate([logits.argmax(axis=1) == data.rows.codes[numbers] for numbers, logits in blocks])
+            loss = _log_loss(_of_cells(scored, data, cells), data, temperature)
+            found[side] = {"rows": len(right), "accuracy": float(right.mean()), "log_loss": loss}
     return found
 
 
@@ -146,13 +166,13 @@ def _close(
     data: TuningData,
     network: TuningNetwork,
     tuning: Tuning,
-    before: _Scores,
+    before: _Scored,
     options: FinetuneOptions,
 ) -> FinetuneSummary:
     """Judges what the network is now, proves that the frozen layers are what they were, and saves the new head."""
-    after = _logits(network, data)
-    numbers, logits = _of_cells(after, data, data.fit.validation)
-    temperature = fit_temperature(logits, data.rows.codes[numbers])
+    after = _scored(network, data)
+    numbers, scores = _gathered(_of_cells(after, data, data.fit.validation), data)
+    temperature = fit_temperature(scores, data.rows.codes[numbers])
     file = network.weight_file()
     new = _read_back(file, plan, head.spec.backbone)
     sides = {"before": _figures(before, 1.0, data), "after": _figures(after, temperature, data)}
@@ -226,14 +246,19 @@ def _run(model: Model, judged: dict[str, Any], name: str, seconds: float) -> Run
     return Run(kind=name, settings=dict(model.settings), curve=curve, learning=[], judged=judged, seconds=seconds)
 
 
-def _judge(scores: _Scores, temperature: float, data: TuningData, options: FinetuneOptions) -> dict[str, Any]:
-    numbers, logits = _of_cells(scores, data, data.fit.judged)
-    keys, codes = data.table.keys.take(numbers), data.rows.codes[numbers]
+def _judge(scored: _Scored, temperature: float, data: TuningData, options: FinetuneOptions) -> dict[str, Any]:
+    found, judged = [], []
+    for some, logits in _of_cells(scored, data, data.fit.judged):
+        found.append(some)
+        keys = data.table.keys.take(some)
+        judged.append(score_rows(softmax(logits, temperature), data.rows.codes[some], keys=keys))
+    numbers = np.concatenate(found)
+    codes = data.rows.codes[numbers]
     return judge(
-        score_rows(softmax(logits, temperature), codes, keys=keys),
+        RowScores(*map(np.concatenate, zip(*judged, strict=True))),
         codes,
         data.classes,
-        keys=keys,
+        keys=data.table.keys.take(numbers),
         groups=data.parts.components[numbers],
         seed=options.seed,
         judged_on="test" if data.fit.test else "validation",

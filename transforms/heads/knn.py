@@ -5,18 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from transforms.errors import UsageError
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.heads.ridge_forms import feature_scale
+from transforms.machine import available_memory
 from transforms.similarity.all_pairs import nearest_rows
 from transforms.similarity.unit_vectors import unit_length
+from transforms.text import size_text
 
 # Queries that are compared at a time: 4 Mi similarities with a block of stored vectors, 16 MiB.
 _QUERIES = 1024
 # Of vectors that are made to have length 1 at a time, 32 MiB.
 _NUMBERS = 2**23
+# How often the vectors are held while heads are fitted and judged: for a learning curve (7/8), to choose, and to keep.
+_COPIES = 3
 
 
 def fitter(rows: Rows, settings: FitSettings) -> "Neighbours":
@@ -24,12 +28,20 @@ def fitter(rows: Rows, settings: FitSettings) -> "Neighbours":
 
     Raises:
         UsageError: Class weights are asked for, or more neighbours than there are rows.
+        FeaturemillError: The rows are too many for the memory.
     """
     if settings.class_weights:
         raise UsageError("knn counts all rows alike; class weights are for --head logistic or linear")
     used = int((rows.cells >= 0).sum())
     if settings.neighbours > used:
         raise UsageError(f"--neighbours {settings.neighbours:,} is more than the {used:,} rows; give fewer")
+    needed, available = _COPIES * used * rows.dims * 4, available_memory()
+    if needed > available:
+        raise FeaturemillError(
+            f"knn holds its {used:,} rows of {rows.dims:,} numbers in memory, {_COPIES} times while it is trained: "
+            f"{size_text(needed)}, of which {size_text(available)} are free; train another head, such as ridge, which "
+            "holds no rows, or give it fewer rows"
+        )
     return Neighbours(rows, settings)
 
 

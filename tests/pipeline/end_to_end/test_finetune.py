@@ -1,15 +1,19 @@
 """Fine-tuning starts as the head is, trains what it says and nothing else, and gives a head like any other."""
 
 import shutil
+import tracemalloc
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.demo.samples import draw_items, write_folder, write_tar
+from pipeline.end_to_end import finetune as finetune_module
 from pipeline.end_to_end.finetune import finetune, finetuned_json, finetuned_text
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.extraction.options import ExtractOptions
@@ -17,6 +21,7 @@ from pipeline.extraction.run import run
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.prediction.summary import summary_text
+from pipeline.training.fits import Fit
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
 from tests.support.properties import examples
@@ -25,8 +30,11 @@ from transforms.end_to_end.inputs import TuningRows
 from transforms.end_to_end.plan import first_unfrozen, plan_tuning
 from transforms.end_to_end.tuning import TuningNetwork, tune
 from transforms.errors import FeaturemillError, UsageError
+from transforms.evaluation import scores
 from transforms.evaluation.split import TEST, VALIDATION, split
 from transforms.heads import FitSettings
+from transforms.heads import model as heads_model
+from transforms.heads.model import log_losses
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import layers
 from transforms.network.weights import load_weights
@@ -416,3 +424,48 @@ def test_a_head_that_is_there_stays(made, tmp_path):
     before = (tmp_path / "new/head.json").read_bytes()
     refuses(made, tmp_path, "--overwrite")
     assert (tmp_path / "new/head.json").read_bytes() == before
+
+
+def test_scores_of_many_rows_and_classes_are_not_held(monkeypatch):
+    """1,000 classes of 12,000 rows are 48 MB; what is judged is what it is by all of them at once."""
+    count, classes, random = 12_000, 1000, np.random.default_rng(0)
+    codes, cells = random.integers(0, classes, count), (np.arange(count) % 3).astype(np.int32)
+    base = random.normal(size=classes).astype(np.float32)
+
+    def logits(numbers):
+        found = np.repeat(base[None], len(numbers), axis=0)
+        found[np.arange(len(numbers)), codes[numbers]] += numbers % 5
+        return found
+
+    def batches(wanted, size):
+        for part in np.array_split(np.flatnonzero(wanted), count // 100):
+            yield part, part
+
+    data = SimpleNamespace(
+        rows=SimpleNamespace(batches=batches, codes=codes),
+        fit=Fit((0,), (1,), (2,)),
+        wanted=lambda *some: np.isin(cells, some),
+        classes=tuple(map(str, range(classes))),
+        table=SimpleNamespace(keys=pa.array(map(str, range(count)))),
+        parts=SimpleNamespace(components=np.arange(count)),
+    )
+    network = SimpleNamespace(logits=logits, batch_size=100)
+    monkeypatch.setattr(scores, "_MEMORY_BYTES", 2**20)
+    monkeypatch.setattr(heads_model, "_SCORES_AT_ONCE", 2**17)
+    options = FinetuneOptions(head="head", features="features", output="new")
+    tracemalloc.start()
+    try:
+        scored = finetune_module._scored(network, data)
+        figures = finetune_module._figures(scored, 1.5, data)
+        judged = finetune_module._judge(scored, 1.5, data, options)
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20 < 4 * classes * count * 2 / 3
+    finally:
+        tracemalloc.stop()
+    for side, cell in (("validation", 1), ("test", 2)):
+        numbers = np.flatnonzero(cells == cell)
+        assert figures[side]["rows"] == len(numbers)
+        assert figures[side]["accuracy"] == (logits(numbers).argmax(axis=1) == codes[numbers]).mean()
+        losses = log_losses(logits(numbers) / np.float32(1.5), codes[numbers])
+        assert figures[side]["log_loss"] == pytest.approx(losses.mean(), abs=1e-9)
+    assert judged["rows"] == figures["test"]["rows"]
+    assert judged["metrics"]["accuracy"]["value"] == pytest.approx(figures["test"]["accuracy"])

@@ -11,7 +11,7 @@ from scipy.special import softmax
 from tests.support.heads_data import ArrayVectors, draw_rows
 from tests.support.properties import examples
 from transforms import heads
-from transforms.errors import UsageError
+from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings, knn
 from transforms.heads.cells import Rows
 from transforms.similarity import all_pairs
@@ -98,6 +98,15 @@ def test_opposite_and_undirected_vectors_leave_the_classes_alike():
     model = heads.fitter("knn", rows, FitSettings(neighbours=2)).fit((0,), ())
     queries = np.array([[-1, -1], [0, 0]], np.float32)
     np.testing.assert_allclose(heads.logits(model, queries), np.log(1 / 3), atol=1e-7)
+
+
+def test_rows_that_memory_cannot_hold_are_refused(monkeypatch):
+    rows = draw_rows(rows=40, dims=4, classes=2)
+    monkeypatch.setattr(knn, "available_memory", lambda: 3 * 40 * 4 * 4)
+    heads.fitter("knn", rows, FitSettings())
+    monkeypatch.setattr(knn, "available_memory", lambda: 3 * 40 * 4 * 4 - 1)
+    with pytest.raises(FeaturemillError, match=r"knn holds its 40 rows of 4 numbers in memory.* train another head"):
+        heads.fitter("knn", rows, FitSettings())
 
 
 def test_more_neighbours_than_rows_are_refused_than_a_fits_rows_recorded():
