@@ -125,7 +125,10 @@ def _locked(target: str, held: str, opened: Callable[[], int]) -> int | None:
 
 
 class Reading:
-    """A reader of a local folder's files: as long as this lives, `without_readers` waits with removing some."""
+    """A reader of a local folder's files: as long as this lives, `without_readers` waits with removing some.
+
+    A copy, as Beam makes by pickling what a function uses, holds nothing: it would close another's descriptor.
+    """
 
     def __init__(self, folder: str):
         """Waits for the moment that a removal takes. Where nothing can be locked, nobody waits for anybody."""
@@ -133,6 +136,9 @@ class Reading:
         with suppress(OSError):
             self._descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+
+    def __getstate__(self) -> dict[str, None]:
+        return {"_descriptor": None}
 
     def __del__(self) -> None:
         if self._descriptor is not None:

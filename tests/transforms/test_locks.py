@@ -1,8 +1,10 @@
 """One command at a time on each target; the others are told who it is, and no lock outlives its process."""
 
 import contextlib
+import copy
 import errno
 import os
+import pickle
 import signal
 import socket
 import sys
@@ -13,7 +15,7 @@ from tests.support.commands import start
 from transforms import locks
 from transforms.committed import held
 from transforms.errors import FeaturemillError
-from transforms.locks import locked_folder, locked_name
+from transforms.locks import Reading, locked_folder, locked_name, without_readers
 
 _HOLDS = """
 import sys
@@ -121,3 +123,13 @@ def test_folders_above_are_made_and_go_if_nothing_came_of_them(tmp_path):
     assert os.listdir(tmp_path / "a") == ["mine"]
     with held(str(tmp_path / "gone/copy.parquet")):
         assert not (tmp_path / "gone").exists()
+
+
+def test_a_copy_of_a_reader_closes_no_descriptor(tmp_path):
+    reading = Reading(str(tmp_path))
+    for copied in (copy.copy(reading), pickle.loads(pickle.dumps(reading))):
+        del copied
+    os.fstat(reading._descriptor)
+    del reading
+    with without_readers(str(tmp_path), "OUT"):
+        pass
