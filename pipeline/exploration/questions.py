@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 # More than that isn't a file of query vectors.
 _MOST_BYTES = 2**30
+# Of computing, for a query image.
+_DECODE_SECONDS = 30.0
 # Of what numpy.save and numpy.savez write.
 _MAGIC = (b"\x93NUMPY", b"PK\x03\x04")
 
@@ -141,7 +143,7 @@ def _embed(queries: Sequence[Query], table: Table, load: "Callable[[FeatureSpec]
             "pass --vector or --key"
         )
     pixels = []
-    with Isolated() as child:
+    with Isolated(seconds=_DECODE_SECONDS) as child:
         for query in queries:
             try:
                 decoded = child.call(partial(decode_image, query.image, spec, max_pixels=PIXEL_CEILING))

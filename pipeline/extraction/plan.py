@@ -7,7 +7,6 @@ from functools import cached_property
 from itertools import islice
 
 from transforms import shards, storage
-from transforms.isolated import Isolated
 from transforms.records import FileInfo, ListedFile, Shard, Unit
 from transforms.store.output import Output
 from transforms.store.units import PlannedUnit, unit_id
@@ -317,7 +316,7 @@ def take_sample(units: Iterable[Unit], limit: int) -> list[Unit]:
             chosen = unit.files[:left]
             taken.append(replace(unit, files=chosen, stop=unit.start + len(chosen), limit=len(chosen)))
         else:
-            with Isolated() as child:
+            with shards.reading_child() as child:
                 count = sum(1 for _ in islice(shards.read(unit, apart=child), left))
             taken.append(replace(unit, limit=count))
     return [unit for unit in taken if unit.limit]

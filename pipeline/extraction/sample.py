@@ -10,7 +10,6 @@ from time import perf_counter
 
 from pipeline.extraction.timing import Cost, Watch
 from transforms import shards
-from transforms.isolated import Isolated
 from transforms.records import EncodedImage, Failure, Shard, Unit
 
 # Encoded bytes of a sample, which is held in memory; one of huge images has fewer of them.
@@ -46,7 +45,7 @@ class _Source:
         self.count = 0
         self.is_read = False
         # Two thousand shards aren't two thousand processes: it is started by the first record that is taken.
-        self._child = Isolated()
+        self._child = shards.reading_child()
         self._records = shards.read(unit, apart=self._child)
         self._data_bytes = self._last_position = 0
 

@@ -62,7 +62,7 @@ def compare_contents(
         by_part[holders.get(unit_id, f"{unit_id}.parquet")].add(unit_id)
     with ExitStack() as stack, ThreadPoolExecutor(_PARTS_AT_ONCE, "compare") as pool:
         # One for each thread; a start costs more than to read a small unit.
-        free = [stack.enter_context(Isolated()) for _ in range(_PARTS_AT_ONCE)]
+        free = [stack.enter_context(shards.reading_child()) for _ in range(_PARTS_AT_ONCE)]
 
         def compare(part: tuple[str, set[str]]) -> list[Compared]:
             child = free.pop()

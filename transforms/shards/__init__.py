@@ -27,9 +27,12 @@ __all__ = [
     "find",
     "look_at_labels",
     "read",
+    "reading_child",
     "slice_files",
     "split",
 ]
+
+_RECORD_SECONDS = 30.0
 
 
 def split(shard: Shard, unit_bytes: int) -> list[Unit]:
@@ -47,6 +50,11 @@ def split(shard: Shard, unit_bytes: int) -> list[Unit]:
         return FORMATS[shard.format].split(shard, unit_bytes)
     except OSError as error:
         raise _unreadable(shard, error) from error
+
+
+def reading_child() -> Isolated:
+    """Returns a child process for `read`: one that computes for over 30 s between two records is ended."""
+    return Isolated(seconds=_RECORD_SECONDS, may_wait=True)
 
 
 def is_native(unit: Unit) -> bool:

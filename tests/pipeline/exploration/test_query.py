@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 
 from pipeline.cli.app import run_cli
 from pipeline.demo.samples import draw_items, write_folder
+from pipeline.exploration import questions
 from pipeline.exploration.query import QueryOptions, query
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
+from tests.support import deadly
 from tests.support.factories import shared_data
 from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
@@ -417,6 +419,15 @@ def test_an_image_with_other_weights_is_refused(made, tmp_path, capsys):
     plain = write_rows(tmp_path / "x.parquet", np.ones((4, 8)))
     assert run_cli(["query", plain, "--image", image]) == 1
     assert "wasn't written by featuremill extract" in capsys.readouterr().err
+
+
+def test_an_image_that_holds_up_its_decoder_is_told(made, tmp_path, monkeypatch, capsys):
+    for name, value in deadly.codecs(tmp_path / "codecs").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(questions, "_DECODE_SECONDS", 0.5)
+    (tmp_path / "hold.bmp").write_bytes(deadly.image("hold"))
+    assert run_cli(["query", str(made / "out"), "--image", str(tmp_path / "hold.bmp")]) == 1
+    assert "hold.bmp: too slow (over 0.5 s)" in capsys.readouterr().err
 
 
 def test_parquet_and_page(made, tmp_path, capsys):

@@ -17,7 +17,6 @@ from tests.support import deadly
 from tests.support.factories import fake_items, found_shard, raw_shard, rows, write_parquet, write_shard
 from transforms import shards
 from transforms.errors import FeaturemillError
-from transforms.isolated import Isolated
 from transforms.parquet import pages
 from transforms.parquet.files import look_at_footer
 from transforms.records import Unit
@@ -431,7 +430,8 @@ def test_where_the_reader_crashes_nothing_more_is_read(tmp_path, monkeypatch, de
     write(path, {"image": [b"1", b"2", b"3", b"4", b"5"]}, row_group_size=2)
     for name, value in deadly.codecs(tmp_path / "codecs", DEADLY_ROW_GROUP="1", DEADLY_DEED=deed).items():
         monkeypatch.setenv(name, value)
-    with Isolated(seconds=1.0, may_wait=True) as child:
+    monkeypatch.setattr(shards, "_RECORD_SECONDS", 1.0)
+    with shards.reading_child() as child:
         *read, failure = shards.read(Unit(found_shard(path)), apart=child)
     assert [record.data for record in read] == [b"1", b"2"]
     assert (failure.stage, failure.error, failure.position) == ("read", error, 2)
