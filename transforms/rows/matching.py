@@ -77,7 +77,7 @@ def match_rows(
         The rule and what it finds; what speaks against the first rule that finds something; or None if none does.
     """
     distinct = pa.array(pc.unique(keys))
-    file = _Paths(pa.concat_arrays(file_keys.chunks) if file_keys.num_chunks else pa.array([], pa.string()))
+    file = _Paths(file_keys.combine_chunks())
     features = _Paths(distinct)
     problem = None
     for find, narrower in _RULES:
@@ -280,7 +280,7 @@ def _digests(column: pa.Array | pa.ChunkedArray | None) -> pa.Array | None:
     """Returns digests, as bytes or as 64 hexadecimal digits, as binary of 32 bytes; None if none is one."""
     if column is None:
         return None
-    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) and column.num_chunks else column
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not len(column):
         return None
     raw = column.cast(pa.binary())
