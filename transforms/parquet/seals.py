@@ -219,9 +219,6 @@ class Verified(io.RawIOBase):
         self._position = offset + (0, self._position, self._end)[whence]
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
     def readable(self) -> bool:
         return True
 
