@@ -3,14 +3,15 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
+from transforms.machine import ahead
 from transforms.parquet.files import open_sealed
 from transforms.records import EncodedImage, Failure, Unit
 from transforms.rows.sources import cause_of
@@ -59,9 +60,9 @@ def compare_contents(
     holders = {report.unit_id: name for name, footer in output.listing.merged.items() for report in footer.reports}
     for unit_id in units:
         by_part[holders.get(unit_id, f"{unit_id}.parquet")].add(unit_id)
-    with ThreadPoolExecutor(_PARTS_AT_ONCE, "compare") as pool:
-        for compared in pool.map(lambda part: _compare_part(output, *part, units, unread_pass), by_part.items()):
-            yield from compared
+    compare = partial(_compare_part, output, units=units, unread_pass=unread_pass)
+    for compared in ahead(lambda part: compare(*part), by_part.items(), threads=_PARTS_AT_ONCE):
+        yield from compared
 
 
 def _compare_part(
