@@ -96,11 +96,6 @@ def written_as(uri: str, temporary: str) -> str:
     return uri if _is_object_store(uri) else temporary
 
 
-def discard(file: BinaryIO) -> None:
-    """Closes a file that isn't wanted: on a store nothing appears, on a disk what was written stays."""
-    file.discard() if isinstance(file, Writer) else file.close()
-
-
 def read_bytes(uri: str) -> bytes:
     with open_read(uri) as file:
         return file.read()
