@@ -7,7 +7,7 @@ arrays: both sides may have a million rows.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import numpy as np
 import pyarrow as pa
@@ -218,12 +218,10 @@ def _suffixes(left: pa.Array, right: pa.Array) -> _Pairs:
     """Returns (rows of left, rows of right) of paths of which one is the end of the other."""
     depths, right_depths = (_depths(paths).to_numpy() for paths in (left, right))
     pairs = []
-    for depth in np.unique(right_depths).tolist():
-        ours, theirs = np.flatnonzero(depths >= depth), np.flatnonzero(right_depths == depth)
-        of_ours, of_theirs = _equal(_last(left.take(pa.array(ours)), depth), _last(right.take(pa.array(theirs)), depth))
-        pairs.append((ours[of_ours], theirs[of_theirs]))
-    for depth in np.unique(depths).tolist():
-        ours, theirs = np.flatnonzero(depths == depth), np.flatnonzero(right_depths > depth)
+    rights_end = ((depth, depths >= depth, right_depths == depth) for depth in np.unique(right_depths).tolist())
+    lefts_end = ((depth, depths == depth, right_depths > depth) for depth in np.unique(depths).tolist())
+    for depth, *of_depth in chain(rights_end, lefts_end):
+        ours, theirs = map(np.flatnonzero, of_depth)
         of_ours, of_theirs = _equal(_last(left.take(pa.array(ours)), depth), _last(right.take(pa.array(theirs)), depth))
         pairs.append((ours[of_ours], theirs[of_theirs]))
     return np.concatenate([p[0] for p in [_NONE, *pairs]]), np.concatenate([p[1] for p in [_NONE, *pairs]])
