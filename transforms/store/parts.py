@@ -3,8 +3,8 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -17,10 +17,9 @@ from transforms.errors import FeaturemillError
 from transforms.parquet.seals import SealedWriter, sealed
 from transforms.records import Failure, UnitReport
 from transforms.spec import ROW_COLUMNS, FeatureSpec
-from transforms.store.layout import failures_uri, part_uri
+from transforms.store.layout import failures_uri, part_uri, writing
 from transforms.store.listing import own_report
 from transforms.store.schema import failures_schema, part_schema
-from transforms.text import one_line
 
 # A row group is written whenever this many bytes of features have gathered, so that a unit's memory is bounded.
 ROW_GROUP_BYTES = 64 * 2**20
@@ -32,16 +31,9 @@ ROW_GROUP_ROWS = 65_536
 PART_OPTIONS = {"use_dictionary": ["label", "source", "split"], "write_statistics": True}
 
 
-@contextmanager
-def writing_part(name: str, output: object) -> Iterator[None]:
-    """Raises FeaturemillError where a part can't be written inside the context."""
-    try:
-        yield
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write part {name} to {output}: {one_line(error)}; "
-            "free some space or fix the permissions and run the same command again: it goes on where it stopped"
-        ) from error
+def writing_part(name: str, output: object) -> AbstractContextManager[None]:
+    """Returns a context in which a part is written; see `writing`."""
+    return writing(f"part {name}", output, then=": it goes on where it stopped")
 
 
 def _text_bytes(row: tuple) -> int:
