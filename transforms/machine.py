@@ -44,7 +44,7 @@ def ahead(
     with ThreadPoolExecutor(threads, "ahead") as pool:
         try:
             for item in items:
-                while waiting and (len(waiting) >= most or waiting_bytes >= most_bytes):
+                while len(waiting) >= most or waiting_bytes >= most_bytes:
                     future, count = waiting.popleft()
                     waiting_bytes -= count
                     yield future.result()
