@@ -29,7 +29,6 @@ FLOORS = (
     {"transforms.storage", "transforms.spec", "transforms.locks"},
     {"transforms.labels"},
     {"transforms.object_stores", "transforms.declared", "transforms.pools", "transforms.isolated"},
-    {"transforms.held_up"},
     {"transforms.machine"},
     {"transforms.records", "transforms.errors", "transforms.text"},
 )

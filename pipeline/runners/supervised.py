@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn
 
-from transforms import held_up
+from transforms.embedding import held_up
 
 # How a process ends that native code has crashed, or the system for lack of memory.
 _CRASHES = (

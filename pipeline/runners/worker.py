@@ -15,7 +15,7 @@ def main() -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for as long as the process lives
     from apache_beam.runners.worker import sdk_worker_main
 
-    from transforms import held_up
+    from transforms.embedding import held_up
 
     held_up.allow()
 

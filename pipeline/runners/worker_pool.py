@@ -23,7 +23,7 @@ import time
 from contextlib import suppress
 
 from pipeline.runners.options import TOKEN, TOKEN_FILE, TOKEN_PARAM, pool_token
-from transforms import held_up
+from transforms.embedding import held_up
 from transforms.errors import FeaturemillError
 from transforms.machine import own_command
 from transforms.text import printable

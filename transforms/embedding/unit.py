@@ -11,9 +11,9 @@ from transforms import shards, storage
 from transforms.embedding.attempts import attempt
 from transforms.embedding.batches import Decoded, decode_threads, embed_batch
 from transforms.embedding.decoders import Decoders, Task
+from transforms.embedding.held_up import HeldUp, ReaderClock
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
-from transforms.held_up import HeldUp, ReaderClock
 from transforms.isolated import Isolated
 from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, UnitReport
 from transforms.store.parts import PartWriter

@@ -8,10 +8,10 @@ import pytest
 
 from tests import ROOT
 from tests.support.commands import SECONDS
-from transforms import held_up
-from transforms.held_up import HeldUp, ReaderClock
+from transforms.embedding import held_up
+from transforms.embedding.held_up import HeldUp, ReaderClock
 
-_HEAD = "import signal, time\nfrom tests.support import deadly\nfrom transforms import held_up\n"
+_HEAD = "import signal, time\nfrom tests.support import deadly\nfrom transforms.embedding import held_up\n"
 _OURS = f"{_HEAD}held_up.allow()\nheld_up._SPARE_SECONDS_OF_CORE = 0.3\n"
 
 
