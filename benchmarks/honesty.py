@@ -1,8 +1,8 @@
 """Whether what is said about a head is true: simulations whose truth is known, printed and never asserted.
 
-Run as `python -m benchmarks.honesty [--only splits|coverage|folds|choice] [--rounds 400]`. Small versions are in the tests.
-An interval of 95 % should hold the truth in 93 to 97 % of the rounds; where there is none, "none" is printed. 400 rounds tell
-a coverage up to 1.1 %.
+Run as `python -m benchmarks.honesty [--only splits|coverage|folds|choice] [--rounds 400]`. Small versions are in the
+tests. An interval of 95 % should hold the truth in 93 to 97 % of the rounds; where there is none, "none" is printed.
+400 rounds tell a coverage up to 1.1 %.
 """
 
 import argparse
@@ -222,7 +222,12 @@ def splits(rounds: int) -> Iterator[dict[str, Any]]:
         told = f"{np.min(first):.2f} to {np.max(first):.2f}" if first else "none"
         what = "first fold's" if options["folds"] else "training"
         say(f"{name}: {refused / rounds:.3f} of the seeds refused; {what} share of rows {told}")
-        yield {"case": name, "refused": refused / rounds, "least": min(first, default=None), "most": max(first, default=None)}
+        yield {
+            "case": name,
+            "refused": refused / rounds,
+            "least": min(first, default=None),
+            "most": max(first, default=None),
+        }
 
 
 def write_noise(path: Path, random: np.random.Generator, rows: int, *, distance: float = 0.0) -> None:
