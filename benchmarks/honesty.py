@@ -42,23 +42,28 @@ class World:
     likeness: float = 0.0
     sharpness: float = 1.0
 
-    def draw(self, random: np.random.Generator, groups: np.ndarray | None, rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (N×C probabilities, N true classes)."""
+    def meet(self, random: np.random.Generator, groups: np.ndarray | None, rows: int) -> tuple[np.ndarray, ...]:
+        """Returns N each: true classes, predicted ones, and the probability that the head gives the latter."""
         # A row's own chance of being right; rows of one group are alike.
         spread = 4.0
         chance = random.beta(self.accuracy * spread, (1 - self.accuracy) * spread, rows)
         if groups is not None and self.likeness:
             alike = 1 / self.likeness - 1
             chance = random.beta(self.accuracy * alike, (1 - self.accuracy) * alike, groups.max() + 1)[groups]
-        chance = np.clip(chance, 1 / self.classes + 1e-3, 1 - 1e-6)
+        least = 1 / self.classes + 1e-3
+        chance = np.clip(chance, least, 1 - 1e-6)
         codes = np.arange(rows) % self.classes if rows % self.classes == 0 else random.integers(0, self.classes, rows)
-        taken = (codes + random.integers(1, max(2, self.classes), rows)) % self.classes
+        taken = (codes + random.integers(1, self.classes, rows)) % self.classes
         taken = np.where(random.random(rows) < chance, codes, taken)
         odds = (chance / (1 - chance)) ** self.sharpness
-        said = np.clip(odds / (1 + odds), 1 / self.classes + 1e-3, 1 - 1e-6)
+        return codes.astype(np.int32), taken, np.clip(odds / (1 + odds), least, 1 - 1e-6)
+
+    def draw(self, random: np.random.Generator, groups: np.ndarray | None, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (N×C probabilities, N true classes)."""
+        codes, taken, said = self.meet(random, groups, rows)
         probabilities = np.repeat(((1 - said) / (self.classes - 1))[:, None], self.classes, axis=1)
         probabilities[np.arange(rows), taken] = said
-        return probabilities, codes.astype(np.int32)
+        return probabilities, codes
 
 
 def metrics_of(probabilities: np.ndarray, codes: np.ndarray, groups: np.ndarray | None, seed: int) -> dict[str, Any]:
@@ -71,22 +76,15 @@ def metrics_of(probabilities: np.ndarray, codes: np.ndarray, groups: np.ndarray 
 
 def truths(world: World, random: np.random.Generator) -> dict[str, float]:
     """Returns each metric of so many rows that chance has no part in it."""
-    sums: dict[str, list[float]] = {}
-    rows = max(1, 1_000_000 // world.classes // world.classes) * world.classes
-    for _ in range(max(4, 2_000_000 // (rows * world.classes))):
-        groups = np.arange(rows) if world.likeness else None
-        probabilities, codes = world.draw(random, groups, rows)
-        hits = probabilities.argmax(axis=1) == codes
-        losses = -np.log(probabilities[np.arange(rows), codes])
-        top = probabilities.max(axis=1)
-        bins = np.clip(np.ceil(top * 15).astype(int) - 1, 0, 14)
-        for name, value in (("accuracy", hits.mean()), ("log_loss", losses.mean())):
-            sums.setdefault(name, []).append(value)
-        sums.setdefault("gaps", []).append(np.bincount(bins, top - hits, 15) / rows)
-    found = {name: float(np.mean(values)) for name, values in sums.items() if name != "gaps"}
+    rows = 2_000_000
+    codes, taken, said = world.meet(random, np.arange(rows) if world.likeness else None, rows)
+    hits = codes == taken
+    losses = -np.log(np.where(hits, said, (1 - said) / (world.classes - 1)))
+    bins = np.clip(np.ceil(said * 15).astype(int) - 1, 0, 14)
+    gaps = np.bincount(bins, said - hits, 15) / rows
     # Classes are alike, so the mean recall and the mean F1 are the accuracy.
-    found |= {"balanced_accuracy": found["accuracy"], "macro_f1": found["accuracy"]}
-    gaps = np.mean(sums["gaps"], axis=0)
+    found = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), float(hits.mean()))
+    found["log_loss"] = float(losses.mean())
     found["expected_calibration_error"] = 0.0 if world.sharpness == 1 else float(np.abs(gaps).sum())
     return found
 
