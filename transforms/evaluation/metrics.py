@@ -168,6 +168,13 @@ def judge(
     }
 
 
+def metric_values(scores: RowScores, codes: np.ndarray, count: int) -> dict[str, float]:
+    """Returns {metric: value} of N rows, as `judge` has them, without intervals."""
+    units = Units.of(len(codes), None)
+    found = _intervals(scores, codes, count, units=units, majority=0, seed=0)
+    return {name: interval["value"] for name, interval in found.items() if name != "majority"}
+
+
 def _check_rows(codes: np.ndarray) -> None:
     if not len(codes):
         raise FeaturemillError("there are no rows to judge by; give validation or test a larger share")
