@@ -14,8 +14,11 @@ Interval = dict[str, float | str | None]
 
 ONE_GROUP = "one group"
 FEW_ROWS = "too few rows of a class"
+FEW_ERRORS = "too few errors"
 _TAIL = 0.025
 _DRAWS = 2_000
+# An interval of a loss that reaches from less than a tenth to more than ten times of it says nothing.
+_FARTHEST = np.log(10)
 # Multiples of the measured miscalibration that are tried, from none at all to twice of it.
 _MULTIPLES = np.linspace(0, 2, 81)
 
@@ -108,7 +111,9 @@ def _student(value: float, centre: float, variance: float, freedom: float, scale
         return _interval(value, low, 1) if centre >= 1 else _interval(value, 0, 1 - low)
     reach = float(t.ppf(1 - _TAIL, freedom)) * np.sqrt(variance)
     if scale == "log":
-        factor = np.exp(min(reach / max(centre, 1e-300), 700))
+        if reach > _FARTHEST * centre:
+            return none(value, FEW_ERRORS)
+        factor = np.exp(reach / max(centre, 1e-300))
         return _interval(value, centre / factor, centre * factor)
     middle, reach = np.log(centre / (1 - centre)), reach / (centre * (1 - centre))
     return _interval(value, *(1 / (1 + np.exp(-np.clip([middle - reach, middle + reach], -700, 700)))))
@@ -206,7 +211,16 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
     variance = float(spread.sum()) / classes**2
     if variance <= 0:
         return _interval(value, *_wilson(value * worth, worth))
-    return _student(value, value, variance, max(1, int((rows - 1).sum())), "logit")
+    return _one_error(_student(value, value, variance, max(1, int((rows - 1).sum())), "logit"), sums)
+
+
+def _one_error(interval: Interval, sums: ClassSums) -> Interval:
+    """Returns an interval that reaches as far as an accuracy's, where independent rows have a single error."""
+    right, true, _ = sums.totals
+    rows = float(true.sum())
+    if not sums.units.single or rows - right.sum() != 1:
+        return interval
+    return {**interval, "high": max(interval["high"], _wilson(rows - 1, rows)[1])}
 
 
 def macro_f1(sums: ClassSums) -> Interval:
@@ -223,7 +237,7 @@ def macro_f1(sums: ClassSums) -> Interval:
     bias, variance = (count - 1) * (left.mean() - value), _jackknife(left)
     if abs(bias) > np.sqrt(variance):
         return none(value, FEW_ROWS)
-    return _student(value, float(np.clip(value - bias, 0, 1)), variance, count - 1, "logit")
+    return _one_error(_student(value, float(np.clip(value - bias, 0, 1)), variance, count - 1, "logit"), sums)
 
 
 def calibration_error(
