@@ -117,6 +117,24 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
     return Split(sides, dealt, components, np.digitize(draws[:, 2], _CHUNK_ENDS).astype(np.int8)[components], report)
 
 
+def tied(tables: Sequence[Table]) -> np.ndarray:
+    """Returns N int64 numbers for the rows of all tables, one after the other: rows of one number aren't independent.
+
+    They are of one group (or key, without one), or of one sample of a tar, or have the same content.
+    """
+    found, start = [], 0
+    for table in tables:
+        numbers = _components(table, _connect(table.vectors.rows, [_contents(table)]), 0)[0]
+        found.append(numbers + start)
+        start += int(numbers.max(initial=-1)) + 1
+    numbers = np.concatenate(found)
+    groups = [table.groups for table in tables if table.groups is not None]
+    if len(groups) == len(tables) > 1:
+        codes = encode(pa.chunked_array([chunk for column in groups for chunk in column.chunks], pa.string()))[0]
+        numbers = _connect(len(numbers), [numbers, codes])
+    return numbers
+
+
 def _check_options(validation: float, test: float, folds: int | None, near: float | None) -> None:
     if not (0 <= validation < 1 and 0 <= test < 1 and validation + test < 1):
         raise UsageError(
