@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test fuzz torture test-distributed test-browser test-elsewhere lint bench clean
+.PHONY: demo test fuzz torture test-clusters test-stores test-browser test-elsewhere lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -28,9 +28,13 @@ torture: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2 -m hypothesis --hypothesis-profile=torture --timeout=0
 	$(BIN)/python -m tests.fuzz --seconds 3600 --kill-seconds 1800 --seed $$(date +%Y%m%d)
 
-# Real clusters and object stores on loopback; needs Java and Maven, and says so where it skips.
-test-distributed: .venv/.distributed
-	$(BIN)/python -m pytest tests/distributed -rs
+# Real clusters on loopback; needs Java and Maven, and says so where it skips.
+test-clusters: .venv/.distributed
+	$(BIN)/python -m pytest tests/distributed/test_runners.py tests/distributed/test_faults.py -rs
+
+# Object stores on loopback, Dataflow's job, the image of its workers.
+test-stores: .venv/.distributed
+	$(BIN)/python -m pytest tests/distributed -rs --ignore-glob='*/test_runners.py' --ignore-glob='*/test_faults.py'
 
 .venv/.distributed: $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,distributed]'

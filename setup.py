@@ -84,7 +84,7 @@ setup(
     extras_require={
         "test": TEST,
         "dev": [*TEST, "ruff>=0.8"],
-        # What `make test-distributed` needs beside it: Dataflow's job builder, and a server that speaks S3.
+        # What `make test-clusters test-stores` needs beside it: Dataflow's job builder, and a server that speaks S3.
         "distributed": ["apache-beam[gcp]", "boto3>=1.35", "flask>=3.0", "flask-cors>=5.0", "moto[s3]>=5.0"],
         # What `make test-elsewhere` needs beside it: the readers of docs/query.md. From cryptography on it is what
         # Embedding Atlas needs here; its PyTorch, only there for models of its own, would be gigabytes.

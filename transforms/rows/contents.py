@@ -4,6 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,13 +60,28 @@ def compare_contents(
     holders = {report.unit_id: name for name, footer in output.listing.merged.items() for report in footer.reports}
     for unit_id in units:
         by_part[holders.get(unit_id, f"{unit_id}.parquet")].add(unit_id)
-    with ThreadPoolExecutor(_PARTS_AT_ONCE, "compare") as pool:
-        for compared in pool.map(lambda part: _compare_part(output, *part, units, unread_pass), by_part.items()):
+    with ExitStack() as stack, ThreadPoolExecutor(_PARTS_AT_ONCE, "compare") as pool:
+        # One for each thread; a start costs more than to read a small unit.
+        free = [stack.enter_context(Isolated()) for _ in range(_PARTS_AT_ONCE)]
+
+        def compare(part: tuple[str, set[str]]) -> list[Compared]:
+            child = free.pop()
+            try:
+                return _compare_part(output, *part, units, unread_pass, child)
+            finally:
+                free.append(child)
+
+        for compared in pool.map(compare, by_part.items()):
             yield from compared
 
 
 def _compare_part(
-    output: Output, name: str, unit_ids: set[str], units: Mapping[str, tuple[Unit, Unit]], unread_pass: bool
+    output: Output,
+    name: str,
+    unit_ids: set[str],
+    units: Mapping[str, tuple[Unit, Unit]],
+    unread_pass: bool,
+    child: Isolated,
 ) -> list[Compared]:
     part = output.path("features", name)
     with open_sealed(part, cure="delete it and run extract again") as parquet:
@@ -86,21 +102,20 @@ def _compare_part(
             for row in stored
             if row["source"] in places
         }
-        compared.append(Compared(report.unit_id, len(expected), _difference(expected, new, unread_pass)))
+        compared.append(Compared(report.unit_id, len(expected), _difference(expected, new, unread_pass, child)))
     return compared
 
 
-def _difference(expected: dict[tuple[str, int], bytes | None], new: Unit, unread_pass: bool) -> str:
+def _difference(expected: dict[tuple[str, int], bytes | None], new: Unit, unread_pass: bool, child: Isolated) -> str:
     """Returns the first difference to these hashes; takes out what is the same."""
     try:
-        with Isolated() as child:
-            for record in shards.read(new, apart=child):
-                there = expected.pop((record.key, record.position), _NONE)
-                if there is _NONE:
-                    return f"{record.key} was not there before"
-                now = record.sha256 if isinstance(record, Failure) else hashlib.sha256(record.data).digest()
-                if now != there and not (there is None and unread_pass):
-                    return f"{record.key} {_change(record, there)}"
+        for record in shards.read(new, apart=child):
+            there = expected.pop((record.key, record.position), _NONE)
+            if there is _NONE:
+                return f"{record.key} was not there before"
+            now = record.sha256 if isinstance(record, Failure) else hashlib.sha256(record.data).digest()
+            if now != there and not (there is None and unread_pass):
+                return f"{record.key} {_change(record, there)}"
     except FeaturemillError as error:
         return f"{clean(new.shard.file.uri)} can't be read: {cause_of(error)}"
     return f"{next(iter(expected))[0]} is gone" if expected else ""
