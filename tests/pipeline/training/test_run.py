@@ -194,7 +194,7 @@ def test_what_to_choose_by_can_be_said(tmp_path):
         )
     weighted = FitSettings(class_weights=True)
     assert options(path, tmp_path / "x", kinds=("logistic",), settings=weighted).choose_by == "balanced_accuracy"
-    with pytest.raises(UsageError, match="--choose-by"):
+    with pytest.raises(UsageError, match="choose from log_loss, accuracy"):
         options(path, tmp_path / "x", choose_by="luck")
 
 
