@@ -1,15 +1,59 @@
-"""This machine: its cores, the user's home on it, and how a process of ours is started."""
+"""This machine: its cores and threads, the user's home on it, and how a process of ours is started."""
 
 import os
 import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from transforms.errors import FeaturemillError
+
+_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 
 
 def available_cores() -> int:
     """Returns the cores that this process may use, where the system tells (macOS doesn't)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def ahead(
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    *,
+    threads: int = 16,
+    most: int = 1000,
+    size: Callable[[_Item], int] = lambda item: 0,
+    most_bytes: int = 1,
+) -> Iterator[_Result]:
+    """Yields the results of the items, in their order, while threads work on the next ones.
+
+    An error rises where its result would come. After one, or where the caller stops, what hasn't begun isn't done.
+
+    Args:
+        work: Is called with each item, in a thread.
+        items: Are taken as they are needed.
+        threads: How many; they hide a store's latency.
+        most: Items whose results are made or wait at once.
+        size: Bytes of an item's result, about.
+        most_bytes: With so many under way or waiting, no more is begun.
+    """
+    waiting: deque[tuple[Future[_Result], int]] = deque()
+    waiting_bytes = 0
+    with ThreadPoolExecutor(threads, "ahead") as pool:
+        try:
+            for item in items:
+                while len(waiting) >= most or waiting_bytes >= most_bytes:
+                    future, count = waiting.popleft()
+                    waiting_bytes -= count
+                    yield future.result()
+                waiting.append((pool.submit(work, item), size(item)))
+                waiting_bytes += waiting[-1][1]
+            while waiting:
+                yield waiting.popleft()[0].result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def home_folder() -> str:

@@ -297,16 +297,8 @@ class Reader(io.BufferedIOBase):
             raise OSError(f"it ends at byte {position} of {self._size}: it was changed meanwhile")
         self._block, self._start = data, position
 
-    def readinto(self, buffer: memoryview) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
     def seek(self, offset: int, whence: int = 0) -> int:
         self._position = max(0, offset + (0, self._position, self._size)[whence])
-        return self._position
-
-    def tell(self) -> int:
         return self._position
 
     def readable(self) -> bool:

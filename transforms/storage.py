@@ -11,13 +11,13 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from stat import S_ISREG
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from transforms.errors import FeaturemillError
+from transforms.machine import ahead
 from transforms.object_stores import (
     READ_BYTES,
     Place,
@@ -94,11 +94,6 @@ def open_write(uri: str) -> BinaryIO:
 def written_as(uri: str, temporary: str) -> str:
     """Returns where to write what is to appear whole as `uri`, before it is renamed to that: there on object stores."""
     return uri if _is_object_store(uri) else temporary
-
-
-def discard(file: BinaryIO) -> None:
-    """Closes a file that isn't wanted: on a store nothing appears, on a disk what was written stays."""
-    file.discard() if isinstance(file, Writer) else file.close()
 
 
 def read_bytes(uri: str) -> bytes:
@@ -192,8 +187,7 @@ def delete(uris: Iterable[str]) -> None:
     if len(remote) == 1:
         _delete_remote(remote[0])
     elif remote:
-        with ThreadPoolExecutor(_DELETING_THREADS) as pool:
-            list(pool.map(_delete_remote, remote))
+        list(ahead(_delete_remote, remote, threads=_DELETING_THREADS))
 
 
 def _delete_remote(uri: str) -> None:

@@ -1,12 +1,11 @@
 """The commands that put questions to stored features: query, sql, duplicates, outliers, map."""
 
-import json
 import sys
 from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, Terminal, debug_option, echo, together
+from pipeline.cli.options import OptionsCommand, Terminal, debug_option, echo, saying, show, together
 from transforms.text import counted
 
 _feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
@@ -141,8 +140,7 @@ def map_(quiet: bool, **given: Any) -> int:
     """
     from pipeline.maps import run as module
 
-    say = (lambda line: None) if quiet else (lambda line: echo(line, err=True))
-    echo(module.map_text(module.make_map(module.MapOptions(**given), say=say)))
+    echo(module.map_text(module.make_map(module.MapOptions(**given), say=saying(quiet=quiet))))
     return 0
 
 
@@ -150,8 +148,7 @@ def _hand_out(found: Any, writers: Any, as_json: bool, to_json: Any, to_text: An
     for path, write in writers:
         if path:
             write(found, path)
-    echo(json.dumps(to_json(found), indent=2) if as_json else to_text(found))
-    return 0
+    return show(found, to_json, to_text, as_json=as_json)
 
 
 map_.name = "map"

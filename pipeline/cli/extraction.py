@@ -1,11 +1,19 @@
 """The commands from images to features: extract, estimate, describe."""
 
-import json
 from typing import Any
 
 import click
 
-from pipeline.cli.options import BeamCommand, OptionsCommand, debug_option, echo, failures_exit_code, gathered
+from pipeline.cli.options import (
+    BeamCommand,
+    OptionsCommand,
+    debug_option,
+    echo,
+    failures_exit_code,
+    gathered,
+    saying,
+    show,
+)
 
 _OPTIONS = "pipeline.extraction.options:ExtractOptions"
 
@@ -35,11 +43,11 @@ def extract(ctx: click.Context, **given: Any) -> int:
     options = gathered(ExtractOptions, given, beam_args=ctx.meta.get("beam_args", ()))
     if options.overwrite and not yes and Output(options.output).holds_features:
         _confirm_removal(options.output)
-    summary = run(options, say=(lambda line: None) if quiet else (lambda line: echo(line, err=True)), quiet=quiet)
+    summary = run(options, say=saying(quiet=quiet), quiet=quiet)
     if summary is None:
         echo("job written; when it is done, run the same command without --template_location", err=True)
         return 0
-    echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
+    show(summary, summary_json, summary_text, as_json=as_json)
     return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
 
@@ -76,8 +84,7 @@ def estimate(as_json: bool, **given: Any) -> int:
     workers = module.workers_asked(*(given.pop(name) for name in ("workers", "worker_rate", "worker_price")))
     options = gathered(ExtractOptions, given, output=module.NO_OUTPUT)
     found = module.estimate(options, **asked, workers=workers)
-    echo(json.dumps(module.estimate_json(found), indent=2) if as_json else module.estimate_text(found))
-    return 0
+    return show(found, module.estimate_json, module.estimate_text, as_json=as_json)
 
 
 @click.command()

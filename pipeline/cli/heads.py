@@ -1,11 +1,10 @@
 """The commands from stored features to a head and its predictions: train, predict, export, finetune."""
 
-import json
 from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, debug_option, echo, failures_exit_code, gathered
+from pipeline.cli.options import OptionsCommand, debug_option, echo, failures_exit_code, gathered, saying, show
 
 
 @click.command(cls=OptionsCommand, options="pipeline.training.options:TrainOptions")
@@ -29,9 +28,8 @@ def train(ctx: click.Context, compare: str | None, as_json: bool, quiet: bool, *
             raise click.UsageError("--head and --compare both say what to train; give one of them")
         given["kinds"] = tuple(part.strip() for part in compare.split(","))
     options = gathered(TrainOptions, given)
-    trained = module.train(options, say=_say(quiet))
-    echo(json.dumps(module.trained_json(trained), indent=2) if as_json else module.trained_text(trained))
-    return 0
+    trained = module.train(options, say=saying(quiet=quiet))
+    return show(trained, module.trained_json, module.trained_text, as_json=as_json)
 
 
 @click.command(cls=OptionsCommand, options="pipeline.prediction.options:PredictOptions")
@@ -58,14 +56,14 @@ def predict(names: tuple[str, ...], head: str | None, as_json: bool, quiet: bool
             raise click.UsageError("Missing argument 'INPUT...'; write predict HEAD INPUT...")
     options = gathered(PredictOptions, given, head=head, inputs=tuple(names))
     try:
-        summary = module.predict(options, say=_say(quiet), quiet=quiet)
+        summary = module.predict(options, say=saying(quiet=quiet), quiet=quiet)
     except KeyboardInterrupt:
         if options.output is not None:
             raise
         # All was in a temporary folder: there is nothing to go on with.
         echo("featuremill: interrupted", err=True)
         return 130
-    echo(json.dumps(summary_json(summary), indent=2) if as_json else summary_text(summary))
+    show(summary, summary_json, summary_text, as_json=as_json)
     return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
 
@@ -82,7 +80,7 @@ def export(head: str, **given: Any) -> int:
     """
     from pipeline.end_to_end import export as module
 
-    echo(module.export_text(module.export(head, **given, say=lambda line: echo(line, err=True))))
+    echo(module.export_text(module.export(head, **given, say=saying())))
     return 0
 
 
@@ -101,13 +99,8 @@ def finetune(as_json: bool, quiet: bool, **given: Any) -> int:
     from pipeline.end_to_end import finetune as module
     from pipeline.end_to_end.options import FinetuneOptions
 
-    summary = module.finetune(FinetuneOptions(**given), say=_say(quiet))
-    echo(json.dumps(module.finetuned_json(summary), indent=2) if as_json else module.finetuned_text(summary))
-    return 0
-
-
-def _say(quiet: bool) -> Any:
-    return (lambda line: None) if quiet else (lambda line: echo(line, err=True))
+    summary = module.finetune(FinetuneOptions(**given), say=saying(quiet=quiet))
+    return show(summary, module.finetuned_json, module.finetuned_text, as_json=as_json)
 
 
 COMMANDS = (train, predict, export, finetune)

@@ -1,11 +1,10 @@
 """The commands on an OUT that is there: inspect, verify, compact, relocate, convert, report."""
 
-import json
 from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, Parsed, debug_option, echo
+from pipeline.cli.options import OptionsCommand, Parsed, debug_option, echo, saying, show
 from transforms.declared import parse_bytes
 
 
@@ -19,10 +18,7 @@ def inspect(output: str, deep: bool, as_json: bool) -> int:
     from pipeline.maintenance import inspect as module
 
     inspection = module.inspect(output, deep=deep)
-    if as_json:
-        echo(json.dumps(module.inspection_json(inspection), indent=2))
-    else:
-        echo(module.inspection_text(inspection))
+    show(inspection, module.inspection_json, module.inspection_text, as_json=as_json)
     return 1 if inspection.problems else 0
 
 
@@ -47,10 +43,7 @@ def verify(output: str, as_json: bool, **given: Any) -> int:
     from pipeline.maintenance import verify as module
 
     verification = module.verify(output, **given)
-    if as_json:
-        echo(json.dumps(module.verification_json(verification), indent=2))
-    else:
-        echo(module.verification_text(verification))
+    show(verification, module.verification_json, module.verification_text, as_json=as_json)
     return 0 if verification.ok else 1
 
 
@@ -65,9 +58,8 @@ def compact(output: str, target_bytes: int, as_json: bool) -> int:
     """Merge OUT's small parts into larger ones, sorted by key. Rows, totals and resume stay what they are."""
     from pipeline.maintenance import compact as module
 
-    summary = module.compact(output, target_bytes=target_bytes, say=lambda line: echo(line, err=True))
-    echo(json.dumps(module.compact_json(summary), indent=2) if as_json else module.compact_text(summary))
-    return 0
+    summary = module.compact(output, target_bytes=target_bytes, say=saying())
+    return show(summary, module.compact_json, module.compact_text, as_json=as_json)
 
 
 @click.command()
@@ -90,9 +82,8 @@ def relocate(output: str, moves: tuple[str, ...], check: str, as_json: bool) -> 
     """
     from pipeline.maintenance import relocate as module
 
-    summary = module.relocate(output, moves, check=check, say=lambda line: echo(line, err=True))
-    echo(json.dumps(module.relocate_json(summary), indent=2) if as_json else module.relocate_text(summary))
-    return 0
+    summary = module.relocate(output, moves, check=check, say=saying())
+    return show(summary, module.relocate_json, module.relocate_text, as_json=as_json)
 
 
 @click.command()

@@ -1,5 +1,6 @@
 """Makes click options from declared fields; parameter types and options that several commands share."""
 
+import json
 import logging
 import os
 from collections.abc import Callable, Collection, Sequence
@@ -157,6 +158,17 @@ class BeamCommand(OptionsCommand):
 def echo(text: str, *, err: bool = False) -> None:
     """Prints lines for people or JSON. All that commands print goes through here, so that nothing steers a terminal."""
     click.echo(shown(text), err=err)
+
+
+def saying(*, quiet: bool = False) -> Callable[[str], None]:
+    """Returns what prints lines on the work as it goes, on standard error; nothing if it is to be quiet."""
+    return (lambda line: None) if quiet else (lambda line: echo(line, err=True))
+
+
+def show(result: Any, to_json: Callable[[Any], Any], to_text: Callable[[Any], str], *, as_json: bool) -> int:
+    """Prints a result for programs or for people; returns the exit code, 0."""
+    echo(json.dumps(to_json(result), indent=2) if as_json else to_text(result))
+    return 0
 
 
 class Terminal:

@@ -61,31 +61,26 @@ def export(
         )
     folder, output = storage.absolute(head), storage.absolute(output)
     with held(output, parents=True):
-        return _export(folder, output, weights=weights, overwrite=overwrite, say=say)
+        as_file = output.endswith(".keras")
+        check_place(output, as_file=as_file, overwrite=overwrite)
+        loaded = load_head(folder)
+        if loaded.spec is None:
+            raise FeaturemillError(
+                f"{folder} was trained on vectors of unknown origin, so there is no network to put before it; "
+                "train it on the output of featuremill extract"
+            )
+        used = _load_weights(folder, loaded, weights)
+        notes = _notes(loaded, used)
+        if notes["weights_are_random"]:
+            never = loaded.never_trained
+            which = never_trained_text(never) if never else "the network was never trained"
+            say(f"weights  RANDOM: {which}; this model is for trying things out only")
+        if loaded.spec.decode == "fast":
+            say("decode   the head saw large JPEGs decoded at reduced scale; the model takes whole pixels instead")
+        from transforms.end_to_end.assembly import assemble
 
-
-def _export(
-    folder: str, output: str, *, weights: str | None, overwrite: bool, say: Callable[[str], None]
-) -> dict[str, Any]:
-    as_file = output.endswith(".keras")
-    check_place(output, as_file=as_file, overwrite=overwrite)
-    loaded = load_head(folder)
-    if loaded.spec is None:
-        raise FeaturemillError(
-            f"{folder} was trained on vectors of unknown origin, so there is no network to put before it; "
-            "train it on the output of featuremill extract"
-        )
-    used = _load_weights(folder, loaded, weights)
-    notes = _notes(loaded, used)
-    if notes["weights_are_random"]:
-        which = never_trained_text(loaded.never_trained) if loaded.never_trained else "the network was never trained"
-        say(f"weights  RANDOM: {which}; this model is for trying things out only")
-    if loaded.spec.decode == "fast":
-        say("decode   the head saw large JPEGs decoded at reduced scale; the model takes whole pixels instead")
-    from transforms.end_to_end.assembly import assemble
-
-    _write(assemble(loaded, used.arrays), output, notes, as_file=as_file)
-    return {"output": output, "format": "keras" if as_file else "savedmodel", **notes}
+        _write(assemble(loaded, used.arrays), output, notes, as_file=as_file)
+        return {"output": output, "format": "keras" if as_file else "savedmodel", **notes}
 
 
 def check_place(output: str, *, as_file: bool, overwrite: bool) -> None:

@@ -63,42 +63,38 @@ def finetune(options: FinetuneOptions, *, say: Callable[[str], None] = lambda li
         FeaturemillError: With the thing, the cause and the cure. HEAD is written whole or not at all.
     """
     with held(options.output, parents=True):
-        return _finetune(options, say)
-
-
-def _finetune(options: FinetuneOptions, say: Callable[[str], None]) -> FinetuneSummary:
-    check_place(options.output, overwrite=options.overwrite)
-    head = load_head(options.head)
-    check_head(head, options)
-    features = open_features(options.features)
-    check_spec(head.spec, features)
-    plan = make_plan(head, features, options)
-    weights = open_weights(head, features, plan, options)
-    data = open_data(head, features, plan, options)
-    for name, fact in data.facts.items():
-        say(f"{name:<9}{fact}")
-    network = TuningNetwork(
-        plan,
-        weights.arrays,
-        _calibrated(head),
-        dropout=kind_of(head.model.kind).dropout,
-        batch_size=options.batch_size,
-        learning_rate=options.learning_rate,
-        seed=options.seed,
-    )
-    before = _logits(network, data)
-    tuning = tune(
-        network,
-        train=lambda epoch: data.rows.batches(
-            data.wanted(*data.fit.train), options.batch_size, seed=options.seed + epoch
-        ),
-        validate=lambda: _log_loss(*_logits(network, data, data.fit.validation), data),
-        codes=data.rows.codes,
-        epochs=options.epochs,
-        patience=options.patience,
-        say=say,
-    )
-    return _close(head, plan, weights, data, network, tuning, before, options)
+        check_place(options.output, overwrite=options.overwrite)
+        head = load_head(options.head)
+        check_head(head, options)
+        features = open_features(options.features)
+        check_spec(head.spec, features)
+        plan = make_plan(head, features, options)
+        weights = open_weights(head, features, plan, options)
+        data = open_data(head, features, plan, options)
+        for name, fact in data.facts.items():
+            say(f"{name:<9}{fact}")
+        network = TuningNetwork(
+            plan,
+            weights.arrays,
+            _calibrated(head),
+            dropout=kind_of(head.model.kind).dropout,
+            batch_size=options.batch_size,
+            learning_rate=options.learning_rate,
+            seed=options.seed,
+        )
+        before = _logits(network, data)
+        tuning = tune(
+            network,
+            train=lambda epoch: data.rows.batches(
+                data.wanted(*data.fit.train), options.batch_size, seed=options.seed + epoch
+            ),
+            validate=lambda: _log_loss(*_logits(network, data, data.fit.validation), data),
+            codes=data.rows.codes,
+            epochs=options.epochs,
+            patience=options.patience,
+            say=say,
+        )
+        return _close(head, plan, weights, data, network, tuning, before, options)
 
 
 def _calibrated(head: Head) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +10,7 @@ from pipeline.extraction.options import ExtractOptions
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.labels.cautions import cautions
+from transforms.machine import ahead
 from transforms.parquet.files import open_sealed
 from transforms.records import Shard
 from transforms.shards import FORMATS
@@ -117,9 +117,8 @@ def count_labels(output: Output) -> Counter[str | None] | None:
     if not output.is_local or len(parts) > _COUNTED_PARTS:
         return None
     counts: Counter[str | None] = Counter()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for of_part in pool.map(_count_part, parts):
-            counts.update(of_part)
+    for of_part in ahead(_count_part, parts, threads=_THREADS):
+        counts.update(of_part)
     return counts
 
 

@@ -3,7 +3,6 @@
 import random
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
@@ -11,6 +10,7 @@ from time import perf_counter
 from pipeline.extraction.timing import Cost, Watch
 from transforms import shards
 from transforms.isolated import Isolated
+from transforms.machine import ahead
 from transforms.records import EncodedImage, Failure, Shard, Unit
 
 # Encoded bytes of a sample, which is held in memory; one of huge images has fewer of them.
@@ -136,9 +136,8 @@ def _take_turns(
 
 def _known_counts(found: Sequence[Shard]) -> dict[str, int]:
     """Returns {URI: records} of the shards whose own index says how many they have."""
-    with ThreadPoolExecutor(_THREADS) as pool:
-        counts = pool.map(lambda shard: shards.FORMATS[shard.format].count(shard), found)
-        return {shard.file.uri: n for shard, n in zip(found, counts, strict=True) if n is not None}
+    counts = ahead(lambda shard: shards.FORMATS[shard.format].count(shard), found, threads=_THREADS)
+    return {shard.file.uri: n for shard, n in zip(found, counts, strict=True) if n is not None}
 
 
 def _count(sources: Sequence[_Source], counted: dict[str, int]) -> int:

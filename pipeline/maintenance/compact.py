@@ -3,12 +3,12 @@
 import re
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
+from transforms.machine import ahead
 from transforms.storage import readable
 from transforms.store.listing import MERGED_STEM
 from transforms.store.manifest import read_manifest
@@ -135,12 +135,7 @@ def _tidy(output: Output) -> None:
 def _read_facts(output: Output) -> list[PartFacts]:
     listing = output.listing
     units = {name: len(footer.reports) for name, footer in listing.merged.items()}
-    found = []
-    with ThreadPoolExecutor(16) as pool:
-        for first in range(0, len(listing.names), 1000):
-            names = listing.names[first : first + 1000]
-            found += pool.map(lambda name: part_facts(output, name, units.get(name, 1)), names)
-    return found
+    return list(ahead(lambda name: part_facts(output, name, units.get(name, 1)), listing.names))
 
 
 def _groups(parts: list[PartFacts], target_bytes: int) -> list[list[PartFacts]]:

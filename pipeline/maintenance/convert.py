@@ -69,23 +69,17 @@ def convert(
         raise UsageError("--dtype is for .parquet; the projector's numbers are text")
     output = storage.absolute(output)
     with held(output):
-        return _convert(source, output, feature=feature, dtype=dtype, as_parquet=as_parquet, overwrite=overwrite)
-
-
-def _convert(
-    source: str, output: str, *, feature: str | None, dtype: str | None, as_parquet: bool, overwrite: bool
-) -> Converted:
-    features = _open_complete(source)
-    _check_place(features.output, output, as_parquet=as_parquet, overwrite=overwrite)
-    names = _chosen(features, feature, one=not as_parquet)
-    dtype = dtype or features.spec.dtype
-    if as_parquet:
-        schema = _plain_schema(features, names, dtype)
-        write_parquet(output, _plain_batches(features, schema, names, dtype), schema)
-    else:
-        _write_projector(features, names[0], output)
-    files = [output] if as_parquet else [storage.join(output, name) for name in (VECTORS, METADATA, CONFIG)]
-    return Converted(features.output, output, features.rows, names, dtype, sum(map(os.path.getsize, files)))
+        features = _open_complete(source)
+        _check_place(features.output, output, as_parquet=as_parquet, overwrite=overwrite)
+        names = _chosen(features, feature, one=not as_parquet)
+        dtype = dtype or features.spec.dtype
+        if as_parquet:
+            schema = _plain_schema(features, names, dtype)
+            write_parquet(output, _plain_batches(features, schema, names, dtype), schema)
+        else:
+            _write_projector(features, names[0], output)
+        files = [output] if as_parquet else [storage.join(output, name) for name in (VECTORS, METADATA, CONFIG)]
+        return Converted(features.output, output, features.rows, names, dtype, sum(map(os.path.getsize, files)))
 
 
 def _is_parquet(output: str) -> bool:

@@ -1,7 +1,6 @@
 """Inspect: what a folder of features holds, and whether its parts, footers and manifest agree."""
 
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from pipeline.extraction.plan import incomplete_shards
 from pipeline.extraction.summary import skipped_text
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.machine import ahead
 from transforms.parquet.files import check_whole
 from transforms.records import UnitReport
 from transforms.shards.names import count_by_ending
@@ -163,9 +163,8 @@ def _check_files(output: Output) -> list[str]:
             return one_line(error)
         return ""
 
-    with ThreadPoolExecutor(_THREADS) as pool:
-        causes = dict(zip(files, pool.map(check, files), strict=True))
-    broken = {name: cause for name, cause in causes.items() if cause}
+    causes = zip(files, ahead(check, files, threads=_THREADS), strict=True)
+    broken = {name: cause for name, cause in causes if cause}
     for name, cause in broken.items():
         folder, _, file = name.rpartition("/")
         if folder == "features":

@@ -24,15 +24,12 @@ def rate_plot(reports: Sequence[UnitReport], name: str) -> str:
     for group in groups:
         seconds = sum(reports[i].wall_seconds for i in group)
         rates.append(sum(reports[i].rows_read for i in group) / seconds if seconds else np.nan)
-    figure, axes = new_figure(5.2, 2.6)
+    figure, axes = new_figure(5.2, 2.6, "units", "images per second")
     edges = [group[0] for group in groups] + [len(reports)]
     axes.stairs(rates, edges, color=COLOURS["first"], fill=True, alpha=0.35)
     axes.stairs(rates, edges, color=COLOURS["first"], baseline=None)
     axes.set_xlim(0, len(reports))
     axes.set_ylim(bottom=0)
-    axes.grid(color=COLOURS["grid"], linewidth=0.6)
-    axes.set_xlabel("units")
-    axes.set_ylabel("images per second")
     return svg_text(figure, name, "Images per second, unit by unit")
 
 
@@ -41,14 +38,11 @@ def size_plot(sizes: Mapping[tuple[int, int], int], name: str) -> str:
     """Draws {(width, height): rows} as discs whose area is the rows."""
     widths, heights = np.array(list(sizes)).T
     counts = np.array(list(sizes.values()))
-    figure, axes = new_figure(4.5, 3.6)
+    figure, axes = new_figure(4.5, 3.6, "width in pixels", "height in pixels")
     areas = 8 + 250 * counts / counts.max()
     axes.scatter(widths, heights, s=areas, color=COLOURS["first"], alpha=0.45, linewidths=0)
     axes.set_xlim(0, 1.1 * widths.max())
     axes.set_ylim(0, 1.1 * heights.max())
-    axes.grid(color=COLOURS["grid"], linewidth=0.6)
-    axes.set_xlabel("width in pixels")
-    axes.set_ylabel("height in pixels")
     return svg_text(figure, name, "Image widths and heights")
 
 
@@ -62,11 +56,8 @@ def norm_plot(norms: np.ndarray, name: str, feature: str) -> str:
         margin = max(0.5, most / 1000)
         least, most = least - margin, most + margin
     counts, edges = np.histogram(norms, bins=40, range=(least, most))
-    figure, axes = new_figure(4.5, 3.2)
+    figure, axes = new_figure(4.5, 3.2, "length (L2 norm)", "rows")
     axes.stairs(counts, edges, color=COLOURS["first"], fill=True)
-    axes.grid(color=COLOURS["grid"], linewidth=0.6)
-    axes.set_xlabel("length (L2 norm)")
-    axes.set_ylabel("rows")
     return svg_text(figure, name, f"Lengths of the vectors of {feature}")
 
 

@@ -4,8 +4,8 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.extraction.plan import look_up
 from transforms import shards, storage
 from transforms.errors import FeaturemillError, UsageError
+from transforms.machine import ahead
 from transforms.records import Unit
 from transforms.rows.contents import compare_contents
 from transforms.storage import readable
@@ -278,10 +279,11 @@ def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None])
     uris = [out.path("features", name) for name in sorted(names)]
     uris += [failures_uri(out.folder, unit_id) for unit_id in sorted(out.failed_ids & (concerned | unknown))]
     say(f"writing the new places into {counted(len(uris), 'file')} of {readable(out.folder)}")
-    with out.writing(), ThreadPoolExecutor(_THREADS, "rewrite") as pool:
-        written = sum(pool.map(lambda uri: rewrite(out, uri, token=token, rows=rows, report=report), uris))
+    write = partial(rewrite, out, token=token, report=report)
+    with out.writing():
+        written = sum(ahead(partial(write, rows=rows), uris, threads=_THREADS))
         if out.skipped:
-            written += rewrite(out, out.path(SKIPPED_FILE), token=token, rows=skipped, report=report)
+            written += write(out.path(SKIPPED_FILE), rows=skipped)
     if out.reports:
         out.write_reports([replace(r, source=source(r.unit_id, r.source)) for r in out.reports])
     return written

@@ -12,7 +12,7 @@ from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import stored_source
 from transforms.parquet.files import open_parquet
-from transforms.rows.sources import planned_unit, reread
+from transforms.rows.sources import planned_unit, reread_pixels
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
 from transforms.store.features import Features, open_features
@@ -123,7 +123,7 @@ def verify(
     for place, rows in _draw(features, sample, seed):
         wanted = _read_rows(place.part, rows, features.names)
         unit = planned_unit(units, place.unit_id, place.part)
-        _compare(reread(unit, wanted, features.spec, found.problems), loaded, found)
+        _compare(reread_pixels(unit, wanted, features.spec, found.problems), loaded, found)
     return Verification(
         output=features.output,
         engine=loaded.description,
@@ -179,24 +179,20 @@ class _Stored:
     """A row of the sample, as it is stored."""
 
     key: str
+    position: int
     sha256: bytes
     vectors: dict[str, np.ndarray]
 
 
-# By key and position, because keys may repeat.
-_Wanted = dict[tuple[str, int], _Stored]
-
-
-def _read_rows(part: str, rows: Sequence[int], names: Sequence[str]) -> _Wanted:
-    found: _Wanted = {}
-    first = 0
+def _read_rows(part: str, rows: Sequence[int], names: Sequence[str]) -> list[_Stored]:
+    found, first = [], 0
     with open_parquet(part) as parquet:
         for batch in parquet.iter_batches(batch_size=1024, columns=["key", "position", "sha256", *names]):
             here = [row - first for row in rows if first <= row < first + len(batch)]
             first += len(batch)
             for row in batch.take(here).to_pylist() if here else ():
-                vectors = {name: np.asarray(row[name], np.float32) for name in names}
-                found[row["key"], row["position"]] = _Stored(row["key"], row["sha256"], vectors)
+                vectors = {name: np.asarray(row.pop(name), np.float32) for name in names}
+                found.append(_Stored(**row, vectors=vectors))
     return found
 
 

@@ -90,10 +90,10 @@ def _own_columns(rows: MapRows) -> dict[str, pa.Array]:
     facts = rows.facts
     norms = np.concatenate([np.linalg.norm(part, axis=1) for part in _parts(rows.vectors)])
     return {
-        "label": _one(facts["label"]),
+        "label": facts["label"].combine_chunks(),
         "source": pa.array(_folders(facts), pa.string()),
-        "width": _one(facts["width"]).cast(pa.float32()),
-        "height": _one(facts["height"]).cast(pa.float32()),
+        "width": facts["width"].combine_chunks().cast(pa.float32()),
+        "height": facts["height"].combine_chunks().cast(pa.float32()),
         "vector length": pa.array(norms, pa.float32()),
     }
 
@@ -101,10 +101,6 @@ def _own_columns(rows: MapRows) -> dict[str, pa.Array]:
 def _parts(vectors: np.ndarray) -> Iterator[np.ndarray]:
     for start in range(0, len(vectors), 65_536):
         yield vectors[start : start + 65_536]
-
-
-def _one(column: Any) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _folders(facts: pa.Table) -> list[str]:
@@ -129,7 +125,7 @@ def add_predictions(rows: MapRows, output: str) -> int:
     Raises:
         FeaturemillError: PRED holds no predictions, or none of these rows.
     """
-    keys, positions = _one(rows.facts["key"]), _one(rows.facts["position"])
+    keys, positions = rows.facts["key"].combine_chunks(), rows.facts["position"].combine_chunks()
     predictions = _read_predictions(output)
     there = _unambiguous(predictions)
     at = pc.coalesce(
@@ -143,9 +139,9 @@ def add_predictions(rows: MapRows, output: str) -> int:
             "pass what predict wrote for these features"
         )
     taken = there.take(at)
-    label, predicted = rows.columns.pop("label"), _one(taken["label"])
+    label, predicted = rows.columns.pop("label"), taken["label"].combine_chunks()
     agrees = pc.if_else(pc.equal(predicted, label), "agrees", "differs")
-    score = _one(taken["score"]).cast(pa.float32())
+    score = taken["score"].combine_chunks().cast(pa.float32())
     rows.columns = {"label": label, "prediction": predicted, "agreement": agrees, "score": score, **rows.columns}
     return len(predicted) - predicted.null_count
 

@@ -102,36 +102,34 @@ def make_map(options: MapOptions, *, say: Callable[[str], None] = lambda line: N
         FeaturemillError: OUT or PRED can't be mapped, or a file not written.
     """
     with held(options.page, options.coordinates):
-        return _make_map(options, say)
-
-
-def _make_map(options: MapOptions, say: Callable[[str], None]) -> MapSummary:
-    features = open_features(options.output)
-    name = choose_feature(features, options.feature)
-    clock = _Clock(say)
-    rows = read_map_rows(features, name, limit=options.limit)
-    predicted = add_predictions(rows, options.predictions) if options.predictions else None
-    clock.lap(f"read {len(rows.numbers):,} of {features.rows:,} rows" + _predicted_text(predicted))
-    places = flatten(rows.vectors, options.method, seed=options.seed)
-    clock.lap(f"placed by {options.method}")
-    neighbours, cosines = all_nearest(rows.vectors, NEIGHBOURS)
-    clock.lap(f"found the {neighbours.shape[1]} nearest of each")
-    thumbnails = map_thumbnails(features, rows.numbers, rows.facts, most=options.thumbnails, most_bytes=THUMBNAIL_BYTES)
-    clock.lap(f"read {len(thumbnails.images):,} thumbnails")
-    if options.coordinates:
-        write_coordinates(options.coordinates, rows, places)
-    text = map_html(
-        rows,
-        places,
-        neighbours=neighbours,
-        cosines=cosines,
-        thumbnails=thumbnails,
-        color=options.color or "label",
-        about=_about(options, features, rows, name),
-    )
-    write_page(options.page, text)
-    clock.lap("wrote the page")
-    return _summary(options, len(text), features, rows, thumbnails)
+        features = open_features(options.output)
+        name = choose_feature(features, options.feature)
+        clock = _Clock(say)
+        rows = read_map_rows(features, name, limit=options.limit)
+        predicted = add_predictions(rows, options.predictions) if options.predictions else None
+        clock.lap(f"read {len(rows.numbers):,} of {features.rows:,} rows" + _predicted_text(predicted))
+        places = flatten(rows.vectors, options.method, seed=options.seed)
+        clock.lap(f"placed by {options.method}")
+        neighbours, cosines = all_nearest(rows.vectors, NEIGHBOURS)
+        clock.lap(f"found the {neighbours.shape[1]} nearest of each")
+        thumbnails = map_thumbnails(
+            features, rows.numbers, rows.facts, most=options.thumbnails, most_bytes=THUMBNAIL_BYTES
+        )
+        clock.lap(f"read {len(thumbnails.images):,} thumbnails")
+        if options.coordinates:
+            write_coordinates(options.coordinates, rows, places)
+        text = map_html(
+            rows,
+            places,
+            neighbours=neighbours,
+            cosines=cosines,
+            thumbnails=thumbnails,
+            color=options.color or "label",
+            about=_about(options, features, rows, name),
+        )
+        write_page(options.page, text)
+        clock.lap("wrote the page")
+        return _summary(options, len(text), features, rows, thumbnails)
 
 
 class _Clock:

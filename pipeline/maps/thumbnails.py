@@ -7,6 +7,7 @@ import numpy as np
 
 from transforms.rows.lookup import StoredRow
 from transforms.rows.thumbnails import thumbnails
+from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
 from transforms.store.listing import read_footers
 
@@ -60,21 +61,11 @@ def _rows(features: Features, numbers: np.ndarray, facts: "pa.Table", places: np
     ends = np.cumsum([footer.rows for footer in read_footers(features.parts)])
     parts = np.searchsorted(ends, numbers[places], "right")
     firsts = np.concatenate([[0], ends])[parts]
-    columns = {name: facts[name].take(places).to_pylist() for name in ("key", "position", "sha256")}
+    part_rows = (numbers[places] - firsts).tolist()
+    stored = facts.select(ROW_COLUMNS).take(places).to_pylist()
     return [
-        StoredRow(
-            row=int(place),
-            key=columns["key"][i],
-            label=None,
-            source=None,
-            position=columns["position"][i],
-            sha256=columns["sha256"][i],
-            width=None,
-            height=None,
-            part=features.parts[parts[i]],
-            part_row=int(numbers[place] - firsts[i]),
-        )
-        for i, place in enumerate(places)
+        StoredRow(row=int(place), **row, part=features.parts[part], part_row=part_row)
+        for place, row, part, part_row in zip(places, stored, parts, part_rows, strict=True)
     ]
 
 

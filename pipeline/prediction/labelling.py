@@ -11,7 +11,6 @@ from pipeline.prediction.options import PredictOptions
 from transforms.errors import FeaturemillError
 from transforms.evaluation.metrics import RowScores, judge, score_rows
 from transforms.evaluation.split import tied
-from transforms.parquet.files import open_parquet
 from transforms.predictors.predictions import (
     PredictionWriter,
     Predictor,
@@ -19,11 +18,13 @@ from transforms.predictors.predictions import (
     predictions_schema,
     true_codes,
 )
+from transforms.rows.lookup import fact_batches
 from transforms.rows.table import Table
 from transforms.text import clean, counted, did_you_mean, short
 
 # N×C numbers of a batch, of which there are some copies as float64 while it is ranked.
 _BATCH_NUMBERS = 2_000_000
+_PLACE = pa.schema([pa.field("source", pa.string()), pa.field("position", pa.int64())])
 
 
 @dataclass
@@ -113,7 +114,7 @@ def predict_tables(
         for numbers, vectors in table.vectors.batches(wanted, batch_rows=batch_rows):
             # In the order of the rows: a batch is a slice, and a slice copies nothing.
             start = int(numbers[0])
-            facts = {name: _array(column.slice(start, len(numbers))) for name, column in columns.items()}
+            facts = {name: column.slice(start, len(numbers)).combine_chunks() for name, column in columns.items()}
             probabilities = predictor.probabilities(vectors)
             kept = options.probabilities
             rows = prediction_rows(predictor, probabilities, facts, top=top, keep_probabilities=kept)
@@ -126,24 +127,13 @@ def predict_tables(
     return tally
 
 
-def _array(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-
-
 def _facts(table: "Table") -> dict[str, pa.ChunkedArray]:
     """Returns the columns of PRED that are known before predicting, N each; places only for OUTs of extract."""
-    rows = table.vectors.rows
-    facts = {"key": table.keys, "true_label": table.labels}
     if table.spec is None:
-        unknown = {"source": pa.nulls(rows, pa.string()), "position": pa.nulls(rows, pa.int64())}
-        return facts | {name: pa.chunked_array([column]) for name, column in unknown.items()}
-    chunks: dict[str, list[pa.Array]] = {"source": [], "position": []}
-    for part in table.vectors.parts:
-        with open_parquet(part.uri) as parquet:
-            read = parquet.read(list(chunks))
-        for name, arrays in chunks.items():
-            arrays.extend(read.column(name).chunks)
-    return facts | {name: pa.chunked_array(arrays) for name, arrays in chunks.items()}
+        places = pa.table([pa.nulls(table.vectors.rows, field.type) for field in _PLACE], _PLACE)
+    else:
+        places = pa.Table.from_batches(fact_batches(table, _PLACE), _PLACE)
+    return {"key": table.keys, "true_label": table.labels, **dict(zip(_PLACE.names, places.columns, strict=True))}
 
 
 def check_true_labels(tables: "Sequence[Table]", predictor: Predictor) -> None:
@@ -154,7 +144,7 @@ def check_true_labels(tables: "Sequence[Table]", predictor: Predictor) -> None:
     """
     known = 0
     for table in tables:
-        labels = _array(table.labels)
+        labels = table.labels.combine_chunks()
         codes = true_codes(labels, predictor)
         known += int((codes >= 0).sum())
         strange = np.flatnonzero((codes < 0) & labels.is_valid().to_numpy(zero_copy_only=False))

@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -78,12 +79,13 @@ def predict(
         FeaturemillError: With the thing, the cause and the cure. What was committed is kept.
     """
     run = partial(extract.run, load=load, say=say, quiet=quiet)
-    if options.output is not None:
-        return _predict(options, Predictions(options.output), run=run, weights=weights, say=say)
-    with tempfile.TemporaryDirectory(prefix="featuremill-predict-") as folder:
-        shown = Predictions(folder)
-        summary = _predict(options, shown, run=run, weights=weights, say=say)
-        return replace(summary, output=None, shown=tuple(_rows(shown)))
+    with ExitStack() as stack:
+        folder = options.output
+        if folder is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="featuremill-predict-"))
+        output = stack.enter_context(Predictions(folder).locked())
+        summary = _predict(options, output, run=run, weights=weights, say=say)
+        return summary if options.output is not None else replace(summary, output=None, shown=tuple(_rows(output)))
 
 
 def _rows(output: Predictions) -> Iterator[dict[str, Any]]:
@@ -93,18 +95,6 @@ def _rows(output: Predictions) -> Iterator[dict[str, Any]]:
 
 
 def _predict(
-    options: PredictOptions,
-    output: Predictions,
-    *,
-    run: Callable[..., Summary],
-    weights: Weights | None,
-    say: Callable[[str], None],
-) -> PredictSummary:
-    with output.locked():
-        return _predict_locked(options, output, run=run, weights=weights, say=say)
-
-
-def _predict_locked(
     options: PredictOptions,
     output: Predictions,
     *,

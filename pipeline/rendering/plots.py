@@ -36,8 +36,8 @@ def own_style() -> Iterator[None]:
         yield
 
 
-def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
-    """Returns a figure of this size in inches, whose lines and letters have the page's colours."""
+def new_figure(width: float, height: float, x: str = "", y: str = "") -> "tuple[Figure, Axes]":
+    """Returns a figure of this size in inches, in the page's colours; with a grid if its axes are named."""
     # Not pyplot: a figure of its own needs no display and leaves no state behind.
     from matplotlib.figure import Figure
 
@@ -51,6 +51,9 @@ def new_figure(width: float, height: float) -> "tuple[Figure, Axes]":
         spine.set_color(COLOURS["grid"])
     for text in (axes.xaxis.label, axes.yaxis.label):
         text.set(color=COLOURS["ink"], fontsize=10)
+    if x:
+        axes.set(xlabel=x, ylabel=y)
+        axes.grid(color=COLOURS["grid"], linewidth=0.6)
     return figure, axes
 
 

@@ -53,7 +53,7 @@ def test_each_thumbnail_is_its_rows(made, contents, visit, name):
         distances = {name: shown.distance(tile.pixels, image) for name, image in right.items()}
         assert distances[tile.name] == min(distances.values()) < MOST_DISTANCE
     for tile in grey:
-        assert tile.name.startswith("No image: its source can't be read: No such file"), "read aloud"
+        assert tile.name.startswith("No image: cannot read its source: No such file"), "read aloud"
         assert "No such file or directory" in tile.text, "and seen"
         assert "gone.parquet" in tile.text
     assert sum("gone.parquet" in tile.text for tile in tiles) == len(grey)

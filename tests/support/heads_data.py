@@ -35,6 +35,12 @@ class ArrayVectors:
             yield chosen, self.matrix[chosen].astype(np.float32)
 
 
+def deviations(matrix: np.ndarray) -> np.ndarray:
+    """Returns what standardising divides by: each column's deviation, or a tenth of their root mean square."""
+    found = matrix.std(axis=0)
+    return np.maximum(found, 0.1 * np.sqrt((found**2).mean()))
+
+
 def draw_rows(*, rows: int, dims: int, classes: int, cells: int = 4, distance: float = 3.0, seed: int = 0) -> Rows:
     """Draws normal clouds, one per class, whose centres are about `distance` standard deviations apart."""
     random = np.random.default_rng(seed)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from transforms.rows.vectors import StoredPart, StoredVectors
+from transforms.rows.vectors import StoredPart, StoredVectors, row_groups
 
 # Of the buffer that rows are drawn from.
 BUFFER_BYTES = 256 * 2**20
@@ -80,16 +80,13 @@ class TuningRows:
         return _draw(self._read(wanted, random), capacity, size, random)
 
     def _read(self, wanted: np.ndarray, random: np.random.Generator | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        firsts = np.cumsum([0, *(sum(part.group_rows) for part in self.parts)])
-        groups = [(p, g) for p, part in enumerate(self.parts) for g in range(len(part.group_rows))]
+        groups = list(row_groups(self.parts))
         for index in range(len(groups)) if random is None else random.permutation(len(groups)):
-            p, group = groups[index]
-            part, first = self.parts[p], firsts[p]
-            of_part = wanted[first : firsts[p + 1]]
-            start = sum(part.group_rows[:group])
-            if of_part[start : start + part.group_rows[group]].any():
-                for numbers, inputs in self.reader.read(part, group, of_part):
-                    yield first + numbers, inputs
+            group = groups[index]
+            of_part = wanted[group.first : group.first + group.part.rows]
+            if of_part[group.inside].any():
+                for numbers, inputs in self.reader.read(group.part, group.number, of_part):
+                    yield group.first + numbers, inputs
 
 
 def _draw(

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 BINS = 15
 # The confusion matrix of more classes would be the bulk of metrics.json.
 MOST_CONFUSION_CLASSES = 1_000
-_TEMPERATURES = (0.05, 20.0)
+# Of the scores' spread.
+_TEMPERATURES = (1e-4, 1e4)
 _TOP = 5
 # Probabilities below are taken as this by the log loss, as scikit-learn does.
 _SMALLEST = np.finfo(np.float64).eps
@@ -35,10 +36,15 @@ _KEYS_PER_PAIR = 5
 
 def fit_temperature(logits: np.ndarray | Scores, codes: np.ndarray) -> float:
     """Returns the T for which softmax(logits / T) has the smallest log loss (Guo et al. 2017, On Calibration of Modern
-    Neural Networks, section 4.2).
+    Neural Networks, section 4.2), where each row's class counts for 1 - 1 / (N + 2) and the others share the rest.
 
-    The log loss is convex in 1 / T, so the search over log T finds the one minimum. It is bounded by 0.05 and 20: where
-    the rows are separated perfectly the loss falls for ever as T does.
+    Without that, few rows that are all right make T as small as it can be, and the first row that is wrong costs any
+    loss: N rows without an error say that the next one is right with (N + 1) / (N + 2), by Laplace's rule of
+    succession. Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, does so by class, which
+    costs much with many classes.
+
+    The log loss is convex in 1 / T, so the search over log T finds the one minimum. Scores may have any scale: the
+    search is bounded by 1e-4 and 1e4 of their spread, which only scores that are worse than none reach.
 
     Args:
         logits: N×C.
@@ -51,16 +57,25 @@ def fit_temperature(logits: np.ndarray | Scores, codes: np.ndarray) -> float:
 
     _check_rows(codes)
     _check(logits, codes, "scores")
-    if logits.shape[1] == 1:
+    rows, classes = logits.shape
+    squares = above = 0.0
+    for part in _slices(logits):
+        centred = logits[part] - logits[part].mean(axis=1, keepdims=True, dtype=np.float64)
+        squares += (centred**2).sum()
+        above += centred[np.arange(len(centred)), codes[part]].sum()
+    if not squares:
         return 1.0
+    spread = np.sqrt(squares / rows / classes)
+    # The other classes' share of a row's loss, beyond what the row would have without: linear in the scores.
+    shared = classes * above / (rows + 2) / (classes - 1)
 
     def loss(log_temperature: float) -> float:
-        scale, parts = np.exp(-log_temperature), _slices(logits)
+        scale, parts = np.exp(-log_temperature) / spread, _slices(logits)
         losses = (log_losses(logits[part].astype(np.float64) * scale, codes[part]).sum() for part in parts)
-        return sum(losses) / len(logits)
+        return (sum(losses) + shared * scale) / rows
 
     found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-6})
-    return float(np.exp(found.x))
+    return float(np.exp(found.x) * spread)
 
 
 class RowScores(NamedTuple):

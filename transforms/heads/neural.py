@@ -1,8 +1,10 @@
 """Heads fitted by gradient steps, with Keras: `linear`, `dense128`, `dense256`. Prediction is NumPy's.
 
 A learning rate means something only where the scale of the numbers is known. So the network is given (x - mean) /
-scale, and both are folded into its first layer afterwards. Without standardisation the mean is 0 and the scale one
-number for all; either way the mean square length of a training row becomes `_LENGTH`², whatever D and its origin.
+scale, and both are folded into its first layer afterwards; the mean square length of a training row becomes
+`_LENGTH`², whatever D. Without standardisation the scale is one number for all. Then the rows are tried as they lie
+about 0 and about their mean, and the validation rows choose: far from 0, steps along the mean drown all others; near
+it, where features of a network are zeros for most rows, 0 says something.
 """
 
 from collections.abc import Collection, Iterator
@@ -25,6 +27,7 @@ from transforms.heads.model import (
     log_losses,
     score_slices,
 )
+from transforms.heads.ridge_forms import feature_scale
 from transforms.network.keras_import import import_keras
 
 # Units of the hidden layer and share of them that is dropped while training; None: no hidden layer.
@@ -54,15 +57,18 @@ class _NeuralFitter:
             ValueError: No training or no validation rows.
             FeaturemillError: The loss is no number any more.
         """
+        return min(self._fits(train, validation), key=lambda model: min(p["validation_loss"] for p in model.curve))
+
+    def _fits(self, train: Collection[int], validation: Collection[int]) -> list[Model]:
         settings, rows = self._settings, self._rows
         if not rows.counts(train).sum() or not rows.counts(validation).sum():
             raise ValueError("neural heads need training rows, and validation rows to stop by")
         self._network = self._network or _Network(self._kind, rows.dims, len(rows.classes), settings)
         keep = 4 * rows.dims * int(rows.wanted([*train, *validation]).sum()) <= _MEMORY_BYTES
         source, judged = (_Source.of(rows, cells, keep=keep) for cells in (train, validation))
-        mean, scale = _standardisation(source, per_number=settings.standardize)
         weights = _class_weights(rows.counts(train)) if settings.class_weights else np.ones(len(rows.classes))
-        return self._epochs(source, judged, mean, scale, weights)
+        scalings = _scalings(source, per_number=settings.standardize)
+        return [self._epochs(source, judged, *scaling, weights) for scaling in scalings]
 
     def refit(self, model: Model, train: Collection[int]) -> Model:
         """Returns the model itself: without validation rows nothing would tell when to stop."""
@@ -80,7 +86,7 @@ class _NeuralFitter:
             batches = source.shuffled((settings.seed, epoch), settings.batch_size)
             loss = network.train((((x - shift) * factor, y) for x, y in batches), weights)
             model = Model(self._kind, network.arrays(mean, scale))
-            validation_loss = _log_loss(model, judged)
+            validation_loss = _log_loss(model, judged, weights)
             if not np.isfinite([loss, validation_loss]).all():
                 raise FeaturemillError(
                     f"{self._kind}: the loss is no number any more in epoch {epoch}; lower the learning rate "
@@ -92,6 +98,7 @@ class _NeuralFitter:
             if epoch - best_epoch >= settings.patience:
                 break
         chosen = {"epochs": best_epoch, "learning_rate": settings.learning_rate, "batch_size": settings.batch_size}
+        chosen |= {"standardize": settings.standardize, "centred": bool(mean.any())}
         return replace(best, settings=chosen, curve=tuple(curve))
 
 
@@ -234,33 +241,33 @@ def _rebatched(chunks: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> It
         yield rest
 
 
-def _standardisation(source: _Source, *, per_number: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the mean and the scale, D float64 each, by which the network's input is (x - mean) / scale.
+def _scalings(source: _Source, *, per_number: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Returns means and scales, D float64 each, by which the network's input can be (x - mean) / scale.
 
-    With `per_number` each number gets mean 0 and the same variance; else the mean stays, and the scale is one for all.
-    Either way the mean square length of a row is `_LENGTH`², whatever D. Sums are in float64, around the first
-    batch's mean, so that large means don't drown the variances.
+    With `per_number` each number gets mean 0 and, but for nearly constant ones, the same variance; else the scale is
+    one for all, with mean 0 and with the rows' mean. In each the mean square length of a row is `_LENGTH`², whatever D.
+    Sums are in float64, around the first batch's mean, so that large means don't drown the variances.
     """
     count, shift = 0, None
     for vectors, _ in source.batches():
         for start in range(0, len(vectors), 4096):
             piece = vectors[start : start + 4096].astype(np.float64)
             if shift is None:
-                shift = piece.mean(axis=0) if per_number else np.zeros(piece.shape[1])
+                shift = piece.mean(axis=0)
                 total, squares = np.zeros_like(shift), np.zeros_like(shift)
             piece -= shift
             total += piece.sum(axis=0)
             squares += np.einsum("ij,ij->j", piece, piece)
             count += len(piece)
-    dims = len(shift)
-    if not per_number:
-        length = np.sqrt(squares.sum() / count)
-        return np.zeros(dims), np.full(dims, length / _LENGTH)
-    variance = np.maximum(squares / count - (total / count) ** 2, 0)
-    # Numbers that never change say nothing; with a variance of 1 they come out as 0.
-    deviation = np.sqrt(np.where(variance > 0, variance, 1))
-    scale = deviation * np.sqrt(max(1, (variance > 0).sum())) / _LENGTH
-    return shift + total / count, scale
+    mean, variance = shift + total / count, np.maximum(squares / count - (total / count) ** 2, 0)
+    spread = feature_scale(squares, total / count, count) if per_number else np.ones_like(mean)
+    about_mean = mean, spread * _unit((variance / spread**2).sum())
+    about_zero = np.zeros_like(mean), spread * _unit((variance + mean**2).sum())
+    return [about_mean] if per_number else [about_zero, about_mean]
+
+
+def _unit(square_length: float) -> float:
+    return float(np.sqrt(square_length) or 1.0) / _LENGTH
 
 
 def _class_weights(counts: np.ndarray) -> np.ndarray:
@@ -268,15 +275,16 @@ def _class_weights(counts: np.ndarray) -> np.ndarray:
     return counts.sum() / (len(counts) * np.maximum(counts, 1))
 
 
-def _log_loss(model: Model, source: _Source) -> float:
-    """Returns the mean of -log p(true class), in float64."""
-    total, count = 0.0, 0
+def _log_loss(model: Model, source: _Source, weights: np.ndarray) -> float:
+    """Returns the mean of -log p(true class), in float64, each row weighted by its class (C)."""
+    total = count = 0.0
     # Whatever overflows ends up in the sum, which the caller checks.
     with np.errstate(over="ignore", invalid="ignore"):
         for vectors, codes in source.batches():
-            for part in score_slices(len(codes), len(model.arrays[f"bias{len(model.arrays) // 2}"])):
-                total += float(log_losses(dense_logits(model, vectors[part]), codes[part]).sum())
-            count += len(codes)
+            for part in score_slices(len(codes), len(weights)):
+                losses = log_losses(dense_logits(model, vectors[part]), codes[part])
+                total += float(losses @ weights[codes[part]])
+            count += float(weights[codes].sum())
     return total / count
 
 

@@ -138,7 +138,6 @@ def open_parquet(
     problem: str = "can't be read",
     cure: str = "write it again",
     buffer_size: int = 0,
-    dictionaries: Sequence[str] | None = None,
 ) -> Iterator[ParquetFile]:
     """Opens a file for as long as the context lasts.
 
@@ -147,20 +146,18 @@ def open_parquet(
         problem: What to say of it if it can't be opened or read.
         cure: What the user can do then.
         buffer_size: Bytes of a column chunk that are read at a time; 0: whole chunks.
-        dictionaries: Columns of text that stay distinct values with numbers, as they are stored.
 
     Raises:
         FeaturemillError: It can't be opened, or read inside the context.
     """
     try:
         with storage.open_read(uri) as file:
-            options = {"buffer_size": buffer_size, "read_dictionary": dictionaries}
             metadata = read_own_metadata(file)
             if metadata is None:
                 file.seek(0)
-                yield ParquetFile(file, **options)
+                yield ParquetFile(file, buffer_size=buffer_size)
             else:
-                yield ParquetFile(Verified(file, metadata), metadata=metadata, **options)
+                yield ParquetFile(Verified(file, metadata), metadata=metadata, buffer_size=buffer_size)
     except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise FeaturemillError(f"{uri} {problem} ({one_line(error)}); {cure}") from error
 

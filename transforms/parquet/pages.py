@@ -127,9 +127,6 @@ class Pages(io.RawIOBase):
         self._position = self._file.seek(offset, whence)
         return self._position
 
-    def tell(self) -> int:
-        return self._position
-
     def readable(self) -> bool:
         return True
 

@@ -120,10 +120,17 @@ class _Sink:
 
 @contextmanager
 def sealed(
-    file: BinaryIO, schema: pa.Schema, values: Mapping[str | bytes, str | bytes] | None = None
+    file: BinaryIO, schema: pa.Schema, values: Mapping[str | bytes, str | bytes] | None = None, **options: Any
 ) -> Iterator[SealedWriter]:
-    """Yields what writes a sealed file, whose footer is written once the block ends without an error."""
-    writer = SealedWriter(file, schema)
+    """Yields what writes a sealed file, whose footer is written once the block ends without an error.
+
+    Args:
+        file: Stays open.
+        schema: Of the rows.
+        values: Of the footer; may be filled in before the block ends.
+        options: More of `pq.ParquetWriter`.
+    """
+    writer = SealedWriter(file, schema, **options)
     try:
         yield writer
         writer.close(values)
@@ -217,9 +224,6 @@ class Verified(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._position = offset + (0, self._position, self._end)[whence]
-        return self._position
-
-    def tell(self) -> int:
         return self._position
 
     def readable(self) -> bool:

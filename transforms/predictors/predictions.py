@@ -10,11 +10,10 @@ import pyarrow as pa
 
 from transforms import storage
 from transforms.committed import committed_file
-from transforms.errors import FeaturemillError
 from transforms.parquet.seals import SealedWriter
 from transforms.rows.labels import encode_as
 from transforms.spec import FeatureSpec
-from transforms.text import one_line
+from transforms.store.layout import writing
 
 # A part ends with the batch that passes one of these.
 PART_ROWS = 1_000_000
@@ -170,15 +169,10 @@ class PredictionWriter:
     def _write(self) -> None:
         name = f"part-{len(self.seals):05}.parquet"
         final = storage.join(self.output, "predictions", name)
-        try:
-            with committed_file(final, storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}")) as file:
-                parquet = SealedWriter(file, self.schema)
-                parquet.write(pa.Table.from_batches(self._batches, self.schema))
-                seal = parquet.close()
-        except OSError as error:
-            raise FeaturemillError(
-                f"cannot write {name} to {self.output}: {one_line(error)}; free some space or fix the permissions "
-                "and run the same command again"
-            ) from error
+        temporary = storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}")
+        with writing(name, self.output), committed_file(final, temporary) as file:
+            parquet = SealedWriter(file, self.schema)
+            parquet.write(pa.Table.from_batches(self._batches, self.schema))
+            seal = parquet.close()
         self._batches = []
         self.seals[f"predictions/{name}"] = seal

@@ -3,8 +3,7 @@
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.isolated import Isolated
+from transforms.machine import ahead
 from transforms.parquet.files import open_sealed
 from transforms.records import EncodedImage, Failure, Unit
 from transforms.rows.sources import cause_of
@@ -60,7 +60,7 @@ def compare_contents(
     holders = {report.unit_id: name for name, footer in output.listing.merged.items() for report in footer.reports}
     for unit_id in units:
         by_part[holders.get(unit_id, f"{unit_id}.parquet")].add(unit_id)
-    with ExitStack() as stack, ThreadPoolExecutor(_PARTS_AT_ONCE, "compare") as pool:
+    with ExitStack() as stack:
         # One for each thread; a start costs more than to read a small unit.
         free = [stack.enter_context(Isolated()) for _ in range(_PARTS_AT_ONCE)]
 
@@ -71,7 +71,7 @@ def compare_contents(
             finally:
                 free.append(child)
 
-        for compared in pool.map(compare, by_part.items()):
+        for compared in stack.enter_context(closing(ahead(compare, by_part.items(), threads=_PARTS_AT_ONCE))):
             yield from compared
 
 

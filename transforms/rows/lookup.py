@@ -9,7 +9,7 @@ import pyarrow.types as types
 
 from transforms.parquet.files import open_parquet
 from transforms.rows.table import Table
-from transforms.rows.vectors import StoredPart
+from transforms.rows.vectors import StoredGroup, row_groups
 from transforms.spec import ADDED_COLUMNS, ROW_COLUMNS
 
 
@@ -44,35 +44,24 @@ def read_rows(table: Table, rows: Sequence[int]) -> list[StoredRow]:
     """
     wanted = np.unique(np.asarray(rows, np.int64))
     found: dict[int, StoredRow] = {}
-    for part, group, first, group_first in _groups(table.vectors.parts):
-        size = part.group_rows[group]
-        here = wanted[(wanted >= first + group_first) & (wanted < first + group_first + size)]
+    for group in row_groups(table.vectors.parts):
+        start, stop = (group.first + row for row in (group.inside.start, group.inside.stop))
+        here = wanted[(wanted >= start) & (wanted < stop)]
         if not len(here):
             continue
-        values = _read_group(part, group, (here - first - group_first).tolist())
+        values = _read_group(group, (here - start).tolist())
         for at, row in enumerate(here.tolist()):
             columns = {name: values[name][at] if name in values else None for name in ROW_COLUMNS}
             columns |= {"key": table.keys[row].as_py(), "label": table.labels[row].as_py()}
-            found[row] = StoredRow(row=row, **columns, part=part.uri, part_row=row - first)
+            found[row] = StoredRow(row=row, **columns, part=group.part.uri, part_row=row - group.first)
     return [found[row] for row in rows]
 
 
-def _groups(parts: Sequence[StoredPart]) -> Iterator[tuple[StoredPart, int, int, int]]:
-    """Yields (part, row group, number of the part's first row, number there of the group's first row)."""
-    first = 0
-    for part in parts:
-        start = 0
-        for group, rows in enumerate(part.group_rows):
-            yield part, group, first, start
-            start += rows
-        first += start
-
-
-def _read_group(part: StoredPart, group: int, rows: list[int]) -> dict[str, list]:
-    with open_parquet(part.uri) as parquet:
+def _read_group(group: StoredGroup, rows: list[int]) -> dict[str, list]:
+    with open_parquet(group.part.uri) as parquet:
         columns = _facts(parquet.schema_arrow)
         # An empty list of columns would have no rows.
-        return parquet.read_row_group(group, columns).take(rows).to_pydict() if columns else {}
+        return parquet.read_row_group(group.number, columns).take(rows).to_pydict() if columns else {}
 
 
 def read_vectors(table: Table, rows: Sequence[int]) -> np.ndarray:

@@ -7,7 +7,7 @@ arrays: both sides may have a million rows.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import numpy as np
 import pyarrow as pa
@@ -77,7 +77,7 @@ def match_rows(
         The rule and what it finds; what speaks against the first rule that finds something; or None if none does.
     """
     distinct = pa.array(pc.unique(keys))
-    file = _Paths(pa.concat_arrays(file_keys.chunks) if file_keys.num_chunks else pa.array([], pa.string()))
+    file = _Paths(file_keys.combine_chunks())
     features = _Paths(distinct)
     problem = None
     for find, narrower in _RULES:
@@ -218,12 +218,10 @@ def _suffixes(left: pa.Array, right: pa.Array) -> _Pairs:
     """Returns (rows of left, rows of right) of paths of which one is the end of the other."""
     depths, right_depths = (_depths(paths).to_numpy() for paths in (left, right))
     pairs = []
-    for depth in np.unique(right_depths).tolist():
-        ours, theirs = np.flatnonzero(depths >= depth), np.flatnonzero(right_depths == depth)
-        of_ours, of_theirs = _equal(_last(left.take(pa.array(ours)), depth), _last(right.take(pa.array(theirs)), depth))
-        pairs.append((ours[of_ours], theirs[of_theirs]))
-    for depth in np.unique(depths).tolist():
-        ours, theirs = np.flatnonzero(depths == depth), np.flatnonzero(right_depths > depth)
+    rights_end = ((depth, depths >= depth, right_depths == depth) for depth in np.unique(right_depths).tolist())
+    lefts_end = ((depth, depths == depth, right_depths > depth) for depth in np.unique(depths).tolist())
+    for depth, *of_depth in chain(rights_end, lefts_end):
+        ours, theirs = map(np.flatnonzero, of_depth)
         of_ours, of_theirs = _equal(_last(left.take(pa.array(ours)), depth), _last(right.take(pa.array(theirs)), depth))
         pairs.append((ours[of_ours], theirs[of_theirs]))
     return np.concatenate([p[0] for p in [_NONE, *pairs]]), np.concatenate([p[1] for p in [_NONE, *pairs]])
@@ -280,7 +278,7 @@ def _digests(column: pa.Array | pa.ChunkedArray | None) -> pa.Array | None:
     """Returns digests, as bytes or as 64 hexadecimal digits, as binary of 32 bytes; None if none is one."""
     if column is None:
         return None
-    column = pa.concat_arrays(column.chunks) if isinstance(column, pa.ChunkedArray) and column.num_chunks else column
+    column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if not len(column):
         return None
     raw = column.cast(pa.binary())

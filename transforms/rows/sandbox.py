@@ -208,12 +208,12 @@ def _misnamed(message: str, columns: list[str]) -> str:
     )
 
 
-def nearest_texts(texts: pa.ChunkedArray, text: str, *, count: int = 3) -> list[str]:
-    """Returns the texts that are like another: those that contain it first, then those with a third changed at most."""
+def nearest_texts(texts: pa.ChunkedArray, text: str) -> list[str]:
+    """Returns three texts like another: those that contain it first, then those with a third changed at most."""
     # A key of some kilobytes would take long, and nobody would see the difference.
     away = "levenshtein(left(text, 300), left($text, 300))"
     near = f"contains(text, $text) OR 3 * {away} <= least(300, length($text))"
     order = f"NOT contains(text, $text), {away}, text"
     with sandbox({"texts": pa.table({"text": texts})}) as database:
-        sql = f"SELECT text FROM texts WHERE {near} GROUP BY text ORDER BY {order} LIMIT {count}"
+        sql = f"SELECT text FROM texts WHERE {near} GROUP BY text ORDER BY {order} LIMIT 3"
         return [found for (found,) in database.execute(sql, {"text": text}).fetchall()]

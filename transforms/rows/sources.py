@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from transforms import shards, storage
 from transforms.errors import FeaturemillError
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
+from transforms.isolated import Isolated
 from transforms.parquet.files import open_parquet
 from transforms.records import Failure, Unit
 from transforms.rows.vectors import StoredPart
@@ -23,6 +25,7 @@ from transforms.text import clean, one_line
 
 # Decoded images are handed on in batches of this many bytes.
 _BATCH_BYTES = 2**23
+_GONE, _CHANGED = "its source no longer holds it", "its content changed since it was embedded"
 
 
 def planned_unit(units: Mapping[str, Unit], unit_id: str, part: str) -> Unit:
@@ -34,53 +37,88 @@ def planned_unit(units: Mapping[str, Unit], unit_id: str, part: str) -> Unit:
     return units[unit_id]
 
 
-class HasHash(Protocol):
-    """A stored row, as far as reading it again goes."""
+class Placed(Protocol):
+    """A stored row, as far as reading it again goes.
+
+    Attributes:
+        key: Of the row.
+        position: In its shard.
+        sha256: SHA-256 of the encoded bytes.
+    """
 
     @property
-    def sha256(self) -> bytes:
-        """SHA-256 of the encoded bytes."""
-        ...
+    def key(self) -> str: ...
+
+    @property
+    def position(self) -> int: ...
+
+    @property
+    def sha256(self) -> bytes: ...
 
 
-_Row = TypeVar("_Row", bound=HasHash)
+_Row = TypeVar("_Row", bound=Placed)
 
 
-def reread(
-    unit: Unit, wanted: dict[tuple[str, int], _Row], spec: FeatureSpec, problems: list[str]
+def reread(unit: Unit, rows: Iterable[_Row], *, apart: Isolated | None = None) -> Iterator[tuple[_Row, bytes | str]]:
+    """Yields each row with its image's encoded bytes, or else with why they can't be had any more.
+
+    Args:
+        unit: Where the rows lie, perhaps a part of their unit. It isn't read any further than to the last of them.
+        rows: In any order; they come in that of the source.
+        apart: As for `shards.read`.
+    """
+    # Files all have position 0, and the name of a record that has none depends on where reading began.
+    place = attrgetter("key" if unit.files else "position")
+    wanted: dict[str | int, list[_Row]] = defaultdict(list)
+    for row in rows:
+        wanted[place(row)].append(row)
+    if unit.files:
+        files = tuple(listed for listed in unit.files if clean(listed.file.uri) in wanted)
+        unit = replace(unit, files=files, start=0, stop=len(files))
+    reason = _GONE
+    try:
+        for record in shards.read(unit, apart=apart):
+            here = wanted.pop(place(record), ())
+            if isinstance(record, Failure):
+                # A shard that can't be read any further says so last.
+                reason = _GONE if unit.files else record.message
+                yield from ((row, record.message) for row in here)
+            else:
+                reason = _GONE
+                sha256 = hashlib.sha256(record.data).digest() if here else b""
+                yield from ((row, record.data if row.sha256 == sha256 else _CHANGED) for row in here)
+            if not wanted:
+                return
+    except (FeaturemillError, OSError) as error:
+        reason = unreadable(error)
+    yield from ((row, reason) for row in chain.from_iterable(wanted.values()))
+
+
+def reread_pixels(
+    unit: Unit, rows: Iterable[_Row], spec: FeatureSpec, problems: list[str]
 ) -> Iterator[tuple[_Row, np.ndarray]]:
-    """Yields wanted rows with their pixels, read and decoded as `extract` does, in the order of the source.
+    """Yields rows with their pixels, read and decoded as `extract` does, in the order of the source.
 
     Args:
         unit: Where they lie.
-        wanted: By key and position, because keys may repeat. What is found is taken out.
+        rows: In any order.
         spec: Says how to decode.
         problems: Gets a line for each row that can't be read any more, or isn't what it was.
     """
-    keys = {key for key, _ in wanted}
-    if unit.files:
-        files = tuple(listed for listed in unit.files if clean(listed.file.uri) in keys)
-        unit = replace(unit, files=files, stop=unit.start + len(files))
-    reason = "its source no longer holds it"
-    try:
-        for record in shards.read(unit):
-            stored = wanted.pop((record.key, record.position), None)
-            if isinstance(record, Failure):
-                if stored:
-                    problems.append(f"{record.key}: {record.message}")
-            elif stored and hashlib.sha256(record.data).digest() != stored.sha256:
-                problems.append(f"{record.key}: its content changed since it was embedded")
-            elif stored:
-                try:
-                    # The limit of the run isn't known any more, and these images were within it.
-                    yield stored, decode_image(record.data, spec, max_pixels=PIXEL_CEILING).pixels
-                except ImageError as error:
-                    problems.append(f"{record.key}: can't be decoded any more: {error}")
-            if not wanted:
-                return
-    except FeaturemillError as error:
-        reason = f"cannot read its source: {cause_of(error)}"
-    problems.extend(f"{key}: {reason}" for key, _ in wanted)
+    for row, found in reread(unit, rows):
+        if isinstance(found, str):
+            problems.append(f"{row.key}: {found}")
+            continue
+        try:
+            # The limit of the run isn't known any more, and these images were within it.
+            yield row, decode_image(found, spec, max_pixels=PIXEL_CEILING).pixels
+        except ImageError as error:
+            problems.append(f"{row.key}: can't be decoded any more: {error}")
+
+
+def unreadable(error: Exception) -> str:
+    """Returns in words that a row's source can't be read."""
+    return f"cannot read its source: {cause_of(error)}"
 
 
 def cause_of(error: Exception) -> str:
@@ -92,6 +130,8 @@ def cause_of(error: Exception) -> str:
 @dataclass(frozen=True)
 class _Wanted:
     number: int
+    key: str
+    position: int
     sha256: bytes
 
 
@@ -149,7 +189,7 @@ class ImageRows:
         size = max(1, _BATCH_BYTES // int(np.prod(self.shape)))
         found: list[tuple[_Wanted, np.ndarray]] = []
         _, units = self._units_of(part)
-        pairs = (reread(units[number], some, self.spec, problems) for number, some in sorted(rows.items()))
+        pairs = (reread_pixels(units[number], some, self.spec, problems) for number, some in sorted(rows.items()))
         for pair in chain.from_iterable(pairs):
             found.append(pair)
             if len(found) == size:
@@ -169,16 +209,16 @@ class ImageRows:
         units = [planned_unit(self._units, report.unit_id, part.uri) for report in footer.reports]
         return footer.unit_numbers(), units
 
-    def _wanted(self, part: StoredPart, group: int, wanted: np.ndarray) -> dict[int, dict[tuple[str, int], _Wanted]]:
+    def _wanted(self, part: StoredPart, group: int, wanted: np.ndarray) -> dict[int, list[_Wanted]]:
         """Returns the wanted rows of a row group, by the number of their unit."""
         with open_parquet(part.uri) as parquet:
             table = parquet.read_row_group(group, ["key", "position", "sha256"])
         first = sum(part.group_rows[:group])
         numbers, _ = self._units_of(part)
-        found: dict[int, dict[tuple[str, int], _Wanted]] = defaultdict(dict)
+        found: dict[int, list[_Wanted]] = defaultdict(list)
         for number, row in enumerate(table.to_pylist(), first):
             if wanted[number]:
-                found[int(numbers[number])][row["key"], row["position"]] = _Wanted(number, row["sha256"])
+                found[int(numbers[number])].append(_Wanted(number, **row))
         return found
 
 

@@ -1,7 +1,6 @@
 """`open_table`: keys, labels and vectors of an OUT, or of any Parquet with a vector column, behind one face."""
 
 from collections.abc import Collection, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -13,6 +12,7 @@ from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.isolated import Crashed
 from transforms.locks import Reading
+from transforms.machine import ahead
 from transforms.parquet.files import count_values, open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
@@ -182,9 +182,7 @@ class _FileInfo:
 
 
 def _read_infos(parts: Sequence[str]) -> list[_FileInfo]:
-    # Opening a file is one small read; threads hide an object store's latency.
-    with ThreadPoolExecutor(16) as pool:
-        infos = list(pool.map(_read_info, parts))
+    infos = list(ahead(_read_info, parts))
     if not sum(info.metadata.num_rows for info in infos):
         raise FeaturemillError(f"{parts[0] if parts else 'the OUT'} holds no rows; extract images that can be read")
     return infos

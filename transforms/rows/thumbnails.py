@@ -3,24 +3,22 @@
 They are decoded in child processes, always: few images, in commands of which nothing is kept if one crashes.
 """
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
+from itertools import chain
 
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.images.thumbnail import QUALITY, SIDE, Thumbnail, thumbnail
 from transforms.isolated import Crashed, Isolated
 from transforms.machine import available_cores
-from transforms.records import EncodedImage, Unit
+from transforms.records import Unit
 from transforms.rows.lookup import StoredRow
-from transforms.rows.sources import cause_of
+from transforms.rows.sources import reread, unreadable
 from transforms.store.listing import read_footers
 from transforms.store.units import read_plan
-from transforms.text import clean
 
 # Of each image, in its child process.
 SECONDS, MEMORY = 30.0, 2 * 2**30
@@ -87,11 +85,7 @@ def thumbnails(
 
 
 def _give_up(found: dict[int, Thumbnail], rows: Iterable[StoredRow], error: Exception) -> None:
-    found.update((row.row, Thumbnail(problem=_unreadable(error))) for row in rows)
-
-
-def _unreadable(error: Exception) -> str:
-    return f"its source can't be read: {cause_of(error)}"
+    found.update((row.row, Thumbnail(problem=unreadable(error))) for row in rows)
 
 
 def _by_unit(
@@ -118,13 +112,9 @@ def _by_unit(
 
 
 def _narrowed(unit: Unit, rows: Sequence[StoredRow]) -> Iterator[tuple[Unit, Sequence[StoredRow]]]:
-    """Yields as little of a unit as holds the rows: their files, or parts of the shard."""
+    """Yields rows with as little of the unit as holds them: a few files at a time, or parts of the shard."""
     if unit.files:
-        listed = {clean(listed.file.uri): listed for listed in unit.files}
-        for first in range(0, len(rows), _FILES):
-            some = rows[first : first + _FILES]
-            files = tuple(listed[row.key] for row in some if row.key in listed)
-            yield replace(unit, files=files, start=0, stop=len(files)), some
+        yield from ((unit, rows[first : first + _FILES]) for first in range(0, len(rows), _FILES))
     else:
         rows, at = sorted(rows, key=lambda row: row.position), 0
         for part, count in shards.FORMATS[unit.shard.format].narrow(unit, [row.position for row in rows]):
@@ -136,35 +126,6 @@ def _read_all(tasks: Iterator[tuple[Unit, Sequence[StoredRow]]], *, side: int, q
     """Returns the thumbnails of those tasks that no other thread has taken, with child processes of its own."""
     found: dict[int, Thumbnail] = {}
     with Thumbnailer(side=side, quality=quality) as thumbnailer:
-        for unit, rows in tasks:
-            found |= _read(unit, rows, thumbnailer)
+        for row, image in chain.from_iterable(reread(*task, apart=thumbnailer.reader) for task in tasks):
+            found[row.row] = Thumbnail(problem=image) if isinstance(image, str) else thumbnailer.make(image)
     return found
-
-
-def _read(unit: Unit, rows: Sequence[StoredRow], thumbnailer: Thumbnailer) -> dict[int, Thumbnail]:
-    """Returns the thumbnails of rows from one place."""
-    # The name of a record that has none would depend on where reading began; files all have position 0.
-    wanted: dict[str | int, list[StoredRow]] = defaultdict(list)
-    for row in rows:
-        wanted[row.key if unit.files else row.position].append(row)
-    found: dict[int, Thumbnail] = {}
-    reason = "its source no longer holds it"
-    try:
-        for record in shards.read(unit, apart=thumbnailer.reader):
-            here = wanted.get(record.key if unit.files else record.position, ())
-            if not isinstance(record, EncodedImage):
-                reason = record.message
-                if unit.files:
-                    found.update((row.row, Thumbnail(problem=record.message)) for row in here)
-                continue
-            same = [row for row in here if hashlib.sha256(record.data).digest() == row.sha256]
-            if same:
-                shown = thumbnailer.make(record.data)
-                found.update(dict.fromkeys((row.row for row in same), shown))
-            for row in here:
-                found.setdefault(row.row, Thumbnail(problem="its source changed since it was embedded"))
-            if len(found) == len(rows):
-                break
-    except (FeaturemillError, OSError) as error:
-        reason = _unreadable(error)
-    return {row.row: found.get(row.row, Thumbnail(problem=reason)) for row in rows}

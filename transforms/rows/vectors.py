@@ -1,6 +1,6 @@
 """`StoredVectors`: vectors in Parquet files, streamed row group by row group and checked on the way."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
@@ -32,6 +32,38 @@ class StoredPart:
     uri: str
     group_rows: tuple[int, ...]
 
+    @property
+    def rows(self) -> int:
+        return sum(self.group_rows)
+
+
+@dataclass(frozen=True)
+class StoredGroup:
+    """A row group of a part.
+
+    Attributes:
+        part: The part.
+        number: Which of its row groups.
+        first: The number of the part's first row among the rows of all parts.
+        inside: The group's rows in the part.
+    """
+
+    part: StoredPart
+    number: int
+    first: int
+    inside: slice
+
+
+def row_groups(parts: Iterable[StoredPart]) -> Iterator[StoredGroup]:
+    """Yields the row groups of parts, in order."""
+    first = 0
+    for part in parts:
+        start = 0
+        for number, rows in enumerate(part.group_rows):
+            yield StoredGroup(part, number, first, slice(start, start + rows))
+            start += rows
+        first += start
+
 
 @dataclass(frozen=True)
 class StoredVectors:
@@ -56,7 +88,7 @@ class StoredVectors:
 
     @cached_property
     def rows(self) -> int:
-        return sum(sum(part.group_rows) for part in self.parts)
+        return sum(part.rows for part in self.parts)
 
     @property
     def dims(self) -> int:
@@ -81,7 +113,7 @@ class StoredVectors:
         """
         size = max(1, min(batch_rows or BATCH_BYTES, BATCH_BYTES // (4 * self.dims)))
         random = None if seed is None else np.random.default_rng(seed)
-        firsts = np.cumsum([0, *(sum(part.group_rows) for part in self.parts)])
+        firsts = np.cumsum([0, *(part.rows for part in self.parts)])
         for index in _order(len(self.parts), random):
             part = self.parts[index]
             starts = firsts[index] + np.cumsum([0, *part.group_rows])

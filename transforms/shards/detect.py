@@ -3,12 +3,12 @@
 import re
 import zlib
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.machine import ahead
 from transforms.records import FileInfo, Shard
 from transforms.shards import parquet, tar, tfrecord
 from transforms.shards.fields import Fields, NoImageError
@@ -90,8 +90,7 @@ def look_inside(files: Sequence[FileInfo], fields: Fields) -> list[Looked]:
     Raises:
         FeaturemillError: A file can't be read, or lacks a field.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda file: _look(file, fields), files))
+    return list(ahead(lambda file: _look(file, fields), files, threads=_THREADS))
 
 
 def guess_inside(files: Sequence[FileInfo], fields: Fields) -> list[Looked]:
@@ -99,8 +98,7 @@ def guess_inside(files: Sequence[FileInfo], fields: Fields) -> list[Looked]:
 
     One without an ending is an image or nothing: logs of training are TFRecords too.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(lambda file: _guess(file, fields), files))
+    return list(ahead(lambda file: _guess(file, fields), files, threads=_THREADS))
 
 
 def _guess(file: FileInfo, fields: Fields) -> Looked:

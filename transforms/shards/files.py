@@ -2,13 +2,13 @@
 
 import errno
 import hashlib
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import groupby
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.machine import ahead
 from transforms.object_stores import is_answer
 from transforms.records import LISTING, EncodedImage, Failure, FileInfo, ListedFile, Shard, Unit
 from transforms.shards.stream import MAX_ENCODED_BYTES
@@ -68,35 +68,25 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
         FeaturemillError: The folder of the listing can't be reached any more, a store is in trouble, or the machine
             runs out of file handles.
     """
-    files = deque(unit.files)
-    waiting: deque[tuple[ListedFile, Future]] = deque()
-    ahead_bytes = 0
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="read-files") as pool:
-        try:
-            while files or waiting:
-                while files and len(waiting) < _AHEAD_FILES and (not waiting or ahead_bytes < _AHEAD_BYTES):
-                    listed = files.popleft()
-                    waiting.append((listed, pool.submit(_data, listed.file.uri)))
-                    ahead_bytes += listed.file.size
-                listed, future = waiting.popleft()
-                ahead_bytes -= listed.file.size
-                yield _row(unit.shard, listed, future)
-        finally:
-            # Whoever stops early shouldn't wait for files that nobody will see.
-            pool.shutdown(wait=False, cancel_futures=True)
+    limits = {"threads": _THREADS, "most": _AHEAD_FILES, "most_bytes": _AHEAD_BYTES}
+    with closing(ahead(_read, unit.files, size=lambda listed: listed.file.size, **limits)) as found:
+        for listed, data in zip(unit.files, found, strict=True):
+            yield _row(unit.shard, listed, data)
 
 
-def _data(uri: str) -> bytes:
-    with storage.open_read(uri) as file:
-        return file.read(MAX_ENCODED_BYTES + 1)
+def _read(listed: ListedFile) -> bytes | OSError:
+    try:
+        with storage.open_read(listed.file.uri) as file:
+            return file.read(MAX_ENCODED_BYTES + 1)
+    except OSError as error:
+        return error
 
 
-def _row(shard: Shard, listed: ListedFile, future: Future[bytes]) -> EncodedImage | Failure:
+def _row(shard: Shard, listed: ListedFile, data: bytes | OSError) -> EncodedImage | Failure:
     uri = listed.file.uri
     key = clean(uri)
-    try:
-        data = future.result()
-    except OSError as error:
+    if isinstance(data, OSError):
+        error = data
         if not _is_files_own(error, shard.file.uri, uri):
             folder = clean(shard.file.uri)
             cure = f"bring its folder {folder} back (or free the machine's resources)"

@@ -6,7 +6,6 @@ import glob
 import os
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
@@ -15,6 +14,7 @@ import bracex
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.labels.folders import REGEX, Place, Said, by_pattern, read_folders
+from transforms.machine import ahead
 from transforms.records import FileInfo, ListedFile, Shard, SkippedFile
 from transforms.shards.detect import (
     FORMATS,
@@ -269,8 +269,7 @@ def _expand(entries: Sequence[str], base: str) -> list[_Candidate]:
         several = [_resolve(path, base) for path in paths]
     else:
         # Object stores answer slowly, but many at once.
-        with ThreadPoolExecutor(_THREADS) as pool:
-            several = list(pool.map(lambda path: _resolve(path, base), paths))
+        several = list(ahead(lambda path: _resolve(path, base), paths, threads=_THREADS))
     return [candidate for some in several for candidate in some]
 
 

@@ -44,7 +44,6 @@ class _Watched:
     def __init__(self, file: BinaryIO):
         self._file = file
         self.error: Exception | None = None
-        self.closed = False
 
     def _call(self, method, *arguments):
         try:
@@ -58,24 +57,6 @@ class _Watched:
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._call(self._file.seek, offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def writable(self) -> bool:
-        return False
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        self.closed = True
 
 
 class _DamagedError(Exception):

@@ -71,10 +71,7 @@ def near_copies(vectors: Vectors, threshold: float, *, wanted: np.ndarray | None
         search = _Search(stored, bounds[order], order, threshold)
         cores = available_cores()
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
-            try:
-                list(pool.map(search.compare, search.tile_rows()))
-            finally:
-                pool.shutdown(cancel_futures=True)
+            list(pool.map(search.compare, search.tile_rows()))
         pairs = search.forest.pairs()
     return np.sort(rows[pairs], axis=1)
 

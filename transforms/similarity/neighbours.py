@@ -5,7 +5,6 @@ Numerical Algorithms", 2002, section 3.1). Whoever could be among the nearest wi
 float64, so the answer is that of a computation in float64 throughout, at the price of one in float32.
 """
 
-from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from threading import Lock
@@ -15,7 +14,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from transforms.machine import available_cores
-from transforms.rows.vectors import StoredPart, StoredVectors
+from transforms.rows.vectors import StoredGroup, StoredVectors, row_groups
 from transforms.similarity.all_pairs import best, places
 from transforms.similarity.unit_vectors import unit_length
 
@@ -78,45 +77,16 @@ def nearest_rows(
     vectors = replace(vectors, zeros_pass=True)
     cores = available_cores()
 
-    def look_at(piece: _Piece) -> None:
-        for numbers, matrix in piece.batches(vectors, wanted):
-            found.look_at(numbers, matrix)
+    def look_at(group: StoredGroup) -> None:
+        here = np.zeros(group.part.rows, bool)
+        here[group.inside] = True if wanted is None else wanted[group.first :][group.inside]
+        for numbers, matrix in replace(vectors, parts=(group.part,)).batches(here):
+            found.look_at(numbers + group.first, matrix)
 
     # Each thread has products of its own: a product that used all cores would wait while the next batch is decoded.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(cores) as pool:
-        try:
-            list(pool.map(look_at, _pieces(vectors.parts)))
-        finally:
-            # After an error nobody needs the rest.
-            pool.shutdown(cancel_futures=True)
+        list(pool.map(look_at, row_groups(vectors.parts)))
     return found.result()
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """A row group of a part, and the number of the part's first row."""
-
-    part: StoredPart
-    first: int
-    start: int
-    stop: int
-
-    def batches(self, vectors: StoredVectors, wanted: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        here = np.zeros(sum(self.part.group_rows), bool)
-        inside = slice(self.start, self.stop)
-        here[inside] = True if wanted is None else wanted[self.first + self.start : self.first + self.stop]
-        for numbers, matrix in replace(vectors, parts=(self.part,)).batches(here):
-            yield numbers + self.first, matrix
-
-
-def _pieces(parts: Sequence[StoredPart]) -> Iterator[_Piece]:
-    first = 0
-    for part in parts:
-        start = 0
-        for rows in part.group_rows:
-            yield _Piece(part, first, start, start + rows)
-            start += rows
-        first += start
 
 
 class _Search:

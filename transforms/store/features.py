@@ -100,10 +100,8 @@ class Features:
 
     def to_numpy(self, feature: str = "embedding") -> np.ndarray:
         """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""
-        if feature not in self.names:
-            raise FeaturemillError(f"{self.output} has no feature {feature!r}{did_you_mean(feature, self.names)}")
         matrix, row = None, 0
-        for batch in self.batches([feature]):
+        for batch in self.batches([choose_feature(self, feature)]):
             column = batch.column(0)
             values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
             if matrix is None:

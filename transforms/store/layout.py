@@ -3,7 +3,8 @@
 import os
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from transforms import storage
 from transforms.committed import write_whole
@@ -40,12 +41,28 @@ def write_file(output: str, name: str, data: bytes) -> None:
         FeaturemillError: It can't be written.
     """
     temporary = storage.join(output, "_tmp", f"{os.path.basename(name)}.{uuid.uuid4().hex}")
-    try:
+    with writing(name, output):
         write_whole(storage.join(output, name), data, temporary)
+
+
+@contextmanager
+def writing(what: str, output: object, *, then: str = "") -> Iterator[None]:
+    """Turns a failure to write, inside the context, into one line.
+
+    Args:
+        what: Is written.
+        output: OUT or PRED.
+        then: What running the same command again does, behind a colon.
+
+    Raises:
+        FeaturemillError: For an OSError.
+    """
+    try:
+        yield
     except OSError as error:
         raise FeaturemillError(
-            f"cannot write {name} to {output}: {one_line(error)}; free some space or fix the permissions "
-            "and run the same command again"
+            f"cannot write {what} to {output}: {one_line(error)}; free some space or fix the permissions "
+            f"and run the same command again{then}"
         ) from error
 
 

@@ -5,8 +5,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.machine import ahead
 from transforms.parquet.seals import Broken, content_of, read_metadata
 from transforms.records import UnitReport
 from transforms.store.layout import MERGED, OUTPUT_FOLDERS, is_own
@@ -110,12 +110,9 @@ def later_report(report: UnitReport) -> dict[str, Any]:
     return {name: value for name, value in vars(report).items() if name != "part_bytes"}
 
 
-def read_footers(parts: Sequence[str]) -> Iterable[Footer]:
-    """Yields the footers of the parts, in their order. A footer is one small read; threads hide a store's latency."""
-    with ThreadPoolExecutor(16) as pool:
-        # A thousand at a time: all that are asked for at once wait in memory.
-        for first in range(0, len(parts), 1000):
-            yield from pool.map(read_footer, parts[first : first + 1000])
+def read_footers(parts: Sequence[str]) -> Iterator[Footer]:
+    """Yields the footers of the parts, in their order."""
+    return ahead(read_footer, parts)
 
 
 def try_footers(parts: Sequence[str]) -> Iterator[Footer | str]:
@@ -133,9 +130,7 @@ def try_footers(parts: Sequence[str]) -> Iterator[Footer | str]:
                 raise
             return one_line(error.__cause__)
 
-    with ThreadPoolExecutor(16) as pool:
-        for first in range(0, len(parts), 1000):
-            yield from pool.map(attempt, parts[first : first + 1000])
+    return ahead(attempt, parts)
 
 
 def is_merged(name: str) -> bool:

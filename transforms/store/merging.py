@@ -17,14 +17,13 @@ from transforms import storage
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
 from transforms.parquet.files import open_sealed
-from transforms.parquet.seals import SealedWriter, content_of, values_for_copy
+from transforms.parquet.seals import SealedWriter, content_of, sealed, values_for_copy
 from transforms.store.layout import part_uri
 from transforms.store.listing import Footer, footer_of, later_report, merged_name, pack_row_units
 from transforms.store.output import Output
-from transforms.store.parts import ROW_GROUP_BYTES, ROW_GROUP_ROWS, parquet_writer
+from transforms.store.parts import PART_OPTIONS, ROW_GROUP_BYTES, ROW_GROUP_ROWS, writing_part
 from transforms.store.schema import vector_bytes
 from transforms.store.units import RELOCATION
-from transforms.text import one_line
 
 # Units of one merged part; each has half a kilobyte in the footer, which whoever lists OUT reads.
 MOST_UNITS = 4096
@@ -268,16 +267,12 @@ def _committed(
     """
     name = final.rsplit("/", 1)[-1]
     temporary = output.path("_tmp", f"{name.removesuffix('.parquet')}.{uuid.uuid4().hex}.parquet")
-    try:
+    values: dict[str | bytes, str | bytes] = {}
+    with writing_part(name, output):
         storage.make_folder(output.path("_tmp"))
         with committed_file(final, temporary) as file:
-            writer, values = parquet_writer(file, schema), {}
-            try:
+            with sealed(file, schema, values, **PART_OPTIONS) as writer:
                 yield writer, values
-                writer.close(values)
-            except BaseException:
-                writer.discard()
-                raise
             storage.sync(file)
             # On an object store closing commits.
             before_commit()
@@ -289,8 +284,3 @@ def _committed(
                 # The parts that it was made of are all still there.
                 storage.delete([final])
                 raise
-    except OSError as error:
-        raise FeaturemillError(
-            f"cannot write part {name} to {output}: {one_line(error)}; "
-            "free some space or fix the permissions and run the same command again: it goes on where it stopped"
-        ) from error

@@ -5,7 +5,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.locks import Reading, is_locked, locked_folder, without_readers
+from transforms.machine import ahead
 from transforms.parquet.files import open_sealed
 from transforms.parquet.seals import Broken, origin_of
 from transforms.records import FileInfo, SkippedFile, UnitReport
@@ -334,9 +334,8 @@ class Output(Folder):
     def failures_by_reason(self, reports: Iterable[UnitReport]) -> Counter[str]:
         """Returns {`stage: error`: count}, the commonest first."""
         total: Counter[str] = Counter()
-        with ThreadPoolExecutor(16) as pool:
-            for part in pool.map(self._count_failures, [report for report in reports if report.rows_failed]):
-                total.update(part)
+        for of_unit in ahead(self._count_failures, (report for report in reports if report.rows_failed)):
+            total.update(of_unit)
         return Counter(dict(sorted(total.items(), key=lambda item: (-item[1], item[0]))))
 
     def _count_failures(self, report: UnitReport) -> Counter[str]:

@@ -3,23 +3,23 @@
 import json
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, replace
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from transforms import storage
+from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
-from transforms.parquet.seals import SealedWriter
+from transforms.parquet.seals import SealedWriter, sealed
 from transforms.records import Failure, UnitReport
 from transforms.spec import ROW_COLUMNS, FeatureSpec
-from transforms.store.layout import failures_uri, part_uri
+from transforms.store.layout import failures_uri, part_uri, writing
 from transforms.store.listing import own_report
 from transforms.store.schema import failures_schema, part_schema
-from transforms.text import one_line
 
 # A row group is written whenever this many bytes of features have gathered, so that a unit's memory is bounded.
 ROW_GROUP_BYTES = 64 * 2**20
@@ -27,11 +27,13 @@ ROW_GROUP_BYTES = 64 * 2**20
 ROW_GROUP_TEXT_BYTES = 32 * 2**20
 # ... or this many rows, whose hashes add up as well; the same for failures.
 ROW_GROUP_ROWS = 65_536
+# How parts are written: compressed, with statistics, and without dictionaries for vectors.
+PART_OPTIONS = {"use_dictionary": ["label", "source", "split"], "write_statistics": True}
 
 
-def parquet_writer(file: BinaryIO, schema: pa.Schema) -> SealedWriter:
-    """Returns what writes a part: compressed, with statistics, and without dictionaries for vectors."""
-    return SealedWriter(file, schema, use_dictionary=["label", "source", "split"], write_statistics=True)
+def writing_part(name: str, output: object) -> AbstractContextManager[None]:
+    """Returns a context in which a part is written; see `writing`."""
+    return writing(f"part {name}", output, then=": it goes on where it stopped")
 
 
 def _text_bytes(row: tuple) -> int:
@@ -61,10 +63,10 @@ class PartWriter:
         self._buffered_bytes = self._text_bytes = self._failures_bytes = 0
         self._stem = storage.join(output, "_tmp", f"{unit_id}.{uuid.uuid4().hex}")
         self._part_uri, self._failures_uri = part_uri(output, unit_id), failures_uri(output, unit_id)
-        # On an object store what is written appears under its own name, and only whole.
-        self._part_name = storage.written_as(self._part_uri, f"{self._stem}.parquet")
-        self._failures_name = storage.written_as(self._failures_uri, f"{self._stem}.failures.parquet")
-        self._file = self._parquet = self._failures_file = self._failures_parquet = None
+        self._part_file, self._failures_file = ExitStack(), ExitStack()
+        self._parquet: SealedWriter | None = None
+        self._failures_parquet: SealedWriter | None = None
+        self._values: dict[str, str] = {}
 
     @property
     def progress_uri(self) -> str:
@@ -72,11 +74,12 @@ class PartWriter:
         return f"{self._stem}.progress"
 
     def __enter__(self) -> "PartWriter":
-        with self._explained():
+        with writing_part(self.unit_id, self.output):
             # Here and not only by the driver: another run on the same output may have tidied up.
             storage.make_folder(storage.join(self.output, "_tmp"))
-            self._file = storage.open_write(self._part_name)
-            self._parquet = parquet_writer(self._file, self._schema)
+            file = self._part_file.enter_context(committed_file(self._part_uri, f"{self._stem}.parquet"))
+            writer = sealed(file, self._schema, self._values, **PART_OPTIONS)
+            self._parquet = self._part_file.enter_context(writer)
         return self
 
     def add(self, rows: Sequence[tuple], vectors: Mapping[str, "np.ndarray"]) -> None:
@@ -110,10 +113,11 @@ class PartWriter:
         if not self._failures:
             return
         table = pa.Table.from_pylist([asdict(failure) for failure in self._failures], failures_schema())
-        with self._explained():
+        with writing_part(self.unit_id, self.output):
             if self._failures_parquet is None:
-                self._failures_file = storage.open_write(self._failures_name)
-                self._failures_parquet = SealedWriter(self._failures_file, table.schema)
+                opened = committed_file(self._failures_uri, f"{self._stem}.failures.parquet")
+                file = self._failures_file.enter_context(opened)
+                self._failures_parquet = self._failures_file.enter_context(sealed(file, table.schema))
             self._failures_parquet.write(table)
         self._failures, self._failures_bytes = [], 0
 
@@ -127,7 +131,7 @@ class PartWriter:
             stacked = np.concatenate(arrays)
             columns.append(pa.FixedSizeListArray.from_arrays(pa.array(stacked.reshape(-1)), stacked.shape[1]))
         arrays = [pa.array(c, f.type) if isinstance(c, list) else c for c, f in zip(columns, self._schema, strict=True)]
-        with self._explained():
+        with writing_part(self.unit_id, self.output):
             self._parquet.write(pa.record_batch(arrays, schema=self._schema))
         self._rows, self._vectors, self._buffered_bytes, self._text_bytes = [], [], 0, 0
         self.seconds += time.perf_counter() - started
@@ -145,54 +149,31 @@ class PartWriter:
             )
         self.flush()
         self._flush_failures()
-        with self._explained():
+        with writing_part(self.unit_id, self.output):
             # The failures first: once the part is there, the unit is done, and its failures must be there.
             if self._failures_parquet is not None:
-                self._finish(self._failures_parquet, self._failures_file, {})
+                self._publish(self._failures_file, self._failures_uri)
                 report = replace(report, failures_sha256=self._failures_parquet.content)
-                self._publish(self._failures_name, self._failures_uri)
-            values = {
+            self._values |= {
                 "featuremill.fingerprint": self.spec.fingerprint,
                 "featuremill.spec": self.spec.to_json(),
                 "featuremill.report": json.dumps(own_report(report)),
             }
-            self._finish(self._parquet, self._file, values)
-            self._publish(self._part_name, self._part_uri)
+            self._publish(self._part_file, self._part_uri)
 
-    def _finish(self, parquet: SealedWriter, file: BinaryIO, values: Mapping[str, str]) -> None:
-        parquet.close(values)
-        storage.sync(file)
-        file.close()
-
-    def _publish(self, temporary: str, final: str) -> None:
+    def _publish(self, file: ExitStack, final: str) -> None:
         try:
-            storage.rename(temporary, final)
+            file.close()
         except FileNotFoundError:
             # Another run on the same output finished this unit and cleared its temporary files: the rows are there.
             if storage.stat(final) is None:
                 raise
 
     def __exit__(self, *error: object) -> None:
-        # After a commit there is nothing left but the progress file.
-        for file in (self._file, self._failures_file):
-            if file is not None and not file.closed:
-                with suppress(OSError):
-                    storage.discard(file)
-        for parquet in (self._parquet, self._failures_parquet):
-            if parquet is not None:
-                parquet.discard()
-        names = {self._part_name: self._part_uri, self._failures_name: self._failures_uri}
-        leftovers = [name for name, final in names.items() if name != final]
-        if storage.is_local(self.output) or (error[0] is not None and leftovers):
+        # What isn't committed may not appear; what is, is closed already.
+        for file in (self._part_file, self._failures_file):
             with suppress(OSError):
-                storage.delete([*leftovers, self.progress_uri])
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise FeaturemillError(
-                f"cannot write part {self.unit_id} to {self.output}: {one_line(error)}; "
-                "free some space or fix the permissions and run the same command again: it goes on where it stopped"
-            ) from error
+                file.__exit__(GeneratorExit, GeneratorExit(), None)
+        if storage.is_local(self.output):
+            with suppress(OSError):
+                storage.delete([self.progress_uri])

@@ -13,6 +13,8 @@ from transforms.text import one_line
 
 # Beyond this many rows the summary doesn't look for repeated keys and contents by itself; `inspect` always does.
 REPEATS_UP_TO_ROWS = 10_000_000
+# So many keys, and groups of keys, are named.
+_NAMED = 5
 _log = logging.getLogger(__name__)
 
 
@@ -33,7 +35,7 @@ class Repeats:
     named_contents: tuple[tuple[str, ...], ...]
 
 
-def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
+def find_repeats(features: Features) -> Repeats | None:
     """Counts the keys and contents that were seen more than once, and names the first few.
 
     DuckDB does it, because it spills to disk: a group-by in memory would grow with the rows.
@@ -48,7 +50,7 @@ def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
 
     broken: list[FeaturemillError] = []
     try:
-        return _find_repeats(features, named, broken)
+        return _find_repeats(features, broken)
     except (duckdb.Error, OSError) as error:
         if broken:
             # DuckDB would tell its whole traceback.
@@ -57,7 +59,7 @@ def find_repeats(features: Features, *, named: int = 5) -> Repeats | None:
         return None
 
 
-def _find_repeats(features: Features, named: int, broken: list[FeaturemillError]) -> Repeats:
+def _find_repeats(features: Features, broken: list[FeaturemillError]) -> Repeats:
     """Args: as `find_repeats`; what can't be read goes into `broken`, too."""
     import duckdb
 
@@ -79,12 +81,12 @@ def _find_repeats(features: Features, named: int, broken: list[FeaturemillError]
         def repeated(column: str) -> tuple[int, list]:
             same = f"SELECT {column}, min(key) AS first FROM rows GROUP BY {column} HAVING count(*) > 1"
             [(count,)] = database.execute(f"SELECT count(*) FROM ({same})").fetchall()
-            return count, database.execute(f"SELECT {column} FROM ({same}) ORDER BY first LIMIT ?", [named]).fetchall()
+            return count, database.execute(f"SELECT {column} FROM ({same}) ORDER BY first LIMIT ?", [_NAMED]).fetchall()
 
         keys, same_keys = repeated("key")
         contents, hashes = repeated("sha256")
         # Group by group: a list of all keys of all groups would not fit where half of a crawl is one placeholder.
         of_hash = "SELECT key FROM rows WHERE sha256 = ? ORDER BY key LIMIT ?"
-        groups = [database.execute(of_hash, [value, named]).fetchall() for (value,) in hashes]
+        groups = [database.execute(of_hash, [value, _NAMED]).fetchall() for (value,) in hashes]
     named_contents = tuple(tuple(key for (key,) in group) for group in groups)
     return Repeats(keys, contents, tuple(key for (key,) in same_keys), named_contents)

@@ -183,23 +183,61 @@ def test_temperature_is_the_one_that_was_used(truth):
     assert fit_temperature((calibrated * truth).astype(np.float32), codes) == pytest.approx(truth, rel=0.05)
 
 
-def test_temperature_is_the_best_of_a_grid():
-    from sklearn.metrics import log_loss
-
-    probabilities, codes = draw(rows=200, classes=5)
-    scores = np.log(probabilities) * 3
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize("count", [3, 20, 200])
+def test_temperature_is_the_best_of_a_grid(count, scale):
+    """By the log loss of rows whose class is right with (N + 1) / (N + 2), and else any other."""
+    probabilities, codes = draw(rows=count, classes=5)
+    scores = np.log(probabilities) * 3 * scale
+    weights = np.full((count, 5), 1 / (count + 2) / 4)
+    weights[np.arange(count), codes] = 1 - 1 / (count + 2)
+    grid = np.geomspace(0.05, 2000, 4000) * scale
+    best = min(grid, key=lambda t: -(weights * np.log(softmax(scores / t))).sum())
     found = fit_temperature(scores, codes)
-    best = min(np.geomspace(0.05, 20, 400), key=lambda t: log_loss(codes, softmax(scores / t), labels=range(5)))
-    assert found == pytest.approx(best, rel=0.02)
+    assert found == pytest.approx(best, rel=0.01)
     assert found == fit_temperature(scores, codes)
 
 
-def test_temperature_is_bounded():
+def test_temperature_of_many_classes_is_as_small_as_it_must_be():
+    """Ridge's scores of 1,000 classes are all near 0: with a temperature of 0.05 all classes seem alike."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 1000, 2000).astype(np.int32)
+    scores = random.normal(0, 0.002, (2000, 1000))
+    scores[np.arange(2000), codes] += 0.008
+    losses = {
+        t: -np.log(softmax(scores / t)[np.arange(2000), codes]).mean() for t in (fit_temperature(scores, codes), 0.05)
+    }
+    best, old = losses.values()
+    assert old > 6
+    assert best < 3.5
+
+
+def test_few_rows_without_an_error_are_no_proof():
+    """18 rows that are all right say that about one of twenty is wrong."""
+    random = np.random.default_rng(1)
+    codes = random.integers(0, 2, 4000).astype(np.int32)
+    scores = np.eye(2)[codes] + random.normal(0, 0.5, (4000, 2))
+    right = np.flatnonzero(scores.argmax(axis=1) == codes)[:18]
+    temperature = fit_temperature(scores[right], codes[right])
+    sure = softmax(scores[right] / temperature)[np.arange(18), codes[right]]
+    assert 0.85 < sure.mean() < 0.96
+    # On new rows that is near the best temperature, and the smallest one that 18 rows allow would be far from it.
+    log_loss = {
+        t: -np.log(softmax(scores / t)[np.arange(4000), codes]).mean()
+        for t in (temperature, fit_temperature(scores, codes), 0.05)
+    }
+    ours, best, smallest = log_loss.values()
+    assert ours < 1.15 * best < 0.5 * smallest
+
+
+def test_temperature_of_any_scores():
     separated, codes = np.eye(3)[[0, 1, 2, 0]], np.array([0, 1, 2, 0], np.int32)
-    assert fit_temperature(separated, codes) == pytest.approx(0.05, rel=0.01)
-    assert fit_temperature(-separated, codes) == pytest.approx(20, rel=0.01)
-    assert 0.05 <= fit_temperature(separated * 1e30, codes) <= 20
+    found = fit_temperature(separated, codes)
+    assert fit_temperature(separated * 1e30, codes) == pytest.approx(1e30 * found)
+    # Worse than none: all classes are given nearly the same.
+    assert np.ptp(softmax(-separated / fit_temperature(-separated, codes))) < 1e-3
     assert fit_temperature(np.ones((3, 1)), np.zeros(3, np.int32)) == 1
+    assert fit_temperature(np.ones((3, 2)), np.zeros(3, np.int32)) == 1
 
 
 def test_scores_of_batches_are_those_of_the_whole():

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from tests.support.heads_data import ArrayVectors, draw_rows
+from tests.support.heads_data import ArrayVectors, deviations, draw_rows
 from tests.support.properties import examples
 from transforms import heads
 from transforms.errors import UsageError
@@ -30,8 +30,8 @@ def direct(rows: Rows, queries: np.ndarray, count: int, *, standardize: bool = F
     chosen = rows.wanted(TRAIN)
     stored = rows.vectors.matrix[chosen].astype(np.float64)
     if standardize:
-        queries = (queries - stored.mean(axis=0)) / stored.std(axis=0)
-        stored = (stored - stored.mean(axis=0)) / stored.std(axis=0)
+        queries = (queries - stored.mean(axis=0)) / deviations(stored)
+        stored = (stored - stored.mean(axis=0)) / deviations(stored)
     shares = []
     for cosines in directions(queries) @ directions(stored).T:
         votes = np.full(len(rows.classes), 1 / len(rows.classes))

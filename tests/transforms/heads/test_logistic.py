@@ -8,7 +8,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 
-from tests.support.heads_data import ArrayVectors, draw_rows
+from tests.support.heads_data import ArrayVectors, deviations, draw_rows
 from transforms import heads
 from transforms.errors import FeaturemillError
 from transforms.heads import FitSettings, logistic
@@ -23,7 +23,7 @@ def direct(rows: Rows, penalty: float, *, standardize: bool = False, balanced: b
     chosen = rows.wanted(TRAIN)
     matrix = rows.vectors.matrix.astype(np.float64)
     x, codes, classes = matrix[chosen], rows.codes[chosen], len(rows.classes)
-    mean, scale = x.mean(axis=0), x.std(axis=0) if standardize else np.ones(x.shape[1])
+    mean, scale = x.mean(axis=0), deviations(x) if standardize else np.ones(x.shape[1])
     x, targets = (x - mean) / scale, np.eye(classes)[codes]
     strength = penalty * len(x) * x.var(axis=0).mean()
     weights = (len(x) / (classes * np.bincount(codes)))[codes] if balanced else np.ones(len(x))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.support.factories import shared_data
-from tests.support.heads_data import ArrayVectors, draw_rows
+from tests.support.heads_data import ArrayVectors, deviations, draw_rows
 from transforms.errors import FeaturemillError
 from transforms.heads import FitSettings, fitter, logits, neural
 from transforms.heads.cells import Rows
@@ -58,17 +58,49 @@ def test_numpy_says_what_keras_says(rows, standardize):
     matrix[:, 4] = 7
     scaled = Rows(ArrayVectors(matrix), rows.codes, rows.cells, rows.classes)
     fit = fitter("dense256", scaled, FitSettings(epochs=1, batch_size=32, standardize=standardize))
-    model = fit.fit(TRAIN, VALIDATION)
+    # What is tried last is what the network holds.
+    model = fit._fits(TRAIN, VALIDATION)[-1]
     _, train = scaled.matrix(TRAIN)
     train = train.astype(np.float64)
-    if standardize:
-        deviations = np.where(train.std(axis=0) > 0, train.std(axis=0), 1)
-        inputs = (matrix - train.mean(axis=0)) / deviations
-        inputs *= 10 / np.sqrt(11)
-    else:
-        inputs = matrix * 10 / np.sqrt((train**2).sum(axis=1).mean())
+    centred = train - train.mean(axis=0)
+    spread = deviations(train) if standardize else 1
+    inputs = (matrix - train.mean(axis=0)) / spread * 10 / np.sqrt(((centred / spread) ** 2).sum(axis=1).mean())
     by_keras = fit._network._model.predict_on_batch(inputs.astype(np.float32))
     np.testing.assert_allclose(logits(model, matrix), by_keras, atol=1e-5)
+
+
+def right(model, rows) -> float:
+    numbers, matrix = rows.matrix(VALIDATION)
+    return (logits(model, matrix).argmax(axis=1) == rows.codes[numbers]).mean()
+
+
+@pytest.mark.parametrize("kind", ["linear", "dense256"])
+def test_rows_far_from_the_origin_are_fitted_about_their_mean(kind):
+    near = draw_rows(rows=600, dims=12, classes=3, distance=8.0)
+    far = Rows(ArrayVectors(near.vectors.matrix + np.float32(100)), near.codes, near.cells, near.classes)
+    settings = FitSettings(batch_size=32, epochs=15, learning_rate=1e-2)
+    expected, found = (fitter(kind, rows, settings).fit(TRAIN, VALIDATION) for rows in (near, far))
+    assert found.settings["centred"] is True
+    assert right(expected, near) > 0.9
+    assert right(found, far) > right(expected, near) - 0.02
+    # Fitted about 0 it is worse, or it would prove nothing.
+    about_zero, _ = fitter(kind, far, settings)._fits(TRAIN, VALIDATION)
+    assert right(about_zero, far) < right(found, far)
+
+
+def test_class_weights_stop_by_weighted_loss(rows):
+    """The validation rows weigh what the training rows do."""
+    settings = FitSettings(batch_size=32, epochs=4, class_weights=True)
+    few = Rows(rows.vectors, np.where(rows.codes == 2, 0, rows.codes), rows.cells, ("a", "b"))
+    model, _ = fitter("linear", few, settings)._fits(TRAIN, VALIDATION)
+    counts = few.counts(TRAIN)
+    numbers, matrix = few.matrix(VALIDATION)
+    codes = few.codes[numbers]
+    scores = logits(model, matrix).astype(np.float64)
+    losses = np.log(np.exp(scores).sum(axis=1)) - scores[np.arange(len(codes)), codes]
+    expected = np.average(losses, weights=(counts.sum() / 2 / counts)[codes])
+    assert min(point["validation_loss"] for point in model.curve) == pytest.approx(expected, rel=1e-5)
+    assert expected != pytest.approx(losses.mean(), rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["linear", "dense256"])
@@ -131,9 +163,11 @@ def test_a_short_last_batch_counts_by_its_rows(rows):
     """A batch larger than the data: one step by the mean gradient, to be followed by hand, and the mean loss."""
     settings = FitSettings(epochs=1, batch_size=1000, learning_rate=1e-3)
     fit = fitter("linear", rows, settings)
-    model = fit.fit(TRAIN, VALIDATION)
+    # About 0, and about the mean, which the network holds then.
+    _, model = fit._fits(TRAIN, VALIDATION)
     numbers, matrix = rows.matrix(TRAIN)
-    inputs = matrix * 10 / np.sqrt((matrix.astype(np.float64) ** 2).sum(axis=1).mean())
+    centred = matrix - matrix.mean(axis=0, dtype=np.float64)
+    inputs = centred * 10 / np.sqrt((centred**2).sum(axis=1).mean())
     kernel, bias = fit._network._first[:2]
     scores = inputs @ kernel + bias
     shares = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support.heads_data import ArrayVectors, draw_rows
+from tests.support.heads_data import ArrayVectors, deviations, draw_rows
 from tests.support.properties import examples
 from transforms import heads
 from transforms.errors import FeaturemillError, UsageError
@@ -37,7 +37,7 @@ def direct(rows: Rows, cells, penalty: float, *, standardize: bool = False) -> t
     x, y = one_hot(rows, cells)
     scale = np.ones(x.shape[1])
     if standardize:
-        scale = np.where(x.std(axis=0) > 0, x.std(axis=0), 1)
+        scale = deviations(x)
     x = x / scale
     weight = penalty * len(x) * x.var(axis=0).mean()
     # Far from the origin the ones make the equations ill-conditioned; moving all rows changes only the intercept.
@@ -56,7 +56,7 @@ def rounding(rows: Rows, cells, penalty: float, *, standardize: bool = False) ->
     divides it by the penalty's weight at least, and the layer for vectors as stored by the columns' scale.
     """
     x, _ = one_hot(rows, cells)
-    scale = np.where(x.std(axis=0) > 0, x.std(axis=0), 1) if standardize else np.ones(x.shape[1])
+    scale = deviations(x) if standardize else np.ones(x.shape[1])
     weight = penalty * len(x) * (x / scale).var(axis=0).mean()
     return len(x) * np.finfo(np.float64).eps * np.abs(x / scale).max() / weight / scale.min()
 
@@ -95,6 +95,22 @@ def test_equals_a_direct_solve(form, count, dims, classes, penalty, standardize,
     x, y = one_hot(rows, VALIDATION)
     loss = np.sum((y - x @ kernel - bias) ** 2) / len(x)
     np.testing.assert_allclose(model.curve[0]["loss"], loss, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("count", "form"), [(150, "kernel"), (600, "sums")])
+def test_standardising_does_not_blow_up_noise_of_nearly_constant_columns(count, form):
+    """As in flattened taps: most columns hold noise of a thousandth of the others' size."""
+    few = draw_rows(rows=count, dims=20, classes=3, distance=4.0)
+    noise = np.random.default_rng(5).normal(0, 1e-3, (count, 380)).astype(np.float32)
+    rows = replace(few, vectors=ArrayVectors(np.hstack([few.vectors.matrix, noise])))
+    numbers, matrix = rows.matrix(VALIDATION)
+
+    def loss(standardize: bool) -> float:
+        model = make_fitter(form, rows, FitSettings(standardize=standardize)).fit(TRAIN, VALIDATION)
+        scores = heads.logits(model, matrix)
+        return float(((np.eye(3)[rows.codes[numbers]] - scores) ** 2).mean())
+
+    assert loss(True) < 1.1 * loss(False)
 
 
 @pytest.mark.parametrize("form", ["sums", "kernel"])
@@ -230,5 +246,10 @@ def test_what_fits_no_memory_is_refused_with_the_cure(monkeypatch):
 def test_what_rounding_leaves_of_a_constant_is_no_variance():
     x = np.random.default_rng(0).normal(size=50) + np.zeros((1000, 1))
     np.testing.assert_array_equal(feature_scale(np.sum(x**2, axis=0), x.mean(axis=0), 1000), 1)
+    # Beside others, it is divided by what nearly constant ones are.
+    x[:, 0] = np.random.default_rng(1).normal(size=1000)
+    found = feature_scale(np.sum(x**2, axis=0), x.mean(axis=0), 1000)
+    np.testing.assert_allclose(found, [x[:, 0].std(), *[0.1 * x[:, 0].std() / np.sqrt(50)] * 49], rtol=1e-6)
+    x = np.random.default_rng(0).normal(size=50) + np.zeros((1000, 1))
     x = x + np.random.default_rng(1).normal(size=(1000, 50)) * 1e-4
     np.testing.assert_allclose(feature_scale(np.sum(x**2, axis=0), x.mean(axis=0), 1000), x.std(axis=0), rtol=1e-4)

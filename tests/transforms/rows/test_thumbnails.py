@@ -144,7 +144,7 @@ def test_sources_that_are_gone_or_changed_say_so(tmp_path):
     Image.new("RGB", (40, 40), "red").save(rows[1].key)
     found = thumbnails(str(tmp_path / "out"), rows)
     assert "No such file" in found[0].problem
-    assert found[1].problem == "its source changed since it was embedded"
+    assert found[1].problem == "its content changed since it was embedded"
     assert not found[0].uri
     assert not found[1].uri
     assert {number: found[number] for number in before if number > 1} == {n: t for n, t in before.items() if n > 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.factories import Item, fake_items, write_folder
-from transforms import shards, storage
+from transforms import machine, shards, storage
 from transforms.errors import FeaturemillError
 from transforms.records import EncodedImage, FileInfo, ListedFile
 from transforms.shards import files
@@ -189,7 +189,7 @@ class AtOnce(Executor):
 @pytest.mark.parametrize(("size", "at_most"), [(10, 3 + 32), (20_000, 3 + 10)])
 def test_reading_ahead_is_bounded_in_files_and_bytes(tmp_path, monkeypatch, size, at_most):
     monkeypatch.setattr(files, "_AHEAD_BYTES", 10 * 20_000)
-    monkeypatch.setattr(files, "ThreadPoolExecutor", AtOnce)
+    monkeypatch.setattr(machine, "ThreadPoolExecutor", AtOnce)
     unit = unit_of(tmp_path, 100, size=size)
     opened = []
     real = storage.open_read
