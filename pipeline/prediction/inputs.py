@@ -205,15 +205,19 @@ def open_tables(
     own = {} if ours else {"key_column": options.key_column or DEFAULT_KEY, "labels_file": options.labels}
     if not ours and not options.labels:
         own["label_column"] = options.label_column or DEFAULT_LABEL
-    columns = options.feature_columns or predictor.columns
-    tables = [open_table(location, columns=columns, **own) for location in locations]
+    columns, file = options.feature_columns or predictor.columns, None
+    groups = {"group_column": options.group_column}
+    if options.labels and locations:
+        names = {"key_column": options.key_column, "label_column": options.label_column}
+        file = read_labels(options.labels, **names, **groups)
+        own |= {"labels_file": options.labels, "optional": tuple(file.columns.values())}
+    tables = [open_table(location, columns=columns, **own, **groups) for location in locations]
     tables = [replace(table, vectors=replace(table.vectors, zeros_pass=True)) for table in tables]
     # Who says where labels come from means it.
     if ours and options.fields.label_from == Fields().label_from:
         tables = [_without_folder_labels(table, options.inputs) for table in tables]
-    if not options.labels or not tables:
+    if file is None:
         return tables, ()
-    file = read_labels(options.labels, key_column=options.key_column, label_column=options.label_column)
     tables, joined = join_labels(tables, file, mode=options.labels_mode)
     return tables, (f"true labels {joined_text(joined)}",)
 

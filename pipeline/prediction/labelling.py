@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.prediction.options import PredictOptions
 from transforms.errors import FeaturemillError
 from transforms.evaluation.metrics import RowScores, judge, score_rows
+from transforms.evaluation.split import tied
 from transforms.predictors.predictions import (
     PredictionWriter,
     Predictor,
@@ -37,7 +38,7 @@ class Tally:
         agreed: Those of them that were predicted so.
         no_class: Rows whose true label is none of the head's classes.
         seals: {path in PRED: seal} of the parts that were written.
-        judged: (scores, codes n, keys n) of the known rows of each batch, if they are to be judged.
+        judged: (scores, codes n, keys n, groups n) of the known rows of each batch, if they are to be judged.
     """
 
     counts: np.ndarray
@@ -46,19 +47,22 @@ class Tally:
     agreed: int = 0
     no_class: int = 0
     seals: dict[str, str] = field(default_factory=dict)
-    judged: "list[tuple[RowScores, np.ndarray, pa.Array]]" = field(default_factory=list)
+    judged: "list[tuple[RowScores, np.ndarray, pa.Array, np.ndarray]]" = field(default_factory=list)
 
-    def add(self, probabilities: np.ndarray, rows: pa.RecordBatch, codes: np.ndarray, *, keep: bool) -> None:
-        """Counts a batch; keeps what judging it takes on request."""
+    def add(
+        self, probabilities: np.ndarray, rows: pa.RecordBatch, codes: np.ndarray, groups: np.ndarray | None
+    ) -> None:
+        """Counts a batch; keeps what judging it takes where its n group numbers are given."""
         known = codes >= 0
         self.counts += np.bincount(probabilities.argmax(axis=1), minlength=len(self.counts))
         self.rows += len(codes)
         self.known += int(known.sum())
         self.agreed += rows.column("agrees").true_count
         self.no_class += int((~known).sum()) - rows.column("true_label").null_count
-        if keep:
+        if groups is not None:
             keys = rows.column("key").filter(pa.array(known))
-            self.judged.append((score_rows(probabilities[known], codes[known], keys=keys), codes[known], keys))
+            scores = score_rows(probabilities[known], codes[known], keys=keys)
+            self.judged.append((scores, codes[known], keys, groups[known]))
 
     def predicted_labels(self, predictor: Predictor) -> dict[str, int]:
         """Returns {class: rows}, the commonest first, without classes that no row has."""
@@ -72,13 +76,13 @@ class Tally:
 
     def judge(self, predictor: Predictor) -> dict[str, Any]:
         """Returns the metrics of the kept rows, as `transforms.evaluation.metrics.judge` does."""
-        scores, codes, keys = zip(*self.judged, strict=True)
+        scores, codes, keys, groups = zip(*self.judged, strict=True)
         return judge(
             RowScores(*map(np.concatenate, zip(*scores, strict=True))),
             np.concatenate(codes).astype(np.int32),
             predictor.unique_labels,
             keys=pa.chunked_array(keys),
-            groups=None,
+            groups=np.concatenate(groups),
             seed=0,
             judged_on="inputs",
         )
@@ -103,6 +107,7 @@ def predict_tables(
     writer = PredictionWriter(output, predictions_schema(predictor, probabilities=options.probabilities))
     top = min(options.top, len(predictor.labels))
     batch_rows = max(1, _BATCH_NUMBERS // len(predictor.labels))
+    groups, before = tied(tables) if options.evaluate and tables else None, 0
     for table in tables:
         columns = _facts(table)
         wanted = None if limit is None else np.arange(table.vectors.rows) < limit
@@ -114,7 +119,9 @@ def predict_tables(
             kept = options.probabilities
             rows = prediction_rows(predictor, probabilities, facts, top=top, keep_probabilities=kept)
             writer.add(rows)
-            tally.add(probabilities, rows, true_codes(facts["true_label"], predictor), keep=options.evaluate)
+            of_rows = None if groups is None else groups[before + numbers]
+            tally.add(probabilities, rows, true_codes(facts["true_label"], predictor), of_rows)
+        before += table.vectors.rows
     writer.close()
     tally.seals = writer.seals
     return tally

@@ -28,6 +28,11 @@ class PredictOptions(LabelOptions, ImageOptions):
     top: int = declared(5, help="Classes to a row", bounds=(AT_LEAST_ONE,))
     probabilities: bool = declared(False, help="Write the probabilities of all classes, too")
     evaluate: bool = declared(False, help="Judge the predictions by the true labels")
+    group_column: str | None = declared(
+        None,
+        help="Column whose equal values aren't independent, such as a patient, for the intervals of --evaluate; in "
+        "--labels FILE or else INPUT, where that is features",
+    )
     feature_columns: tuple[str, ...] = declared(
         (),
         help="Column of vectors, where INPUT is features",

@@ -202,6 +202,7 @@ def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
         "key_column": options.key_column or DEFAULT_KEY,
         # Predictions of earlier versions don't say what they didn't know.
         **({"labels_mode": options.labels_mode} if options.labels_mode != "replace" else {}),
+        **({"group_column": options.group_column} if options.group_column else {}),
         "fields": {name: value for name, value in asdict(options.fields).items() if (name, value) != _OLD_RULE},
         "max_pixels": options.max_pixels,
     }

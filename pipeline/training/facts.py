@@ -14,6 +14,8 @@ from transforms.text import counted, printable
 
 # Layers named of those that are still random.
 _NAMED = 3
+# A side whose share of the rows differs by more of what was asked for is said to.
+_FAR_OFF = 0.25
 NO_FINGERPRINT = "no fingerprint: this Parquet doesn't say what made its vectors; using the head on others is on trust"
 
 
@@ -42,7 +44,7 @@ def describe_data(table: Table, joined: Joined | None, parts: Split, rows: Rows)
         facts["labels"] += f"; {counted(unlabelled, 'row')} without a label left out"
     if joined:
         facts["joined"] = joined_text(joined)
-    doubts = cautions(_counts(table.labels))
+    doubts = [*cautions(_counts(table.labels)), *_split_cautions(parts)]
     if doubts:
         facts["CAUTION"] = "; ".join(doubts)
     facts["split"] = _split_text(parts)
@@ -90,6 +92,32 @@ def joined_text(joined: Joined) -> str:
     return text
 
 
+def _split_cautions(parts: Split) -> list[str]:
+    """Returns where the split isn't what was asked for, because rows belong together."""
+    report, found = parts.report, []
+    used = sum(sum(rows.values()) for rows in report["rows"].values())
+    together = "a group, or copies" if report["by_group"] else "copies"
+    if report["near_duplicates"] is not None:
+        together += " or near copies"
+    if report["largest"] > used / 2 and report["components"] > 1:
+        found.append(f"{report['largest']:,} of {counted(used, 'row')} belong together ({together})")
+    if report["moved_rows"]:
+        moves = ", ".join(f"{rows:,} from {move}" for move, rows in report["moves"].items())
+        found.append(
+            f"{counted(report['moved_rows'], 'row')} moved from the given side, because they belong to rows there "
+            f"({together}): {moves}; such as {printable(report['moved_key'])}"
+        )
+    if not report["by_column"] and not report["folds"]:
+        for name in ("validation", "test"):
+            asked, got = report[name], sum(report["rows"][name].values()) / used
+            if abs(got - asked) > max(_FAR_OFF * asked, 1 / used):
+                found.append(
+                    f"{name} is {got:.0%} of the rows, not {asked:.0%}: rows that belong together can't be divided, "
+                    "and each class is to be on both sides"
+                )
+    return found
+
+
 def _split_text(parts: Split) -> str:
     report = parts.report
     text = ", ".join(f"{name} {sum(rows.values()):,}" for name, rows in report["rows"].items() if any(rows.values()))
@@ -100,8 +128,6 @@ def _split_text(parts: Split) -> str:
         text += f"; {report['equal_rows']:,} rows with equal content kept together"
     if report["near_rows"]:
         text += f"; {report['near_rows']:,} near copies kept together"
-    if report["moved_rows"]:
-        text += f"; {counted(report['moved_rows'], 'row')} moved to where copies are"
     conflicts = report["label_conflicts"]
     if conflicts["sets"]:
         sets = counted(conflicts["sets"], "set")

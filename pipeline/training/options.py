@@ -11,6 +11,8 @@ from transforms.rows.labels import MODES
 
 _BELOW_ONE = Bound(lambda share: 0 <= share < 1, "{flag} is a share from 0 to below 1, not {value}")
 _COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and at most 1, not {value}")
+# What kinds of heads can be chosen by.
+CHOSEN_BY = ("log_loss", "accuracy", "balanced_accuracy", "macro_f1")
 _FOLDS = Bound(
     lambda folds: 3 <= folds <= 20,
     "{flag} is 3 to 20, not {value}: each fold in turn is judged, another chooses, the rest trains",
@@ -46,9 +48,10 @@ class TrainOptions(LabelOptions):
 
     Attributes:
         features: OUT of extract, or a Parquet file, folder or glob with a column of vectors.
-        kinds: Of heads; with several, the best is kept.
+        kinds: Of heads; with several, the one that is best on the validation rows is kept.
+        choose_by: The metric by which that is found; told by the settings if it isn't given.
         near_duplicates: Rows with at least this cosine stay on one side; None for exact copies only.
-        settings: Of the fits; its seed is that of the split and of the bootstrap too.
+        settings: Of the fits; its seed is that of the split and of the intervals too.
         learning_curve: Whether 1/8, 1/4 and 1/2 of the training rows are tried too.
     """
 
@@ -90,6 +93,12 @@ class TrainOptions(LabelOptions):
     near_duplicates: float | None = declared(
         None, help="Keep rows as alike as that on one side", metavar="COSINE", bounds=(_COSINE,)
     )
+    choose_by: str | None = declared(
+        None,
+        help="Metric of the validation rows by which one of several heads is chosen",
+        choices=CHOSEN_BY,
+        unset="log_loss; balanced_accuracy with --class-weights",
+    )
     settings: FitSettings = field(default_factory=FitSettings)
     learning_curve: bool = declared(True, help="Try fewer rows too")
     overwrite: bool = declared(False, help="Replace the head that is there")
@@ -103,6 +112,9 @@ class TrainOptions(LabelOptions):
         if len(set(self.kinds)) != len(self.kinds) or not self.kinds:
             raise UsageError(f"name each head once, not {', '.join(self.kinds) or 'none'}")
         self._check_shares()
+        if self.choose_by is None:
+            metric = "balanced_accuracy" if self.settings.class_weights else "log_loss"
+            object.__setattr__(self, "choose_by", metric)
         if not self.settings.penalties:
             raise UsageError("penalties are numbers from 0 on, not none")
         for name in ("features", "output"):

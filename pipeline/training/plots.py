@@ -127,6 +127,14 @@ def learning_plot(learning: Sequence[Mapping[str, float]], name: str) -> str:
     _log_axis(axes, rows)
     axes.set_xticks(rows, [f"{count:,}" for count in rows])
     _lines(axes, learning, "rows", [line for line in ("accuracy", "train_accuracy") if line in learning[0]])
+    known = [point for point in learning if point.get("low") is not None]
+    axes.vlines(
+        [point["rows"] for point in known],
+        [point["low"] for point in known],
+        [point["high"] for point in known],
+        color=COLOURS["first"],
+        linewidth=1,
+    )
     axes.set_xlabel("training rows")
     axes.set_ylabel("accuracy")
     add_legend(axes)

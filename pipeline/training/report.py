@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 from pipeline.rendering.html import render
 from pipeline.rendering.tables import text_table
 from pipeline.training.plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
+from transforms.heads import FitSettings
 
 _METRICS = {
     "accuracy": "accuracy",
@@ -19,24 +20,41 @@ _RANKED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 _JUDGED_ON = {"test": "{rows} test rows", "validation": "{rows} validation rows", "folds": "{rows} rows by folds"}
 # The matrix of more classes than this doesn't fit beside another plot.
 _WIDE = 16
+LOWER_IS_BETTER = ("log_loss",)
+STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
 _JUDGED_HOW = {
     "test": "Judged on test rows, which neither trained nor chose anything.",
-    "validation": "Judged on the validation rows, which also chose the settings and the temperature: "
-    "expect a little less on new rows.",
-    "folds": "Each row was judged by a head that was trained without its fold.",
+    "validation": "Judged on the validation rows, which also chose the settings, the temperature and, of several, the "
+    "head: expect a little less on new rows.",
+    "folds": f"Each row was judged by a head that was trained without its fold; {STORED_HEAD}. The intervals take the "
+    "judged heads as they are: that their training rows overlap isn't in them.",
+}
+# What a choice among several heads does to the figures at the top of the page.
+_CHOSEN_HOW = {
+    "folds": " At the top, each fold is judged by the kind of head that the next fold's rows chose for it: the kind "
+    "that is best over all folds was chosen by the judged rows, too.",
+    "validation": " They judge, too, so the best one's figures are a little too good.",
+    "test": "",
 }
 
 
-class Run(TypedDict):
+class _Extra(TypedDict, total=False):
+    cautions: list[str]
+    choice: dict[str, Any]
+
+
+class Run(_Extra):
     """One head, fitted and judged.
 
     Attributes:
         kind: Of head; what the report calls it.
         settings: What was chosen, as JSON values.
         curve: What it was chosen by; see `transforms.heads.model.Model.curve`. May be empty.
-        learning: Points {"rows", "accuracy"} and, where known, "train_accuracy". May be empty.
+        learning: Points {"rows", "accuracy"} and, where known, "low", "high" and "train_accuracy". May be empty.
         judged: From `transforms.evaluation.metrics.judge`.
         seconds: What fitting and judging took.
+        cautions: From the function. May be missing.
+        choice: {"metric", "value"} of the validation rows, where one of several is chosen by it.
     """
 
     kind: str
@@ -48,13 +66,39 @@ class Run(TypedDict):
 
 
 def ranking(runs: Sequence[Run]) -> list[Run]:
-    """Returns the runs by accuracy, the best first; equal ones by log loss."""
+    """Returns the runs by what they were chosen by, the best first; where nothing was, by accuracy, then log loss."""
 
-    def rank(run: Run) -> tuple[float, float]:
+    def rank(run: Run) -> tuple[float, ...]:
+        if "choice" in run:
+            value = run["choice"]["value"]
+            return (value if run["choice"]["metric"] in LOWER_IS_BETTER else -value,)
         metrics = run["judged"]["metrics"]
         return -metrics["accuracy"]["value"], metrics["log_loss"]["value"]
 
     return sorted(runs, key=rank)
+
+
+def cautions(
+    judged: Mapping[str, Any], settings: Mapping[str, Any], curve: Sequence[Mapping[str, float]], asked: FitSettings
+) -> list[str]:
+    """Returns what is to be known beside a verdict, in words.
+
+    Args:
+        judged: From `transforms.evaluation.metrics.judge`.
+        settings: What was chosen.
+        curve: What it was chosen by.
+        asked: The settings of the fit.
+    """
+    found = []
+    if judged["metrics"]["accuracy"]["value"] < judged["majority"]["accuracy"]["value"]:
+        found.append("worse than always naming the majority class")
+    penalties = [point["penalty"] for point in curve if "penalty" in point]
+    if len(penalties) > 1 and settings.get("penalty") in (min(penalties), max(penalties)):
+        found.append(f"the penalty {settings['penalty']:g} is at the edge of the sweep; give --penalties beyond it")
+    epochs = [point["epoch"] for point in curve if "epoch" in point]
+    if epochs and epochs[-1] >= asked.epochs and epochs[-1] - settings.get("epochs", 0) < asked.patience:
+        found.append(f"training was stopped by the limit of {asked.epochs} epochs; more --epochs may do better")
+    return found
 
 
 def verdict(judged: Mapping[str, Any]) -> str:
@@ -64,9 +108,13 @@ def verdict(judged: Mapping[str, Any]) -> str:
     return f"accuracy {interval(judged['metrics']['accuracy'])} on {rows}; majority class {share:.3f}"
 
 
-def interval(metric: Mapping[str, float] | None) -> str:
-    """Returns a metric as "0.899 (0.872-0.921)", or a dash where there is none."""
-    return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})" if metric else "–"
+def interval(metric: Mapping[str, Any] | None) -> str:
+    """Returns a metric as "0.899 (0.872-0.921)" or "0.899 (no interval: one group)"; a dash where there is none."""
+    if not metric:
+        return "–"
+    if metric["low"] is None:
+        return f"{metric['value']:.3f} (no interval: {metric['why']})"
+    return f"{metric['value']:.3f} ({metric['low']:.3f}-{metric['high']:.3f})"
 
 
 def metrics_text(runs: Sequence[Run]) -> str:
@@ -76,8 +124,15 @@ def metrics_text(runs: Sequence[Run]) -> str:
     rows = []
     for run in ranking(runs):
         metrics = run["judged"]["metrics"]
-        rows.append((run["kind"], *(interval(metrics[name]) for name in _RANKED), f"{run['seconds']:.1f}"))
-    return text_table(("head", *(_METRICS[name] for name in _RANKED), "seconds"), rows)
+        choice = [f"{run['choice']['value']:.3f}"] if "choice" in run else []
+        rows.append((run["kind"], *choice, *(interval(metrics[name]) for name in _RANKED), f"{run['seconds']:.1f}"))
+    chosen = [_chosen_by(runs)] if _chosen_by(runs) else []
+    return text_table(("head", *chosen, *(_METRICS[name] for name in _RANKED), "seconds"), rows)
+
+
+def _chosen_by(runs: Sequence[Run]) -> str:
+    """Returns "chosen by log loss", or nothing where nothing was chosen."""
+    return f"chosen by {_METRICS[runs[0]['choice']['metric']]}" if "choice" in runs[0] else ""
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float] | None]) -> str:
@@ -86,22 +141,30 @@ def metric_table(metrics: Mapping[str, Mapping[str, float] | None]) -> str:
     return text_table(("", "95 % interval"), known)
 
 
-def report_html(title: str, runs: Sequence[Run], facts: Mapping[str, str]) -> str:
+def report_html(
+    title: str, runs: Sequence[Run], facts: Mapping[str, str], *, judged: Mapping[str, Any] | None = None
+) -> str:
     """Returns one HTML page that needs nothing else: no scripts, fonts, images or style sheets from elsewhere.
 
     Args:
         title: Of the page.
         runs: At least one; several are ranked first.
         facts: What is to be known of the data and the split: {name: sentence}.
+        judged: What the headline says; by default how the best run was judged.
     """
     ranked = ranking(runs)
+    judged = judged or ranked[0]["judged"]
+    chosen_by = _chosen_by(runs)
+    if chosen_by:
+        chosen_by = f"Ranking: {chosen_by} of the validation rows.{_CHOSEN_HOW[judged['judged_on']]}"
     return render(
         "report.html",
         title=title,
-        headline=f"{ranked[0]['kind']}: {verdict(ranked[0]['judged'])}",
+        headline="; ".join([f"{ranked[0]['kind']}: {verdict(judged)}", *ranked[0].get("cautions", [])]),
+        chosen_by=chosen_by,
         facts=facts,
         runs=[
-            {**run, "settings": _settings(run["settings"]), "plots": _plots(run, f"run{number}")}
+            {"cautions": [], **run, "settings": _settings(run["settings"]), "plots": _plots(run, f"run{number}")}
             for number, run in enumerate(ranked, 1)
         ],
         metrics=_METRICS,
@@ -142,6 +205,7 @@ def _plots(run: Run, name: str) -> list[dict[str, Any]]:
         caption = f"What the {axis} was chosen by: the lowest loss on rows that weren't trained on."
         plots.append({"svg": curve_plot(run["curve"], f"{name}-curve"), "caption": caption, "wide": False})
     if run["learning"]:
-        caption = "Learning curve: if it still rises at its end, more training rows would help."
+        caption = "Learning curve of the first fit, on its validation rows, with 95 % intervals: if it still rises at "
+        caption += "its end, more training rows would help."
         plots.append({"svg": learning_plot(run["learning"], f"{name}-learning"), "caption": caption, "wide": False})
     return plots

@@ -13,11 +13,22 @@ import pyarrow.compute as pc
 from pipeline.training.facts import describe_data, label_origin
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
-from pipeline.training.report import Run, metrics_text, ranking, report_html, verdict
+from pipeline.training.report import (
+    LOWER_IS_BETTER,
+    STORED_HEAD,
+    Run,
+    cautions,
+    metrics_text,
+    ranking,
+    report_html,
+    verdict,
+)
 from transforms import heads, storage
 from transforms.committed import held
 from transforms.engines.versions import library_versions
-from transforms.evaluation.metrics import RowScores, fit_temperature, judge, score_rows
+from transforms.errors import UsageError
+from transforms.evaluation.intervals import Units, share
+from transforms.evaluation.metrics import RowScores, fit_temperature, judge, metric_values, score_rows
 from transforms.evaluation.scores import Scores
 from transforms.evaluation.split import SIDES, Split, split
 from transforms.heads.cells import Rows
@@ -73,6 +84,12 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
 
 
 def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
+    if options.split_column and options.test:
+        # Heads from before record such pairs, and are fine-tuned on.
+        raise UsageError(
+            "--split-column says which rows judge, and --test-fraction would draw them; give one of them "
+            "(--split-column '' splits by chance)"
+        )
     check_place(options.output, overwrite=options.overwrite)
     options, table, joined = _with_stored_sides(options, say)
     parts = _split(table, options)
@@ -87,9 +104,14 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
         say(f"{kind:<9}fitted in {outcomes[-1].run['seconds']:.1f} s")
     runs = tuple(outcome.run for outcome in outcomes)
     best = outcomes[runs.index(ranking(runs)[0])]
+    judged = best.run["judged"]
+    if len(outcomes) > 1 and plan.judged_on == "folds":
+        judged = _judge(
+            _chosen_by_fold(outcomes, rows, options.choose_by), rows, plan, options, table=table, parts=parts
+        )
     origin = label_origin(table, joined)
-    head = _head(best, rows.classes, table, parts, options, runs, origin)
-    page = report_html(f"Head {best.run['kind']}", runs, facts)
+    head = _head(best, judged, rows.classes, table, parts, options, runs, origin)
+    page = report_html(f"Head {best.run['kind']}", runs, facts, judged=judged)
     save_head(head, options.output, files={"report.html": page.encode()}, overwrite=options.overwrite)
     return Trained(head, runs, facts, options.output)
 
@@ -170,63 +192,98 @@ def make_rows(table: Table, cells: np.ndarray) -> Rows:
     return Rows(table.vectors, encode_as(table.labels, classes), cells, classes)
 
 
+# Row numbers, and what judging takes of their scores.
+_Judged = tuple[np.ndarray, RowScores]
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """A kind's run, and the model and temperature for the head."""
+    """A kind's run, the model and temperature for the head, and for each fit the rows that chose and that judged."""
 
     run: Run
     model: Model
     temperature: float
+    choosing: "tuple[_Judged, ...]"
+    judging: "tuple[_Judged, ...]"
 
 
 def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, table: Table, parts: Split) -> Outcome:
     """Fits one kind of head as planned and judges it."""
     started = time.perf_counter()
     fitter = heads.fitter(kind, rows, options.settings)
-    judged, learning = [], []
+    choosing, judging, learning = [], [], []
     for number, fit in enumerate(plan.fits):
         model = fitter.fit(fit.train, fit.validation)
         growing = [fitter.fit(cells, fit.validation) for cells in plan.learning[:-1]] if number == 0 else []
-        numbers, scores, shares = _scored([*growing, model], rows, fit.validation)
+        numbers, scores, hits = _scored([*growing, model], rows, fit.validation)
         if growing:
-            learning = _learning_points(rows, plan.learning, shares)
+            learning = _learning_points(rows, plan.learning, hits, Units.of(len(numbers), parts.components[numbers]))
         temperature = fit_temperature(scores, rows.codes[numbers])
+        choosing.append((numbers, _row_scores(numbers, scores, temperature, rows, table)))
         chosen = model
         if fit.test:
             # Whatever was chosen by the validation rows is chosen now: they may train too.
             model = fitter.refit(model, (*fit.train, *fit.validation))
             numbers, scores, _ = _scored([model], rows, fit.test)
-        judged.append((numbers, _row_scores(numbers, scores, temperature, rows, table)))
+            judging.append((numbers, _row_scores(numbers, scores, temperature, rows, table)))
     if plan.final:
         chosen = fitter.fit(plan.final.train, plan.final.validation)
         numbers, scores, _ = _scored([chosen], rows, plan.final.validation)
         temperature = fit_temperature(scores, rows.codes[numbers])
         model = fitter.refit(chosen, (*plan.final.train, *plan.final.validation))
+    judged = _judge(judging or choosing, rows, plan, options, table=table, parts=parts)
+    curve = [dict(point) for point in chosen.curve]
     run = Run(
         kind=kind,
         settings=dict(model.settings),
-        curve=[dict(point) for point in chosen.curve],
+        curve=curve,
         learning=learning,
-        judged=_judge(judged, rows, plan, options, table=table, parts=parts),
+        judged=judged,
         seconds=time.perf_counter() - started,
+        cautions=cautions(judged, chosen.settings, curve, options.settings),
     )
-    return Outcome(run, model, temperature)
+    if len(options.kinds) > 1:
+        run["choice"] = {"metric": options.choose_by, "value": _metric(options.choose_by, choosing, rows)}
+    return Outcome(run, model, temperature, tuple(choosing), tuple(judging))
 
 
-def _scored(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, Scores, list[float]]:
-    """Returns (row numbers, the last model's scores, the share that each model gets right) for some cells, in one pass.
+def _together(parts: Sequence[_Judged]) -> _Judged:
+    numbers, scores = zip(*parts, strict=True)
+    return np.concatenate(numbers), RowScores(*map(np.concatenate, zip(*scores, strict=True)))
+
+
+def _metric(name: str, parts: Sequence[_Judged], rows: Rows) -> float:
+    numbers, scores = _together(parts)
+    return metric_values(scores, rows.codes[numbers], len(rows.classes))[name]
+
+
+def _chosen_by_fold(outcomes: Sequence[Outcome], rows: Rows, metric: str) -> list[_Judged]:
+    """Returns how each fold was judged by the kind that its own validation rows chose.
+
+    The kind that is best over all folds was chosen by the judged rows, too: what it says of them would flatter.
+    """
+    found = []
+    for number in range(len(outcomes[0].judging)):
+        values = [_metric(metric, outcome.choosing[number : number + 1], rows) for outcome in outcomes]
+        best = int(np.argmin(values) if metric in LOWER_IS_BETTER else np.argmax(values))
+        found.append(outcomes[best].judging[number])
+    return found
+
+
+def _scored(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, Scores, list[np.ndarray]]:
+    """Returns (row numbers, the last model's scores, which rows each model gets right) for some cells, in one pass.
 
     N×C scores of several models would be gigabytes where there are many classes.
     """
-    found, scores, right = [], Scores(len(rows.classes)), [0] * len(models)
+    found, scores, hits = [], Scores(len(rows.classes)), [[] for _ in models]
     for numbers, vectors in _gathered(rows.batches(cells), _GATHERED_BYTES):
         found.append(numbers)
         for part in score_slices(len(numbers), len(rows.classes)):
             for number, model in enumerate(models):
                 block = heads.logits(model, vectors[part]).astype(np.float32)
-                right[number] += int((block.argmax(axis=1) == rows.codes[numbers[part]]).sum())
+                hits[number].append(block.argmax(axis=1) == rows.codes[numbers[part]])
             scores.add(block)
-    return np.concatenate(found), scores, [count / len(scores) for count in right]
+    return np.concatenate(found), scores, [np.concatenate(blocks) for blocks in hits]
 
 
 def _row_scores(numbers: np.ndarray, scores: Scores, temperature: float, rows: Rows, table: Table) -> RowScores:
@@ -252,28 +309,27 @@ def _gathered(batches: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> It
         yield tuple(map(np.concatenate, zip(*waiting, strict=True)))
 
 
-def _learning_points(rows: Rows, sets: Sequence[Sequence[int]], shares: Sequence[float]) -> list[dict[str, float]]:
-    return [
-        {"rows": int(rows.counts(cells).sum()), "accuracy": share} for cells, share in zip(sets, shares, strict=True)
-    ]
+def _learning_points(
+    rows: Rows, sets: Sequence[Sequence[int]], hits: Sequence[np.ndarray], units: Units
+) -> list[dict[str, Any]]:
+    """Returns {"rows", "accuracy", "low", "high"} for each set of training cells, the last two None where unknown."""
+    points = []
+    for cells, of_set in zip(sets, hits, strict=True):
+        found = share(of_set, units)
+        point = {"rows": int(rows.counts(cells).sum()), "accuracy": found["value"]}
+        points.append({**point, "low": found["low"], "high": found["high"]})
+    return points
 
 
 def _judge(
-    judged: Sequence[tuple[np.ndarray, RowScores]],
-    rows: Rows,
-    plan: FitPlan,
-    options: TrainOptions,
-    *,
-    table: Table,
-    parts: Split,
+    judged: Sequence[_Judged], rows: Rows, plan: FitPlan, options: TrainOptions, *, table: Table, parts: Split
 ) -> dict[str, Any]:
-    numbers = np.concatenate([n for n, _ in judged])
-    keys, codes = table.keys.take(numbers), rows.codes[numbers]
+    numbers, scores = _together(judged)
     return judge(
-        RowScores(*map(np.concatenate, zip(*(scores for _, scores in judged), strict=True))),
-        codes,
+        scores,
+        rows.codes[numbers],
         rows.classes,
-        keys=keys,
+        keys=table.keys.take(numbers),
         groups=parts.components[numbers],
         seed=options.settings.seed,
         judged_on=plan.judged_on,
@@ -282,6 +338,7 @@ def _judge(
 
 def _head(
     best: Outcome,
+    judged: dict[str, Any],
     classes: tuple[str, ...],
     table: Table,
     parts: Split,
@@ -290,9 +347,9 @@ def _head(
     origin: dict[str, Any],
 ) -> Head:
     # Without seconds: the same seed and data give the same head, bit for bit.
-    compared = [{"kind": run["kind"], "metrics": run["judged"]["metrics"]} for run in runs]
+    compared = [{"kind": run["kind"], "metrics": run["judged"]["metrics"], "choice": run.get("choice")} for run in runs]
     metrics = {
-        **best.run["judged"],
+        **judged,
         "curve": best.run["curve"],
         "learning": best.run["learning"],
         **({"compared": compared} if len(runs) > 1 else {}),
@@ -324,11 +381,14 @@ def _split_options(options: TrainOptions) -> dict[str, Any]:
 def trained_text(trained: Trained) -> str:
     """Returns the result for people: the ranking if there is one, the verdict, what is confused, where it lies."""
     best = next(run for run in trained.runs if run["kind"] == trained.head.model.kind)
-    lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(best['judged'])}"]
+    judged = trained.head.metrics
+    lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(judged)}"]
+    lines += [f"  CAUTION: {caution}" for caution in best["cautions"]]
+    lines += [f"  {STORED_HEAD}"] if judged["judged_on"] == "folds" else []
     lines += [
         f"  {counted(pair['rows'], 'row')} of {short(pair['true'])!r} taken for {short(pair['predicted'])!r}, such as "
         f"{printable(pair['keys'][0])}"
-        for pair in best["judged"]["most_confused"][:3]
+        for pair in judged["most_confused"][:3]
     ]
     return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, report.html"])
 

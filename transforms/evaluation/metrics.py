@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from transforms.errors import FeaturemillError
-from transforms.evaluation.bootstrap import draw_units, intervals, sum_by_unit
+from transforms.evaluation.intervals import (
+    ClassSums,
+    Interval,
+    Units,
+    balanced_accuracy,
+    calibration_error,
+    macro_f1,
+    mean_loss,
+    share,
+)
 from transforms.evaluation.scores import Scores
 from transforms.heads.model import log_losses, score_slices
 
@@ -125,21 +134,24 @@ def judge(
 ) -> dict[str, Any]:
     """Returns all that is said of a head's predictions, as JSON values without NaN.
 
-    Balanced accuracy is the mean recall and macro F1 the mean F1 over the classes that are present: those with judged
-    rows (in a resample: with rows in it). The expected calibration error is that of 15 bins of equal width of the top
-    probability (Guo et al. 2017, equation 3). The majority class is that of the judged rows.
+    Balanced accuracy is the mean recall over the classes with judged rows; macro F1 the mean F1 over those that have
+    judged rows or were predicted: both as in scikit-learn. Of equal probabilities the first class is the likelier here,
+    for the top 5 as for the predicted one; scikit-learn's top_k_accuracy_score takes the last, so that its top 1 isn't
+    what argmax predicts. The expected calibration error is that of 15 bins of equal width of the top probability (Guo
+    et al. 2017, equation 3). The majority class is that of the judged rows.
 
     Args:
         scores: Of N rows, from `score_rows`.
         codes: N, the true classes.
         classes: The C labels.
         keys: N; only those of some confused rows are looked at.
-        groups: N ids of rows that aren't independent; the bootstrap draws whole groups.
-        seed: Of the bootstrap.
+        groups: N ids; rows of one aren't independent, which intervals know.
+        seed: Of what the calibration error's interval draws.
         judged_on: `test`, `validation` or `folds`: what rows these are.
 
     Returns:
-        `judged_on`, `rows`, `metrics` ({name: {value, low, high}}; `top5_accuracy` is None for 5 classes or fewer),
+        `judged_on`, `rows`, `groups` (how many there are, None where each row is one), `metrics` ({name: an interval of
+        `transforms.evaluation.intervals`}; `top5_accuracy` is None for 5 classes or fewer),
         `majority`, `per_class` (what is 0 / 0 is None), `confusion` (C×C, true by predicted; None for more than 1,000
         classes), `most_confused` (10 pairs of classes at most) and `reliability` (bins without rows are left out).
 
@@ -151,7 +163,8 @@ def judge(
     predicted, top = scores.predicted, scores.top
     rows = np.bincount(codes, minlength=count)
     majority = int(rows.argmax())
-    found = _intervals(scores, codes, count, groups=groups, majority=majority, seed=seed)
+    units = Units.of(len(codes), groups)
+    found = _intervals(scores, codes, count, units=units, majority=majority, seed=seed)
     majority_accuracy = found.pop("majority")
     confusion = None
     if count <= MOST_CONFUSION_CLASSES:
@@ -160,6 +173,7 @@ def judge(
     return {
         "judged_on": judged_on,
         "rows": len(codes),
+        "groups": None if units.single else units.count,
         "metrics": {name: None if name == "top5_accuracy" and count <= _TOP else found[name] for name in found},
         "majority": {"label": classes[majority], "accuracy": majority_accuracy},
         "per_class": _per_class(codes, predicted, classes),
@@ -167,6 +181,13 @@ def judge(
         "most_confused": _most_confused(codes, predicted, top, classes, keys),
         "reliability": _reliability(codes == predicted, top),
     }
+
+
+def metric_values(scores: RowScores, codes: np.ndarray, count: int) -> dict[str, float]:
+    """Returns {metric: value} of N rows, as `judge` has them, without intervals."""
+    units = Units.of(len(codes), None)
+    found = _intervals(scores, codes, count, units=units, majority=0, seed=0)
+    return {name: interval["value"] for name, interval in found.items() if name != "majority"}
 
 
 def _check_rows(codes: np.ndarray) -> None:
@@ -201,42 +222,21 @@ def _slices(numbers: np.ndarray | Scores) -> Iterator[slice]:
 
 
 def _intervals(
-    scores: RowScores, codes: np.ndarray, count: int, *, groups: np.ndarray | None, majority: int, seed: int
-) -> dict[str, dict[str, float]]:
+    scores: RowScores, codes: np.ndarray, count: int, *, units: Units, majority: int, seed: int
+) -> dict[str, Interval]:
     """Returns all metrics, and the majority class's share as `majority`, with their intervals."""
     predicted, top, in_top, losses = scores
     hits = codes == predicted
-    # One row of sums: C hits by class, C true, C predicted, the bins' gaps, hits in the top 5, log loss.
-    bins, in_top_at, loss_at = 3 * count, 3 * count + BINS, 3 * count + BINS + 1
-    sums = sum_by_unit(
-        draw_units(len(codes), groups, seed=seed),
-        loss_at + 1,
-        [
-            (codes, hits),
-            (count + codes, np.ones(len(codes))),
-            (2 * count + predicted, np.ones(len(codes))),
-            (bins + _bins(top), top - hits),
-            (np.full(len(codes), in_top_at), in_top),
-            (np.full(len(codes), loss_at), losses),
-        ],
-    )
-
-    def statistics(totals: np.ndarray) -> dict[str, np.ndarray]:
-        right, true, taken = totals[:, :count], totals[:, count : 2 * count], totals[:, 2 * count : bins]
-        rows, present = true.sum(axis=1), true > 0
-        recall = right / np.maximum(true, 1)
-        f1 = 2 * right / np.maximum(true + taken, 1)
-        return {
-            "accuracy": right.sum(axis=1) / rows,
-            "balanced_accuracy": recall.sum(axis=1) / present.sum(axis=1),
-            "macro_f1": f1.sum(axis=1) / present.sum(axis=1),
-            "top5_accuracy": totals[:, in_top_at] / rows,
-            "log_loss": totals[:, loss_at] / rows,
-            "expected_calibration_error": np.abs(totals[:, bins:in_top_at]).sum(axis=1) / rows,
-            "majority": true[:, majority] / rows,
-        }
-
-    return intervals(sums, statistics, seed=seed)
+    sums = ClassSums.of(codes, predicted, count, units)
+    return {
+        "accuracy": share(hits, units),
+        "balanced_accuracy": balanced_accuracy(sums),
+        "macro_f1": macro_f1(sums),
+        "top5_accuracy": share(in_top, units),
+        "log_loss": mean_loss(losses, top, units),
+        "expected_calibration_error": calibration_error(top, hits, _bins(top), BINS, units, seed=seed),
+        "majority": share(codes == majority, units),
+    }
 
 
 def _bins(top: np.ndarray) -> np.ndarray:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from transforms.errors import FeaturemillError, UsageError
+from transforms.evaluation.dealing import deal
 from transforms.labels.folders import SIDES as FOLDER_SIDES
 from transforms.rows.labels import encode
 from transforms.rows.samples import sample_numbers
@@ -43,9 +44,11 @@ class Split:
         chunks: N int8, 0 … 3, the same for a component: chunk 0 is about 1/8 of the components, chunks 0 and 1 are 1/4,
             0 to 2 are 1/2.
         report: How it was done and what came out, as JSON values: the arguments; `by_column` and `by_group`, whether
-            sides or groups were given; `components`; `rows` {side or fold: {class: rows}}; `unlabelled` rows;
-            `equal_rows` and `near_rows`, those with a copy by hash or by cosine; `moved_rows`, on another side than
-            given; `label_conflicts`, sets of copies with several labels, their labelled rows, the keys of the first.
+            sides or groups were given; `components`; `largest`, the labelled rows of the largest component; `rows`
+            {side or fold: {class: rows}}; `unlabelled` rows; `equal_rows` and `near_rows`, those with a copy by content
+            or by cosine; `moved_rows`, on another side than given, with `moves` {"test to train": rows} and
+            `moved_key`; `label_conflicts`, sets of copies with several labels, their labelled rows, the keys of the
+            first.
     """
 
     sides: np.ndarray
@@ -58,16 +61,18 @@ class Split:
 def split(table: Table, *, validation: float, test: float, folds: int | None, seed: int, near: float | None) -> Split:
     """Splits the labelled rows.
 
-    Where a component goes is drawn from SHA-256 of the seed and its name, the smallest of its groups (or keys, where
-    there are no groups): rows that are added move no others, unless they join components.
+    Each class is split by itself as far as components allow (see `deal`), so that sides have their shares of the rows.
+    The order in which its components are dealt is drawn from SHA-256 of the seed and their names, the smallest of their
+    groups (or keys, where there are no groups): rows that are added move few others.
 
     Args:
         table: If it has `sides`, these are used; a component on several sides goes to that nearest to training. Where
             no row is given to validation, it is drawn from the training rows.
-        validation, test: Shares of the components.
+        validation, test: Shares of the rows.
         folds: K; all rows but those of the test side are dealt to K folds, and `validation` isn't used.
         seed: Of the drawing.
-        near: Cosine from which rows count as copies; None: only equal content hashes do.
+        near: Cosine from which rows count as copies; None: only equal content hashes do, or equal vectors where there
+            are no hashes.
 
     Raises:
         UsageError: A fraction, number of folds or cosine that can't be.
@@ -77,16 +82,18 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
     _check_options(validation, test, folds, near)
     labels, classes = _classes(table)
     pairs = np.empty((0, 2), np.int64) if near is None else near_copies(table.vectors, near)
-    hashes = None if table.sha256 is None else encode(table.sha256)[0]
-    copies = _connect(len(labels), [] if hashes is None else [hashes], pairs)
+    contents = _contents(table)
+    copies = _connect(len(labels), [contents], pairs)
     components, draws = _components(table, copies, seed)
     given = None if table.sides is None else _given(table, labels)
-    side, moved = _sides(draws[:, 0], components, labels, given=given, validation=validation, test=test, folds=folds)
+    dealing = _Dealing(components, labels, draws, seed)
+    side = dealing.sides(given, validation=validation, test=test, folds=folds)
     sides = np.where(labels >= 0, side[components], UNUSED).astype(np.int8)
     dealt = None
     if folds:
-        dealt = np.where(np.isin(sides, (UNUSED, TEST)), -1, (draws[:, 1] * folds).astype(int)[components])
-        dealt = dealt.astype(np.int8)
+        dealt = np.full(len(side), -1)
+        dealt[side == TRAIN] = dealing.deal(side == TRAIN, [1 / folds] * folds, 1)
+        dealt = np.where(sides == TRAIN, dealt[components], -1).astype(np.int8)
     wants_test = test > 0 if given is None else bool((given == TEST).any())
     cure = "--seed or --val-fraction" if given is None else "split column ('' splits by chance)"
     _check(sides, dealt, labels, classes, folds=folds, wants_test=wants_test, cure=cure)
@@ -99,14 +106,33 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
         "by_column": given is not None,
         "by_group": table.groups is not None,
         "components": int(components.max()) + 1,
+        "largest": int(np.bincount(components[labels >= 0]).max()),
         "rows": _rows(sides, dealt, labels, classes),
         "unlabelled": int((labels < 0).sum()),
-        "equal_rows": 0 if hashes is None else int((np.bincount(hashes + 1)[1:][hashes[hashes >= 0]] > 1).sum()),
+        "equal_rows": int((np.bincount(contents + 1)[1:][contents[contents >= 0]] > 1).sum()),
         "near_rows": len(np.unique(pairs)),
-        "moved_rows": moved,
+        **_moved(sides, given, labels, table.keys),
         "label_conflicts": _conflicts(copies, labels, table.keys),
     }
     return Split(sides, dealt, components, np.digitize(draws[:, 2], _CHUNK_ENDS).astype(np.int8)[components], report)
+
+
+def tied(tables: Sequence[Table]) -> np.ndarray:
+    """Returns N int64 numbers for the rows of all tables, one after the other: rows of one number aren't independent.
+
+    They are of one group (or key, without one), or of one sample of a tar, or have the same content.
+    """
+    found, start = [], 0
+    for table in tables:
+        numbers = _components(table, _connect(table.vectors.rows, [_contents(table)]), 0)[0]
+        found.append(numbers + start)
+        start += int(numbers.max(initial=-1)) + 1
+    numbers = np.concatenate(found)
+    groups = [table.groups for table in tables if table.groups is not None]
+    if len(groups) == len(tables) > 1:
+        codes = encode(pa.chunked_array([chunk for column in groups for chunk in column.chunks], pa.string()))[0]
+        numbers = _connect(len(numbers), [numbers, codes])
+    return numbers
 
 
 def _check_options(validation: float, test: float, folds: int | None, near: float | None) -> None:
@@ -134,6 +160,33 @@ def _classes(table: Table) -> tuple[np.ndarray, list[str]]:
         )
     ranks = np.argsort(np.argsort(np.array(values, dtype=object)))
     return np.where(codes >= 0, ranks[codes], -1), classes
+
+
+def _contents(table: Table) -> np.ndarray:
+    """Returns N int64: rows of one number have the same content, by hash or else by equal vectors; -1 is unknown."""
+    if table.sha256 is not None:
+        return encode(table.sha256)[0]
+    # Rows whose bits have one weighted sum may be equal; only these are read again, to be told apart by a hash.
+    vectors = table.vectors
+    factors = np.random.default_rng(0).integers(0, 2**63, (vectors.dims + 1) // 2, np.uint64) * 2 + 1
+    sums = np.empty(vectors.rows, np.uint64)
+    for numbers, batch in vectors.batches():
+        sums[numbers] = np.einsum("nd,d->n", _bits(batch), factors)
+    _, codes, times = np.unique(sums, return_inverse=True, return_counts=True)
+    codes = codes.reshape(-1)
+    alike = times[codes] > 1
+    found: dict[tuple[int, bytes], int] = {}
+    for numbers, batch in vectors.batches(alike) if alike.any() else ():
+        for number, bits in zip(numbers.tolist(), _bits(batch), strict=True):
+            content = int(codes[number]), hashlib.sha256(bits).digest()
+            codes[number] = found.setdefault(content, len(times) + len(found))
+    return np.unique(codes, return_inverse=True)[1].reshape(-1)
+
+
+def _bits(batch: np.ndarray) -> np.ndarray:
+    """Returns the bits of n×D float32 as n×(D+1)/2 uint64; zeros of both signs are one."""
+    plain = np.ascontiguousarray(batch + np.float32(0), np.float32)
+    return (np.pad(plain, ((0, 0), (0, 1))) if plain.shape[1] % 2 else plain).view(np.uint64)
 
 
 def _components(table: Table, copies: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -201,29 +254,56 @@ def _given(table: Table, labels: np.ndarray) -> np.ndarray:
     return np.array([*known.values(), UNUSED])[codes]
 
 
-def _sides(
-    draws: np.ndarray,
-    components: np.ndarray,
-    labels: np.ndarray,
-    *,
-    given: np.ndarray | None,
-    validation: float,
-    test: float,
-    folds: int | None,
-) -> tuple[np.ndarray, int]:
-    """Returns (the side of each component, how many labelled rows are on another than the given one)."""
-    moved = 0
+class _Dealing:
+    """Components with labelled rows, to be dealt to sides or folds."""
+
+    def __init__(self, components: np.ndarray, labels: np.ndarray, draws: np.ndarray, seed: int):
+        known = labels >= 0
+        self._components, self._labels, self._draws, self._seed = components[known], labels[known], draws, seed
+        self._known = known
+        ones = np.ones(len(self._labels))
+        shape = (len(draws), int(labels.max()) + 1)
+        self._counts = csr_array((ones, (self._components, self._labels)), shape)
+
+    def sides(self, given: np.ndarray | None, *, validation: float, test: float, folds: int | None) -> np.ndarray:
+        """Returns the side of each component."""
+        shares = [1 - validation - test, validation, test]
+        if folds:
+            shares = [1 - test, 0.0, test]
+        if given is None:
+            return self.deal(np.ones(len(self._draws), bool), shares, 0)
+        side = np.full(len(self._draws), TEST)
+        np.minimum.at(side, self._components, given[self._known])
+        if folds:
+            side[side == VALIDATION] = TRAIN
+        elif not (given == VALIDATION).any():
+            side[side == TRAIN] = self.deal(side == TRAIN, [1 - validation, validation], 0)
+        return side
+
+    def deal(self, some: np.ndarray, shares: Sequence[float], draw: int) -> np.ndarray:
+        """Returns the bins of some components by one of their draws; those without labelled rows are in the first."""
+        numbers = np.flatnonzero(some & (np.diff(self._counts.indptr) > 0))
+        bins = np.zeros(len(some), np.int64)
+        if len(numbers):
+            fitting = np.arange(len(shares)) < (2 if draw == 0 else len(shares))
+            shares = np.array(shares)
+            bins[numbers] = deal(
+                self._counts[numbers], self._draws[numbers, draw], shares, fitting=fitting, seed=self._seed
+            )
+        return bins[some]
+
+
+def _moved(sides: np.ndarray, given: np.ndarray | None, labels: np.ndarray, keys: pa.ChunkedArray) -> dict[str, Any]:
+    """Returns how many labelled rows are on another side than given: all, by sides, and the first one's key."""
     if given is None:
-        side = np.where(draws < test, TEST, np.where(draws < test + validation, VALIDATION, TRAIN))
-    else:
-        side = np.full(len(draws), TEST)
-        np.minimum.at(side, components[labels >= 0], given[labels >= 0])
-        moved = int((side[components] != given)[labels >= 0].sum())
-        if not (given == VALIDATION).any():
-            side[(side == TRAIN) & (draws < validation)] = VALIDATION
-    if folds:
-        side[side == VALIDATION] = TRAIN
-    return side, moved
+        return {"moved_rows": 0}
+    # Validation that was drawn from training rows isn't moved.
+    rows = np.flatnonzero((labels >= 0) & (sides < given))
+    names = np.array(SIDES)
+    pairs, counts = np.unique(np.stack([given[rows], sides[rows]]), axis=1, return_counts=True)
+    moves = {f"{names[a]} to {names[b]}": int(n) for a, b, n in zip(*pairs, counts, strict=True)}
+    found = {"moved_rows": len(rows), "moves": moves}
+    return found | ({"moved_key": keys[int(rows[0])].as_py()} if len(rows) else {})
 
 
 def _check(

@@ -281,6 +281,18 @@ def test_evaluate(inputs, run, tmp_path, items):
     assert again.metrics == metrics
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_rows_of_one_group_are_no_evidence_of_others(inputs, run, tmp_path, items, groups):
+    save_head(draw_head(sorted({item.label for item in items})), str(tmp_path / "HEAD"), overwrite=True)
+    features = open_features(str(inputs["features"]))
+    pairs = zip(features.keys, features.labels, strict=True)
+    lines = [f"{key},{label},{i % groups}" for i, (key, label) in enumerate(pairs)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,flat", *lines]))
+    summary = run(inputs["features"], evaluate=True, labels=str(tmp_path / "labels.csv"), group_column="flat")
+    assert ("no interval: one group" in summary_text(summary)) == (groups == 1)
+    assert summary.metrics["groups"] == groups
+
+
 def test_a_strange_label_is_only_wrong_when_judged(inputs, run, tmp_path, items, classes):
     strange = sorted({item.label for item in items})[3]
     with pytest.raises(FeaturemillError, match=rf"no class of .*HEAD, the first is '{strange}' of .*; fix"):

@@ -162,6 +162,76 @@ def test_the_best_of_several_is_kept(tmp_path):
     assert "ridge" in (tmp_path / "head/report.html").read_text()
 
 
+def test_what_is_best_on_noise_is_not_above_chance(tmp_path):
+    """Whoever chooses by the rows that judge finds a head that is better than chance on them."""
+    kinds, above = ("ridge", "knn"), {"test": [], "folds": []}
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        path = write_features(tmp_path / "f.parquet", random.normal(size=(120, 8)), random.choice(["a", "b"], 120))
+        for name, judge in (("test", {"test": 0.4}), ("folds", {"folds": 3})):
+            asked = {"kinds": kinds, "settings": FitSettings(seed=seed, neighbours=3), "learning_curve": False, **judge}
+            trained = train(options(path, tmp_path / "head", overwrite=True, **asked))
+            above[name].append(trained.head.metrics["metrics"]["accuracy"]["value"] - 0.5)
+            compared = trained.head.metrics["compared"]
+            best = min(compared, key=lambda row: row["choice"]["value"])
+            assert (trained.head.model.kind, best["choice"]["metric"]) == (best["kind"], "log_loss")
+    for found in above.values():
+        assert np.mean(found) < 3 * np.std(found) / np.sqrt(len(found))
+
+
+def test_what_to_choose_by_can_be_said(tmp_path):
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(300, 4))
+    labels = np.where(matrix[:, 0] + 0.5 * random.normal(size=300) > 1.3, "rare", "usual")
+    path = write_features(tmp_path / "f.parquet", matrix, labels)
+    for choose_by in ("accuracy", "macro_f1"):
+        trained = train(options(path, tmp_path / choose_by, kinds=("ridge", "knn"), test=0.3, choose_by=choose_by))
+        values = {run["kind"]: run["choice"]["value"] for run in trained.runs}
+        assert trained.head.model.kind == max(values, key=values.get)
+        assert (
+            f"chosen by {choose_by.replace('macro_f1', 'macro F1')}"
+            in (tmp_path / choose_by / "report.html").read_text()
+        )
+    weighted = FitSettings(class_weights=True)
+    assert options(path, tmp_path / "x", kinds=("logistic",), settings=weighted).choose_by == "balanced_accuracy"
+    with pytest.raises(UsageError, match="choose from log_loss, accuracy"):
+        options(path, tmp_path / "x", choose_by="luck")
+
+
+def test_sides_are_given_or_drawn_not_both(tmp_path):
+    path = write_clouds(tmp_path / "f.parquet", rows=90, side=["train", "validation", "test"] * 30)
+    with pytest.raises(UsageError, match="--split-column says which rows judge"):
+        train(options(path, tmp_path / "head", split_column="side", test=0.2))
+
+
+def test_what_groups_do_to_the_split_is_said(tmp_path):
+    drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
+    labels = [drawn.classes[code] for code in drawn.codes]
+    columns = {"flat": ["large" if i < 90 else str(i) for i in range(100)], "side": ["train", "test"] * 50}
+    path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, labels, **columns)
+    said = []
+    train(options(path, tmp_path / "head", group_column="flat"), say=said.append)
+    told = "\n".join(said)
+    assert "90 of 100 rows belong together (a group, or copies); validation is 10% of the rows, not 20%" in told
+    said = []
+    train(options(path, tmp_path / "head", group_column="flat", split_column="side", overwrite=True), say=said.append)
+    assert "45 rows moved from the given side" in "\n".join(said)
+    assert "45 from test to train; such as photo0001" in "\n".join(said)
+
+
+def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    labels = np.where(random.random(200) < 0.9, "usual", "rare")
+    path = write_features(tmp_path / "f.parquet", random.normal(size=(200, 3)), labels)
+    asked = ["--head", "ridge", "--folds", "4", "--penalties", "1e-4,1e-3", "--output", str(tmp_path / "head")]
+    assert run_cli(["train", str(path), *asked]) == 0
+    told = capsys.readouterr().out
+    assert "is at the edge of the sweep" in told
+    assert "the head that is stored is another than those that were judged" in told
+    head = load_head(str(tmp_path / "head"))
+    assert all(point["low"] <= point["accuracy"] <= point["high"] for point in head.metrics["learning"])
+
+
 def test_labels_from_a_file(tmp_path):
     drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
     path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, [None] * 100)

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 
 from tests.support.properties import examples
 from transforms.errors import FeaturemillError
-from transforms.evaluation import bootstrap
-from transforms.evaluation.bootstrap import draw_units, intervals, sum_by_unit
 from transforms.evaluation.metrics import fit_temperature, judge, score_rows
 
 
@@ -55,7 +53,7 @@ def test_metrics_are_those_of_scikit_learn(classes, rows, seed, gap):
         {
             "accuracy": metrics.accuracy_score(codes, predicted),
             "balanced_accuracy": recall[present].mean(),
-            "macro_f1": f1[present].mean(),
+            "macro_f1": metrics.f1_score(codes, predicted, average="macro"),
             "top5_accuracy": metrics.top_k_accuracy_score(codes, probabilities, k=5, labels=everything),
             "log_loss": metrics.log_loss(codes, probabilities, labels=everything),
             "expected_calibration_error": calibration_error(probabilities, codes),
@@ -135,28 +133,15 @@ def test_only_one_class_has_rows():
     found = judged(probabilities, codes)
     json.dumps(found, allow_nan=False)
     assert values(found)["balanced_accuracy"] == values(found)["accuracy"]
-    assert found["majority"]["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert found["majority"]["accuracy"] == {"value": 1.0, "low": pytest.approx(0.929, abs=1e-3), "high": 1.0}
 
 
 def test_same_seed_same_intervals():
     case = draw(rows=200, classes=3)
     assert judged(*case, seed=4) == judged(*case, seed=4)
-    assert judged(*case, seed=4) != judged(*case, seed=5)
 
 
-def test_intervals_hold_the_truth_as_often_as_they_say():
-    random, truth = np.random.default_rng(0), 0.8
-    held = 0
-    for seed in range(200):
-        hits = random.random(150) < truth
-        probabilities = np.where(hits[:, None], [0.9, 0.1], [0.1, 0.9])
-        accuracy = judged(probabilities, np.zeros(150, np.int32), seed=seed)["metrics"]["accuracy"]
-        held += accuracy["low"] <= truth <= accuracy["high"]
-    # 95 % of 200 is 190, give or take 3.1; three of these either way.
-    assert 180 <= held <= 199
-
-
-def test_groups_are_drawn_whole():
+def test_groups_count_as_one():
     # 40 groups of 25 equal rows know no more than 40 rows.
     hits = np.random.default_rng(1).random(40) < 0.7
     rows = np.repeat(hits, 25)
@@ -170,36 +155,20 @@ def test_groups_are_drawn_whole():
     expected = 2 * 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / 40)
     assert width(np.repeat(np.arange(40) * 10**12, 25)) == pytest.approx(expected, rel=0.15)
     assert width(None) == pytest.approx(expected / 5, rel=0.15)
+    assert judged(probabilities, codes, groups=np.arange(1_000))["groups"] is None
+    assert judged(probabilities, codes, groups=np.arange(1_000) // 25)["groups"] == 40
 
 
-def test_pools_keep_the_width():
-    random = np.random.default_rng(2)
-    hits = (random.random(60_000) < 0.9).astype(float)
-
-    def width(groups=None):
-        units = draw_units(len(hits), groups, seed=0)
-        assert units.max() + 1 == bootstrap.MOST_UNITS
-        sizes = np.bincount(units)
-        assert groups is not None or sizes.max() - sizes.min() <= 1
-        sums = sum_by_unit(units, 2, [(np.zeros(len(hits), int), hits), (np.ones(len(hits), int), np.ones(len(hits)))])
-        found = intervals(sums, lambda totals: {"mean": totals[:, 0] / totals[:, 1]}, seed=0)["mean"]
-        assert found["value"] == pytest.approx(hits.mean())
-        return found["high"] - found["low"]
-
-    expected = 2 * 1.96 * np.sqrt(hits.mean() * (1 - hits.mean()) / len(hits))
-    assert width() == pytest.approx(expected, rel=0.1)
-    # 20,000 groups of three rows each that don't resemble each other: as good as rows.
-    assert width(np.arange(60_000) // 3) == pytest.approx(expected, rel=0.1)
-
-
-def test_one_group_alone_leaves_rows_to_draw():
-    accuracy = judged(*draw(rows=100, classes=3), groups=np.zeros(100, int))["metrics"]["accuracy"]
-    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
+def test_one_group_has_no_interval():
+    found = judged(*draw(rows=100, classes=7), groups=np.zeros(100, int))
+    for metric in found["metrics"].values():
+        assert (metric["low"], metric["high"], metric["why"]) == (None, None, "one group")
+    json.dumps(found, allow_nan=False)
 
 
 def test_intervals_hold_their_value():
     for seed in range(10):
-        # Well calibrated: chance alone makes the calibration error, and resamples add to it.
+        # Well calibrated: chance alone makes the calibration error.
         probabilities, _ = draw(rows=300, classes=6, seed=seed)
         codes = np.array([np.random.default_rng((seed, i)).choice(6, p=p) for i, p in enumerate(probabilities)])
         for metric in judged(probabilities, codes.astype(np.int32))["metrics"].values():

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pyarrow as pa
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
+from benchmarks.honesty import split_cases
 from tests.support.factories import shared_data
 from tests.support.heads_data import ArrayVectors
 from tests.support.properties import examples
@@ -124,27 +126,90 @@ def test_nothing_that_belongs_together_is_divided(table, seed, folds, near):
         assert set(found.folds[found.sides == 0]) == set(range(folds))
 
 
+@pytest.mark.parametrize("folds", [None, 4])
+@pytest.mark.parametrize("size", [1, 3])
+def test_added_rows_move_few_others(folds, size):
+    """A row is on another side only if it was near a border."""
+    table = make_table(1200, groups=[str(i // size) for i in range(1200)])
+    kept = np.random.default_rng(1).permutation(1200 // size)[: 800 // size]
+    fewer = take(table, np.flatnonzero(np.isin(np.arange(1200) // size, kept)))
+    where, before = by_key(table, run(table, folds=folds)), by_key(fewer, run(fewer, folds=folds))
+    moved = sum(where[key] != place for key, place in before.items())
+    assert moved < 0.2 * len(before)
+
+
+@pytest.mark.parametrize("name", sorted(split_cases(np.random.default_rng(0))))
+def test_no_seed_is_refused_where_there_is_a_split(name):
+    make = split_cases(np.random.default_rng(0))[name]
+    for seed in range(3):
+        table, options = make()
+        found = split(table, seed=seed, near=None, **options)
+        if name.startswith("one group"):
+            assert (found.sides == 0).mean() == 0.9
+
+
+def exists(members: list[set[int]], folds: int | None) -> bool:
+    """Whether components of these classes can be dealt, by trying all ways."""
+    everything = set.union(*members)
+    for way in product(range(folds or 2), repeat=len(members)):
+        places = {c: {place for place, has in zip(way, members, strict=True) if c in has} for c in everything}
+        if len(set(way)) == (folds or 2) and all(len(some) > 1 for some in places.values()):
+            return True
+    return False
+
+
 @few
-@given(table=tables, keep=st.lists(st.booleans(), min_size=ROWS, max_size=ROWS), folds=st.sampled_from([None, 3]))
-def test_added_rows_move_no_other_component(table, keep, folds):
-    fewer = take(table, np.flatnonzero(keep))
-    before, after = try_split(fewer, folds=folds), try_split(table, folds=folds)
-    if before is None or after is None:
+@given(
+    members=st.lists(st.sets(st.integers(0, 3), min_size=1, max_size=3), min_size=3, max_size=7),
+    folds=st.sampled_from([None, 3]),
+    size=st.integers(1, 9),
+)
+def test_a_split_is_found_if_there_is_one(members, folds, size):
+    rows = [(group, code) for group, has in enumerate(members) for code in sorted(has)]
+    # The first group is larger than the others.
+    rows += [(0, min(members[0]))] * size
+    labels, groups = [f"class{code}" for _, code in rows], [str(group) for group, _ in rows]
+    if len(set(labels)) < 2:
         return
-    where = by_key(table, after)
-    members = Counter(after.components.tolist())
-    owner = dict(zip(table.keys.to_pylist(), after.components.tolist(), strict=True))
-    kept = Counter(owner[key] for key in fewer.keys.to_pylist())
-    for key, place in by_key(fewer, before).items():
-        if kept[owner[key]] == members[owner[key]]:
-            assert where[key] == place
+    found = try_split(make_table(len(rows), labels=labels, groups=groups), folds=folds, validation=0.3, test=0.0)
+    assert (found is not None) == exists(members, folds)
 
 
-def test_added_rows_move_nothing_where_they_join_nothing():
-    table = make_table(400)
-    where = by_key(table, run(table))
-    fewer = take(table, np.random.default_rng(1).permutation(400)[:200])
-    assert all(where[key] == place for key, place in by_key(fewer, run(fewer)).items())
+def test_shares_are_of_rows():
+    """Groups of very unequal size; each side has its share of all rows, and of each class."""
+    sizes = np.random.default_rng(2).lognormal(2.5, 1, 60).astype(int) + 1
+    groups = np.repeat(np.arange(60), sizes)
+    labels = np.random.default_rng(3).choice(["a", "b", "c"], len(groups), p=[0.7, 0.2, 0.1])
+    for seed in range(5):
+        found = run(make_table(len(groups), groups=map(str, groups), labels=labels), seed=seed)
+        np.testing.assert_allclose(np.bincount(found.sides) / len(groups), [0.5, 0.3, 0.2], atol=0.03)
+        for name in "abc":
+            shares = np.bincount(found.sides[labels == name]) / (labels == name).sum()
+            np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.06)
+
+
+@pytest.mark.parametrize("dims", [7, 8])
+def test_equal_vectors_are_equal_content_where_there_are_no_hashes(dims):
+    random = np.random.default_rng(0)
+    # Signs only: their bits differ in one place of 32.
+    matrix = random.choice([-1.0, 1.0], (120, dims)).astype(np.float32) * (np.arange(120) + 1)[:, None]
+    matrix[60:] = matrix[:60]
+    matrix[:, 0] = np.where(np.arange(120) < 60, 0.0, -0.0)
+    labels = [f"class{i % 60 % 2}" for i in range(120)]
+    for folds in (None, 5):
+        found = run(make_table(120, labels=labels, matrix=matrix), folds=folds)
+        assert found.report["equal_rows"] == 120
+        assert found.report["components"] == 60
+        assert leaks(make_table(120, labels=labels, matrix=matrix), found, [(i, 60 + i) for i in range(60)]) == 0
+
+
+def test_what_is_moved_is_told():
+    sides = ["train"] * 20 + ["validation"] * 20 + ["test"] * 20
+    groups = [f"alone{i}" for i in range(60)]
+    groups[0] = groups[40] = groups[41] = "both"
+    report = run(make_table(60, groups=groups, sides=sides)).report
+    assert (report["moved_rows"], report["moves"], report["moved_key"]) == (2, {"test to train": 2}, "image40")
+    assert report["largest"] == 3
 
 
 def test_same_seed_same_split():

@@ -1,0 +1,316 @@
+"""Whether what is said about a head is true: simulations whose truth is known, printed and never asserted.
+
+Run as `python -m benchmarks.honesty [--only splits|coverage|folds|choice] [--rounds 400]`. Small versions are in the
+tests. An interval of 95 % should hold the truth in 93 to 97 % of the rounds; where there is none, "none" is printed.
+400 rounds tell a coverage up to 1.1 %.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.process import say
+from transforms.errors import FeaturemillError
+from transforms.evaluation.metrics import judge, score_rows
+from transforms.evaluation.split import split
+from transforms.rows.table import Table
+
+ROWS = (30, 100, 300, 1000)
+TRUE_ACCURACIES = (0.69, 0.957, 0.997)
+GROUPS = (3, 5, 10, 20, 50)
+
+
+@dataclass(frozen=True)
+class World:
+    """A head and the rows that it meets; all of it is known.
+
+    Attributes:
+        classes: C.
+        accuracy: Mean over the rows.
+        likeness: Of the rows of a group (intraclass correlation of being right); 0 without groups.
+        sharpness: The head's confidence is its true one to this power on the odds: 1 is calibrated.
+    """
+
+    classes: int
+    accuracy: float
+    likeness: float = 0.0
+    sharpness: float = 1.0
+
+    def meet(self, random: np.random.Generator, groups: np.ndarray | None, rows: int) -> tuple[np.ndarray, ...]:
+        """Returns N each: true classes, predicted ones, and the probability that the head gives the latter."""
+        # A row's own chance of being right; rows of one group are alike.
+        spread = 4.0
+        chance = random.beta(self.accuracy * spread, (1 - self.accuracy) * spread, rows)
+        if groups is not None and self.likeness:
+            alike = 1 / self.likeness - 1
+            chance = random.beta(self.accuracy * alike, (1 - self.accuracy) * alike, groups.max() + 1)[groups]
+        least = 1 / self.classes + 1e-3
+        chance = np.clip(chance, least, 1 - 1e-6)
+        codes = np.arange(rows) % self.classes if rows % self.classes == 0 else random.integers(0, self.classes, rows)
+        taken = (codes + random.integers(1, self.classes, rows)) % self.classes
+        taken = np.where(random.random(rows) < chance, codes, taken)
+        odds = (chance / (1 - chance)) ** self.sharpness
+        return codes.astype(np.int32), taken, np.clip(odds / (1 + odds), least, 1 - 1e-6)
+
+    def draw(self, random: np.random.Generator, groups: np.ndarray | None, rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (N×C probabilities, N true classes)."""
+        codes, taken, said = self.meet(random, groups, rows)
+        probabilities = np.repeat(((1 - said) / (self.classes - 1))[:, None], self.classes, axis=1)
+        probabilities[np.arange(rows), taken] = said
+        return probabilities, codes
+
+
+def metrics_of(probabilities: np.ndarray, codes: np.ndarray, groups: np.ndarray | None, seed: int) -> dict[str, Any]:
+    """Returns {metric: {value, low, high}} as the product has them."""
+    keys = [str(row) for row in range(len(codes))]
+    classes = [str(number) for number in range(probabilities.shape[1])]
+    scores = score_rows(probabilities, codes, keys=keys)
+    return judge(scores, codes, classes, keys=keys, groups=groups, seed=seed, judged_on="test")["metrics"]
+
+
+def truths(world: World, random: np.random.Generator) -> dict[str, float]:
+    """Returns each metric of so many rows that chance has no part in it."""
+    rows = 2_000_000
+    codes, taken, said = world.meet(random, np.arange(rows) if world.likeness else None, rows)
+    hits = codes == taken
+    losses = -np.log(np.where(hits, said, (1 - said) / (world.classes - 1)))
+    bins = np.clip(np.ceil(said * 15).astype(int) - 1, 0, 14)
+    gaps = np.bincount(bins, said - hits, 15) / rows
+    # Classes are alike, so the mean recall and the mean F1 are the accuracy.
+    found = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), float(hits.mean()))
+    found["log_loss"] = float(losses.mean())
+    found["expected_calibration_error"] = 0.0 if world.sharpness == 1 else float(np.abs(gaps).sum())
+    return found
+
+
+def group_numbers(random: np.random.Generator, groups: int, rows: int) -> np.ndarray:
+    """Returns N group numbers; groups are of several sizes."""
+    shares = random.lognormal(0, 0.5, groups)
+    return np.sort(np.concatenate([np.arange(groups), random.choice(groups, rows - groups, p=shares / shares.sum())]))
+
+
+def covered(
+    world: World, rows: int, *, rounds: int, groups: int | None = None, seed: int = 0
+) -> dict[str, tuple[float, float] | None]:
+    """Returns {metric: (share of rounds whose interval holds the truth, mean width), None where there was none}."""
+    random = np.random.default_rng((seed, rows, world.classes, groups or 0))
+    truth = truths(world, random)
+    held: dict[str, list[tuple[bool, float]]] = {name: [] for name in truth}
+    for number in range(rounds):
+        of_row = group_numbers(random, groups, rows) if groups else None
+        found = metrics_of(*world.draw(random, of_row, rows), of_row, number)
+        for name, value in truth.items():
+            metric = found[name]
+            if metric and metric["low"] is not None:
+                low, high = metric["low"] - 1e-9, metric["high"] + 1e-9
+                held[name].append((low <= value <= high, high - low))
+    return {name: tuple(np.mean(some, axis=0).tolist()) if some else None for name, some in held.items()}
+
+
+def coverage(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields the coverage of each case."""
+    cases: list[tuple[World, int, int | None]] = [
+        (World(3, accuracy), rows, None) for accuracy in TRUE_ACCURACIES for rows in ROWS
+    ]
+    cases += [(World(3, 0.8, sharpness=2.5), rows, None) for rows in ROWS]
+    cases += [(World(100, 0.7), 400, None), (World(100, 0.957), 400, None), (World(100, 0.7), 1000, None)]
+    cases += [(World(1000, 0.7), 2000, None)]
+    cases += [
+        (World(3, accuracy, likeness=likeness), 20 * groups, groups)
+        for accuracy in (0.69, 0.9, 0.957)
+        for likeness in (0.05, 0.2)
+        for groups in GROUPS
+    ]
+    cases += [(World(3, 0.9, likeness=0.1), 100, 1)]
+    for world, rows, groups in cases:
+        # A thousand classes take a second a round.
+        some = rounds if world.classes < 1000 else max(20, rounds // 4)
+        found = covered(world, rows, rounds=some, groups=groups)
+        text = "  ".join(f"{name} {_shown(pair)}" for name, pair in found.items())
+        likeness = f" groups {groups:3} alike {world.likeness:.2f}" if groups else ""
+        sharp = " too sure" if world.sharpness != 1 else ""
+        say(f"true accuracy {world.accuracy:.3f} classes {world.classes:4} rows {rows:5}{likeness}{sharp}: {text}")
+        yield {"case": [world.accuracy, world.classes, rows, groups, world.likeness, world.sharpness], **found}
+
+
+def _shown(pair: tuple[float, float] | None) -> str:
+    return f"{pair[0]:.3f} (width {pair[1]:.3f})" if pair else "none"
+
+
+def made_table(labels: Sequence[str], groups: Sequence[str] | None) -> Table:
+    """Returns a table without vectors that matter."""
+    import pyarrow as pa
+
+    return Table(
+        location="/features",
+        columns=("embedding",),
+        dims=(2,),
+        spec=None,
+        fingerprint=None,
+        weights="",
+        weights_are_random=False,
+        keys=pa.chunked_array([[f"image{row}" for row in range(len(labels))]]),
+        labels=pa.chunked_array([list(labels)]),
+        groups=None if groups is None else pa.chunked_array([list(groups)]),
+        sides=None,
+        # No two rows have the same content.
+        sha256=pa.chunked_array([[str(row).encode() for row in range(len(labels))]]),
+        vectors=None,
+    )
+
+
+def split_cases(random: np.random.Generator) -> dict[str, Callable[[], tuple[Table, dict[str, Any]]]]:
+    """Returns {name: what draws a table and the options to split it by}; all of them can be split."""
+    drawn = {"validation": 0.2, "test": 0.0, "folds": None}
+
+    def even(classes: int, rows: int, **options: Any) -> tuple[Table, dict[str, Any]]:
+        return made_table([f"class{row % classes}" for row in range(classes * rows)], None), {**drawn, **options}
+
+    def grouped(groups: int, rows: int, **options: Any) -> tuple[Table, dict[str, Any]]:
+        labels = [f"class{code}" for code in random.integers(0, 2, groups * rows)]
+        return made_table(labels, [str(row // rows) for row in range(groups * rows)]), {**drawn, **options}
+
+    def skewed() -> tuple[Table, dict[str, Any]]:
+        labels = [f"class{code}" for code in random.integers(0, 2, 500)]
+        return made_table(labels, ["large" if row < 450 else str(row) for row in range(500)]), drawn
+
+    def pure() -> tuple[Table, dict[str, Any]]:
+        # Each group is of one class, as patients are; two to five groups a class.
+        labels, groups = [], []
+        for code in range(6):
+            for number in range(int(random.integers(2, 6))):
+                size = int(random.integers(2, 30))
+                labels += [f"class{code}"] * size
+                groups += [f"{code}-{number}"] * size
+        return made_table(labels, groups), drawn
+
+    return {
+        "20 classes of 10 rows": lambda: even(20, 10),
+        "100 classes of 4 rows, with a test side": lambda: even(100, 4, test=0.2),
+        "1,000 classes of 2 rows": lambda: even(1000, 2),
+        "10 groups of 20 rows in 5 folds": lambda: grouped(10, 20, folds=5, validation=0.0),
+        "5 groups of 20 rows in 5 folds": lambda: grouped(5, 20, folds=5, validation=0.0),
+        "groups of one class, 2 to 5 for each of 6": pure,
+        "one group of 90 % of 500 rows": skewed,
+        "42 groups of 17 rows": lambda: grouped(42, 17),
+    }
+
+
+def splits(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields the share of seeds that are refused, and how far the sides' shares of rows are from what was asked."""
+    random = np.random.default_rng(0)
+    for name, make in split_cases(random).items():
+        refused, shares = 0, []
+        for seed in range(rounds):
+            table, options = make()
+            try:
+                found = split(table, seed=seed, near=None, **options)
+            except FeaturemillError:
+                refused += 1
+                continue
+            sides = found.sides if found.folds is None else found.folds
+            shares.append(np.bincount(sides[sides >= 0], minlength=2) / len(sides))
+        first = [share[0] for share in shares]
+        told = f"{np.min(first):.2f} to {np.max(first):.2f}" if first else "none"
+        what = "first fold's" if options["folds"] else "training"
+        say(f"{name}: {refused / rounds:.3f} of the seeds refused; {what} share of rows {told}")
+        yield {
+            "case": name,
+            "refused": refused / rounds,
+            "least": min(first, default=None),
+            "most": max(first, default=None),
+        }
+
+
+def write_noise(path: Path, random: np.random.Generator, rows: int, *, distance: float = 0.0) -> None:
+    """Writes vectors of two classes; without a distance their labels are drawn by lot."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    codes = random.integers(0, 2, rows)
+    vectors = random.normal(size=(rows, 16)).astype(np.float32)
+    vectors[:, 0] += distance * codes
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 16)
+    keys = [f"image{row}" for row in range(rows)]
+    pq.write_table(pa.table({"key": keys, "label": [f"class{code}" for code in codes], "embedding": column}), path)
+
+
+def trained(path: Path, head: Path, **options: Any) -> Any:
+    from pipeline.training.options import TrainOptions
+    from pipeline.training.run import train
+
+    asked = TrainOptions(features=str(path), output=str(head), overwrite=True, learning_curve=False, **options)
+    return train(asked).head
+
+
+def choice(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields what `--compare` says of heads that learned noise: 0.5 is the truth."""
+    from transforms.heads import FitSettings
+
+    settings = [FitSettings(neighbours=neighbours) for neighbours in (1, 5)]
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
+        path, head = Path(folder) / "noise.parquet", Path(folder) / "head"
+        for judged, options in (("test", {"test": 0.3}), ("folds", {"folds": 4}), ("validation", {"validation": 0.3})):
+            said = []
+            for seed in range(rounds):
+                write_noise(path, random, 200)
+                setting = FitSettings(**{**settings[seed % 2].__dict__, "seed": seed})
+                found = trained(path, head, kinds=("ridge", "logistic", "knn"), settings=setting, **options)
+                said.append(found.metrics["metrics"]["accuracy"]["value"] - 0.5)
+            error = np.std(said) / np.sqrt(len(said))
+            say(f"--compare on noise, judged on {judged}: accuracy {np.mean(said):+.4f} ± {error:.4f} above chance")
+            yield {"case": judged, "optimism": float(np.mean(said)), "error": float(error)}
+
+
+def folds(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields the coverage of a ridge's accuracy by folds, of what it has on new rows (a normal cloud per class)."""
+    from math import erf
+
+    from transforms.heads.model import dense_layers
+
+    random, distance = np.random.default_rng(0), 2.0
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
+        path, head = Path(folder) / "clouds.parquet", Path(folder) / "head"
+        for rows in (60, 200):
+            for judged, options in (("folds", {"folds": 5}), ("test", {"test": 0.3})):
+                held = []
+                for seed in range(rounds):
+                    write_noise(path, random, rows, distance=distance)
+                    from transforms.heads import FitSettings
+
+                    found = trained(path, head, settings=FitSettings(seed=seed), **options)
+                    ((kernel, bias),) = dense_layers(found.model)
+                    along, offset = kernel[:, 1] - kernel[:, 0], float(bias[1] - bias[0])
+                    length = float(np.linalg.norm(along)) or 1.0
+                    truth = [0.5 * (1 + erf(x / length / 2**0.5)) for x in (-offset, offset + distance * along[0])]
+                    metric = found.metrics["metrics"]["accuracy"]
+                    held.append(metric["low"] <= np.mean(truth) <= metric["high"])
+                say(f"{rows} rows judged on {judged}: accuracy of the stored head held in {np.mean(held):.3f}")
+                yield {"case": [rows, judged], "accuracy": float(np.mean(held))}
+
+
+PARTS = {"splits": (splits, 1), "coverage": (coverage, 1), "folds": (folds, 0.5), "choice": (choice, 0.5)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=PARTS, help="One part instead of all.")
+    parser.add_argument("--rounds", type=int, default=400)
+    given = parser.parse_args()
+    figures = {}
+    for name in [given.only] if given.only else PARTS:
+        part, share = PARTS[name]
+        say(f"{name}:")
+        figures[name] = list(part(max(4, int(given.rounds * share))))
+    print(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()

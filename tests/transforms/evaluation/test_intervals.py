@@ -1,0 +1,100 @@
+"""Intervals hold the truth as often as they say; the whole simulation is `benchmarks/honesty.py`."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from benchmarks.honesty import World, covered, metrics_of
+from transforms.evaluation.intervals import ClassSums, Units, balanced_accuracy, macro_f1, mean_loss, share
+
+
+def exact_coverage(rows: int, truth: float) -> float:
+    """How often the interval of so many independent rows holds the truth, by the binomial distribution."""
+    found = [share(np.arange(rows) < right, Units.of(rows, None)) for right in range(rows + 1)]
+    held = np.array([metric["low"] <= truth <= metric["high"] for metric in found])
+    return float(held @ binom.pmf(np.arange(rows + 1), rows, truth))
+
+
+@pytest.mark.parametrize("rows", [30, 100, 300, 1000])
+@pytest.mark.parametrize("truth", [0.69, 0.957, 0.997])
+def test_accuracy_of_independent_rows(rows, truth):
+    # Of 30 rows with 0.1 errors on the average nothing between 0.914 and 0.997 can be had.
+    assert 0.925 <= exact_coverage(rows, truth) <= (0.998 if (rows, truth) == (30, 0.997) else 0.97)
+
+
+def test_no_error_on_a_few_rows_is_no_certainty():
+    metric = share(np.ones(16, bool), Units.of(16, None))
+    assert metric["high"] == 1
+    assert metric["low"] == pytest.approx(16 / (16 + 1.959964**2))
+    with_groups = share(np.ones(16, bool), Units.of(16, np.arange(16) // 4))
+    assert with_groups["low"] == pytest.approx(0.025 ** (1 / 4))
+
+
+def within(held: dict, name: str, *, rounds: int, least: float = 0.93) -> bool:
+    """Tells whether a coverage is enough, give or take three of its standard errors."""
+    return held[name] is None or held[name][0] >= least - 3 * (0.05 * 0.95 / rounds) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("world", "rows"),
+    [
+        (World(3, 0.69), 30),
+        (World(3, 0.957), 100),
+        (World(3, 0.997), 100),
+        (World(3, 0.8, sharpness=2.5), 100),
+        (World(20, 0.7), 100),
+    ],
+)
+def test_metrics_of_independent_rows(world, rows):
+    held = covered(world, rows, rounds=60)
+    assert all(within(held, name, rounds=60) for name in held), held
+
+
+@pytest.mark.parametrize("groups", [3, 5, 20])
+def test_metrics_of_groups(groups):
+    held = covered(World(3, 0.9, likeness=0.1), 20 * groups, rounds=60, groups=groups)
+    assert all(within(held, name, rounds=60) for name in held), held
+
+
+def test_rows_that_are_alike_hold_too_seldom_without_their_groups():
+    random, world, alone = np.random.default_rng(0), World(3, 0.9, likeness=0.3), []
+    for _ in range(100):
+        accuracy = metrics_of(*world.draw(random, np.arange(300) // 60, 300), None, 0)["accuracy"]
+        alone.append(accuracy["low"] <= 0.9 <= accuracy["high"])
+    assert np.mean(alone) < 0.7
+
+
+def test_f1_of_hardly_any_rows_has_no_interval():
+    random = np.random.default_rng(0)
+    probabilities, codes = World(200, 0.7).draw(random, None, 400)
+    found = metrics_of(probabilities, codes, None, 0)
+    assert found["macro_f1"]["low"] is None
+    assert found["macro_f1"]["why"] == "too few rows of a class"
+    assert found["balanced_accuracy"]["low"] is not None
+
+
+def test_leaving_out_is_what_it_would_be():
+    from sklearn.metrics import f1_score, recall_score
+
+    random = np.random.default_rng(3)
+    codes, groups = np.arange(90) % 3, random.integers(0, 6, 90)
+    predicted = np.where(random.random(90) < 0.6, codes, random.integers(0, 3, 90))
+    left = [groups != group for group in range(6)]
+    for made, score in ((macro_f1, f1_score), (balanced_accuracy, recall_score)):
+        value = score(codes, predicted, average="macro")
+        without = np.array([score(codes[rows], predicted[rows], average="macro") for rows in left])
+        metric = made(ClassSums.of(codes, predicted, 3, Units.of(90, groups)))
+        assert metric["value"] == pytest.approx(value)
+        centre = value - 5 * (without.mean() - value) if made is macro_f1 else value
+        reach = 2.570582 * np.sqrt(5 / 6 * np.square(without - without.mean()).sum()) / (centre * (1 - centre))
+        expected = 1 / (1 + np.exp(-(np.log(centre / (1 - centre)) + np.array([-reach, reach]))))
+        assert (metric["low"], metric["high"]) == pytest.approx(tuple(expected))
+
+
+def test_few_errors_say_little_of_what_errors_cost():
+    # None was met yet, and one row in a hundred costs 4.6: 0.046 on the average, beside the 0.01 of all others.
+    found = [
+        mean_loss(-np.log(top), top, Units.of(len(top), None)) for top in (np.full(100, 0.99), np.full(3000, 0.99))
+    ]
+    assert (found[0]["low"], found[0]["why"]) == (None, "too few errors")
+    assert found[1]["high"] > 0.046

@@ -1,0 +1,279 @@
+"""95 % intervals of a head's metrics: of rows that are independent, or of groups of rows that aren't.
+
+Nothing is drawn from the rows themselves: resamples of rows without an error have none either, and those of three
+groups know nothing of a fourth. `benchmarks/honesty.py` shows how often each interval holds the truth.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+# An interval is {"value", "low", "high"}; where there is none, low and high are None and "why" says so.
+Interval = dict[str, float | str | None]
+
+ONE_GROUP = "one group"
+FEW_ROWS = "too few rows of a class"
+FEW_ERRORS = "too few errors"
+_TAIL = 0.025
+_DRAWS = 2_000
+# An interval of a loss that reaches from less than a tenth to more than ten times of it says nothing.
+_FARTHEST = np.log(10)
+# Multiples of the measured miscalibration that are tried, from none at all to twice of it.
+_MULTIPLES = np.linspace(0, 2, 81)
+
+
+def none(value: float, why: str) -> Interval:
+    """Returns a metric whose interval isn't known."""
+    return {"value": float(value), "low": None, "high": None, "why": why}
+
+
+def _interval(value: float, low: float, high: float) -> Interval:
+    return {"value": float(value), "low": min(float(low), float(value)), "high": max(float(high), float(value))}
+
+
+@dataclass(frozen=True)
+class Units:
+    """What is independent among N rows.
+
+    Attributes:
+        of_row: N int64, each 0 … U-1: the row's unit.
+        count: U.
+        single: Whether each row is a unit by itself.
+    """
+
+    of_row: np.ndarray
+    count: int
+    single: bool
+
+    @classmethod
+    def of(cls, rows: int, groups: np.ndarray | None) -> "Units":
+        """Returns the groups, or without them the rows."""
+        if groups is None:
+            return cls(np.arange(rows), rows, True)
+        names, of_row = np.unique(groups, return_inverse=True)
+        return cls(of_row.reshape(rows), len(names), len(names) == rows)
+
+    def sums(self, values: np.ndarray | None = None) -> np.ndarray:
+        """Returns U sums over the rows of each unit, or its number of rows."""
+        return np.bincount(self.of_row, values, self.count).astype(np.float64)
+
+
+def share(hits: np.ndarray, units: Units) -> Interval:
+    """Returns a share of rows: Wilson's interval of independent rows, else as `_from_groups` has it."""
+    if units.single:
+        return _interval(hits.mean(), *_wilson(float(hits.sum()), float(len(hits))))
+    return _from_groups(hits, units, "logit")
+
+
+def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
+    """Returns a mean log loss with Student's interval of its logarithm: losses have a long tail.
+
+    Few errors say little of what errors cost. So the variance is at least what the head's own confidence makes of it.
+
+    Args:
+        losses: N, at least 0.
+        top: N, the largest probabilities.
+        units: Of the rows.
+    """
+    rows, mean = len(losses), float(losses.mean())
+    sure = np.clip(top, 0.5, 1 - 1e-12)
+    least = float((sure * (1 - sure) * np.log(sure / (1 - sure)) ** 2).mean()) / rows
+    if not units.single:
+        return _from_groups(losses, units, "log", least)
+    if rows < 2:
+        return none(mean, "one row")
+    return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log")
+
+
+def _from_groups(values: np.ndarray, units: Units, scale: str, least: float = 0.0) -> Interval:
+    """Returns the mean over rows with Student's interval, whose variance comes from leaving out each group in turn."""
+    sums, rows = units.sums(values.astype(np.float64)), units.sums()
+    mean = float(sums.sum() / rows.sum())
+    if units.count < 2:
+        return none(mean, ONE_GROUP)
+    left = (sums.sum() - sums) / (rows.sum() - rows)
+    return _student(mean, mean, max(least, _jackknife(left)), units.count - 1, scale)
+
+
+def _jackknife(left: np.ndarray) -> float:
+    """Returns the variance of a statistic from what it is without each of U units (Efron and Stein 1981)."""
+    return float((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
+
+
+def _student(value: float, centre: float, variance: float, freedom: float, scale: str) -> Interval:
+    """Returns Student's interval on the scale of logits or logarithms, to the ends of which no share or loss gets."""
+    from scipy.stats import t
+
+    if scale == "logit" and not 0 < centre < 1:
+        # So many units without any other outcome; that rows of one are alike may be.
+        low = _TAIL ** (1 / (freedom + 1))
+        return _interval(value, low, 1) if centre >= 1 else _interval(value, 0, 1 - low)
+    reach = float(t.ppf(1 - _TAIL, freedom)) * np.sqrt(variance)
+    if scale == "log":
+        if reach > _FARTHEST * centre:
+            return none(value, FEW_ERRORS)
+        factor = np.exp(reach / max(centre, 1e-300))
+        return _interval(value, centre / factor, centre * factor)
+    middle, reach = np.log(centre / (1 - centre)), reach / (centre * (1 - centre))
+    return _interval(value, *(1 / (1 + np.exp(-np.clip([middle - reach, middle + reach], -700, 700)))))
+
+
+def _wilson(right: float, rows: float) -> tuple[float, float]:
+    """Returns Wilson's interval of `right` of `rows` independent rows, which need not be whole numbers.
+
+    With one error, its end is too near to hold what it should; there it is that of a Poisson count (Brown, Cai and
+    DasGupta 2001, Interval Estimation for a Binomial Proportion, section 4.1.1).
+    """
+    z = 1.959964
+    mean = right / rows
+    middle = (right + z**2 / 2) / (rows + z**2)
+    reach = z / (rows + z**2) * np.sqrt(max(0.0, mean * (1 - mean)) * rows + z**2 / 4)
+    low, high = middle - reach, middle + reach
+    edge = -np.log(1 - 2 * _TAIL) / rows
+    if round(rows - right, 9) == 1:
+        high = max(high, 1 - edge)
+    if round(right, 9) == 1:
+        low = min(low, edge)
+    return max(0.0, low), min(1.0, high)
+
+
+@dataclass(frozen=True)
+class ClassSums:
+    """Rows of N predictions by class and by unit; of a unit only the classes that it has.
+
+    Attributes:
+        units: U of them.
+        unit, kind: E each: which unit and class an entry is of.
+        right, true, taken: E each: rows of the class in the unit that are right, are of the class, were taken for it.
+        totals: 3×C: the sums of these three over all units.
+    """
+
+    units: Units
+    unit: np.ndarray
+    kind: np.ndarray
+    right: np.ndarray
+    true: np.ndarray
+    taken: np.ndarray
+    totals: np.ndarray
+
+    @classmethod
+    def of(cls, codes: np.ndarray, predicted: np.ndarray, classes: int, units: Units) -> "ClassSums":
+        """Returns the sums of N true classes and what they were taken for."""
+        place = units.of_row.astype(np.int64) * classes
+        names, entry = np.unique(np.concatenate([place + codes, place + predicted]), return_inverse=True)
+        is_true, is_taken = np.split(entry.reshape(-1), 2)
+        hits = codes == predicted
+        counts = [np.bincount(at, minlength=len(names)) for at in (is_true[hits], is_true, is_taken)]
+        totals = [np.bincount(of, minlength=classes) for of in (codes[hits], codes, predicted)]
+        return cls(units, *np.divmod(names, classes), *counts, np.array(totals, np.float64))
+
+    def left_out(self, of_class: Callable[..., np.ndarray], used: np.ndarray) -> tuple[float, np.ndarray]:
+        """Returns (the mean over classes, U means without each unit); a class that isn't left at all stays as it is.
+
+        Args:
+            of_class: The statistic of right, true and taken rows; NaN where there are none.
+            used: C booleans: the classes to take the mean over.
+        """
+        full = of_class(*self.totals)
+        entries = np.flatnonzero(used[self.kind])
+        kind = self.kind[entries]
+        right, true, taken = (part[entries] for part in (self.right, self.true, self.taken))
+        rest = of_class(*(self.totals[:, kind] - np.array([right, true, taken])))
+        change = np.where(np.isnan(rest), 0, rest - full[kind])
+        changes = np.bincount(self.unit[entries], change, self.units.count)
+        mean = float(full[used].mean())
+        return mean, mean + changes / int(used.sum())
+
+
+def _recall(right: np.ndarray, true: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    return np.where(true > 0, right / np.maximum(true, 1), np.nan)
+
+
+def _f1(right: np.ndarray, true: np.ndarray, taken: np.ndarray) -> np.ndarray:
+    return np.where(true + taken > 0, 2 * right / np.maximum(true + taken, 1), np.nan)
+
+
+def balanced_accuracy(sums: ClassSums) -> Interval:
+    """Returns the mean recall of the classes that have rows."""
+    right, true, _ = sums.totals
+    used = true > 0
+    if not sums.units.single:
+        value, left = sums.left_out(_recall, used)
+        if sums.units.count < 2:
+            return none(value, ONE_GROUP)
+        return _student(value, value, _jackknife(left), sums.units.count - 1, "logit")
+    rows, recall = true[used], right[used] / true[used]
+    value, classes = float(recall.mean()), len(rows)
+    worth = classes**2 / (1 / rows).sum()
+    # Of a class with a single row nothing is known but what the others are like.
+    spread = np.where(rows > 1, recall * (1 - recall) / np.maximum(rows - 1, 1), value * (1 - value))
+    variance = float(spread.sum()) / classes**2
+    if variance <= 0:
+        return _interval(value, *_wilson(value * worth, worth))
+    return _one_error(_student(value, value, variance, max(1, int((rows - 1).sum())), "logit"), sums)
+
+
+def _one_error(interval: Interval, sums: ClassSums) -> Interval:
+    """Returns an interval that reaches as far as an accuracy's, where independent rows have a single error."""
+    right, true, _ = sums.totals
+    rows = float(true.sum())
+    if not sums.units.single or rows - right.sum() != 1:
+        return interval
+    return {**interval, "high": max(interval["high"], _wilson(rows - 1, rows)[1])}
+
+
+def macro_f1(sums: ClassSums) -> Interval:
+    """Returns the mean F1 of the classes that have rows or were predicted, as scikit-learn does.
+
+    F1 of few rows is too small on the average. What leaving out each unit says of that is taken off the interval, and
+    there is none where it is more than chance is.
+    """
+    used = sums.totals[1:].sum(axis=0) > 0
+    value, left = sums.left_out(_f1, used)
+    count = sums.units.count
+    if count < 2:
+        return none(value, FEW_ROWS if sums.units.single else ONE_GROUP)
+    bias, variance = (count - 1) * (left.mean() - value), _jackknife(left)
+    if abs(bias) > np.sqrt(variance):
+        return none(value, FEW_ROWS)
+    return _one_error(_student(value, float(np.clip(value - bias, 0, 1)), variance, count - 1, "logit"), sums)
+
+
+def calibration_error(
+    top: np.ndarray, hits: np.ndarray, bins: np.ndarray, number: int, units: Units, *, seed: int
+) -> Interval:
+    """Returns the sum over bins of |Σ gaps| / N, a gap being what a row's confidence is above 1 (a hit) or 0.
+
+    Chance alone makes a calibrated head seem miscalibrated, so resamples would centre on too much. Here the interval
+    holds those multiples of the measured gaps of which as much or as little as was measured comes in 95 % of draws.
+
+    Args:
+        top: N confidences.
+        hits: N booleans.
+        bins: N, each 0 … `number` - 1.
+        number: Of bins.
+        units: Of the rows.
+        seed: Of the draws.
+    """
+    rows, count, gaps = len(top), units.count, top - hits
+    means = np.bincount(bins, gaps, number) / rows
+    value = float(np.abs(means).sum())
+    if count < 2:
+        return none(value, "one row" if units.single else ONE_GROUP)
+    used = np.flatnonzero(np.bincount(bins, minlength=number))
+    random = np.random.default_rng(seed)
+    if units.single:
+        # Bins don't know of each other. Where there was no error yet, confidence says how gaps vary.
+        squares = np.maximum(np.bincount(bins, gaps**2, number), np.bincount(bins, top * (1 - top), number)) / rows
+        errors = random.standard_normal((_DRAWS, len(used))) * np.sqrt(squares[used] / rows)
+    else:
+        by_unit = np.bincount(units.of_row * number + bins, gaps, count * number).reshape(count, number)[:, used]
+        parts = (by_unit - units.sums()[:, None] * means[used]) / rows * np.sqrt(count / (count - 1))
+        freedom = count - 1
+        errors = random.standard_normal((_DRAWS, count)) @ parts
+        errors *= np.sqrt(freedom / random.chisquare(freedom, _DRAWS))[:, None]
+    drawn = [np.abs(multiple * means[used] + errors).sum(axis=1) for multiple in _MULTIPLES]
+    more = [multiple for multiple, sums in zip(_MULTIPLES, drawn, strict=True) if (sums >= value).mean() >= _TAIL]
+    fewer = [multiple for multiple, sums in zip(_MULTIPLES, drawn, strict=True) if (sums <= value).mean() >= _TAIL]
+    return _interval(value, min(more, default=0) * value, max(fewer, default=0) * value)
