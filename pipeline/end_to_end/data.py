@@ -14,6 +14,7 @@ from transforms.end_to_end.inputs import GroupReader, TapRows, TuningRows
 from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError
+from transforms.evaluation.dealing import DEALING
 from transforms.evaluation.split import Split
 from transforms.heads import FitSettings, kind_of
 from transforms.heads.cells import Rows
@@ -150,6 +151,11 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         facts["warning"] = f"{never_trained_text(never_trained)}: these figures are only a try"
     if fits.judged_on != "validation" and kind_of(head.model.kind).refits:
         facts["caution"] = "the head had trained on the validation rows too: what it was on them before is too good"
+    if recorded and recorded.get("dealing") != DEALING:
+        facts["caution"] = (
+            "the head is of an earlier version, which split otherwise: it may have trained on rows that judge it here; "
+            "train it again"
+        )
     return TuningData(
         table=table,
         rows=TuningRows(reader, table.vectors.parts, codes, plan.row_bytes),

@@ -27,6 +27,7 @@ from transforms import heads, storage
 from transforms.committed import held
 from transforms.engines.versions import library_versions
 from transforms.errors import UsageError
+from transforms.evaluation.dealing import DEALING
 from transforms.evaluation.intervals import Units, share
 from transforms.evaluation.metrics import RowScores, fit_temperature, judge, metric_values, score_rows
 from transforms.evaluation.scores import Scores
@@ -375,7 +376,8 @@ def _split_options(options: TrainOptions) -> dict[str, Any]:
     names = ("labels", "labels_mode", "label_column", "key_column", "group_column", "split_column")
     names += ("validation", "test", "folds")
     values = asdict(options)
-    return {**{name: values[name] for name in names}, "near": options.near_duplicates, "seed": options.settings.seed}
+    more = {"near": options.near_duplicates, "seed": options.settings.seed, "dealing": DEALING}
+    return {**{name: values[name] for name in names}, **more}
 
 
 def trained_text(trained: Trained) -> str:

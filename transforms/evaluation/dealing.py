@@ -3,6 +3,8 @@
 import numpy as np
 from scipy.sparse import csr_array
 
+# Changes whenever the same rows, options and seed are dealt otherwise: a HEAD names it.
+DEALING = 2
 # Components that are looked at one by one: the largest, and those of classes that lack a side.
 _MOST_MOVED = 2_000
 # A move that betters the balance by less isn't worth that rows change their side.

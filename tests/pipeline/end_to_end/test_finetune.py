@@ -469,3 +469,13 @@ def test_scores_of_many_rows_and_classes_are_not_held(monkeypatch):
         assert figures[side]["log_loss"] == pytest.approx(losses.mean(), abs=1e-9)
     assert judged["rows"] == figures["test"]["rows"]
     assert judged["metrics"]["accuracy"]["value"] == pytest.approx(figures["test"]["accuracy"])
+
+
+def test_a_head_that_was_split_otherwise_is_cautioned_about(made, tmp_path):
+    """By an earlier version, which put other rows on the sides."""
+    head = load_head(str(made / "ridge"))
+    options = {name: value for name, value in head.split["options"].items() if name != "dealing"}
+    save_head(replace(head, split={**head.split, "options": options}), str(tmp_path / "old"))
+    assert "split otherwise" not in tuned(made, tmp_path / "new", epochs=1).facts.get("caution", "")
+    caution = tuned(made, tmp_path / "newer", str(tmp_path / "old"), epochs=1).facts["caution"]
+    assert "it may have trained on rows that judge it here; train it again" in caution
