@@ -1,7 +1,9 @@
 """SQL over an OUT: one query on the views `features`, `failures` and `units`, in a sandbox."""
 
 import json
+import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,8 +15,8 @@ import pyarrow.dataset as ds
 from pipeline.rendering.tables import as_json, text_table, write_csv, write_parquet
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.parquet.files import open_sealed
-from transforms.parquet.seals import VerifiedFile
+from transforms.machine import available_cores
+from transforms.parquet.files import check_whole, open_sealed
 from transforms.rows.sandbox import check_query, explained, interruptibly, sandbox
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
@@ -29,8 +31,10 @@ SHOWN_ROWS = 200
 _BATCH_ROWS = 16_384
 # A number takes 4 bytes in a batch and 32 as a Python value.
 _PYTHON_ROWS = 64
-# DuckDB reads through Arrow, which checks the pages, also of parts without a seal.
-_PARQUET = ds.ParquetFileFormat(
+# Parts that are larger together aren't read whole before each query: that takes about a second.
+_WHOLE_BYTES = 2**30
+# DuckDB reads through Arrow, which checks the pages.
+_CHECKED = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
 )
 
@@ -81,9 +85,32 @@ def sql(output: str, text: str) -> Iterator[Answer]:
         raise FeaturemillError(f"{output}: sql reads folders on this machine; copy OUT here first")
     out = Output(output)
     features = open_features(out)
+    _check_whole(features)
     with sandbox(_views(out, features)) as database, explained("SQL"):
         reader = interruptibly(database, lambda: database.sql(text).to_arrow_reader(_BATCH_ROWS))
         yield Answer(reader.schema, _explained_batches(database, reader), features.complete)
+
+
+def _check_whole(features: Features) -> None:
+    """Reads all parts once, if they are small: of a page whose header is damaged, DuckDB would just get no rows.
+
+    Footers were checked, and pages are as they are read.
+
+    Raises:
+        FeaturemillError: One isn't what was written.
+    """
+
+    def check(part: str) -> None:
+        try:
+            check_whole(part)
+        except (OSError, pa.ArrowException) as error:
+            raise FeaturemillError(
+                f"{part} can't be read ({one_line(error)}); delete it and run extract again"
+            ) from error
+
+    if sum(os.path.getsize(part) for part in features.parts) <= _WHOLE_BYTES:
+        with ThreadPoolExecutor(available_cores()) as pool:
+            list(pool.map(check, features.parts))
 
 
 def _values(name: str, column: pa.Array) -> list:
@@ -120,7 +147,9 @@ def _views(output: Output, features: Features) -> dict[str, Any]:
             check_failures(parquet.metadata, by_uri[uri])
     return {
         "features": _rows(features),
-        "failures": _checked(failed, failures_schema()) if failed else failures_schema().empty_table(),
+        "failures": ds.dataset(failed, failures_schema(), format=_CHECKED)
+        if failed
+        else failures_schema().empty_table(),
         "units": units_table(reports),
     }
 
@@ -130,19 +159,10 @@ def _rows(features: Features) -> pa.Table | ds.Dataset:
     if not features.parts:
         spec, sizes = replace(features.spec, dtype="float32"), dict.fromkeys(features.names, 1)
         return part_schema(spec, sizes, features.added_columns).empty_table()
-    stored = ds.dataset(features.parts[0], format=_PARQUET).schema
+    stored = ds.dataset(list(features.parts), format=_CHECKED).schema
     wide = {name: pa.list_(pa.float32(), stored.field(name).type.list_size) for name in features.names}
     schema = pa.schema([field.with_type(wide.get(field.name, field.type)) for field in stored])
-    return _checked(features.parts, schema)
-
-
-def _checked(files: Sequence[str], schema: pa.Schema) -> ds.Dataset:
-    """Returns the rows of files of ours; whatever is read of them for a query is checked.
-
-    Of a page whose header is damaged, DuckDB would just get no rows.
-    """
-    fragments = [_PARQUET.make_fragment(pa.PythonFile(VerifiedFile(file), "r")) for file in files]
-    return ds.FileSystemDataset(fragments, schema, _PARQUET)
+    return ds.dataset(list(features.parts), schema, format=_CHECKED)
 
 
 def answer_text(answer: Answer) -> str:

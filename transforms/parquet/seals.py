@@ -10,10 +10,8 @@ else's.
 import base64
 import hashlib
 import io
-import os
 import re
 import secrets
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -226,60 +224,6 @@ class Verified(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._position = offset + (0, self._position, self._end)[whence]
-        return self._position
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-
-class VerifiedFile(io.RawIOBase):
-    """A file on this machine, footer and all, of which each read is checked if it is sealed; what isn't is just read.
-
-    It is opened for each read: thousands of them take no descriptors. For one reader at a time, as Arrow is.
-    """
-
-    def __init__(self, path: str):
-        self._path, self._position = path, 0
-        self._metadata: pq.FileMetaData | None = None
-
-    def read(self, count: int = -1) -> bytes:
-        try:
-            with open(self._path, "rb") as file:
-                data = self._read(file, count)
-        except Broken as error:
-            raise Broken(f"{self._path} can't be read ({error}); delete it and run extract again") from error
-        self._position += len(data)
-        return data
-
-    def _read(self, file: BinaryIO, count: int) -> bytes:
-        if self._metadata is None:
-            self._metadata = read_metadata(file)
-        end, stated = stated_data(self._metadata)
-        if not stated:
-            file.seek(self._position)
-            return file.read(count)
-        stop = sys.maxsize if count < 0 else self._position + count
-        data = b""
-        if self._position < end:
-            verified = Verified(file, self._metadata)
-            verified.seek(self._position)
-            data = verified.read(min(stop, end) - self._position)
-        if stop > end:
-            # Checked anew: it may have changed since.
-            tail, _ = _read_tail(file)
-            _check(tail)
-            data += tail[max(0, self._position - end) : stop - end]
-        return data
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        size = os.path.getsize(self._path) if whence == io.SEEK_END else 0
-        self._position = offset + (0, self._position, size)[whence]
-        return self._position
-
-    def tell(self) -> int:
         return self._position
 
     def readable(self) -> bool:

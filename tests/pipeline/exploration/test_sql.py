@@ -18,7 +18,6 @@ from pipeline.extraction.run import run
 from tests.support.commands import finish, start
 from tests.support.fakes import WEIGHTS, load_fake
 from tests.support.pages_data import clusters, write_out
-from transforms.errors import FeaturemillError
 from transforms.store.features import open_features
 
 
@@ -271,22 +270,3 @@ def test_an_unfinished_run_is_said(tmp_path, capsys):
     out = write_out(tmp_path / "out", clusters(30)[0], complete=False)
     assert run_cli(["sql", out, "SELECT count(*) FROM features", "--csv"]) == 0
     assert "not finished" in capsys.readouterr().err
-
-
-def test_headers_of_pages_are_checked_too(tmp_path):
-    """Parquet's own checksums leave them out; of a page with a damaged header, DuckDB just gets no rows, or others."""
-    vectors, _ = clusters(rows=60, dims=8)
-    out = write_out(tmp_path / "out", vectors, labels=[f"label{i % 3}" for i in range(60)], units=1)
-    [part] = (tmp_path / "out/features").iterdir()
-    whole, metadata = part.read_bytes(), pq.read_metadata(part)
-    [label] = [metadata.row_group(0).column(i) for i in range(8) if metadata.schema.column(i).path == "label"]
-    for bit in range(8 * label.dictionary_page_offset, 8 * label.dictionary_page_offset + 200):
-        spoiled = bytearray(whole)
-        spoiled[bit // 8] ^= 1 << bit % 8
-        part.write_bytes(spoiled)
-        with pytest.raises(FeaturemillError, match="were changed since") as told, sql(out, "FROM features") as answer:
-            list(answer.rows())
-        assert str(part) in str(told.value)
-    part.write_bytes(whole)
-    with sql(out, "SELECT DISTINCT label FROM features") as answer:
-        assert len(list(answer.rows())) == 3
