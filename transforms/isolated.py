@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
@@ -147,7 +148,8 @@ class Isolated:
         except (EOFError, OSError):
             raise self._crashed() from None
         if kind == _ERROR:
-            raise value
+            error, cause = value
+            raise error from cause
         return kind, value
 
     def _watch(self, seconds: float) -> None:
@@ -233,12 +235,13 @@ def _serve(pipe: Connection) -> None:
 
 
 def _pickled(error: BaseException) -> bytes:
-    try:
-        data = pickle.dumps((_ERROR, error))
-        pickle.loads(data)
-    except Exception:
-        data = pickle.dumps((_ERROR, FeaturemillError(f"{type(error).__name__}: {one_line(error)}")))
-    return data
+    # An error alone would lose its cause.
+    for cause in (error.__cause__, None):
+        with suppress(Exception):
+            data = pickle.dumps((_ERROR, (error, cause)))
+            pickle.loads(data)
+            return data
+    return pickle.dumps((_ERROR, (FeaturemillError(f"{type(error).__name__}: {one_line(error)}"), None)))
 
 
 def _limit(seconds: float | None, memory: int | None) -> None:

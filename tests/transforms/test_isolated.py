@@ -27,6 +27,13 @@ def child():
         yield child
 
 
+def fail_because():
+    try:
+        os.stat("/no/such/file")
+    except OSError as error:
+        raise FeaturemillError("what it was about") from error
+
+
 def test_results_and_errors_come_back(child):
     pid = child.call(os.getpid)
     assert pid != os.getpid()
@@ -37,6 +44,11 @@ def test_results_and_errors_come_back(child):
     with pytest.raises(ImageError) as caught:
         child.call(decode_one, b"no image")
     assert caught.value.reason == "not an image"
+    with pytest.raises(FeaturemillError) as caught:
+        child.call(fail_because)
+    assert str(caught.value) == "what it was about"
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    assert caught.value.__cause__.strerror == "No such file or directory"
     with pytest.raises(TypeError, match="pickle"):
         child.call(open, os.devnull)
     with pytest.raises(FeaturemillError, match="Unlike: cannot be told"):
