@@ -13,7 +13,7 @@ from transforms.heads.ridge_sums import CellSums
 _COLUMNS = 1024
 # Below this share of a column's mean square, its variance is what rounding left of a constant.
 _CONSTANT = 1e-12
-# Of the columns' root mean square deviation; 0.1 did best on flattened taps of VGG19 (docs/decisions.md).
+# Of the columns' root mean square deviation (docs/decisions.md).
 _LEAST_SPREAD = 0.1
 
 
