@@ -18,7 +18,9 @@ COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
 COPY featuremill featuremill
 COPY pipeline pipeline
 COPY transforms transforms
-RUN pip wheel --no-cache-dir -c constraints.txt --wheel-dir /wheels ".[${EXTRAS}]"
+# An install without a compiler goes on without the engine winograd; this one must not.
+RUN pip wheel --no-cache-dir -c constraints.txt --wheel-dir /wheels ".[${EXTRAS}]" \
+    && python -m zipfile --list /wheels/featuremill-*.whl | grep --quiet winograd/_library
 
 # Not on Beam's own image: of the packages that it holds beside Beam, some refuse the versions that are tested here.
 FROM python:${PYTHON}.15-slim-bookworm AS worker

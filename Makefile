@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || echo python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test fuzz torture test-clusters test-stores test-browser test-elsewhere lint bench clean
+.PHONY: demo test test-long fuzz torture test-clusters test-stores test-browser test-elsewhere lint bench clean
 .DELETE_ON_ERROR:
 
 demo: $(INSTALLED)
@@ -12,7 +12,11 @@ demo: $(INSTALLED)
 # Two files at a time: half of the minutes are work of one core. Not the files with most tests first, which would keep the real
 # network's few long tests for the end, when the other core has nothing to do.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5
+	$(BIN)/python -m pytest -m "not long" -n 2 --dist loadfile --no-loadscope-reorder --durations=30 --durations-min=5
+
+# What takes many seconds each: kills again and again, the real network, fine-tuning.
+test-long: $(INSTALLED)
+	$(BIN)/python -m pytest -m long -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 # Spoiled files of every kind through the real readers, then extract killed at any moment; ends at the first finding, and says
 # how to repeat it.
@@ -67,7 +71,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.map > benchmarks/map.json
 
 # The stamp is touched last, so an install that was cut off is done again.
-$(INSTALLED): setup.py constraints.txt
+$(INSTALLED): setup.py constraints.txt $(wildcard transforms/engines/winograd/*.[ch]pp)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $@

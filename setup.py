@@ -2,11 +2,43 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
+KERNEL = "transforms/engines/winograd"
 
+
+class BuildKernel(build_ext):
+    """Compiles the kernel of the engine winograd; where it can't, says so in one line, and goes on without it."""
+
+    def build_extension(self, ext: Extension) -> None:
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            cause = " ".join(str(error).split())
+            self.warn(f"no engine winograd: its kernel can't be compiled here ({cause}); install GCC 11 or newer")
+
+
+# Each source says which instructions it may use: the options are the same for all. -ffp-contract=off: see kernel.hpp.
+kernel = Extension(
+    "transforms.engines.winograd._library",
+    sources=[f"{KERNEL}/{name}.cpp" for name in ("library", "portable", "avx2", "avx512")],
+    depends=[f"{KERNEL}/{name}.hpp" for name in ("abi", "kernel", "matrices")],
+    language="c++",
+    # It is no module: ctypes finds its functions.
+    extra_compile_args=[
+        *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-exceptions"),
+        # GCC 12 takes its own intrinsics for what is not initialised.
+        *("-fno-rtti", "-fvisibility=hidden", "-g0", "-Wno-uninitialized", "-Wno-maybe-uninitialized"),
+    ],
+    optional=True,
+)
+
+# Files of other networks: read by the first, computed by the second.
+ONNX = ["onnx>=1.17", "onnxruntime>=1.20"]
 TEST = [
+    *ONNX,
     "hypothesis>=6.100",
     "playwright>=1.50",
     "polars>=1.20",
@@ -14,6 +46,8 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
 ]
+
+DELTA, ICEBERG = ["deltalake>=1.0"], ["pyiceberg>=0.11", "sqlalchemy>=2.0"]
 
 setup(
     name="featuremill",
@@ -43,6 +77,7 @@ setup(
         "transforms.embedding",
         "transforms.end_to_end",
         "transforms.engines",
+        "transforms.engines.winograd",
         "transforms.evaluation",
         "transforms.heads",
         "transforms.images",
@@ -55,6 +90,8 @@ setup(
         "transforms.similarity",
         "transforms.store",
     ],
+    ext_modules=[kernel],
+    cmdclass={"build_ext": BuildKernel},
     package_data={"featuremill": ["py.typed"], "pipeline.rendering": ["templates/*"]},
     install_requires=[
         "apache-beam>=2.77,<3",
@@ -89,6 +126,8 @@ setup(
         # What `make test-elsewhere` needs beside it: the readers of docs/query.md. From cryptography on it is what
         # Embedding Atlas needs here; its PyTorch, only there for models of its own, would be gigabytes.
         "elsewhere": [
+            *DELTA,
+            *ICEBERG,
             "datasets>=4.0",
             "faiss-cpu>=1.10",
             "lancedb>=0.25",
@@ -103,8 +142,12 @@ setup(
             'uvloop>=0.22; sys_platform != "win32"',
             "websockets>=16.0",
         ],
+        # What `featuremill register` needs.
+        "delta": DELTA,
+        "iceberg": ICEBERG,
         # What Dataflow needs; stores need nothing more.
         "gcp": ["apache-beam[gcp]"],
+        "onnx": ONNX,
         "gpu": ["tensorflow[and-cuda]>=2.21,<3; sys_platform == 'linux'"],
     },
     entry_points={"console_scripts": ["featuremill = featuremill.__main__:main"]},

@@ -18,6 +18,8 @@ from pathlib import Path
 
 from benchmarks import photos, table
 from benchmarks.process import Run, alternate, say
+from transforms.engines import choose
+from transforms.engines.winograd.kernel import kernels
 
 HERE = Path(__file__).parent
 
@@ -75,7 +77,7 @@ class Lab:
 def startup(lab: Lab) -> list[dict]:
     """From the command to its end, for a single image; its part is committed just before."""
     one = lab.images(1)
-    engines = {f"extract --engine {name}": lab.extract(one, "--engine", name) for name in ("ncnn", "keras")}
+    engines = {f"extract --engine {name}": lab.extract(one, "--engine", name) for name in ("winograd", "ncnn", "keras")}
     # Converts the weights, as happens once per machine.
     alternate(engines, 1)
     return _processes(alternate(engines, lab.rounds), 1)
@@ -87,6 +89,8 @@ def small(lab: Lab) -> list[dict]:
     runs = alternate(
         {
             "extract": lab.extract(folder),
+            "extract --precision int16": lab.extract(folder, "--precision", "int16"),
+            "extract --engine ncnn": lab.extract(folder, "--engine", "ncnn"),
             "keras_script.py": lab.keras_script(folder),
             "beam_runinference.py": lab.beam_runinference(folder),
             "extract --engine keras": lab.extract(folder, "--engine", "keras"),
@@ -99,7 +103,14 @@ def small(lab: Lab) -> list[dict]:
 def large(lab: Lab) -> list[dict]:
     """The same at 2,000 images, where start-up no longer counts; with the seconds of each stage."""
     folder = lab.images(photos.LARGE)
-    runs = alternate({"extract": lab.extract(folder), "keras_script.py": lab.keras_script(folder)}, lab.long_rounds)
+    runs = alternate(
+        {
+            "extract": lab.extract(folder),
+            "extract --precision int16": lab.extract(folder, "--precision", "int16"),
+            "keras_script.py": lab.keras_script(folder),
+        },
+        lab.long_rounds,
+    )
     runs |= alternate({"extract --engine keras": lab.extract(folder, "--engine", "keras")}, 1)
     return _processes(runs, photos.LARGE)
 
@@ -110,10 +121,22 @@ def bare(lab: Lab) -> list[dict]:
     runs = alternate(
         {
             "ncnn": [*command, "ncnn"],
+            "winograd": [*command, "winograd"],
+            "winograd int16": [*command, "winograd", "--precision", "int16"],
             "keras": [*command, "keras"],
             "keras bfloat16": [*command, "keras", "--precision", "bfloat16"],
         },
         lab.rounds,
+    )
+    return _figures(runs)
+
+
+def kernel(lab: Lab) -> list[dict]:
+    """The kernel of the engine winograd, one layer in one thread: each instruction set against its own plain loops."""
+    command = [sys.executable, "-m", "benchmarks.bare", "kernel"]
+    names = [each.name for each in kernels()]
+    runs = alternate(
+        {f"{name}, {dtype}": [*command, name, dtype] for dtype in ("float32", "int16") for name in names}, lab.rounds
     )
     return _figures(runs)
 
@@ -183,7 +206,7 @@ def _figures(runs: dict[str, list[Run]]) -> list[dict]:
     ]
 
 
-SECTIONS = {section.__name__: section for section in (bare, decoding, startup, fast, small, large)}
+SECTIONS = {section.__name__: section for section in (bare, kernel, decoding, startup, fast, small, large)}
 
 
 def steady_state(found: dict[str, list[dict]]) -> dict[str, float]:
@@ -192,10 +215,9 @@ def steady_state(found: dict[str, list[dict]]) -> dict[str, float]:
         return {}
     seconds = [statistics.median(found[name][0]["seconds"]) for name in ("small", "large")]
     rate = (photos.LARGE - photos.SMALL) / (seconds[1] - seconds[0])
-    return {
-        "images_per_second": rate,
-        "share_of_bare_ncnn": rate / statistics.median(found["bare"][0]["images_per_second"]),
-    }
+    # What `extract` chooses by itself.
+    [engine] = [row for row in found["bare"] if row["what"] == choose("auto", "float32", "vgg19")]
+    return {"images_per_second": rate, "share_of_bare_engine": rate / statistics.median(engine["images_per_second"])}
 
 
 def main() -> None:

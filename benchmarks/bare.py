@@ -1,6 +1,6 @@
 """The bare stages, each by itself and warm: an engine on pixels that are there, the decoder on bytes that are there.
 
-Run as `python -m benchmarks.bare engine NAME` or `… decode FOLDER`; prints JSON.
+Run as `python -m benchmarks.bare engine NAME`, `… kernel NAME DTYPE` or `… decode FOLDER`; prints JSON.
 """
 
 import argparse
@@ -13,11 +13,12 @@ import numpy as np
 
 from pipeline.extraction.options import ExtractOptions
 from transforms.engines import load_engine
+from transforms.engines.winograd.kernel import FREQUENCIES, aligned_bytes, kernels
 from transforms.images.decode import decode_image
 from transforms.machine import available_cores
 from transforms.spec import FeatureSpec
 
-_SECONDS = 15.0
+_SECONDS, _KERNEL_SECONDS = 15.0, 3.0
 
 
 def engine(name: str, weights: str, precision: str, batch_size: int | None) -> dict:
@@ -48,6 +49,25 @@ def engine(name: str, weights: str, precision: str, batch_size: int | None) -> d
     }
 
 
+def kernel(name: str, dtype: str) -> dict:
+    """Returns images a second through one layer, 28×28×512 to 512, with one instruction set and one thread."""
+    [chosen] = [each for each in kernels() if each.name == name]
+    side, channels, tiles = 28, 512, 96
+    rng = np.random.default_rng(0)
+    source = np.zeros((4, side + 2, side + 2, channels), np.float32)
+    source[:, 1:-1, 1:-1] = np.maximum(rng.normal(size=(4, side, side, channels)), 0)
+    target = np.zeros_like(source)
+    weights = rng.integers(-99, 99, FREQUENCIES * channels**2).astype(dtype)
+    scales = np.ones((FREQUENCIES, channels), np.float32) if dtype == "int16" else None
+    workspace = aligned_bytes(chosen.workspace_bytes(weights.dtype, channels, channels, tiles))
+    sizes = {"side": side, "pooled": False, "tiles": tiles, "workspace": workspace}
+    images, started = 0, time.perf_counter()
+    while (seconds := time.perf_counter() - started) < _KERNEL_SECONDS:
+        chosen.conv(source, target, weights, scales, np.zeros(channels, np.float32), **sizes)
+        images += len(source)
+    return {"images_per_second": images / seconds}
+
+
 def decode(folder: str, mode: str, threads: int) -> dict:
     """Returns images a second of decoding and resizing alone, the files being in memory."""
     spec = FeatureSpec(backbone="vgg19", weights="", features=(), decode=mode)
@@ -68,12 +88,15 @@ def main() -> None:
     sub.add_argument("--weights", default="random:0")
     sub.add_argument("--precision", default="float32")
     sub.add_argument("--batch-size", type=int)
+    sub = commands.add_parser("kernel")
+    sub.add_argument("name")
+    sub.add_argument("dtype", choices=("float32", "int16"))
     sub = commands.add_parser("decode")
     sub.add_argument("folder")
     sub.add_argument("--mode", default="exact")
     sub.add_argument("--threads", type=int, default=available_cores())
     given = vars(parser.parse_args())
-    print(json.dumps({"engine": engine, "decode": decode}[given.pop("command")](**given)))
+    print(json.dumps({"engine": engine, "kernel": kernel, "decode": decode}[given.pop("command")](**given)))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def compare(photos: list[Path], count: int, *, image_size: int) -> dict:
         out, head = str(root / "out"), str(root / "head")
         settings = {"weights": "random:0", "image_size": image_size, "features": FEATURES}
         run(ExtractOptions(inputs=(str(root / "photos"),), output=out, **settings))
-        train(TrainOptions(features=out, output=head, validation=0.3, learning_curve=False))
+        train(TrainOptions(features=out, output=head, validation=0.3, learning_curve=False, errors=False))
         found = {}
         for start in ("taps", "images"):
             asked = {"head": head, "features": out, "source": start, "epochs": 2}

@@ -28,7 +28,8 @@ from transforms.engines.checks import computed_layers, convolutions
 from transforms.engines.keras import KerasEngine
 from transforms.images.decode import decode_image
 from transforms.machine import available_cores
-from transforms.network.vgg import describe, layers, preprocess
+from transforms.network.normalise import preprocess
+from transforms.network.vgg import describe, layers
 from transforms.pools import pool_planes
 from transforms.spec import FeatureSpec
 from transforms.text import one_line
@@ -51,11 +52,11 @@ def options(given: argparse.Namespace, precision: str) -> ExtractOptions:
     )
 
 
-def photo(seed: int) -> bytes:
+def photo(seed: int, sides: tuple[int, int] = _SIDES) -> bytes:
     """Returns a drawn JPEG of about a photo's size in bytes: soft colours, with some noise over them."""
     rng = np.random.default_rng(seed)
-    soft = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(_SIDES, Image.Resampling.BICUBIC)
-    noisy = np.asarray(soft) + rng.normal(0, 8, (_SIDES[1], _SIDES[0], 1))
+    soft = Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).resize(sides, Image.Resampling.BICUBIC)
+    noisy = np.asarray(soft) + rng.normal(0, 8, (sides[1], sides[0], 1))
     file = io.BytesIO()
     Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=85)
     return file.getvalue()

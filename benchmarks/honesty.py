@@ -1,6 +1,6 @@
 """Whether what is said about a head is true: simulations whose truth is known, printed and never asserted.
 
-Run as `python -m benchmarks.honesty [--only splits|coverage|folds|choice] [--rounds 400]`. Small versions are in the
+Run as `python -m benchmarks.honesty [--only PART] [--rounds 400]`. Small versions are in the
 tests. An interval of 95 % should hold the truth in 93 to 97 % of the rounds; where there is none, "none" is printed.
 400 rounds tell a coverage up to 1.1 %.
 """
@@ -245,7 +245,9 @@ def trained(path: Path, head: Path, **options: Any) -> Any:
     from pipeline.training.options import TrainOptions
     from pipeline.training.run import train
 
-    asked = TrainOptions(features=str(path), output=str(head), overwrite=True, learning_curve=False, **options)
+    asked = TrainOptions(
+        features=str(path), output=str(head), overwrite=True, learning_curve=False, errors=False, **options
+    )
     return train(asked).head
 
 
@@ -273,6 +275,7 @@ def folds(rounds: int) -> Iterator[dict[str, Any]]:
     """Yields the coverage of a ridge's accuracy by folds, of what it has on new rows (a normal cloud per class)."""
     from math import erf
 
+    from transforms.heads import FitSettings
     from transforms.heads.model import dense_layers
 
     random, distance = np.random.default_rng(0), 2.0
@@ -283,9 +286,9 @@ def folds(rounds: int) -> Iterator[dict[str, Any]]:
                 held = []
                 for seed in range(rounds):
                     write_noise(path, random, rows, distance=distance)
-                    from transforms.heads import FitSettings
-
-                    found = trained(path, head, settings=FitSettings(seed=seed), **options)
+                    # What is true of a plane is known.
+                    settings = FitSettings(seed=seed, transform="none")
+                    found = trained(path, head, settings=settings, **options)
                     ((kernel, bias),) = dense_layers(found.model)
                     along, offset = kernel[:, 1] - kernel[:, 0], float(bias[1] - bias[0])
                     length = float(np.linalg.norm(along)) or 1.0
@@ -296,7 +299,89 @@ def folds(rounds: int) -> Iterator[dict[str, Any]]:
                 yield {"case": [rows, judged], "accuracy": float(np.mean(held))}
 
 
-PARTS = {"splits": (splits, 1), "coverage": (coverage, 1), "folds": (folds, 0.5), "choice": (choice, 0.5)}
+def compared(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields how often the interval of `compare` holds the true difference of two heads' accuracies.
+
+    A head is right on a row where a normal number that all heads share (how hard the row is, and its group) and one of
+    its own (of the row, and of its group) are together below the head's threshold.
+    """
+    from scipy.special import ndtr, ndtri
+
+    from transforms.evaluation.paired import paired_difference
+
+    cases = [(pair, rows, None) for pair in ((0.7, 0.7), (0.8, 0.85), (0.93, 0.96)) for rows in (100, 300, 1000)]
+    cases += [((0.8, 0.85), 20 * groups, groups) for groups in (5, 10, 20, 50)]
+    for (first, second), rows, groups in cases:
+        random, held, widths, none = np.random.default_rng((rows, groups or 0)), [], [], 0
+        thresholds = [ndtri(accuracy) for accuracy in (first, second)]
+        for seed in range(rounds):
+            of_row = np.arange(rows) if groups is None else group_numbers(random, groups, rows)
+            shared, *own = random.normal(size=(3, rows)) * [[0.7], [0.5], [0.5]]
+            of_group, *own_of_group = random.normal(size=(3, of_row.max() + 1)) * [[0.4], [0.3], [0.3]]
+            spread = np.sqrt(0.7**2 + 0.5**2 + 0.4**2 + 0.3**2)
+            right = [
+                shared + mine + of_group[of_row] + mine_of_group[of_row] < threshold * spread
+                for mine, mine_of_group, threshold in zip(own, own_of_group, thresholds, strict=True)
+            ]
+            found = paired_difference(*right, None if groups is None else of_row, seed=seed)
+            if found["low"] is None:
+                none += 1
+                continue
+            truth = float(ndtr(thresholds[1]) - ndtr(thresholds[0]))
+            held.append(found["low"] <= truth <= found["high"])
+            widths.append(found["high"] - found["low"])
+        share, width = float(np.mean(held)), float(np.mean(widths))
+        of = f" in {groups} groups" if groups else ""
+        of += f", accuracies {first} and {second}"
+        said = f", none in {none}" if none else ""
+        say(f"{rows} rows{of}: difference held in {share:.3f} (width {width:.3f}{said})")
+        yield {"case": [first, second, rows, groups], "held": share, "width": width, "none": none}
+
+
+def tuning(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields what `finetune` says of small photos whose labels were drawn by lot: 0.5 is the truth."""
+    from pipeline.demo.samples import draw_items, write_folder
+    from pipeline.end_to_end.finetune import finetune
+    from pipeline.end_to_end.options import FinetuneOptions
+    from pipeline.extraction.options import ExtractOptions
+    from pipeline.extraction.run import run
+    from transforms.heads import FitSettings
+
+    features = ("embedding=block5_pool:avg", "tap=block4_pool:flatten")
+    network = {"backbone": "vgg16", "weights": "random:0", "image_size": 32, "features": features}
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as root:
+        folder = Path(root)
+        items = [item for item in draw_items(per_class=30, size=40, seed=2) if item.name.endswith("jpg")]
+        write_folder(folder / "photos", items)
+        run(ExtractOptions(inputs=(str(folder / "photos"),), output=str(folder / "out"), **network))
+        # As labels are joined by the end of a path.
+        names = [path.relative_to(folder).as_posix() for path in sorted((folder / "photos").rglob("*.jpg"))]
+        for judged, options in (("folds", {"folds": 4}), ("validation", {"validation": 0.3}), ("test", {"test": 0.3})):
+            said = []
+            for seed in range(rounds):
+                # Each by itself: of equal halves, a side with more of one class leaves fewer of it to train on.
+                codes = np.random.default_rng(seed).integers(0, 2, len(names))
+                lines = [f"{name},class{code}" for name, code in zip(names, codes, strict=True)]
+                (folder / "labels.csv").write_text("\n".join(["key,label", *lines]))
+                settings, labels = FitSettings(seed=seed), str(folder / "labels.csv")
+                trained(folder / "out", folder / "head", settings=settings, labels=labels, **options)
+                asked = {"head": str(folder / "head"), "features": str(folder / "out"), "output": str(folder / "new")}
+                tuned = finetune(FinetuneOptions(**asked, overwrite=True, epochs=2))
+                said.append(tuned.runs[-1]["judged"]["metrics"]["accuracy"]["value"] - 0.5)
+            error = np.std(said) / np.sqrt(len(said))
+            say(f"finetune of a head trained with {judged}: accuracy {np.mean(said):+.4f} ± {error:.4f} above chance")
+            yield {"case": judged, "optimism": float(np.mean(said)), "error": float(error)}
+
+
+# What each is, and its share of the rounds.
+PARTS = {
+    "splits": (splits, 1),
+    "coverage": (coverage, 1),
+    "folds": (folds, 0.5),
+    "choice": (choice, 0.5),
+    "compared": (compared, 1),
+    "tuning": (tuning, 0.05),
+}
 
 
 def main() -> None:

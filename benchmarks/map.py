@@ -172,7 +172,7 @@ def make(folder: Path, page: Path, *, rows: int, method: str) -> dict:
     say(f"writing {rows:,} rows")
     write_tar(folder / "photos.tar", rows)
     write_out(folder / "out", folder / "photos.tar", rows)
-    command = [sys.executable, "-m", "pipeline.cli", "map", str(folder / "out"), "--html", str(page)]
+    command = [sys.executable, "-m", "pipeline.cli", "map", str(folder / "out"), "--html", str(page), "--overwrite"]
     done = run([*command, "--method", method])
     say(done.printed.strip())
     return {"rows": rows, "method": method, "seconds": round(done.seconds, 1), "peak_mb": round(done.peak_mb)}

@@ -87,7 +87,7 @@ def measure_duplicates(folder: Path, rows: int) -> dict:
     vectors, found = folder / "copies.parquet", folder / "found.parquet"
     say(f"writing {rows:,} vectors, with {PLANTED} groups of copies")
     planted = write_copies(vectors, rows)
-    command = [*FEATUREMILL, "duplicates", str(vectors), "--cosine", "0.999", "-o", str(found)]
+    command = [*FEATUREMILL, "duplicates", str(vectors), "--cosine", "0.999", "-o", str(found), "--overwrite"]
     figures = measure("duplicates", command)
     groups: dict[int, set[str]] = {}
     for row in pq.read_table(found, columns=["group", "key"]).to_pylist():

@@ -56,7 +56,7 @@ def markdown(result: dict, titles: dict[str, str]) -> str:
         lines += [
             "",
             f"Without start-up (2,000 against 210 photos) `extract` makes {steady['images_per_second']:.2f} images/s, "
-            f"{steady['share_of_bare_ncnn']:.2f} of the bare engine's.",
+            f"{steady['share_of_bare_engine']:.2f} of the bare engine's.",
         ]
     return "\n".join([*lines, ""])
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from featuremill.commands import extract, predict, query, train
     from transforms.embedding.embed_images import EmbedImages
     from transforms.errors import FeaturemillError
-    from transforms.network.vgg import build, layers
+    from transforms.network.bases import build, layers
     from transforms.spec import FeatureSpec
     from transforms.store.features import open_features
 
@@ -40,9 +40,9 @@ _MODULES = {
     "EmbedImages": "transforms.embedding.embed_images",
     "FeatureSpec": "transforms.spec",
     "FeaturemillError": "transforms.errors",
-    "build": "transforms.network.vgg",
+    "build": "transforms.network.bases",
     "extract": "featuremill.commands",
-    "layers": "transforms.network.vgg",
+    "layers": "transforms.network.bases",
     "open_features": "transforms.store.features",
     "predict": "featuremill.commands",
     "query": "featuremill.commands",

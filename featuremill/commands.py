@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, get_origin
 from pipeline.exploration import query as exploration
 from pipeline.exploration.query import Found, QueryOptions
 from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
 from pipeline.extraction.summary import Summary
 from pipeline.prediction import run as prediction
@@ -109,6 +110,9 @@ def _check_failures(summary: Summary | PredictSummary, allowed: float) -> None:
 def extract(*inputs: Place, output: Place, quiet: bool = False, **options: Any) -> Summary:
     """Embeds every image of the inputs, once, and stores the features as Parquet; again, it goes on where it stopped.
 
+    An image that crashes its decoder ends the Python that calls this. Called again it goes on, and that image is a
+    failure; the command `featuremill extract` does so by itself.
+
     Example:
         >>> summary = featuremill.extract("photos", output="features", weights="random:0", image_size=32)
         >>> print(summary)  # doctest: +ELLIPSIS
@@ -130,6 +134,8 @@ def extract(*inputs: Place, output: Place, quiet: bool = False, **options: Any) 
     asked: ExtractOptions = _build(ExtractOptions, options, inputs=_texts(inputs), output=os.fspath(output))
     if is_template(asked.beam_args):
         raise UsageError("--template_location writes a job and runs nothing; use the command, featuremill extract")
+    named = [own.name for name, _, own in _declared(ExtractOptions) if name in options]
+    asked = resumed(asked, named, say=_say(quiet))
     summary = run(asked, say=_say(quiet), quiet=quiet)
     _check_failures(summary, asked.max_failure_rate)
     return summary

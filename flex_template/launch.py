@@ -8,7 +8,20 @@ import sys
 from pipeline import cli
 
 # Those of metadata.json that are the command's own options; all others are Beam's.
-OPTIONS = ("output", "weights", "backbone", "feature", "image_size", "precision", "engine", "batch_size", "unit_bytes")
+OPTIONS = (
+    "output",
+    "weights",
+    "backbone",
+    "normalise",
+    "feature",
+    "path_field",
+    "keep",
+    "image_size",
+    "precision",
+    "engine",
+    "batch_size",
+    "unit_bytes",
+)
 
 
 def command(args: list[str]) -> list[str]:

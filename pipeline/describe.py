@@ -1,15 +1,17 @@
 """A backbone's layers as the table that `featuremill describe` prints, and as a drawing. No Keras."""
 
+import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pipeline.rendering.targets import check_targets
 from transforms import storage
 from transforms.committed import committed_file, held
-from transforms.errors import FeaturemillError
-from transforms.network.vgg import TOP_IMAGE_SIZES, LayerInfo, describe, layers
+from transforms.errors import FeaturemillError, UsageError
+from transforms.network.bases import base_of, describe, expect_size, file_kind, is_graph, layers, open_file
+from transforms.network.vgg import TOP_IMAGE_SIZES, LayerInfo
 from transforms.text import one_line
 
 if TYPE_CHECKING:
@@ -25,17 +27,23 @@ _MEANINGS = {
 }
 
 
-def describe_text(backbone: str, *, include_top: bool, image_size: int) -> str:
+def describe_text(backbone: str, *, include_top: bool, image_size: int | None) -> str:
     """Returns the table of the layers: name, output shape, parameters, multiply-accumulates, size of the tap.
 
     Args:
-        backbone: `vgg16` or `vgg19`.
+        backbone: One of `bases.BASES`, or a file, of which the tensors or layers are listed that can be tapped.
         include_top: Whether the dense layers are shown too.
-        image_size: Pixels on a side.
+        image_size: Pixels on a side; None for the base's own.
 
     Raises:
-        UsageError: No such backbone, or an image size below 32.
+        UsageError: No such backbone, or an image size below 32, or another than a file takes.
+        FeaturemillError: The file can't be used.
     """
+    if file_kind(backbone):
+        return _file_text(backbone, image_size)
+    base = base_of(backbone)
+    image_size = image_size or base.image_size
+    expect_size(backbone, image_size)
     infos = describe(layers(backbone, include_top=include_top), image_size)
     parameters, macs = sum(info.parameters for info in infos), sum(info.macs for info in infos)
     rows = [
@@ -49,10 +57,30 @@ def describe_text(backbone: str, *, include_top: bool, image_size: int) -> str:
         f"one image takes {2 * macs / 1e9:,.1f} GFLOP (2 for each multiply-accumulate).",
         "Tap bytes are one image's output as float32, which is what pool flatten stores; "
         "avg, max and gem store 4 for each channel.",
+        f"Expected: {base.image_size}×{base.image_size} pixels, {base.resize}, {base.interpolation}, normalised "
+        f"{base.normalise}; --feature {base.feature} ({base.width} numbers) unless named.",
     ]
     if include_top and image_size not in TOP_IMAGE_SIZES:
         lines.append(f"The published dense layers fit image sizes {TOP_IMAGE_SIZES[0]} to {TOP_IMAGE_SIZES[-1]} only.")
     return "\n".join(lines)
+
+
+def _file_text(path: str, image_size: int | None) -> str:
+    file = open_file(file_kind(path), path)
+    side = file.image_size(image_size)
+    taps = list(file.tappable(side))
+    rows = [(tap.name, tap.text, f"{4 * math.prod(tap.shape):,}") for tap in taps]
+    outputs = [f"--feature embedding={tap.name}:{tap.default_pool}" for tap in taps if tap.name in file.outputs]
+    return "\n".join(
+        [
+            f"{path}, {side}×{side}×3 pixels in, {f'{file.batch} at once' if file.batch else 'any number at once'}",
+            "",
+            *_aligned([("tap", "of one image", "tap bytes"), *rows, ("", "", "")])[:-2],
+            "",
+            f"{file.parameters:,} parameters; SHA-256 of them and the graph {file.sha256}.",
+            f"Its outputs: {', '.join(outputs) or 'none can be tapped'}.",
+        ]
+    )
 
 
 def _title(backbone: str, include_top: bool, image_size: int) -> str:
@@ -64,32 +92,39 @@ def shape_text(shape: Sequence[int]) -> str:
     return "×".join(f"{size:,}" for size in shape)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yields header, rule, rows, rule, total; names to the left, figures to the right."""
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns header, rule, rows, rule, total; names to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *figures in rows:
         aligned = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *aligned]).rstrip())
     rule = "  ".join("─" * width for width in widths)
-    yield from (lines[0], rule, *lines[1:-1], rule, lines[-1])
+    return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
 
 
-def plot(backbone: str, path: str, *, include_top: bool = False, image_size: int = 224) -> None:
+def plot(
+    backbone: str, path: str, *, include_top: bool = False, image_size: int | None = None, overwrite: bool = False
+) -> None:
     """Draws the stack of layers: a box for each, as high as its output is wide, and as deep as it has channels.
 
     Args:
-        backbone: `vgg16` or `vgg19`.
+        backbone: One of `bases.BASES` whose layers are a chain.
         path: Where to; the ending `.png` or `.svg` chooses the format.
         include_top: Whether the dense layers are drawn too.
-        image_size: Pixels on a side.
+        image_size: Pixels on a side; None for the base's own.
+        overwrite: Replace a file that is there.
 
     Raises:
-        UsageError: Another ending, no such folder or backbone, or an image size below 32.
+        UsageError: A file that is there, another ending, no such folder or backbone, a backbone whose layers are a
+            graph, or an image size below 32.
         FeaturemillError: The file can't be written.
     """
-    check_targets([], plot=path)
-    infos = describe(layers(backbone, include_top=include_top), image_size)
+    check_targets([], plot=path, overwrite=overwrite)
+    table, image_size = layers(backbone, include_top=include_top), image_size or base_of(backbone).image_size
+    if is_graph(table):
+        raise UsageError(f"{backbone} is no single stack of layers, so --plot can't draw it; leave --plot out")
+    infos = describe(table, image_size)
     # Not pyplot: a figure of its own needs no display and leaves no state behind.
     from matplotlib.figure import Figure
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -113,6 +114,7 @@ KINDS = {
 ONE = st.sampled_from(sorted(KINDS)).flatmap(lambda kind: st.tuples(st.just(kind), KINDS[kind][1]))
 
 
+@pytest.mark.long
 @examples(25)
 @given(
     sources=st.lists(ONE, min_size=1, max_size=4),

@@ -114,6 +114,7 @@ class Stored:
             output=str(output or self.root / "copied"),
             validation=0.5,
             learning_curve=False,
+            errors=False,
             overwrite=True,
         )
         trained = train(options)
@@ -160,6 +161,7 @@ def test_what_is_whole_is_read(stored):
             assert reader() == stored.expected[reader.__name__], reader.__name__
 
 
+@pytest.mark.long
 @examples(150)
 @given(seed=st.integers(0, 2**48))
 def test_no_flipped_bit_goes_unseen(stored, seed):

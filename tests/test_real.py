@@ -20,6 +20,8 @@ from tests import ROOT
 from tests.support.factories import Item, shared_data, write_folder, write_parquet, write_tar, write_tfrecord
 from transforms.store.features import open_features
 
+pytestmark = pytest.mark.long
+
 BOTH_ENGINES = pytest.mark.parametrize("engine", ["keras", "ncnn"])
 
 

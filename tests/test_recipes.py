@@ -5,6 +5,7 @@ import re
 import shlex
 
 import pyarrow.parquet as pq
+import pytest
 
 from pipeline.cli.app import run_cli
 from tests.support.factories import shared_data
@@ -14,6 +15,7 @@ from tests.test_docs import README
 COMMANDS = re.search(r"^## Three commands\n.+?```console\n(.+?)```", README, re.S | re.M)[1].splitlines()
 
 
+@pytest.mark.long
 def test_three_commands_on_photos(tmp_path, monkeypatch, capsys):
     (tmp_path / "photos").symlink_to(shared_data() / "hymenoptera")
     monkeypatch.chdir(tmp_path)

@@ -27,6 +27,8 @@ from transforms.committed import held
 from transforms.errors import FeaturemillError
 from transforms.store.output import Output
 
+pytestmark = pytest.mark.long
+
 # {command: (what it is called with, the targets among it)}; OUT, IN and HEAD are what there is, NEW… are targets.
 COMMANDS = {
     "train": (["OUT", "--head", "ridge", "-o", "NEW.head"], ["NEW.head"]),
@@ -36,6 +38,7 @@ COMMANDS = {
     "sql": (["OUT", "SELECT key FROM features", "-o", "NEW.parquet"], ["NEW.parquet"]),
     "duplicates": (["OUT", "-o", "NEW.parquet", "--html", "NEW.html"], ["NEW.parquet", "NEW.html"]),
     "outliers": (["OUT", "-o", "NEW.parquet", "--html", "NEW.html"], ["NEW.parquet", "NEW.html"]),
+    "suspects": (["OUT", "-o", "NEW.csv", "--html", "NEW.html", "--head", "ridge"], ["NEW.csv", "NEW.html"]),
     "map": (["OUT", "--html", "NEW.html", "-o", "NEW.parquet", "-q", "--method", "pca"], ["NEW.html", "NEW.parquet"]),
     "report": (["OUT", "--html", "NEW.html"], ["NEW.html"]),
     "describe": (["vgg16", "--plot", "NEW.svg"], ["NEW.svg"]),
@@ -46,9 +49,13 @@ COMMANDS = {
     "extract": (["IN", "-o", "NEW"], ["NEW"]),
     "compact": (["NEW"], ["NEW"]),
     "relocate": (["NEW", "/a=/b"], ["NEW"]),
+    "register": (["NEW", "--delta"], ["NEW"]),
+    "drop-feature": (["NEW", "deep"], ["NEW"]),
 }
-WITHOUT_TARGETS = {"estimate", "inspect", "verify"}
-QUICK = [name for name in COMMANDS if name not in ("finetune", "export", "extract", "compact", "relocate")]
+# Those that change an OUT that is there.
+ON_AN_OUT_THERE = ("compact", "relocate", "register", "drop-feature")
+WITHOUT_TARGETS = {"compare", "estimate", "inspect", "verify"}
+QUICK = [name for name in COMMANDS if name not in ("finetune", "export", "extract", *ON_AN_OUT_THERE)]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +86,7 @@ def test_every_command_is_here():
 @pytest.mark.parametrize("name", COMMANDS)
 def test_the_second_command_on_a_target_is_told(made, tmp_path, capsys, name):
     for target in targets(name, tmp_path):
-        is_folder = name in ("extract", "compact", "relocate", "predict")
+        is_folder = name in ("extract", "predict", *ON_AN_OUT_THERE)
         if is_folder:
             shutil.copytree(made / "OUT", target)
         with Output(target).locked() if is_folder else held(target):
@@ -150,14 +157,13 @@ _RUNS = "from pipeline.cli.app import run_cli\nsys.exit(run_cli(sys.argv[1:]))"
 @pytest.mark.parametrize("name", ["train", "convert", "convert to text", "map", "predict"])
 def test_what_a_killed_command_left_goes_with_the_next(made, tmp_path, name):
     """Killed before a folder is made, before a file has its name, and before the lock goes."""
-    again = ["--overwrite"] if name in ("train", "convert", "convert to text") else []
     left = set()
     for moment, event in ((1, "os.mkdir"), (1, "os.rename"), (2, "os.rename"), (1, "shutil.rmtree"), (1, "os.remove")):
         folder = tmp_path / f"{event} {moment}"
         folder.mkdir()
         assert run_cli(arguments(name, made, folder)) == 0
         before = sorted(path.name for path in folder.iterdir())
-        command = [*arguments(name, made, folder), *(["--overwrite"] if name == "predict" else again)]
+        command = [*arguments(name, made, folder), "--overwrite"]
         status, _, err = finish(start(killed_before(moment, _RUNS, *command, events=(event,))))
         # Not every command does each of these.
         assert status in (-signal.SIGKILL, 0), err

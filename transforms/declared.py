@@ -7,7 +7,7 @@ JSON values, which anybody may have written, against the types that a class decl
 import re
 import types
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from typing import Any, Union, get_args, get_origin
 
 from transforms.errors import UsageError
@@ -58,6 +58,12 @@ def declared(default: Any = MISSING, **option: Any) -> Any:
     return field(default=default, metadata={"option": Option(**option)})
 
 
+def undecided(declaring: type, name: str, unset: str) -> Any:
+    """Returns a class's field once more, for a class below it: without a default, as something else decides on that."""
+    option = next(own for own in fields(declaring) if own.name == name).metadata["option"]
+    return field(default=None, metadata={"option": replace(option, unset=unset)})
+
+
 def check(options: Any) -> None:
     """Checks all declared fields of an options object, and of the options objects within it.
 
@@ -75,7 +81,9 @@ def check(options: Any) -> None:
             if part is None:
                 continue
             if option.choices and part not in option.choices:
-                raise UsageError(f"no {flag[2:].replace('-', ' ')} {part!r}{did_you_mean(str(part), option.choices)}")
+                # "no backbone 'x'" is a sentence, "no engine per 'x'" isn't.
+                said = f"no {part!r} for {flag}" if "-" in flag[2:] else f"no {flag[2:]} {part!r}"
+                raise UsageError(f"{said}{did_you_mean(str(part), option.choices)}")
             for bound in option.bounds:
                 if not bound.holds(part):
                     raise UsageError(bound.error.format(flag=flag, value=part))

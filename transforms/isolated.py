@@ -4,8 +4,8 @@ A decoder that writes over its memory, or Arrow on a damaged file, ends the proc
 a second, and what was asked for comes back as `Crashed`. The child also has what a thread can't have: an end by force
 after a time, and a limit to its memory.
 
-The child ends with `close`, when nothing was asked of it for a while, and with this process. It says nothing on the
-screen.
+A child that is done with waits for the next one who wants one, because a start takes half a second. It ends when
+nothing was asked of it for a while, and with this process. It says nothing on the screen.
 """
 
 import os
@@ -18,13 +18,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing.connection import Connection, Pipe
 from typing import Any, TypeVar
 
 import psutil
 
 from transforms.errors import FeaturemillError
-from transforms.machine import own_command
+from transforms.machine import ended_as, own_command
 from transforms.text import one_line
 
 T = TypeVar("T")
@@ -37,6 +38,8 @@ _LOOK_SECONDS = 0.5
 # What is called may wait for a busy machine, so the limit is on the time that it computes. What waits for ever, and
 # doesn't compute, is ended after so many times the limit.
 WAITING = 10
+# One that has grown larger than this isn't kept.
+_KEPT_BYTES = 256 << 20
 _ONE, _MANY = "one", "many"
 _NEXT, _STOP = b"next", b"stop"
 _BEGAN, _VALUE, _ITEM, _ERROR, _END = "began", "value", "item", "error", "end"
@@ -55,6 +58,20 @@ class Crashed(Exception):
         self.reason, self.how = reason, how
 
 
+@dataclass(frozen=True)
+class _Child:
+    """A child process, and the environment that it was started in."""
+
+    process: subprocess.Popen
+    pipe: Connection
+    environment: dict[str, str]
+
+
+# Children that nobody uses now.
+_idle: list[_Child] = []
+_idle_lock = threading.Lock()
+
+
 class Isolated:
     """A child process for calls, one at a time. It is started at the first one, and again after a crash.
 
@@ -70,8 +87,7 @@ class Isolated:
     def __init__(self, *, seconds: float | None = None, memory: int | None = None, may_wait: bool = False):
         self._limits, self._may_wait = (seconds, memory), may_wait
         self._lock = threading.Lock()
-        self._process: subprocess.Popen | None = None
-        self._pipe: Connection | None = None
+        self._child: _Child | None = None
 
     def __enter__(self) -> "Isolated":
         return self
@@ -106,23 +122,34 @@ class Isolated:
                     yield value
                     wish = _NEXT
                 finally:
-                    if self._pipe is not None:
-                        self._pipe.send_bytes(wish)
+                    if self._child is not None:
+                        self._child.pipe.send_bytes(wish)
                         if wish == _STOP:
                             self._received()
 
     def close(self) -> None:
-        """Ends the child."""
+        """Leaves the child to others; ends one that is in the middle of something, or has grown large."""
+        child = self._child
+        # Its own call has ended, then; and what a crash left is no child.
+        if child is not None and self._lock.acquire(blocking=False):
+            try:
+                if _rss(child.process) <= _KEPT_BYTES:
+                    self._child = None
+                    with _idle_lock:
+                        _idle.append(child)
+            finally:
+                self._lock.release()
         self._kill()
 
     def _begin(self, kind: str, function: Callable, arguments: tuple) -> None:
         """Sends a call, and waits until the child has imported what it needs for it: that takes none of its time."""
         request = pickle.dumps((kind, function, arguments, *self._limits))
         for attempt in (1, 2):
-            if self._process is None:
-                self._start()
+            if self._child is None:
+                # The second time none that waited, which may be as dead.
+                self._child = (_taken() if attempt == 1 else None) or _started()
             try:
-                self._pipe.send_bytes(request)
+                self._child.pipe.send_bytes(request)
                 self._received(are_limited=False)
                 return
             except (Crashed, OSError):
@@ -131,20 +158,12 @@ class Isolated:
                 if attempt == 2:
                     raise
 
-    def _start(self) -> None:
-        self._pipe, theirs = Pipe()
-        with theirs:
-            number = theirs.fileno()
-            nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-            command = [*own_command(_MODULE), str(number), str(os.getpid())]
-            self._process = subprocess.Popen(command, pass_fds=[number], **nowhere)
-
     def _received(self, *, are_limited: bool = True) -> tuple[str, Any]:
         seconds = self._limits[0] if are_limited else None
-        if seconds and not self._pipe.poll(min(seconds, _LOOK_SECONDS)):
+        if seconds and not self._child.pipe.poll(min(seconds, _LOOK_SECONDS)):
             self._watch(seconds)
         try:
-            kind, value = pickle.loads(self._pipe.recv_bytes())
+            kind, value = pickle.loads(self._child.pipe.recv_bytes())
         except (EOFError, OSError):
             raise self._crashed() from None
         if kind == _ERROR:
@@ -155,32 +174,66 @@ class Isolated:
     def _watch(self, seconds: float) -> None:
         """Waits until there is something to receive; ends a child that takes too long for it."""
         clock = Overdue(seconds, self._cpu_seconds, may_wait=self._may_wait)
-        while not self._pipe.poll(clock.look_seconds):
+        while not self._child.pipe.poll(clock.look_seconds):
             if clock.is_over():
                 self._kill()
                 raise Crashed("too slow", f"over {seconds:g} s")
 
     def _cpu_seconds(self) -> float:
         try:
-            times = psutil.Process(self._process.pid).cpu_times()
+            times = psutil.Process(self._child.process.pid).cpu_times()
         except psutil.Error:
             return 0.0
         return times.user + times.system
 
     def _crashed(self) -> Crashed:
         """Returns the end of a child that has hung up."""
-        code = self._process.wait()
+        code = self._child.process.wait()
         self._kill()
         if code == -signal.SIGXCPU:
             return Crashed("too slow", f"over {self._limits[0]:g} s")
-        return Crashed("crashed", f"signal {-code}" if code < 0 else f"exit code {code}")
+        return Crashed("crashed", ended_as(code))
 
     def _kill(self) -> None:
-        process, pipe, self._process, self._pipe = self._process, self._pipe, None, None
-        if process is not None:
-            pipe.close()
-            process.kill()
-            process.wait()
+        child, self._child = self._child, None
+        if child is not None:
+            _end(child)
+
+
+def _started() -> _Child:
+    pipe, theirs = Pipe()
+    environment = dict(os.environ)
+    with theirs:
+        number = theirs.fileno()
+        nowhere = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+        command = [*own_command(_MODULE), str(number), str(os.getpid())]
+        process = subprocess.Popen(command, pass_fds=[number], env=environment, **nowhere)
+    return _Child(process, pipe, environment)
+
+
+def _taken() -> _Child | None:
+    """Returns a child that waits, if there is one that was started as one would be now."""
+    with _idle_lock:
+        for child in [child for child in _idle if child.process.poll() is not None]:
+            _idle.remove(child)
+            _end(child)
+        found = next((child for child in _idle if child.environment == os.environ), None)
+        if found is not None:
+            _idle.remove(found)
+    return found
+
+
+def _end(child: _Child) -> None:
+    child.pipe.close()
+    child.process.kill()
+    child.process.wait()
+
+
+def _rss(process: subprocess.Popen) -> float:
+    try:
+        return psutil.Process(process.pid).memory_info().rss
+    except psutil.Error:
+        return float("inf")
 
 
 class Overdue:
@@ -228,28 +281,26 @@ def _serve(pipe: Connection) -> None:
         except (BrokenPipeError, EOFError):
             return
         except BaseException as error:
-            data = _pickled(error)
+            data = pickle.dumps((_ERROR, portable(error)))
         # The next request may be large, and has its own limit.
         _set(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
         pipe.send_bytes(data)
 
 
-def _pickled(error: BaseException) -> bytes:
-    # An error alone would lose its cause.
+def portable(error: BaseException) -> tuple[BaseException, BaseException | None]:
+    """Returns an error and its cause, which it would lose alone, as they can be pickled: at worst its words."""
     for cause in (error.__cause__, None):
         with suppress(Exception):
-            data = pickle.dumps((_ERROR, (error, cause)))
-            pickle.loads(data)
-            return data
-    return pickle.dumps((_ERROR, (FeaturemillError(f"{type(error).__name__}: {one_line(error)}"), None)))
+            pickle.loads(pickle.dumps((error, cause)))
+            return error, cause
+    return FeaturemillError(f"{type(error).__name__}: {one_line(error)}"), None
 
 
 def _limit(seconds: float | None, memory: int | None) -> None:
     """Limits what this process may take from now on."""
-    if seconds:
-        # Where nobody is left to end it: twice what the parent allows.
-        used = time.process_time()
-        _set(resource.RLIMIT_CPU, int(used + 2 * seconds) + 2)
+    # Where nobody is left to end it: twice what the parent allows. Another parent's limit doesn't count any more.
+    most = int(time.process_time() + 2 * seconds) + 2 if seconds else resource.RLIM_INFINITY
+    _set(resource.RLIMIT_CPU, most)
     if memory:
         # Not RLIMIT_AS: allocators set whole gigabytes of addresses aside that they may never use.
         _set(resource.RLIMIT_DATA, _data_bytes() + memory)

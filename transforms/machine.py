@@ -84,6 +84,11 @@ def home_folder() -> str:
     return home
 
 
+def ended_as(code: int) -> str:
+    """Returns the end of a process in words, given its exit code or, negative, its signal."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
 def own_command(module: str) -> list[str]:
     """Returns the command that runs one of our modules in a new process, whatever the current folder holds."""
     # Not by `-m`, with which Python looks there first.

@@ -23,11 +23,13 @@ class Pool:
         output: Takes N×H×W×C float32, a tensor of Keras, and returns N×C.
         keeps_all: It only flattens: D is H·W·C instead of C, channels last, and vectors may be taken too. `planes`
             and `output` take the tap's output as it is, C×H×W or D, and N×H×W×C or N×D.
+        takes_class: It takes the first of a transformer's tokens alone; the others take the patches' alone.
     """
 
     planes: Callable[["np.ndarray"], "np.ndarray"]
     output: Callable[[Any], Any]
     keeps_all: bool = False
+    takes_class: bool = False
 
 
 def _mean_planes(positions: "np.ndarray") -> "np.ndarray":
@@ -72,11 +74,22 @@ def _flat_output(output: Any) -> Any:
     return ops.reshape(output, (-1, math.prod(output.shape[1:])))
 
 
+# Before the patches: the class token, and DINOv2's four registers.
+_MOST_EXTRA = 5
+
+
+def extra_tokens(tokens: int) -> int | None:
+    """Returns how many of T tokens come before the patches, which are n×n as images are square; None for too many."""
+    extra = tokens - math.isqrt(tokens) ** 2
+    return extra if extra <= _MOST_EXTRA else None
+
+
 POOLS = {
     "avg": Pool(planes=_mean_planes, output=_mean_output),
     "max": Pool(planes=lambda positions: positions.max(axis=1), output=_max_output),
     "gem": Pool(planes=_gem_planes, output=_gem_output),
     "flatten": Pool(planes=_flat_planes, output=_flat_output, keeps_all=True),
+    "cls": Pool(planes=lambda positions: positions[:, 0], output=lambda output: output[:, 0, 0], takes_class=True),
 }
 
 
@@ -87,7 +100,14 @@ def pool_planes(output: "np.ndarray", pool: str) -> "np.ndarray":
 
 
 def pool_output(output: Any, pool: str) -> Any:
-    """Pools N×H×W×C to N×C float32 whatever the precision before it, or flattens to N×D: `pool_planes` in Keras."""
+    """Pools N×H×W×C to N×C float32 whatever the precision before it, or flattens to N×D: `pool_planes` in Keras.
+
+    Of tokens, N×T×C, `cls` takes the first, and the other pools the patches.
+    """
     from keras import ops
 
-    return POOLS[pool].output(ops.cast(output, "float32"))
+    chosen = POOLS[pool]
+    if len(output.shape) == 3 and not chosen.keeps_all:
+        before = 0 if chosen.takes_class else extra_tokens(output.shape[1])
+        output = ops.expand_dims(output[:, before:], 2)
+    return chosen.output(ops.cast(output, "float32"))

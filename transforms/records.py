@@ -1,7 +1,7 @@
 """The small frozen records that travel between the steps. They import nothing of the project but errors."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 # The format of a listing of image files; shards have those of `transforms.shards.detect.FORMATS`.
 LISTING = "files"
@@ -26,11 +26,23 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class ListedFile:
-    """One image file of a listing, with the label and the side that its folders give it (None if they don't)."""
+    """One image file of a listing.
+
+    Attributes:
+        file: The file; one that a table names and that isn't there has no bytes and no version.
+        label, split: Label and side, as its folders or a table give them; None if they don't.
+        kept: A table's other values of its row, {column: value} as JSON; None if there is no table.
+    """
 
     file: FileInfo
     label: str | None
     split: str | None = None
+    kept: str | None = None
+
+    @property
+    def is_missing(self) -> bool:
+        """True if it wasn't there when it was looked for."""
+        return not (self.file.size or self.file.version)
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,14 @@ class SkippedFile:
 
     file: FileInfo
     reason: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A column of the input that comes along into the parts: its name, and the name of its Arrow type."""
+
+    name: str
+    type: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +74,7 @@ class Shard:
         label_field: The same for the label (for tar: a member's extension, or a key of the `.json` member); empty if
             there is none.
         name_field: The same for the image's own name, which makes the key readable; empty if there is none.
+        keep: What comes along; only where a unit is read: it is OUT's, and stands in no plan.
     """
 
     file: FileInfo
@@ -62,6 +83,8 @@ class Shard:
     image_field: str = ""
     label_field: str = ""
     name_field: str = ""
+    # Old predictions are known by a hash of the rest.
+    keep: tuple[Kept, ...] = field(default=(), repr=False)
 
     @property
     def is_listing(self) -> bool:
@@ -110,6 +133,8 @@ class EncodedImage:
         data: Encoded bytes, as stored.
         unusable: Why a label that is there can't be used, in a few words that group; empty if it can, or there is none.
         split: The side that it was given for: train, validation or test; None if unknown.
+        kept: The values of `Shard.keep`, None for what is missing; as they were stored until `shards.read` fits them.
+        notes: What there is to know of these, see `UnitReport.notes`.
     """
 
     key: str
@@ -119,6 +144,8 @@ class EncodedImage:
     data: bytes
     unusable: str = ""
     split: str | None = None
+    kept: tuple[Any, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,12 @@ from transforms.pools import POOLS
 from transforms.text import did_you_mean
 
 DEFAULT_FEATURE = "embedding=block5_pool:avg"
+VGG_NORMALISATION = "caffe"
+# What each does says `transforms.network.normalise`.
+NORMALISATIONS = (VGG_NORMALISATION, "torch", "tf", "inside")
+# Any other: a scale and an offset of red, green and blue.
+_NUMBER = "-?[0-9]+(?:[.][0-9]+)?(?:e-?[0-9]{1,2})?"
+OWN_NORMALISATION = re.compile(f"rgb[*]({_NUMBER},{_NUMBER},{_NUMBER})[+]({_NUMBER},{_NUMBER},{_NUMBER})")
 
 # Block 1 of a single image of this size takes 1 GiB.
 _FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 2048: one image would take gigabytes")
@@ -22,6 +28,7 @@ PIXEL_RULES = 2
 # The columns that every part has before its features; and those between the two that parts of earlier OUTs lack.
 ROW_COLUMNS = ("key", "label", "source", "position", "sha256", "width", "height")
 ADDED_COLUMNS = ("split",)
+OWN_COLUMNS = ROW_COLUMNS + ADDED_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -56,7 +63,7 @@ class SpecOptions:
     )
     exif: bool = declared(True, help="Turn images as their EXIF orientation says")
     precision: str = declared(
-        "float32", help="Type of the arithmetic", choices=("float32", "tf32", "bfloat16", "float16")
+        "float32", help="Type of the arithmetic", choices=("float32", "tf32", "bfloat16", "float16", "int16")
     )
     dtype: str = declared("float32", help="Type of the stored numbers", choices=("float32", "float16"))
     pixel_rules: int = field(default=PIXEL_RULES, metadata={"internal": True})
@@ -64,11 +71,12 @@ class SpecOptions:
 
 @dataclass(frozen=True)
 class Computed:
-    """The network, its weights and what is taken from it; a base of `FeatureSpec`, whose first fields these are."""
+    """The base, its weights and what is taken from it; `FeatureSpec` inherits these as its first fields."""
 
     backbone: str
     weights: str
     features: tuple[Feature, ...]
+    normalise: str = field(default=VGG_NORMALISATION, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -83,9 +91,11 @@ class FeatureSpec(SpecOptions, Computed):
         True
 
     Attributes:
-        backbone: `vgg19` or `vgg16`.
-        weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`.
+        backbone: One of `transforms.network.bases.BASES` or FILES.
+        weights: SHA-256 (hex) of the arrays used, see `transforms.network.weights.Weights`; of a file, of its network.
         features: What is stored, in the order of the columns; all computed in one pass.
+        normalise: How 8-bit RGB becomes what the base takes, one of NORMALISATIONS or as OWN_NORMALISATION has it.
+            Specs written when VGG was the only base don't name it, and its fingerprints stay what they were.
     """
 
     def to_json(self) -> str:
@@ -93,6 +103,8 @@ class FeatureSpec(SpecOptions, Computed):
         values = asdict(self)
         if self.pixel_rules == 1:
             del values["pixel_rules"]
+        if self.normalise == VGG_NORMALISATION:
+            del values["normalise"]
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -109,6 +121,8 @@ class FeatureSpec(SpecOptions, Computed):
             problem = wrong_field(vars(part), get_type_hints(type(part)))
             if problem:
                 raise ValueError(problem)
+        if spec.normalise not in NORMALISATIONS and not OWN_NORMALISATION.fullmatch(spec.normalise):
+            raise ValueError(f"no way to normalise is called {spec.normalise!r}")
         try:
             check(spec)
         except UsageError as error:
@@ -117,8 +131,8 @@ class FeatureSpec(SpecOptions, Computed):
 
     @property
     def layer_dtype(self) -> str:
-        """Keras's dtype of the layers: TF32 is a way to multiply float32."""
-        return "float32" if self.precision == "tf32" else self.precision
+        """Keras's dtype of the layers: TF32 and int16 are ways to multiply float32."""
+        return "float32" if self.precision in ("tf32", "int16") else self.precision
 
     @property
     def fingerprint(self) -> str:
@@ -126,21 +140,26 @@ class FeatureSpec(SpecOptions, Computed):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+def is_feature_name(name: str) -> bool:
+    """Returns whether a feature's column can be called so."""
+    return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)) and name.lower() not in OWN_COLUMNS
+
+
 def parse_feature(text: str) -> Feature:
-    """Reads `NAME=TAP:POOL`; whether the backbone has the tap is checked by `network.vgg.check_feature`.
+    """Reads `NAME=TAP:POOL`; whether the base has the tap is checked by `network.bases.check_feature`.
 
     Raises:
         UsageError: Not of that form, a pooling that isn't known, or a name that can't be a column.
     """
-    match = re.fullmatch(r"([^=:]+)=([^=:]+):([^=:]+)", text.strip())
+    match = re.fullmatch(r"([^=:]+)=([^=]+):([^=:]+)", text.strip())
     if not match:
         raise UsageError(f"feature {text!r} is not of the form NAME=TAP:POOL, such as {DEFAULT_FEATURE}")
     name, tap, pool = match.groups()
     if pool not in POOLS:
         raise UsageError(f"feature {text!r}: no pooling {pool!r}{did_you_mean(pool, POOLS)}")
-    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or name.lower() in ROW_COLUMNS + ADDED_COLUMNS:
+    if not is_feature_name(name):
         raise UsageError(
             f"feature {text!r}: {name!r} can't be its column; use letters, digits and _, "
-            f"and none of {', '.join(ROW_COLUMNS + ADDED_COLUMNS)}"
+            f"and none of {', '.join(OWN_COLUMNS)}"
         )
     return Feature(name, tap, pool)

@@ -370,6 +370,17 @@ def list_infos(folder: str) -> list[FileInfo]:
         return []
 
 
+def look_up(uris: Iterable[str]) -> dict[str, FileInfo]:
+    """Returns those of the files that are there, by one listing per folder: no request per file."""
+    by_folder: dict[str, set[str]] = {}
+    for uri in uris:
+        by_folder.setdefault(uri.rsplit("/", 1)[0], set()).add(uri)
+    found = {}
+    for folder, wanted in by_folder.items():
+        found.update({info.uri: info for info in list_infos(folder) if info.uri in wanted})
+    return found
+
+
 def remove_tree(folder: str, is_ours: Callable[[str], object] | None = None) -> None:
     """Removes a folder of ours and what is in it, if it is there; where it is a link, only the link.
 

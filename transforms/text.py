@@ -24,6 +24,13 @@ def size_text(count: int) -> str:
     return f"{count:.3g} TB"
 
 
+def duration(seconds: float) -> str:
+    """Returns seconds as `12 s`, `3 min 05 s` or `2 h 07 min`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
     """Returns the end of an error sentence: the valid names nearest to a wrong one, or all if none is near."""
     valid = list(valid)

@@ -11,12 +11,13 @@ import traceback
 import click
 
 from pipeline.cli import exploration, extraction, heads, maintenance
+from pipeline.cli.help import Tasks, complete_files_too
+from pipeline.cli.options import EXIT_INTERRUPTED, echo
 from pipeline.runners.supervised import supervise, tell
 from transforms.text import shown, shown_within
 
-EXIT_INTERRUPTED = 130
 # Commands that commit as they go; the others write at their end.
-_RESUMED = (["extract"], ["predict"], ["compact"], ["relocate"])
+_RESUMED = (["extract"], ["predict"], ["compact"], ["relocate"], ["drop-feature"])
 # Commands that decode images of any origin by the thousand, which their decoders may not survive.
 _DECODING = (["extract"], ["predict"])
 # Of what the system itself says where no module has said it better.
@@ -33,14 +34,20 @@ _CURES = {
 _NO_MEMORY = ("can't start new thread", "failed to map segment", "Cannot allocate memory")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Tasks, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="featuremill")
 def cli() -> None:
     """Batch feature extraction with frozen VGG networks: image shards in, Parquet out, every image accounted for."""
 
 
-for _command in (*extraction.COMMANDS, *heads.COMMANDS, *exploration.COMMANDS, *maintenance.COMMANDS):
-    cli.add_command(_command)
+cli.add_tasks(
+    {
+        "Extract": extraction.COMMANDS,
+        "Ask": exploration.COMMANDS,
+        "Heads": heads.COMMANDS,
+        "Keep": maintenance.COMMANDS,
+    }
+)
 
 
 def run_cli(args: list[str]) -> int:
@@ -63,7 +70,7 @@ def run_cli(args: list[str]) -> int:
             return 1
         code, message = _explain(error, args)
         # A file's name may hold line breaks.
-        click.echo(f"featuremill: {shown_within(message)}", err=True)
+        echo(f"featuremill: {shown_within(message)}", err=True)
         return code
 
 
@@ -99,6 +106,8 @@ def main() -> None:
     """The console script."""
     _fill_descriptors()
     args = sys.argv[1:]
+    if "_FEATUREMILL_COMPLETE" in os.environ:
+        complete_files_too()
     if args[:1] in _DECODING:
         args = supervise(args)
     # A copy of the descriptor for our own lines: while TensorFlow is imported its chatter is held back there, and what

@@ -5,22 +5,27 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, Terminal, debug_option, echo, saying, show, together
+from pipeline.cli.options import (
+    Chosen,
+    OptionsCommand,
+    Terminal,
+    debug_option,
+    echo,
+    hand_out,
+    overwrite_option,
+    result_options,
+    saying,
+)
 from transforms.text import counted
 
 _feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
-_result_options = together(
-    click.option("--output", "-o", "parquet", metavar="FILE", help="Write the result as Parquet."),
-    click.option("--html", "page", metavar="PAGE", help="Write the result as a contact sheet with thumbnails."),
-    click.option("--json", "as_json", is_flag=True, help="Show the result as JSON on standard output."),
-)
 
 
 @click.command(cls=OptionsCommand, options="pipeline.exploration.query:QueryOptions")
 @click.argument("output", metavar="OUT")
-@_result_options
+@result_options
 @debug_option
-def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) -> int:
+def query(rows: str | None, page: str | None, overwrite: bool, as_json: bool, **given: Any) -> int:
     """Find the stored rows nearest to images, rows or vectors: exact, in one pass, without an index.
 
     Several queries in one call share the pass. A condition sees a row's key, label, source, position, sha256, width and
@@ -33,11 +38,11 @@ def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) ->
 
     read = [given["output"], *given["images"], *given["vectors"], given["weights"]]
     # A dash is standard input.
-    check_targets([name for name in read if name not in (None, "-")], parquet=parquet, page=page)
-    with held(parquet, page):
+    check_targets([name for name in read if name not in (None, "-")], rows=rows, page=page, overwrite=overwrite)
+    with held(rows, page):
         found = module.query(module.QueryOptions(**given))
-        writers = ((parquet, module.write_found), (page, write_query_page))
-        return _hand_out(found, writers, as_json, module.found_json, module.found_text)
+        writers = ((rows, module.write_found), (page, write_query_page))
+        return hand_out(found, writers, module.found_json, module.found_text, as_json=as_json)
 
 
 @click.command()
@@ -45,10 +50,11 @@ def query(parquet: str | None, page: str | None, as_json: bool, **given: Any) ->
 @click.argument("text", metavar="QUERY")
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="Show the result as CSV.")
-@click.option("--output", "-o", "parquet", metavar="FILE", help="Write the result as Parquet.")
+@click.option("--output", "-o", "rows", metavar="FILE", help="Write the result to a .parquet, .csv or .jsonl file.")
+@overwrite_option
 @debug_option
-def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None) -> int:
-    """Ask OUT in SQL (DuckDB's): views features, failures and units, such as
+def sql(output: str, text: str, as_json: bool, as_csv: bool, rows: str | None, overwrite: bool) -> int:
+    """Ask OUT or PRED in SQL (DuckDB's), by the views features, failures, units and, of PRED, predictions.
 
     featuremill sql OUT "SELECT label, count(*) FROM features GROUP BY 1"
 
@@ -58,14 +64,14 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
     from pipeline.rendering.targets import check_targets
     from transforms.committed import held
 
-    if as_json + as_csv + (parquet is not None) > 1:
+    if as_json + as_csv + (rows is not None) > 1:
         raise click.UsageError("give one of --json, --csv and --output")
-    check_targets([output], parquet=parquet)
-    with held(parquet), module.sql(output, text) as answer:
+    check_targets([output], rows=rows, overwrite=overwrite)
+    with held(rows), module.sql(output, text) as answer:
         if not answer.complete:
             echo("note     the run is not finished: these are its rows so far", err=True)
-        if parquet:
-            echo(f"{counted(module.write_answer(answer, parquet), 'row')} in {parquet}", err=True)
+        if rows:
+            echo(f"{counted(module.write_answer(answer, rows), 'row')} in {rows}", err=True)
         elif as_json:
             module.write_answer_json(answer, sys.stdout)
         elif as_csv:
@@ -79,9 +85,9 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, parquet: str | None
 @click.argument("output", metavar="OUT")
 @click.option("--cosine", default=0.98, show_default=True, help="Cosine from which on two rows are near copies.")
 @_feature_option
-@_result_options
+@result_options
 @debug_option
-def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool, **given: Any) -> int:
+def duplicates(output: str, rows: str | None, page: str | None, overwrite: bool, as_json: bool, **given: Any) -> int:
     """Find exact copies by content and near copies by cosine, as groups; labels that disagree come first.
 
     Every pair is compared. Rows of a group are connected by pairs, so the ends of a chain may be less alike.
@@ -91,17 +97,18 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
     from transforms.committed import held
     from transforms.similarity.copies import find_duplicates
 
-    check_targets([output], parquet=parquet, page=page)
-    with held(parquet, page):
+    check_targets([output], rows=rows, page=page, overwrite=overwrite)
+    with held(rows, page):
         found = find_duplicates(output, **given)
-        writers = ((parquet, module.write_duplicates), (page, module.write_duplicates_page))
-        return _hand_out(found, writers, as_json, module.duplicates_json, module.duplicates_text)
+        writers = ((rows, module.write_duplicates), (page, module.write_duplicates_page))
+        return hand_out(found, writers, module.duplicates_json, module.duplicates_text, as_json=as_json)
 
 
 @click.command()
 @click.argument("output", metavar="OUT")
 @click.option(
     "--by",
+    type=Chosen("transforms.similarity.outlying:BY"),
     default="class",
     show_default=True,
     help="What a row is far from: class (its centre), or neighbours (the nearest rows).",
@@ -109,9 +116,9 @@ def duplicates(output: str, parquet: str | None, page: str | None, as_json: bool
 @click.option("--top", default=50, show_default=True, help="Show so many rows.")
 @click.option("--neighbours", default=10, show_default=True, help="Nearest rows that count, for --by neighbours.")
 @_feature_option
-@_result_options
+@result_options
 @debug_option
-def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, **given: Any) -> int:
+def outliers(output: str, rows: str | None, page: str | None, overwrite: bool, as_json: bool, **given: Any) -> int:
     """Find the rows farthest from the centre of their class, or from their nearest neighbours.
 
     By class takes two passes; by neighbours compares every pair of rows.
@@ -121,11 +128,11 @@ def outliers(output: str, parquet: str | None, page: str | None, as_json: bool, 
     from transforms.committed import held
     from transforms.similarity.outlying import find_outliers
 
-    check_targets([output], parquet=parquet, page=page)
-    with held(parquet, page):
+    check_targets([output], rows=rows, page=page, overwrite=overwrite)
+    with held(rows, page):
         found = find_outliers(output, **given)
-        writers = ((parquet, module.write_outliers), (page, module.write_outliers_page))
-        return _hand_out(found, writers, as_json, module.outliers_json, module.outliers_text)
+        writers = ((rows, module.write_outliers), (page, module.write_outliers_page))
+        return hand_out(found, writers, module.outliers_json, module.outliers_text, as_json=as_json)
 
 
 @click.command(cls=OptionsCommand, options="pipeline.maps.run:MapOptions")
@@ -142,13 +149,6 @@ def map_(quiet: bool, **given: Any) -> int:
 
     echo(module.map_text(module.make_map(module.MapOptions(**given), say=saying(quiet=quiet))))
     return 0
-
-
-def _hand_out(found: Any, writers: Any, as_json: bool, to_json: Any, to_text: Any) -> int:
-    for path, write in writers:
-        if path:
-            write(found, path)
-    return show(found, to_json, to_text, as_json=as_json)
 
 
 map_.name = "map"

@@ -6,13 +6,16 @@ import click
 
 from pipeline.cli.options import (
     BeamCommand,
+    Chosen,
     OptionsCommand,
     debug_option,
     echo,
     failures_exit_code,
     gathered,
+    overwrite_option,
     saying,
     show,
+    written,
 )
 
 _OPTIONS = "pipeline.extraction.options:ExtractOptions"
@@ -29,18 +32,21 @@ def extract(ctx: click.Context, **given: Any) -> int:
     """Embed every image of the INPUTs, once, and store the features in OUT as Parquet.
 
     INPUT is a TFRecord, WebDataset tar or Parquet shard, an image, a folder (a sub-folder is a class), a glob (also
-    quoted, also with {000..099}), or @list.txt with a path per line, in any mix. Run the same command again to resume,
-    to add inputs, or to do nothing.
+    quoted, also with {000..099}), or @list.txt with a path per line, in any mix. Run it again to resume, to add inputs,
+    or to do nothing; what decides the numbers is then taken from OUT, unless it is named.
 
     Exit codes: 0 complete, 1 error, 2 usage, 3 too many failures, 130 interrupted.
     """
     from pipeline.extraction.options import ExtractOptions
+    from pipeline.extraction.resumed import resumed
     from pipeline.extraction.run import run
     from pipeline.extraction.summary import summary_json, summary_text
     from transforms.store.output import Output
 
     quiet, as_json, yes = given.pop("quiet"), given.pop("as_json"), given.pop("yes")
     options = gathered(ExtractOptions, given, beam_args=ctx.meta.get("beam_args", ()))
+    named = [name for name in given if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+    options = resumed(options, named, say=saying(quiet=quiet))
     if options.overwrite and not yes and Output(options.output).holds_features:
         _confirm_removal(options.output)
     summary = run(options, say=saying(quiet=quiet), quiet=quiet)
@@ -53,8 +59,8 @@ def extract(ctx: click.Context, **given: Any) -> int:
 
 # Options about the output and the run; of a sample nothing is stored.
 _OF_A_RUN = (
-    *("output", "workers", "runner", "unit_bytes", "max_failure_rate"),
-    *("prune", "retry_failed", "overwrite", "limit"),
+    *("output", "keep", "workers", "runner", "unit_bytes", "max_failure_rate"),
+    *("prune", "retry_failed", "overwrite", "limit", "add_feature"),
 )
 
 
@@ -88,19 +94,25 @@ def estimate(as_json: bool, **given: Any) -> int:
 
 
 @click.command()
-@click.argument("backbone")
+@click.argument("backbone", type=Chosen("transforms.network.bases:BACKBONES"))
 @click.option("--include-top", is_flag=True, help="Show the dense layers, too.")
-@click.option("--image-size", default=224, show_default=True, help="Pixels on a side of the input.")
+@click.option("--image-size", type=int, show_default="the network's own", help="Pixels on a side of the input.")
 @click.option("--plot", metavar="FILE", help="Draw the stack to a .png or .svg.")
+@overwrite_option
 @debug_option
-def describe(backbone: str, include_top: bool, image_size: int, plot: str | None) -> int:
-    """Show BACKBONE's layers: names to tap, shapes, parameters, multiply-adds, bytes of a tap."""
+def describe(backbone: str, include_top: bool, image_size: int | None, plot: str | None, overwrite: bool) -> int:
+    """Show BACKBONE's layers: names to tap, shapes, parameters, multiply-adds, bytes of a tap.
+
+    BACKBONE is a name, FILE.keras or FILE.onnx, of which the layers or tensors are shown that can be tapped.
+    """
     from pipeline import describe as module
 
     text = module.describe_text(backbone, include_top=include_top, image_size=image_size)
     if plot:
-        module.plot(backbone, plot, include_top=include_top, image_size=image_size)
+        module.plot(backbone, plot, include_top=include_top, image_size=image_size, overwrite=overwrite)
     echo(text)
+    if plot:
+        echo(written(plot), err=True)
     return 0
 
 

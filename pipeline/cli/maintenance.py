@@ -1,10 +1,10 @@
-"""The commands on an OUT that is there: inspect, verify, compact, relocate, convert, report."""
+"""The commands on an OUT that is there: inspect, verify, compact, relocate, convert, register, report, drop-feature."""
 
 from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, Parsed, debug_option, echo, saying, show
+from pipeline.cli.options import Chosen, OptionsCommand, Parsed, debug_option, echo, overwrite_option, saying, show
 from transforms.declared import parse_bytes
 
 
@@ -30,7 +30,7 @@ def inspect(output: str, deep: bool, as_json: bool) -> int:
     "--tolerance",
     type=float,
     help="Largest drift, as a share of a vector's largest value.  "
-    "[default: 1e-4; 1e-3 if stored as float16; 2e-2 at other precisions than float32]",
+    "[default: 1e-4; 1e-3 if stored as float16; 5e-3 at int16; 2e-2 at other precisions than float32]",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of the sample; another one draws other rows.")
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
@@ -90,7 +90,11 @@ def relocate(output: str, moves: tuple[str, ...], check: str, as_json: bool) -> 
 @click.argument("output", metavar="OUT")
 @click.option("--output", "-o", "copy", required=True, metavar="COPY", help="FILE.parquet, or a folder for TSV.")
 @click.option("--feature", metavar="NAME", help="Copy only this column of vectors.  [default: all; for TSV embedding]")
-@click.option("--dtype", help="Type of the numbers, for Parquet: float16, float32 or float64.  [default: as stored]")
+@click.option(
+    "--dtype",
+    type=Chosen("pipeline.maintenance.convert:DTYPES"),
+    help="Type of the numbers, for Parquet: float16, float32 or float64.  [default: as stored]",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an earlier COPY.")
 @debug_option
 def convert(output: str, copy: str, **given: Any) -> int:
@@ -107,8 +111,27 @@ def convert(output: str, copy: str, **given: Any) -> int:
 
 @click.command()
 @click.argument("output", metavar="OUT")
+@click.option("--iceberg", metavar="CATALOG.NS.TABLE", help="A table of a catalog that PyIceberg knows by this name.")
+@click.option("--delta", is_flag=True, help="A Delta table, whose log is in OUT/features.")
+@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@debug_option
+def register(output: str, as_json: bool, **given: Any) -> int:
+    """Make a table of OUT's parts, as they lie, or bring it up to date.
+
+    No row is written again. After extract, --prune or compact the same command removes from the table what is gone and
+    adds what is new, in one commit; until then readers of the table may miss parts that are gone.
+    """
+    from pipeline.maintenance import register as module
+
+    found = module.register(output, **given)
+    return show(found, module.registered_json, module.registered_text, as_json=as_json)
+
+
+@click.command()
+@click.argument("output", metavar="OUT")
 @click.option("--html", "page", required=True, metavar="PAGE", help="The page, one file.")
 @click.option("--feature", metavar="NAME", help="Column of vectors that the small map shows.  [default: embedding]")
+@overwrite_option
 @debug_option
 def report(output: str, **given: Any) -> int:
     """Show a run in one page: totals, failures, time, labels, sizes, vectors, duplicates, the spec.
@@ -121,4 +144,16 @@ def report(output: str, **given: Any) -> int:
     return 0
 
 
-COMMANDS = (inspect, verify, compact, relocate, convert, report)
+@click.command()
+@click.argument("output", metavar="OUT")
+@click.argument("name", metavar="NAME")
+@debug_option
+def drop_feature(output: str, name: str) -> int:
+    """Remove the feature NAME, which extract --add-feature added to OUT. All else stays."""
+    from pipeline.maintenance import drop as module
+
+    echo(module.drop_feature(output, name))
+    return 0
+
+
+COMMANDS = (inspect, verify, compact, relocate, convert, register, report, drop_feature)

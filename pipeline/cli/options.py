@@ -3,7 +3,11 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from inspect import get_annotations
 from pkgutil import resolve_name
@@ -13,9 +17,9 @@ from typing import Any, TextIO, get_args, get_origin, get_type_hints
 import click
 
 from transforms.declared import Option, flags
-from transforms.text import shown
+from transforms.text import shown, shown_within
 
-EXIT_FAILURES = 3
+EXIT_FAILURES, EXIT_INTERRUPTED = 3, 130
 
 
 def set_up_logging(debug: bool) -> None:
@@ -102,11 +106,11 @@ def _option(own: Field, kind: Any) -> click.Option:
         flag += f"/--no-{flag[2:]}" if own.default else ""
         settings |= {"is_flag": True}
     elif option.parse:
-        settings |= {"type": Parsed(option.parse), "show_default": False}
-    elif get_origin(kind) is tuple:
-        settings |= {"multiple": True}
+        settings |= {"type": Parsed(option.parse, option.choices), "show_default": False}
     else:
-        settings |= {"type": kind}
+        settings |= {"multiple": True} if get_origin(kind) is tuple else {"type": kind}
+        if option.choices:
+            settings |= {"type": Chosen(option.choices)}
     return click.Option([flag, *others, own.name], **settings)
 
 
@@ -114,12 +118,32 @@ def _listed(names: Sequence[str]) -> str:
     return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
-class Parsed(click.ParamType):
+class Chosen(click.ParamType):
+    """One of several names, which the shell offers; whoever takes the value checks it, and names the nearest ones.
+
+    Args:
+        choices: The names, or `module:NAMES` where they are, which is imported only to offer them.
+    """
+
+    name = "name"
+
+    def __init__(self, choices: Iterable[str] | str):
+        self._choices = choices
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
+        from click.shell_completion import CompletionItem
+
+        choices = resolve_name(self._choices) if isinstance(self._choices, str) else self._choices
+        return [CompletionItem(choice) for choice in choices if choice.startswith(incomplete)]
+
+
+class Parsed(Chosen):
     """A value that a function makes of the text."""
 
     name = "text"
 
-    def __init__(self, parse: Callable[[str], Any]):
+    def __init__(self, parse: Callable[[str], Any], choices: Iterable[str] = ()):
+        super().__init__(choices)
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -156,8 +180,28 @@ class BeamCommand(OptionsCommand):
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Prints lines for people or JSON. All that commands print goes through here, so that nothing steers a terminal."""
-    click.echo(shown(text), err=err)
+    """Prints lines for people. All that commands print goes through here, so that nothing steers a terminal."""
+    text = shown(text)
+    if (sys.stderr if err else sys.stdout).isatty():
+        text = folded(text, shutil.get_terminal_size().columns)
+    click.echo(text, err=err)
+
+
+def folded(text: str, columns: int) -> str:
+    """Returns lines no longer than a terminal is wide, broken between words; what goes on stands below the words.
+
+    A word that is longer, such as a path, stays whole, so that it can be copied.
+    """
+    lines = []
+    for line in text.split("\n"):
+        label = re.match(r" *(?:\S+ {2,})?", line).end()
+        indent = " " * (label if 0 < label <= columns // 2 else 2)
+        lines += (
+            textwrap.wrap(*(line, columns), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+            if len(line) > columns
+            else [line]
+        )
+    return "\n".join(lines)
 
 
 def saying(*, quiet: bool = False) -> Callable[[str], None]:
@@ -167,7 +211,10 @@ def saying(*, quiet: bool = False) -> Callable[[str], None]:
 
 def show(result: Any, to_json: Callable[[Any], Any], to_text: Callable[[Any], str], *, as_json: bool) -> int:
     """Prints a result for programs or for people; returns the exit code, 0."""
-    echo(json.dumps(to_json(result), indent=2) if as_json else to_text(result))
+    if as_json:
+        click.echo(shown(json.dumps(to_json(result), indent=2)))
+    else:
+        echo(to_text(result))
     return 0
 
 
@@ -204,6 +251,39 @@ def together(*options: Callable) -> Callable:
         return command
 
     return decorate
+
+
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that are there.")
+result_options = together(
+    click.option("--output", "-o", "rows", metavar="FILE", help="Write the result to a .parquet, .csv or .jsonl file."),
+    click.option("--html", "page", metavar="PAGE", help="Write the result as a contact sheet with thumbnails."),
+    overwrite_option,
+    click.option("--json", "as_json", is_flag=True, help="Show the result as JSON on standard output."),
+)
+
+
+def hand_out(
+    found: Any,
+    writers: Sequence[tuple[str | None, Callable]],
+    to_json: Callable[[Any], Any],
+    to_text: Callable[[Any], str],
+    *,
+    as_json: bool,
+) -> int:
+    """Writes a result to the files that are named, and prints it; returns the exit code, 0."""
+    for path, write in writers:
+        if path:
+            write(found, path)
+    show(found, to_json, to_text, as_json=as_json)
+    for path, _ in writers:
+        if path:
+            echo(written(path), err=True)
+    return 0
+
+
+def written(path: str) -> str:
+    """Returns the line that names a file that a command has written."""
+    return f"written  {shown_within(path)}"
 
 
 def failures_exit_code(rate: float, allowed: float, where: str) -> int:

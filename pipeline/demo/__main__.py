@@ -1,4 +1,4 @@
-"""The demo: draws a small sample set, extracts it in every format, and looks into the result.
+"""The demo: draws a small sample set, extracts it in every format, trains a head, and shows what it gets wrong.
 
 Run as `python -m pipeline.demo FOLDER`, which is what `make demo` does. It calls the command as a user would.
 """
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 
-from pipeline.demo.samples import draw_samples
+from pipeline.demo.samples import draw_items, draw_samples, write_folder
 
 _LOOK = (
     'import duckdb; print(duckdb.sql("SELECT label, count(*) AS images, count(DISTINCT sha256) AS contents, '
@@ -17,7 +17,17 @@ _LOOK = (
     "FROM '{output}/features/*.parquet' GROUP BY label ORDER BY label\"))"
 )
 _NEXT = """
+Open in a browser
+  {folder}/head/report.html
+      how good the head is, with intervals
+  {folder}/predictions/errors.html
+      what it gets wrong on new images; a click on the matrix shows them
+  {folder}/suspects.html
+      labels that may be wrong: select, correct, save as labels.csv
+
 What to try next
+  {command} train {output} --output {folder}/better --labels labels.csv --labels-mode update
+      the head again, with the labels that you corrected
   {command} inspect {output}
       the spec, the books, rows per label, the vectors
   {command} extract {inputs} --output {output} --weights {weights}
@@ -54,8 +64,20 @@ def main(folder: str) -> int:
     print()
     if code := _run([sys.executable, "-c", _LOOK.format(output=output)]):
         return code
+    # Other images of the same classes.
+    test = os.path.join(folder, "test")
+    write_folder(test, draw_items(per_class=15, size=160, seed=1))
+    head, predictions, page = (os.path.join(folder, name) for name in ("head", "predictions", "suspects.html"))
+    for arguments in (
+        ["train", output, "--output", head],
+        ["predict", head, test, "--output", predictions, "--evaluate"],
+        ["suspects", output, "--html", page, "--quiet"],
+    ):
+        print()
+        if code := _run([command, *arguments]):
+            return code
     shown = {"command": os.path.relpath(command), "output": output, "inputs": " ".join(inputs), "weights": weights}
-    print(_NEXT.format(**shown))
+    print(_NEXT.format(**shown, folder=folder))
     return 0
 
 

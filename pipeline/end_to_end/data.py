@@ -1,5 +1,8 @@
 """The inputs of `finetune`: a head, its network's weights, and rows that are split as the head's were."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,24 +15,29 @@ from pipeline.training.options import TrainOptions
 from pipeline.training.run import split_table
 from transforms.end_to_end.inputs import GroupReader, TapRows, TuningRows
 from transforms.end_to_end.plan import TuningPlan, plan_tuning
-from transforms.engines.checks import computed_layers
+from transforms.engines.checks import check_named, computed_layers
 from transforms.errors import FeaturemillError
 from transforms.evaluation.dealing import DEALING
 from transforms.evaluation.split import Split
-from transforms.heads import FitSettings, kind_of
+from transforms.heads import TRANSFORMS, FitSettings, kind_of
 from transforms.heads.cells import Rows
+from transforms.network.bases import is_graph
 from transforms.network.weights import Weights, load_weights
+from transforms.pools import POOLS
 from transforms.predictors.head import Head
 from transforms.predictors.weights import check_weights, weights_source
 from transforms.rows.labels import encode_as
 from transforms.rows.sources import ImageRows
 from transforms.rows.table import Table, open_table
-from transforms.spec import FeatureSpec, SpecOptions
+from transforms.rows.vectors import StoredVectors
+from transforms.spec import Feature, FeatureSpec, SpecOptions
 from transforms.store.features import Features
 from transforms.text import counted, short
 
 # What has to be the same for a stored tap to be what the head's own network computes. The stored dtype may differ.
 _DECISIVE = ("backbone", *(own.name for own in fields(SpecOptions) if own.name != "dtype"))
+# Rows whose keys are hashed at once.
+_ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,10 @@ class TuningData:
     """The rows, and which of them train, choose and judge.
 
     Attributes:
-        table: Keys and labels; its vectors aren't what is trained on.
+        table: Keys and labels.
         rows: The network's input, and the N rows' classes as indices into the head's.
+        vectors: What the head takes, as it is stored; None where it isn't.
+        settings: Of the head's fit.
         parts: The split.
         fit: The cells that are trained on, chosen by, and judged on.
         cells: N int32, as in `Rows`.
@@ -51,6 +61,8 @@ class TuningData:
 
     table: Table
     rows: TuningRows
+    vectors: StoredVectors | None
+    settings: FitSettings
     parts: Split
     fit: Fit
     cells: np.ndarray
@@ -64,6 +76,17 @@ class TuningData:
         """Returns N booleans: which rows are in these cells."""
         return np.isin(self.cells, cells)
 
+    @property
+    def sha256(self) -> str:
+        """SHA-256 (hex) of the rows: keys, hashes of their content where known, classes and split."""
+        digest = hashlib.sha256(self.rows.codes.tobytes() + self.cells.tobytes())
+        for at in range(0, len(self.table.keys), _ROWS_AT_ONCE):
+            digest.update(json.dumps(self.table.keys.slice(at, _ROWS_AT_ONCE).to_pylist()).encode())
+            if self.table.sha256 is not None:
+                hashes = self.table.sha256.slice(at, _ROWS_AT_ONCE).to_pylist()
+                digest.update(b"".join(one or b"-" for one in hashes))
+        return digest.hexdigest()
+
 
 def check_head(head: Head, options: FinetuneOptions) -> None:
     if not kind_of(head.model.kind).is_dense:
@@ -73,9 +96,10 @@ def check_head(head: Head, options: FinetuneOptions) -> None:
         )
     if head.spec is None:
         raise FeaturemillError(
-            f"{options.head} was trained on vectors of unknown origin, so its network isn't known; "
+            f"{options.head} was trained on {head.origin}, so its network isn't known; "
             "train it on the output of featuremill extract"
         )
+    check_named(head.spec.backbone, "finetune")
     if head.spec.precision != "float32":
         raise FeaturemillError(
             f"{options.head} takes features of precision {head.spec.precision}, too coarse to train convolutions in; "
@@ -97,16 +121,27 @@ def check_spec(spec: FeatureSpec, features: Features) -> None:
 
 
 def make_plan(head: Head, features: Features, options: FinetuneOptions) -> TuningPlan:
-    stored = () if options.source == "images" else features.spec.features
+    # A tap of the mirrored image is another one, which no tap of the image gives.
+    stored = () if options.source == "images" or options.mirror else features.spec.features
     plan = plan_tuning(computed_layers(head.spec), head.spec, head.columns, options.unfreeze, stored)
     if options.source == "taps" and not plan.start:
-        below = plan.table[plan.first - 1].name if plan.first else ""
-        cure = f"extract --feature tap={below}:flatten" if below else "pass --unfreeze with fewer layers"
+        cure = f"extract --feature tap={plan.below}:flatten" if plan.below else "pass --unfreeze with fewer layers"
         raise FeaturemillError(
-            f"{features.output} stores no flattened layer below the first one to train, {plan.table[plan.first].name}; "
-            f"{cure}, or start from images"
+            f"{features.output} stores no flattened layer that all from {plan.trained[0]} on depends on alone"
+            f"{_nearest(plan, features)}; {cure}, or start from images"
         )
     return plan
+
+
+def _nearest(plan: TuningPlan, features: Features) -> str:
+    """Returns which layers would do in the place of the stored tap that is nearest to it; nothing without one."""
+    names = [layer.name for layer in plan.taken]
+    kept = {feature.tap for feature in features.spec.features if POOLS[feature.pool].keeps_all}
+    below = [i for i, name in enumerate(names[: names.index(plan.trained[0])]) if name in kept]
+    if not below or not plan.starts:
+        return ""
+    near = sorted(plan.starts, key=lambda name: abs(names.index(name) - below[-1]))[:2]
+    return f" ({names[below[-1]]} won't do, {' or '.join(near)} would)"
 
 
 def open_weights(head: Head, features: Features, plan: TuningPlan, options: FinetuneOptions) -> Weights:
@@ -126,17 +161,23 @@ def open_weights(head: Head, features: Features, plan: TuningPlan, options: Fine
 
 
 def open_data(head: Head, features: Features, plan: TuningPlan, options: FinetuneOptions) -> TuningData:
-    """Opens the rows and splits them as the head's were."""
+    """Opens the rows and splits them as the head's were.
+
+    Of folds, the first judges and the second chooses: the others train.
+    """
     recorded = head.split.get("options", {})
     shared = ("labels_mode", "label_column", "key_column", "group_column", "split_column")
     shared += ("validation", "test", "folds")
+    stored = all(feature in features.spec.features for feature in _taken(head))
     asked = TrainOptions(
         features=options.features,
         output=options.output,
-        columns=_split_columns(head, features, recorded.get("near")),
+        columns=head.columns if stored else _other_column(head, features, recorded.get("near")),
         labels=options.labels or recorded.get("labels"),
+        # The head has the test rows of that other head itself, wherever that is now.
+        test_of=options.head if recorded.get("test_of") else None,
         near_duplicates=recorded.get("near"),
-        settings=FitSettings(seed=recorded.get("seed", 0)),
+        settings=_settings(head.model.settings, recorded),
         **{name: recorded[name] for name in shared if name in recorded},
     )
     table, joined, parts = split_table(asked)
@@ -149,18 +190,20 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
     facts.pop("warning", None)
     if never_trained:
         facts["warning"] = f"{never_trained_text(never_trained)}: these figures are only a try"
-    if fits.judged_on != "validation" and kind_of(head.model.kind).refits:
-        facts["caution"] = "the head had trained on the validation rows too: what it was on them before is too good"
-    if recorded and recorded.get("dealing") != DEALING:
+    fit = fits.fits[0]
+    facts["start"] = _start_fact(head, fit, fits.cells)
+    if "finetuned" in head.model.settings and recorded.get("dealing") != DEALING:
         facts["caution"] = (
-            "the head is of an earlier version, which split otherwise: it may have trained on rows that judge it here; "
-            "train it again"
+            "the head was fine-tuned by an earlier version, which split otherwise: its network may know rows that "
+            "judge it here; begin again with a head that train made"
         )
     return TuningData(
         table=table,
         rows=TuningRows(reader, table.vectors.parts, codes, plan.row_bytes),
+        vectors=table.vectors if stored else None,
+        settings=asked.settings,
         parts=parts,
-        fit=fits.final or fits.fits[0],
+        fit=fit,
         cells=fits.cells,
         classes=head.classes,
         facts={**facts, "training": _training_fact(plan, options)},
@@ -177,14 +220,32 @@ def _never_trained(head: Head, plan: TuningPlan) -> tuple[str, ...]:
     return tuple(name for name in plan.frozen if name in head.never_trained or not head.never_trained)
 
 
-def _split_columns(head: Head, features: Features, near: float | None) -> tuple[str, ...]:
-    """Returns the columns that near copies are looked for in: the head's own, where they are stored."""
-    ours = [feature for feature in head.spec.features if feature.name in head.columns]
-    if all(feature in features.spec.features for feature in ours):
-        return head.columns
+def _settings(chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> FitSettings:
+    """Returns how the head was fitted; one of an earlier version says only what was chosen."""
+    if "settings" in recorded:
+        known = {own.name for own in fields(FitSettings)}
+        asked = {name: value for name, value in recorded["settings"].items() if name in known}
+        return FitSettings(**{**asked, "penalties": tuple(asked["penalties"])})
+    kept = {name: chosen[name] for name in ("standardize", "learning_rate", "batch_size") if name in chosen}
+    kept |= {"penalties": (chosen["penalty"],)} if "penalty" in chosen else {}
+    return FitSettings(seed=recorded.get("seed", 0), transform=TRANSFORMS[0], **kept)
+
+
+def _start_fact(head: Head, fit: Fit, cells: np.ndarray) -> str:
+    train, validation, test = (int(np.isin(cells, some).sum()) for some in (fit.train, fit.validation, fit.test))
+    text = f"a {head.model.kind} head fitted anew on {counted(train, 'row')}, chosen by {validation:,} others"
+    return text + (f", judged on {test:,} that it never sees" if test else ", which judge it too")
+
+
+def _taken(head: Head) -> list[Feature]:
+    return [feature for feature in head.spec.features if feature.name in head.columns]
+
+
+def _other_column(head: Head, features: Features, near: float | None) -> tuple[str, ...]:
+    """Returns a column to open the rows by where the head's aren't stored."""
     if near is not None:
         raise FeaturemillError(
-            f"{features.output} has no {', '.join(map(str, ours))}, by which the head's split kept near copies "
+            f"{features.output} has no {', '.join(map(str, _taken(head)))}, by which the head's split kept near copies "
             "together; extract these features too"
         )
     return (features.names[0],)
@@ -215,9 +276,12 @@ def _reader(features: Features, plan: TuningPlan, table: Table) -> GroupReader:
 
 def _training_fact(plan: TuningPlan, options: FinetuneOptions) -> str:
     start = f"from the stored {plan.column} ({plan.table[plan.start - 1].name})" if plan.start else "from images"
-    layers_text = f"{counted(len(plan.trained), 'convolution')} from {plan.trained[0]} on, and the head"
-    computed = [name for name in plan.frozen if plan.start <= [x.name for x in plan.table].index(name) <= plan.last]
-    again = f"; {counted(len(computed), 'frozen convolution')} computed again at each step" if computed else ""
-    tap = plan.table[plan.first - 1].name if plan.first else ""
-    cure = f" (extract --feature tap={tap}:flatten spares that)" if again and options.source == "auto" else ""
-    return f"{layers_text}, {start}{again}{cure}"
+    noun = "layer" if is_graph(plan.table) else "convolution"
+    layers_text = f"{counted(len(plan.trained), noun)} from {plan.trained[0]} on, and the head"
+    again = counted(len(plan.recomputed), f"frozen {noun}")
+    again = f"; {again} computed again at each step" if plan.recomputed else ""
+    spared = again and plan.below and options.source == "auto" and not options.mirror
+    cure = f" (extract --feature tap={plan.below}:flatten spares that)" if spared else ""
+    mirrored = ", mirrored by a draw (stored taps aren't used)" if options.mirror else ""
+    as_is = "; the base's batch normalisation and dropout stay as at inference" if noun == "layer" else ""
+    return f"{layers_text}, {start}{mirrored}{again}{cure}{as_is}"

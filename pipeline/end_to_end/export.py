@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.training.facts import never_trained_text
 from transforms import storage
 from transforms.committed import committed_file, committed_folder, held
-from transforms.engines.checks import computed_layers
+from transforms.engines.checks import check_named, computed_layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import Weights, load_weights
 from transforms.predictors.head import Head, load_head
@@ -66,9 +66,10 @@ def export(
         loaded = load_head(folder)
         if loaded.spec is None:
             raise FeaturemillError(
-                f"{folder} was trained on vectors of unknown origin, so there is no network to put before it; "
+                f"{folder} was trained on {loaded.origin}, so there is no network to put before it; "
                 "train it on the output of featuremill extract"
             )
+        check_named(loaded.spec.backbone, "export")
         used = _load_weights(folder, loaded, weights)
         notes = _notes(loaded, used)
         if notes["weights_are_random"]:

@@ -22,7 +22,7 @@ class FinetuneOptions:
     output: str = declared(help="Folder for the new head and its weights", flags=("--output", "-o"), metavar="NEW_HEAD")
     unfreeze: str = declared(
         "block5",
-        help="What is trained: a block, how many layers from the top of the base (5, 7; poolings count), or all",
+        help="What is trained: a block, a layer, how many layers from the top of the base (5, 7; all count), or all",
     )
     source: str = declared(
         "auto", help="What is read, auto being taps where they are stored", choices=("auto", "taps", "images")
@@ -36,7 +36,11 @@ class FinetuneOptions:
     epochs: int = declared(10, help="Most passes over the rows", bounds=(AT_LEAST_ONE,))
     patience: int = declared(3, help="Epochs without a better validation loss before it stops", bounds=(AT_LEAST_ONE,))
     seed: int = declared(0, help="Seed of shuffling and dropout; the split is the head's", bounds=(SEED,))
-    overwrite: bool = declared(False, help="Replace the head that is there")
+    mirror: bool = declared(
+        False, help="Mirror each training image left-right with probability 1/2, anew each epoch; images are read"
+    )
+    resume: bool = declared(False, help="Go on after the last whole epoch of a training that was cut off")
+    overwrite: bool = declared(False, help="Replace the head that is there, and a training that was cut off")
 
     def __post_init__(self) -> None:
         """Raises UsageError for what can't be, with the valid values."""
@@ -46,5 +50,10 @@ class FinetuneOptions:
             object.__setattr__(self, name, storage.absolute(getattr(self, name)))
         if self.output == self.head:
             raise UsageError(f"--output {self.output} is the head to start from; choose another folder")
+        if self.mirror and self.source == "taps":
+            raise UsageError(
+                "--mirror with --source taps: a stored tap is that of the image as it is, and mirrored it isn't "
+                "that of the mirrored image; leave out one of them"
+            )
         check_beside(self.output, self.features)
         check(self)

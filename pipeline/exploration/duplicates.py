@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_rows
 from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.table import Table
 from transforms.rows.thumbnails import thumbnails
@@ -122,7 +122,7 @@ def write_duplicates(found: Duplicates, path: str) -> None:
             ]
             yield pa.Table.from_pylist(values, schema)
 
-    write_parquet(path, tables(), schema)
+    write_rows(path, tables(), schema)
 
 
 def write_duplicates_page(found: Duplicates, path: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_rows
 from transforms.rows.thumbnails import thumbnails
 from transforms.similarity.outlying import Outlier, Outliers
 from transforms.storage import readable
@@ -53,7 +53,7 @@ def write_outliers(found: Outliers, path: str) -> None:
         {"rank": rank, "distance": far.distance, "nearest_class": far.nearest_class, **row_values(far.row)}
         for rank, far in enumerate(found.found, 1)
     ]
-    write_parquet(path, [pa.Table.from_pylist(values, schema)], schema)
+    write_rows(path, [pa.Table.from_pylist(values, schema)], schema)
 
 
 def write_outliers_page(found: Outliers, path: str) -> None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.exploration.questions import Query, read_queries
 from pipeline.rendering.contact_sheet import Section, Tile, row_tile, write_sheet
-from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_parquet
+from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_rows
 from transforms.declared import AT_LEAST_ONE, check, declared
 from transforms.engines import ENGINES, check_engine
 from transforms.engines.engine import Engine
@@ -142,7 +142,7 @@ def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None
 def _wanted(table: Table, where: str | None) -> np.ndarray | None:
     if where is None:
         return None
-    schema = facts_schema(table)
+    schema = facts_schema(table, where)
     wanted = matching_rows(fact_batches(table, schema), schema, where, table.vectors.rows)
     if not wanted.any():
         raise FeaturemillError(
@@ -206,7 +206,7 @@ def write_found(found: Found, path: str) -> None:
         for asked, some in zip(found.queries, found.neighbours, strict=True)
         for rank, near in enumerate(some, 1)
     ]
-    write_parquet(path, [pa.Table.from_pylist(rows, schema)], schema)
+    write_rows(path, [pa.Table.from_pylist(rows, schema)], schema)
 
 
 def write_query_page(found: Found, path: str) -> None:

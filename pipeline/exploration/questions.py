@@ -123,7 +123,7 @@ def find_keys(table: Table, keys: Sequence[str]) -> list[int]:
 
 
 def _key_cure(table: Table) -> str:
-    if table.spec is None:
+    if not table.is_output:
         return f"its keys are like {printable(table.keys[0].as_py())}"
     return f'featuremill sql {shlex.quote(table.location)} "SELECT key FROM features" lists them'
 
@@ -137,6 +137,11 @@ def _read_image(path: str) -> Query:
 
 def _embed(queries: Sequence[Query], table: Table, load: "Callable[[FeatureSpec], Engine]") -> np.ndarray:
     spec = table.spec
+    if table.fingerprints:
+        raise FeaturemillError(
+            f"{'+'.join(table.columns)} of {table.location} are of several networks, so an image can't be embedded at "
+            "once; pass --vector or --key, or one --feature"
+        )
     if spec is None:
         raise FeaturemillError(
             f"{table.location} wasn't written by featuremill extract, so how to embed an image isn't known; "

@@ -1,7 +1,6 @@
-"""SQL over an OUT: one query on the views `features`, `failures` and `units`, in a sandbox."""
+"""SQL over an OUT or a PRED: one query on views such as `features` and `predictions`, in a sandbox."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,16 +11,18 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from pipeline.rendering.tables import as_json, text_table, write_csv, write_parquet
+from pipeline.rendering.tables import as_json, text_table, write_csv, write_rows
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
-from transforms.parquet.files import check_whole, open_sealed
+from transforms.parquet.beside import ROW_IDENTITY
+from transforms.parquet.files import check_headers, open_sealed
 from transforms.rows.sandbox import check_query, explained, interruptibly, sandbox
 from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
 from transforms.store.listing import read_footers
 from transforms.store.output import Output, check_failures
+from transforms.store.predictions import Predictions, are_predictions, features_behind
 from transforms.store.reports import parts_sha256, units_table
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
@@ -29,10 +30,10 @@ from transforms.text import one_line
 # More rows than that are for --csv, --json or --output.
 SHOWN_ROWS = 200
 _BATCH_ROWS = 16_384
+# What the parts' own rows are called where features were added.
+_OWN = "features_own"
 # A number takes 4 bytes in a batch and 32 as a Python value.
 _PYTHON_ROWS = 64
-# Parts that are larger together aren't read whole before each query: that takes about a second.
-_WHOLE_BYTES = 2**30
 # DuckDB reads through Arrow, which checks the pages.
 _CHECKED = ds.ParquetFileFormat(
     default_fragment_scan_options=ds.ParquetFragmentScanOptions(page_checksum_verification=True)
@@ -71,10 +72,12 @@ class Answer:
 
 @contextmanager
 def sql(output: str, text: str) -> Iterator[Answer]:
-    """Asks an OUT on a local disk; the query sees nothing but its three views.
+    """Asks an OUT on a local disk, or a PRED; the query sees nothing but their views.
+
+    A PRED has the view `predictions`, its `failures`, and `features` and `units` as far as they are known.
 
     Args:
-        output: OUT.
+        output: OUT or PRED.
         text: One query in DuckDB's SQL.
 
     Raises:
@@ -83,16 +86,36 @@ def sql(output: str, text: str) -> Iterator[Answer]:
     check_query(text)
     if not storage.is_local(output):
         raise FeaturemillError(f"{output}: sql reads folders on this machine; copy OUT here first")
-    out = Output(output)
-    features = open_features(out)
-    _check_whole(features)
-    with sandbox(_views(out, features)) as database, explained("SQL"):
+    views: dict[str, Any] = {}
+    joined = ""
+    complete, behind = True, features_behind(output)
+    is_predicted = are_predictions(storage.absolute(output))
+    if is_predicted:
+        # Failures of the images; those of the features, where these were kept, are the same.
+        parts = Predictions(output).part_files
+        _check_headers(parts)
+        views |= {"predictions": ds.dataset(parts, format=_CHECKED), "failures": _failures_of(output)}
+    if not is_predicted or behind != storage.absolute(output):
+        out = Output(behind)
+        features = open_features(out)
+        _check_headers([part for each in (features, *features.added) for part in each.parts])
+        views, complete = _views(out, features) | views, features.complete
+        joined = _joined(features)
+    with sandbox(views) as database, explained("SQL"):
+        if joined:
+            database.execute(joined)
         reader = interruptibly(database, lambda: database.sql(text).to_arrow_reader(_BATCH_ROWS))
-        yield Answer(reader.schema, _explained_batches(database, reader), features.complete)
+        yield Answer(reader.schema, _explained_batches(database, reader), complete)
 
 
-def _check_whole(features: Features) -> None:
-    """Reads all parts once, if they are small: of a page whose header is damaged, DuckDB would just get no rows.
+def _failures_of(output: str) -> pa.Table | ds.Dataset:
+    infos = storage.list_infos(storage.join(storage.absolute(output), "failures"))
+    failed = [info.uri for info in infos if info.uri.endswith(".parquet")]
+    return ds.dataset(failed, failures_schema(), format=_CHECKED) if failed else failures_schema().empty_table()
+
+
+def _check_headers(parts: Sequence[str]) -> None:
+    """Checks the headers of all pages: of one that is damaged, DuckDB would just get no rows.
 
     Footers were checked, and pages are as they are read.
 
@@ -102,15 +125,14 @@ def _check_whole(features: Features) -> None:
 
     def check(part: str) -> None:
         try:
-            check_whole(part)
+            check_headers(part)
         except (OSError, pa.ArrowException) as error:
             raise FeaturemillError(
                 f"{part} can't be read ({one_line(error)}); delete it and run extract again"
             ) from error
 
-    if sum(os.path.getsize(part) for part in features.parts) <= _WHOLE_BYTES:
-        with ThreadPoolExecutor(available_cores()) as pool:
-            list(pool.map(check, features.parts))
+    with ThreadPoolExecutor(available_cores()) as pool:
+        list(pool.map(check, parts))
 
 
 def _values(name: str, column: pa.Array) -> list:
@@ -146,12 +168,30 @@ def _views(output: Output, features: Features) -> dict[str, Any]:
         with open_sealed(uri, cure="delete it and its part, and run extract again") as parquet:
             check_failures(parquet.metadata, by_uri[uri])
     return {
-        "features": _rows(features),
+        "features" if not features.added else _OWN: _rows(replace(features, added=())),
+        **{f"{_OWN}_{side.names[0]}": _rows(side) for side in features.added},
         "failures": ds.dataset(failed, failures_schema(), format=_CHECKED)
         if failed
         else failures_schema().empty_table(),
         "units": units_table(reports),
     }
+
+
+def _joined(features: Features) -> str:
+    """Returns SQL that makes the view `features` of the parts and of added features; empty where none was added.
+
+    Both have the same rows in the same order, and a row that says otherwise ends the query.
+    """
+    if not features.added:
+        return ""
+    columns, tables = [f"{_OWN}.*"], [_OWN]
+    for number, side in enumerate(features.added):
+        [name] = side.names
+        wrong = f"the added feature {name} has other rows; delete its parts and add it again".replace("'", "''")
+        same = " AND ".join(f"{_OWN}.{column} = a{number}.{column}" for column in ROW_IDENTITY)
+        columns.append(f'CASE WHEN {same} THEN a{number}."{name}" ELSE error(\'{wrong}\') END AS "{name}"')
+        tables.append(f'"{_OWN}_{name}" AS a{number}')
+    return f"CREATE VIEW features AS SELECT {', '.join(columns)} FROM {' POSITIONAL JOIN '.join(tables)}"
 
 
 def _rows(features: Features) -> pa.Table | ds.Dataset:
@@ -221,5 +261,5 @@ def write_answer(answer: Answer, path: str) -> int:
             count += len(batch)
             yield batch
 
-    write_parquet(path, counted(), answer.schema)
+    write_rows(path, counted(), answer.schema)
     return count

@@ -176,7 +176,7 @@ def estimate(
         import transforms.embedding.extract_units  # noqa: F401
 
         job = options.job(weights or options.load_weights())
-        job = replace(job, output=folder, added_columns=ADDED_COLUMNS)
+        job = replace(job, output=folder, added_columns=dict.fromkeys(ADDED_COLUMNS, "string"))
         engine = (load or Job.load_engine)(job)
         start_seconds = perf_counter() - started
         measured = measure(sample.records, job, engine, seconds=seconds * (1 - _READ_SHARE))

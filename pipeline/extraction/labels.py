@@ -47,7 +47,8 @@ class LabelLook:
 def look_at_labels(found: shards.Found, fields: shards.Fields) -> LabelLook:
     """Looks at the labels of the inputs: all of image files, which are known, and some of a few shards."""
     counts: Counter[str | None] = Counter(listed.label for listed in found.files)
-    origins = [_of_files(fields)] if any(listed.label is not None for listed in found.files) else []
+    labelled = [listed for listed in found.files if listed.label is not None]
+    origins = [_of_files(fields) if listed.kept is None else "tables of paths" for listed in labelled]
     step = -(-len(found.shards) // _SHARDS) or 1
     looked = found.shards[::step]
     whole = len(looked) == len(found.shards)

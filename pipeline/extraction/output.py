@@ -9,11 +9,12 @@ from pipeline.extraction.plan import Plan
 from transforms import storage
 from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
+from transforms.labels.kept import type_name
 from transforms.network.weights import Weights
 from transforms.parquet.files import open_sealed
-from transforms.records import FileInfo, SkippedFile
+from transforms.records import FileInfo, Kept, SkippedFile
 from transforms.shards import Found
-from transforms.spec import ADDED_COLUMNS, FeatureSpec
+from transforms.spec import ADDED_COLUMNS, ROW_COLUMNS, FeatureSpec
 from transforms.store.features import Features
 from transforms.store.layout import OUTPUT_FOLDERS, failures_uri, part_uri
 from transforms.store.manifest import Manifest, new_manifest
@@ -25,7 +26,9 @@ from transforms.store.units import write_plan
 from transforms.text import clean
 
 
-def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, weights: Weights) -> Manifest:
+def check_output(
+    output: Output, options: ExtractOptions, spec: FeatureSpec, weights: Weights, kept: tuple[Kept, ...]
+) -> Manifest:
     """Returns OUT's manifest, or that of a new OUT.
 
     Raises:
@@ -39,6 +42,7 @@ def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, wei
         weights_are_random=weights.is_random,
         limit=options.limit,
         versions=library_versions(),
+        kept=kept,
     )
     if not output.holds_features:
         return new
@@ -50,6 +54,12 @@ def check_output(output: Output, options: ExtractOptions, spec: FeatureSpec, wei
         raise FeaturemillError(
             f"{output} was made with other settings (there | now): {'; '.join(differences)}. "
             "Choose another --output, the old settings, or --overwrite"
+        )
+    if manifest.kept != new.kept:
+        there, now = (" ".join(f"--keep {n}:{k}" for n, k in each.kept.items()) or "none" for each in (manifest, new))
+        raise FeaturemillError(
+            f"{output} was made with other columns kept (there | now): {there} | {now}. Choose another --output, "
+            "the old ones, or --overwrite"
         )
     if not manifest.is_complete and manifest.sample_limit and manifest.sample_limit == options.limit:
         # An unfinished sample isn't continued: it is made anew.
@@ -78,7 +88,7 @@ def restore_manifest(output: Output, weights: Weights) -> None:
         try:
             with open_sealed(output.path("features", name), cure="") as parquet:
                 spec = FeatureSpec.from_json(parquet.metadata.metadata[b"featuremill.spec"].decode())
-                columns = parquet.schema_arrow.names
+                columns = parquet.schema_arrow
         except (FeaturemillError, KeyError, TypeError, ValueError):
             continue
         manifest = new_manifest(
@@ -88,7 +98,12 @@ def restore_manifest(output: Output, weights: Weights) -> None:
             limit=None,
             versions=library_versions(),
         )
-        output.manifest = replace(manifest, added_columns=[name for name in ADDED_COLUMNS if name in columns])
+        own = {*ROW_COLUMNS, *ADDED_COLUMNS, *(feature.name for feature in spec.features)}
+        output.manifest = replace(
+            manifest,
+            added_columns=[name for name in ADDED_COLUMNS if name in columns.names],
+            kept={column.name: type_name(column.type) for column in columns if column.name not in own},
+        )
         return
     raise FeaturemillError(
         f"{lost}, and no part in its folder features says how it was made; remove it, or choose another --output"
@@ -168,6 +183,12 @@ def _remove_parts(output: Output, plan: Plan) -> None:
         # a run is under way, so what is listed now stays.
         output.relist()
     output.remove_leftovers()
+    for side in output.added if taken else ():
+        # First of all: an added feature never has a row that its part doesn't have.
+        lost = tuple(taken & side.listing.unit_ids())
+        if lost:
+            side.say_running(side.manifest)
+            _remove_parts(side, replace(plan, todo=(), remove=lost))
     # A part can only be replaced or removed where it is the unit's own.
     for name in output.listing.merged_with(taken):
         split_part(output, name)
@@ -214,10 +235,8 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
     if totals.rows_embedded <= REPEATS_UP_TO_ROWS:
         # The footers were read for the reports; `open_features` would read them all again.
         parts = tuple(output.path("features", name) for name in output.listing.names)
-        added = tuple(manifest.added_columns)
-        features = Features(
-            output.folder, manifest.spec, manifest.fingerprint, True, parts, totals.rows_embedded, added
-        )
+        rows = totals.rows_embedded
+        features = Features(output.folder, manifest.spec, manifest.fingerprint, True, parts, rows, manifest.between)
         repeats = find_repeats(features)
     manifest = replace(
         manifest,

@@ -88,7 +88,7 @@ def make_plan(
     given = {shard.file.uri: shard for shard in found.shards}
     files = {listed.file.uri: listed for listed in found.files}
     known, parts = output.plan, output.listing.unit_ids()
-    elsewhere = look_up(
+    elsewhere = storage.look_up(
         file.uri for planned in known for file in planned.unit.inputs if file.uri not in given and file.uri not in files
     )
     incomplete = incomplete_shards(planned.unit for planned in known)
@@ -271,6 +271,8 @@ def _file_change(old: ListedFile, new: ListedFile | None, elsewhere: dict[str, F
         return f"{clean(old.file.uri)} had label {old.label!r}, now {new.label!r}"
     if old.split != new.split:
         return f"{clean(old.file.uri)} was on side {old.split!r}, now on {new.split!r}"
+    if old.kept != new.kept:
+        return f"{clean(old.file.uri)} has other values to keep now"
     return _info_change(old.file, new.file)
 
 
@@ -284,22 +286,13 @@ def _shard_change(old: Shard, new: Shard) -> str:
 
 
 def _info_change(old: FileInfo, new: FileInfo | None) -> str:
+    if new is None and ListedFile(old, None).is_missing:
+        return ""
     if new is None:
         return f"{clean(old.uri)} is gone"
     if old.size != new.size:
         return f"{clean(old.uri)} had {old.size} bytes, now {new.size}"
     return "" if old.version == new.version else f"{clean(old.uri)} was written again since"
-
-
-def look_up(uris: Iterable[str]) -> dict[str, FileInfo]:
-    """Returns those of the files that are there, by one listing per folder: no request per file."""
-    by_folder: dict[str, set[str]] = defaultdict(set)
-    for uri in uris:
-        by_folder[uri.rsplit("/", 1)[0]].add(uri)
-    found = {}
-    for folder, wanted in by_folder.items():
-        found.update({info.uri: info for info in storage.list_infos(folder) if info.uri in wanted})
-    return found
 
 
 def take_sample(units: Iterable[Unit], limit: int) -> list[Unit]:

@@ -13,7 +13,7 @@ from transforms.object_stores import hastily
 from transforms.store.layout import part_uri
 from transforms.store.listing import read_footer
 from transforms.store.units import PlannedUnit
-from transforms.text import counted
+from transforms.text import counted, duration
 
 LINE_SECONDS = 30.0
 BAR_SECONDS = 1.0
@@ -144,7 +144,7 @@ class Progress:
     def _show(self, count: Count, seconds: float) -> None:
         rate = count.images / seconds if seconds > 0 else 0.0
         share = min(1.0, count.input_bytes / self._bytes)
-        left = _duration(seconds * (1 - share) / share) if share > 0 else "–"
+        left = duration(seconds * (1 - share) / share) if share > 0 else "–"
         if self._bar is not None:
             self._bar.update(
                 self._task,
@@ -182,9 +182,3 @@ def _bar(stream: TextIO):
         TextColumn("{task.fields[failures]} failures"),
         console=Console(file=stream),
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -4,10 +4,11 @@ import pkgutil
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from pipeline.extraction.added import note_added, plan_beside
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.output import (
     begin_output,
@@ -21,13 +22,16 @@ from pipeline.extraction.plan import Plan, input_bytes, make_plan, take_sample
 from pipeline.extraction.progress import Committed, Progress
 from pipeline.extraction.summary import Summary, describe_plan, summarise
 from pipeline.runners.dataflow import is_template
+from pipeline.runners.supervised import tell
 from transforms import shards, storage
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
+from transforms.labels.kept import parse_keep
 from transforms.network.weights import Weights
-from transforms.records import UnitReport
+from transforms.records import Kept, UnitReport
 from transforms.spec import FeatureSpec
+from transforms.store.merging import merge_as
 from transforms.store.output import Output
 from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
 from transforms.text import one_line, printable
@@ -94,10 +98,15 @@ def run(
             beam.Pipeline(**beam_settings(options))
         except ValueError as error:
             raise UsageError(f"Beam's options: {one_line(error)}") from error
-    with Output(options.output).locked() as output:
-        found = shards.find(options.inputs, options.fields, output=options.output)
+    with ExitStack() as locks:
+        output = main = locks.enter_context(Output(options.beside or options.output).locked())
+        fields = replace(options.fields, keep=tuple(parse_keep(text).name for text in options.keep))
+        found = shards.find(options.inputs, fields, output=main.folder)
         weights = weights or options.load_weights()
-        return _extract(output, options, found, weights, load=load, say=say, quiet=quiet)
+        if options.beside:
+            output = locks.enter_context(Output(options.output).locked())
+            found = replace(found, skipped=())
+        return _extract(output, options, found, weights, main=main, load=load, say=say, quiet=quiet)
 
 
 def _extract(
@@ -106,6 +115,7 @@ def _extract(
     found: shards.Found,
     weights: Weights,
     *,
+    main: Output,
     load: Callable[[Job], Engine] | None,
     say: Callable[[str], None],
     quiet: bool,
@@ -120,52 +130,60 @@ def _extract(
     weights = replace(weights, arrays={})
     if options.overwrite:
         output.clear()
-    manifest = check_output(output, options, spec, weights)
+        tell(begun=options.output)
+    known = output.manifest.kept if output.holds_features else {}
+    manifest = check_output(
+        output, options, spec, weights, shards.kept_columns(found, () if options.beside else options.keep, known)
+    )
+    keep = tuple(Kept(name, kind) for name, kind in manifest.kept.items())
     if output.holds_features:
         output.look_at_parts()
         for name, why in output.broken.items():
             say(f"broken   part {printable(name)}: {why}; it is removed, and what it held is done again")
-    if "split" not in manifest.added_columns:
+    if "split" not in (main.manifest if options.beside else manifest).added_columns:
         # An OUT begun before there were sides goes on without them.
         found = replace(found, files=tuple(replace(listed, split=None) for listed in found.files))
     plan = make_plan(
-        output,
+        main,
         found,
-        fingerprint=spec.fingerprint,
+        fingerprint=main.manifest.fingerprint if options.beside else spec.fingerprint,
         # A sample reads whole shards from their start: cutting them all up first would cost more than the sample.
         unit_bytes=sys.maxsize if options.limit else options.unit_bytes,
         workers=options.workers,
         say=say,
     )
     if plan.touched:
-        keep_touched(output, plan)
+        keep_touched(main, plan)
+    _refuse_stale(plan, main, options)
+    if options.beside:
+        plan = plan_beside(main, plan, output)
+        note_added(main, output)
     plan = _settle(plan, output, options, spec)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
     # An unfinished sample is begun anew, which removes the notes of what was under way. Units with failures are done
     # again in each such run, which would crash again at one that is done apart only after a crash.
     apart = bool(options.limit or options.retry_failed)
-    job = replace(options.job(weights), added_columns=tuple(manifest.added_columns), apart=apart)
+    job = replace(options.job(weights), added_columns=manifest.between, keep=keep, apart=apart)
     started, began = time.perf_counter(), time.time()
-    if plan.todo or plan.remove or plan.dropped or output.broken or not output.is_whole:
+    in_step = not options.beside or output.listing.names == main.listing.names
+    if plan.todo or plan.remove or plan.dropped or output.broken or not output.is_whole or not in_step:
         begin_output(output, manifest, plan)
         list_skipped(output, found, options.inputs)
         if plan.todo:
             _run_pipeline(options, plan, job, load=load, quiet=quiet)
             if is_template(options.beam_args):
                 return None
+        if options.beside:
+            merge_as(main, output)
         close_output(output, manifest, plan, began=began)
     else:
         list_skipped(output, found, options.inputs)
     return summarise(output, plan, wall_seconds=time.perf_counter() - started)
 
 
-def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSpec) -> Plan:
-    """Returns the plan with what --prune, --retry-failed and --limit ask for; touches nothing on disk.
-
-    Raises:
-        FeaturemillError: Parts whose input changed, without --prune.
-    """
+def _refuse_stale(plan: Plan, output: Output, options: ExtractOptions) -> None:
+    """Raises FeaturemillError for parts whose input changed, without --prune."""
     if plan.stale and not options.prune:
         named = "; ".join(stale.reason for stale in plan.stale[:3])
         more = f" and {len(plan.stale) - 3} more" if len(plan.stale) > 3 else ""
@@ -177,7 +195,11 @@ def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSp
             f"{output} holds {len(plan.stale)} parts whose input is no longer what it was: {named}{more}. "
             f"Pass --prune to remove these parts (what is still there is embedded anew){labels}{moved}"
         )
-    plan = replace(plan, remove=tuple(stale.unit_id for stale in plan.stale))
+
+
+def _settle(plan: Plan, output: Output, options: ExtractOptions, spec: FeatureSpec) -> Plan:
+    """Returns the plan with what --prune, --retry-failed and --limit ask for; touches nothing on disk."""
+    plan = replace(plan, remove=plan.remove + tuple(stale.unit_id for stale in plan.stale))
     if options.retry_failed:
         failed = output.failed_ids
         again = tuple(planned for planned in plan.done if planned.unit_id in failed)
@@ -214,7 +236,6 @@ def _run_pipeline(
     import apache_beam as beam
 
     from pipeline.runners.job_server import job_server
-    from pipeline.runners.supervised import tell
     from pipeline.runners.watch import run_watched
 
     tell(output=options.output)

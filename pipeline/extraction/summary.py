@@ -77,7 +77,6 @@ class Summary:
 def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, weights: Weights) -> list[str]:
     """Returns what is going to be done, in lines for people."""
     todo_bytes = input_bytes(plan.todo)
-    threads = options.engine_threads
     inputs = [
         counted(len(found.shards), "shard") if found.shards else "",
         counted(len(found.files), "image file") if found.files else "",
@@ -88,9 +87,10 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         f"features {', '.join(f'{f} ({options.sizes[f.name]} × {options.dtype})' for f in options.parsed_features)}",
         f"weights  {weights.origin}",
         f"engine   {_engine_text(options.engine_name)}, {options.precision}, batches of {options.engine_batch_size}, "
-        f"{counted(options.workers, 'worker')} × {threads or 'all'} threads, {options.runner}",
+        f"{_workers_text(options)}, {options.runner}",
         f"output   {readable(options.output)}",
     ]
+    lines += [f"note     {note}" for note in options.notes]
     if options.engine_name != "auto" and (note := precision_note(options.engine_name, options.precision)):
         lines.append(f"note     {note}")
     if weights.is_random:
@@ -137,6 +137,13 @@ def skipped_text(files: int, endings: Mapping[str, int]) -> str:
 
 def _engine_text(name: str) -> str:
     return "auto (each worker chooses)" if name == "auto" else f"{name} on {device(name)}"
+
+
+def _workers_text(options: ExtractOptions) -> str:
+    workers = counted(options.workers, "worker")
+    if options.gpus is not None:
+        return f"one on each GPU of {options.gpus}, for {workers}"
+    return f"one for {workers}" if options.shares_engine else f"{workers} × {options.engine_threads or 'all'} threads"
 
 
 def _some(names: Collection[str]) -> str:

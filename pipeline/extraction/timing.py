@@ -134,7 +134,7 @@ class _Bench:
         """Takes records through all stages, batch by batch; after so many seconds no new batch is begun."""
         deadline = perf_counter() + seconds
         remaining = iter(records)
-        with Decoders(decode_threads(self._engine), self._job) as decoders:
+        with Decoders(decode_threads(self._engine, self._job.threads), self._job) as decoders:
             while chunk := list(islice(remaining, self._engine.batch_size)):
                 self._take(chunk, decoders)
                 if perf_counter() >= deadline:
@@ -152,8 +152,8 @@ class _Bench:
         self.images += len(records)
         images = [record for record in records if isinstance(record, EncodedImage)]
         with self.decode.running():
-            tasks = [decoders.submit(image) for image in images]
-            results = [decoders.result(task) for task in tasks]
+            tasks = [decoders.submit([image]) for image in images]
+            results = [result for task in tasks for result in decoders.results(task)]
         for result in (*(record for record in records if isinstance(record, Failure)), *results):
             if isinstance(result, Failure):
                 self._writer.fail(result)

@@ -12,7 +12,7 @@ from transforms.machine import ahead
 from transforms.storage import readable
 from transforms.store.listing import MERGED_STEM
 from transforms.store.manifest import read_manifest
-from transforms.store.merging import MOST_UNITS, PartFacts, merge_parts, part_facts
+from transforms.store.merging import MOST_UNITS, PartFacts, merge_as, merge_parts, part_facts
 from transforms.store.output import Output
 from transforms.text import counted, size_text
 
@@ -86,6 +86,11 @@ def compact(
                     storage.delete(out.path("features", name) for name in names)
             say(f"{number} of {len(groups)} merged, from {len(names)} parts ({size_text(_sum_bytes(group))})")
         out.relist()
+        for side in out.added:
+            # As far as it has the units; adding the rest goes on with this.
+            with side.locked(), side.writing():
+                _tidy(side)
+                merge_as(out, side)
     return CompactSummary(
         output=out.folder,
         target_bytes=target_bytes,

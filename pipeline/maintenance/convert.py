@@ -10,12 +10,14 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import csv
 
-from pipeline.rendering.tables import write_parquet
+from pipeline.rendering.tables import write_rows, write_rows_of
+from pipeline.rendering.targets import check_targets
 from transforms import storage
 from transforms.committed import committed_folder, held
 from transforms.errors import FeaturemillError, UsageError
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature, open_features
+from transforms.store.predictions import Predictions, are_predictions
 from transforms.store.schema import part_schema
 from transforms.text import counted, did_you_mean, one_line, size_text
 
@@ -50,7 +52,7 @@ def convert(
     """Writes the rows of an OUT anew, in its order, batch by batch.
 
     Args:
-        source: OUT, complete.
+        source: OUT, complete; or PRED, whose rows then go into a .parquet, .csv or .jsonl file.
         output: `FILE.parquet`: all columns, vectors as plain lists. Otherwise a folder for TensorBoard's projector: one
             feature as tab-separated text, and what is known of the rows. On this machine.
         feature: The only column of vectors; by default all, in the projector `embedding`.
@@ -62,6 +64,10 @@ def convert(
         FeaturemillError: OUT isn't complete, no such feature, something is there already, a number that the narrower
             dtype can't hold, or a part that can't be read or a file that can't be written.
     """
+    if are_predictions(storage.absolute(source)):
+        if feature or dtype:
+            raise UsageError(f"{source} holds predictions, which have no vectors; leave out --feature and --dtype")
+        return _convert_predictions(source, output, overwrite=overwrite)
     as_parquet = _is_parquet(output)
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"--dtype: no {dtype!r}{did_you_mean(dtype, DTYPES)}")
@@ -72,14 +78,24 @@ def convert(
         features = _open_complete(source)
         _check_place(features.output, output, as_parquet=as_parquet, overwrite=overwrite)
         names = _chosen(features, feature, one=not as_parquet)
-        dtype = dtype or features.spec.dtype
+        # The widest of those that are stored: float16 < float32.
+        stored = {f.name: each.spec.dtype for each in (features, *features.added) for f in each.spec.features}
+        dtype = dtype or max(stored[name] for name in names)
         if as_parquet:
             schema = _plain_schema(features, names, dtype)
-            write_parquet(output, _plain_batches(features, schema, names, dtype), schema)
+            write_rows(output, _plain_batches(features, schema, names, dtype), schema)
         else:
             _write_projector(features, names[0], output)
         files = [output] if as_parquet else [storage.join(output, name) for name in (VECTORS, METADATA, CONFIG)]
         return Converted(features.output, output, features.rows, names, dtype, sum(map(os.path.getsize, files)))
+
+
+def _convert_predictions(source: str, output: str, *, overwrite: bool) -> Converted:
+    check_targets([source], rows=output, overwrite=overwrite)
+    predictions, output = Predictions(source), storage.absolute(output)
+    with held(output):
+        rows = write_rows_of(predictions.part_files, output)
+    return Converted(predictions.folder, output, rows, (), "", os.path.getsize(output))
 
 
 def _is_parquet(output: str) -> bool:
@@ -209,6 +225,9 @@ def _cell(value: object) -> str:
 
 def converted_text(converted: Converted) -> str:
     """Returns the result for people."""
+    if not converted.columns:
+        size = size_text(converted.bytes)
+        return f"{readable(converted.output)}: {counted(converted.rows, 'row')} of predictions, {size}"
     what = f"plain lists of {converted.dtype}" if converted.output.endswith(".parquet") else "TSV for the projector"
     return (
         f"{readable(converted.output)}: {counted(converted.rows, 'row')}, {', '.join(converted.columns)} as {what}, "

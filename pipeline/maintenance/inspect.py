@@ -1,7 +1,7 @@
 """Inspect: what a folder of features holds, and whether its parts, footers and manifest agree."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +63,7 @@ class Inspection:
         skipped_endings: {ending, `no ending` or `hidden`: how many of them}.
         stored_bytes: Bytes of the parts.
         disagreements: Where parts, footers and manifest disagree, a line each.
+        added: {added feature: what its own folder holds}.
     """
 
     output: str
@@ -78,6 +79,7 @@ class Inspection:
     skipped_endings: dict[str, int]
     stored_bytes: int
     disagreements: tuple[str, ...]
+    added: dict[str, "Inspection"] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -88,7 +90,8 @@ class Inspection:
     def problems(self) -> tuple[str, ...]:
         """The disagreements, and that the run is not finished; empty if all is well."""
         unfinished = f"the last run did not finish (status {self.manifest.status}): run {self.manifest.cure} again"
-        return self.disagreements if self.finished else (*self.disagreements, unfinished)
+        problems = self.disagreements if self.finished else (*self.disagreements, unfinished)
+        return (*problems, *self.features.lacking.values())
 
     @property
     def parts(self) -> int:
@@ -123,7 +126,11 @@ def inspect(output: str, *, deep: bool = False) -> Inspection:
     problems = _check_files(out) if deep else []
     found, reports = _check(out)
     problems += found
-    features = open_features(out, whole=False)
+    opened = open_features(out, whole=False)
+    # Each added feature is looked at by itself.
+    features = replace(opened, added=())
+    added = {name: inspect(out.added_feature(name).folder, deep=deep) for name in _there(out)}
+    problems += [f"{name}: {problem}" for name, found in added.items() for problem in found.disagreements]
     labels: Counter[str | None] = Counter()
     sums = {name: _VectorSums() for name in features.names}
     for batch in features.batches(["label", *features.names]):
@@ -134,17 +141,25 @@ def inspect(output: str, *, deep: bool = False) -> Inspection:
         output=out.folder,
         manifest=out.manifest,
         reports=tuple(reports),
-        features=features,
+        features=opened,
         labels=dict(labels.most_common()),
         failures=dict(out.failures_by_reason([r for r in reports if r.unit_id in out.failed_ids])),
         notes=add_notes(reports),
-        vectors={name: total.statistics() for name, total in sums.items()},
+        vectors={name: total.statistics() for name, total in sums.items()}
+        | {name: found.vectors[name] for name, found in added.items()},
         repeats=find_repeats(features),
         skipped=len(out.skipped),
         skipped_endings=count_by_ending(out.skipped),
         stored_bytes=out.stored_bytes([report.unit_id for report in reports]),
         disagreements=tuple(problems + _check_rows(features, labels)),
+        added=added,
     )
+
+
+def _there(output: Output) -> list[str]:
+    """Returns the names of those added features that have anything yet."""
+    names = output.manifest.added_features
+    return [name for name in names if storage.stat(output.added_feature(name).path("manifest.json"))]
 
 
 def _check_files(output: Output) -> list[str]:
@@ -311,7 +326,7 @@ def inspection_json(inspection: Inspection) -> dict[str, Any]:
     """Returns the inspection for programs; `labels` are the classes, `unlabelled` counts the rows without a label."""
     labels = {label: count for label, count in inspection.labels.items() if label is not None}
     # The reports are in units.parquet, and may be a million, as may be the parts' names.
-    values = asdict(replace(inspection, manifest=None, reports=(), features=None))
+    values = asdict(replace(inspection, manifest=None, reports=(), features=None, added={}))
     del values["reports"], values["features"]
     return {
         **values,
@@ -322,6 +337,7 @@ def inspection_json(inspection: Inspection) -> dict[str, Any]:
         "totals": asdict(inspection.totals),
         "labels": labels,
         "unlabelled": inspection.labels.get(None, 0),
+        "added": {name: inspection_json(found) for name, found in inspection.added.items()},
     }
 
 
@@ -348,9 +364,17 @@ def inspection_text(inspection: Inspection) -> str:
     lines += [f"note         {line}" for line in note_lines(inspection.notes)]
     lines += [_vector_line(name, v) for name, v in inspection.vectors.items() if v.rows]
     lines += _repeat_lines(inspection.repeats)
+    for found in inspection.added.values():
+        failed = ", ".join(f"{count} × {reason}" for reason, count in found.failures.items())
+        lines.append(
+            f"added        {' '.join(map(str, found.manifest.spec.features))} of {found.manifest.spec.backbone}, "
+            f"{found.rows} of {inspection.rows} rows, {size_text(found.stored_bytes)}"
+            + (f", failed: {failed}" if failed else "")
+        )
+    lines += [f"unfinished   {why}" for why in inspection.features.lacking.values()]
     lines += [f"PROBLEM      {problem}" for problem in inspection.disagreements]
     if not inspection.finished:
-        lines.append(inspection.problems[-1])
+        lines.append(inspection.problems[len(inspection.disagreements)])
     if inspection.disagreements or inspection.finished:
         lines.append("the books disagree" if inspection.disagreements else "parts, footers and manifest agree")
     return "\n".join(lines)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.extraction.plan import look_up
 from transforms import shards, storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import ahead
@@ -110,6 +109,11 @@ def relocate(
         if not manifest.relocation or not is_relocated(out.folder, token):
             plan = _moved_plan(out, pairs)
             files, images = _check(out, plan, check, say)
+            for side in out.added:
+                # They first, one after the other: as long as OUT itself isn't, the same command goes on with the rest.
+                to_move = any(p.unit != plan[p.unit_id][1] for p in side.plan if p.unit_id in plan)
+                if side.plan and (to_move or side.manifest.relocation):
+                    relocate(side.folder, moves, check="size", say=say)
             _begin(out, manifest, pairs, plan, token)
         rewritten = _rewrite(out, pairs, token, say)
         _finish(out, pairs)
@@ -164,7 +168,7 @@ def _moved_plan(out: Output, moves: _Moves) -> dict[str, tuple[Unit, Unit]]:
         FeaturemillError: A file isn't at the new place, or not as large, or there twice.
     """
     moved = {file.uri: file for planned in out.plan for file in planned.unit.inputs if moves(file.uri) != file.uri}
-    there = look_up(map(moves, moved))
+    there = storage.look_up(map(moves, moved))
     wrong = []
     for uri, file in sorted(moved.items()):
         now = there.get(moves(uri))

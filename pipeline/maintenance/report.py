@@ -20,6 +20,7 @@ from transforms.storage import readable
 from transforms.store.features import Features, choose_feature
 from transforms.store.manifest import Totals
 from transforms.store.output import Output
+from transforms.store.predictions import features_behind
 from transforms.text import counted, printable, size_text
 
 STAGES = ("read", "decode", "embed", "write")
@@ -50,23 +51,25 @@ class Rows:
     sample_labels: list[str | None] = field(default_factory=list)
 
 
-def run_report(output: str, *, page: str, feature: str | None = None) -> str:
+def run_report(output: str, *, page: str, feature: str | None = None, overwrite: bool = False) -> str:
     """Writes the page on OUT.
 
     Args:
         output: OUT, finished or not.
-        page: The page's file; it is replaced.
+        page: The page's file.
         feature: What the small map shows; by default `embedding`, or the first one.
+        overwrite: Replace a page that is there.
 
     Returns:
         What there is to say, a line.
 
     Raises:
+        UsageError: The page is there already, or can't be one.
         FeaturemillError: OUT holds no features or unreadable ones, or the page can't be written.
     """
-    check_targets([output], page=page)
+    check_targets([output], page=page, overwrite=overwrite)
     with held(page):
-        inspection = inspect(output)
+        inspection = inspect(features_behind(output))
         name = choose_feature(inspection.features, feature)
         rows = gather_rows(inspection.features, name)
         text = run_report_html(inspection, rows, mapped=name)

@@ -67,7 +67,7 @@ def map_html(
         about={name: printable(value) for name, value in about.items()},
         data=_script_json(data),
         plotly=_plotly_js(),
-        app=(TEMPLATES / "map.js").read_text(),
+        app="\n".join((TEMPLATES / name).read_text() for name in ("corrections.js", "map.js")),
         thumbnail_share=len(order) / len(keys),
     )
 

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.parquet.files import open_sealed
+from transforms.similarity.unit_vectors import unit_length
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
 
@@ -27,7 +28,7 @@ class MapRows:
     Attributes:
         numbers: N int64: which rows of OUT.
         facts: N rows: what `extract` knows of an image, `ROW_COLUMNS`.
-        vectors: N×D float32, finite.
+        vectors: N×D float32 of length 1, or zeros: neighbours are found by cosine, and places are to agree with them.
         columns: {name: N values}, to colour by: strings (null if unknown) or float32 numbers, in the order shown.
     """
 
@@ -64,6 +65,8 @@ def read_map_rows(features: Features, name: str, *, limit: int) -> MapRows:
         facts.append(batch.select(list(ROW_COLUMNS)))
     rows = MapRows(numbers, pa.Table.from_batches(facts).combine_chunks(), vectors)
     rows.columns = _own_columns(rows)
+    for part in _parts(vectors):
+        part[:] = unit_length(part)
     return rows
 
 

@@ -11,14 +11,16 @@ from pipeline.maps.page import map_html
 from pipeline.maps.rows import MapRows, add_predictions, read_map_rows
 from pipeline.maps.thumbnails import MapThumbnails, map_thumbnails
 from pipeline.rendering.html import write_page
-from pipeline.rendering.tables import write_parquet
+from pipeline.rendering.tables import write_rows
 from pipeline.rendering.targets import check_targets
+from transforms import storage
 from transforms.committed import held
 from transforms.declared import SEED, Bound, check, declared
 from transforms.errors import UsageError
 from transforms.similarity.all_pairs import all_nearest
 from transforms.similarity.projection import METHODS, flatten
 from transforms.store.features import Features, choose_feature, open_features
+from transforms.store.predictions import are_predictions, features_behind
 from transforms.text import counted, did_you_mean, size_text
 
 NEIGHBOURS = 10
@@ -57,15 +59,21 @@ class MapOptions:
         help="Show at most so many thumbnails, evenly drawn; 0 for none",
         bounds=(Bound(lambda images: images >= 0, "{flag} {value}: 0 is the least"),),
     )
+    overwrite: bool = declared(False, help="Replace files that are there")
 
     def __post_init__(self) -> None:
         check(self)
-        valid = COLUMNS if self.predictions else [name for name in COLUMNS if name not in COLUMNS[1:4]]
+        valid = COLUMNS if self.predicted else [name for name in COLUMNS if name not in COLUMNS[1:4]]
         if self.color is not None and self.color not in valid:
             more = "; pass --predictions PRED" if self.color in COLUMNS else did_you_mean(self.color, valid)
             raise UsageError(f"--color {self.color!r} is no column to colour by{more}")
         read = [self.output, *filter(None, [self.predictions])]
-        check_targets(read, parquet=self.coordinates, page=self.page)
+        check_targets(read, rows=self.coordinates, page=self.page, overwrite=self.overwrite)
+
+    @property
+    def predicted(self) -> str | None:
+        """PRED: the one that is named, or OUT itself where it is one."""
+        return self.predictions or (self.output if are_predictions(storage.absolute(self.output)) else None)
 
 
 @dataclass(frozen=True)
@@ -98,37 +106,43 @@ class MapSummary:
 def make_map(options: MapOptions, *, say: Callable[[str], None] = lambda line: None) -> MapSummary:
     """Places the rows, finds each one's neighbours, and writes the page and the coordinates.
 
+    A page that takes long is first written with its principal components, then anew.
+
     Raises:
         FeaturemillError: OUT or PRED can't be mapped, or a file not written.
     """
     with held(options.page, options.coordinates):
-        features = open_features(options.output)
+        features = open_features(features_behind(options.output))
         name = choose_feature(features, options.feature)
         clock = _Clock(say)
         rows = read_map_rows(features, name, limit=options.limit)
-        predicted = add_predictions(rows, options.predictions) if options.predictions else None
+        predicted = add_predictions(rows, options.predicted) if options.predicted else None
         clock.lap(f"read {len(rows.numbers):,} of {features.rows:,} rows" + _predicted_text(predicted))
-        places = flatten(rows.vectors, options.method, seed=options.seed)
-        clock.lap(f"placed by {options.method}")
         neighbours, cosines = all_nearest(rows.vectors, NEIGHBOURS)
         clock.lap(f"found the {neighbours.shape[1]} nearest of each")
         thumbnails = map_thumbnails(
             features, rows.numbers, rows.facts, most=options.thumbnails, most_bytes=THUMBNAIL_BYTES
         )
         clock.lap(f"read {len(thumbnails.images):,} thumbnails")
-        if options.coordinates:
-            write_coordinates(options.coordinates, rows, places)
-        text = map_html(
-            rows,
-            places,
-            neighbours=neighbours,
-            cosines=cosines,
-            thumbnails=thumbnails,
-            color=options.color or "label",
-            about=_about(options, features, rows, name),
-        )
-        write_page(options.page, text)
-        clock.lap("wrote the page")
+        # Principal components take seconds where the others take minutes: meanwhile there is something to look at.
+        for method in dict.fromkeys(("pca", options.method)):
+            if method == "umap":
+                say("umap compiles its code before it begins: that takes seconds, and the first time a minute or more")
+            places = flatten(rows.vectors, method, seed=options.seed)
+            clock.lap(f"placed by {method}")
+            if options.coordinates and method == options.method:
+                write_coordinates(options.coordinates, rows, places)
+            text = map_html(
+                rows,
+                places,
+                neighbours=neighbours,
+                cosines=cosines,
+                thumbnails=thumbnails,
+                color=options.color or "label",
+                about=_about(options, features, rows, name, method),
+            )
+            write_page(options.page, text)
+            clock.lap("wrote the page" + (f"; {options.method} is next" if method != options.method else ""))
         return _summary(options, len(text), features, rows, thumbnails)
 
 
@@ -148,7 +162,7 @@ def _predicted_text(predicted: int | None) -> str:
     return "" if predicted is None else f", {predicted:,} with a prediction"
 
 
-def _about(options: MapOptions, features: Features, rows: MapRows, name: str) -> dict[str, str]:
+def _about(options: MapOptions, features: Features, rows: MapRows, name: str, method: str) -> dict[str, str]:
     of_rows = features.rows
     count = len(rows.numbers)
     so_far = "" if features.complete else " so far: the run is not finished"
@@ -157,7 +171,7 @@ def _about(options: MapOptions, features: Features, rows: MapRows, name: str) ->
         "rows": (counted(count, "row") if count == of_rows else f"{count:,} of {of_rows:,} rows, evenly drawn")
         + so_far,
         "feature": f"{name}, {rows.vectors.shape[1]:,} numbers",
-        "method": {"pca": "PCA", "umap": "UMAP", "tsne": "t-SNE"}[options.method],
+        "method": {"pca": "PCA", "umap": "UMAP", "tsne": "t-SNE"}[method],
     }
 
 
@@ -187,7 +201,7 @@ def write_coordinates(path: str, rows: MapRows, places: np.ndarray) -> None:
     table = {"key": rows.facts["key"], "x": pa.array(places[:, 0]), "y": pa.array(places[:, 1]), **columns}
     table["source"] = rows.facts["source"]
     places = pa.table(table)
-    write_parquet(path, [places], places.schema)
+    write_rows(path, [places], places.schema)
 
 
 def map_text(summary: MapSummary) -> str:

@@ -17,7 +17,8 @@ from pipeline.training.facts import joined_text
 from transforms import shards, storage
 from transforms.declared import shared
 from transforms.errors import FeaturemillError, UsageError
-from transforms.network.vgg import cut, layers
+from transforms.evaluation.abstaining import threshold_of
+from transforms.network.bases import base_of, cut, layers
 from transforms.predictors import imagenet
 from transforms.predictors.head import Head
 from transforms.predictors.predictions import Predictor
@@ -41,7 +42,7 @@ def are_features(options: PredictOptions) -> bool:
     """
     if options.feature_columns:
         found = [True] * len(options.inputs)
-    elif options.fields.image:
+    elif options.fields.image or options.fields.path:
         found = [False] * len(options.inputs)
     else:
         found = [_holds_vectors(given) for given in options.inputs]
@@ -124,8 +125,22 @@ def _line(info: FileInfo) -> str:
     return f"{info.uri}\0{info.size}\0{info.version}"
 
 
-def head_predictor(head: "Head", folder: str) -> Predictor:
-    """Returns a trained head as what gives labels to vectors."""
+def head_predictor(head: "Head", options: PredictOptions) -> Predictor:
+    """Returns a trained head as what gives labels to vectors.
+
+    Raises:
+        FeaturemillError: A share of its validation rows is to stay without an answer, and it doesn't know them.
+    """
+    folder, threshold = options.head, head.threshold
+    if options.threshold is not None:
+        threshold = options.threshold
+    elif options.abstain is not None:
+        if not head.confidences:
+            raise FeaturemillError(
+                f"{folder} doesn't say how sure it was of its validation rows, by which --abstain chooses: train it "
+                "again, or pass --threshold P"
+            )
+        threshold = threshold_of(head.confidences, options.abstain)
     # Its JSON holds the hash of its arrays, so this one covers both.
     sha256 = hashlib.sha256(storage.read_bytes(storage.join(folder, "head.json"))).hexdigest()
     return Predictor(
@@ -135,6 +150,8 @@ def head_predictor(head: "Head", folder: str) -> Predictor:
         columns=head.columns,
         spec=head.spec,
         probabilities=head.probabilities,
+        threshold=threshold,
+        far=head.far,
     )
 
 
@@ -158,7 +175,7 @@ def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractO
     """
     if head.spec is None:
         raise FeaturemillError(
-            f"{options.head} was trained on vectors of unknown origin, so it can't take images; "
+            f"{options.head} was trained on {head.origin}, so it can't take images; "
             "pass features made in the same way, or train it on the output of featuremill extract"
         )
     spec = head.spec
@@ -168,9 +185,10 @@ def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractO
         output,
         weights=weights_source(head, options.head, options.weights),
         # Only the taps that the features name are computed.
-        include_top=True,
+        include_top=base_of(spec.backbone).has_top,
         features=tuple(map(str, features)),
         backbone=spec.backbone,
+        normalise=spec.normalise,
         **shared(spec, SpecOptions),
     )
 
@@ -183,7 +201,9 @@ def _extract_options(options: PredictOptions, output: str, **settings) -> Extrac
 def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:
     """Returns the head's features, or all of the spec's where the weights' hash reaches further than the head."""
     wanted = tuple(feature for feature in spec.features if feature.name in columns)
-    table = layers(spec.backbone, include_top=True)
+    if base_of(spec.backbone).is_file:
+        return wanted
+    table = layers(spec.backbone, include_top=base_of(spec.backbone).has_top)
     deepest = [cut(table, [feature.tap for feature in features]) for features in (wanted, spec.features)]
     return wanted if deepest[0] == deepest[1] else spec.features
 

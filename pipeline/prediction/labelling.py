@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.prediction.options import PredictOptions
+from pipeline.training.errors import JudgedRows
 from transforms.errors import FeaturemillError
+from transforms.evaluation.abstaining import selective
+from transforms.evaluation.intervals import Units, share
 from transforms.evaluation.metrics import RowScores, judge, score_rows
 from transforms.evaluation.split import tied
 from transforms.predictors.predictions import (
@@ -32,37 +35,49 @@ class Tally:
     """Counts of what was predicted.
 
     Attributes:
-        counts: C int64: rows by predicted class.
+        counts: C int64: answered rows by predicted class.
         rows: All rows.
-        known: Rows whose true label is a class of the head.
+        abstained: Rows without an answer.
+        far: Rows far from what the head was trained on, where that is measured.
+        known: Answered rows whose true label is a class of the head.
         agreed: Those of them that were predicted so.
         no_class: Rows whose true label is none of the head's classes.
         seals: {path in PRED: seal} of the parts that were written.
-        judged: (scores, codes n, keys n, groups n) of the known rows of each batch, if they are to be judged.
+        judged: (scores, codes n, keys n, groups n, numbers n) of the known rows of each batch, if they are to be
+            judged; numbers are over the rows of all tables.
     """
 
     counts: np.ndarray
     rows: int = 0
+    abstained: int = 0
+    far: int = 0
     known: int = 0
     agreed: int = 0
     no_class: int = 0
     seals: dict[str, str] = field(default_factory=dict)
-    judged: "list[tuple[RowScores, np.ndarray, pa.Array, np.ndarray]]" = field(default_factory=list)
+    judged: "list[tuple[RowScores, np.ndarray, pa.Array, np.ndarray, np.ndarray]]" = field(default_factory=list)
 
     def add(
-        self, probabilities: np.ndarray, rows: pa.RecordBatch, codes: np.ndarray, groups: np.ndarray | None
+        self,
+        probabilities: np.ndarray,
+        rows: pa.RecordBatch,
+        codes: np.ndarray,
+        groups: np.ndarray | None,
+        numbers: np.ndarray,
     ) -> None:
         """Counts a batch; keeps what judging it takes where its n group numbers are given."""
-        known = codes >= 0
-        self.counts += np.bincount(probabilities.argmax(axis=1), minlength=len(self.counts))
+        known, answered = codes >= 0, rows.column("label").is_valid().to_numpy(zero_copy_only=False)
+        self.counts += np.bincount(probabilities.argmax(axis=1)[answered], minlength=len(self.counts))
         self.rows += len(codes)
-        self.known += int(known.sum())
+        self.far += rows.column("far").true_count if "far" in rows.schema.names else 0
+        self.abstained += int((~answered).sum())
+        self.known += int((known & answered).sum())
         self.agreed += rows.column("agrees").true_count
         self.no_class += int((~known).sum()) - rows.column("true_label").null_count
         if groups is not None:
             keys = rows.column("key").filter(pa.array(known))
             scores = score_rows(probabilities[known], codes[known], keys=keys)
-            self.judged.append((scores, codes[known], keys, groups[known]))
+            self.judged.append((scores, codes[known], keys, groups[known], numbers[known]))
 
     def predicted_labels(self, predictor: Predictor) -> dict[str, int]:
         """Returns {class: rows}, the commonest first, without classes that no row has."""
@@ -74,18 +89,47 @@ class Tally:
         accuracy = self.agreed / self.known if self.known else None
         return {"known": self.known, "agreed": self.agreed, "accuracy": accuracy, "no_class": self.no_class}
 
-    def judge(self, predictor: Predictor) -> dict[str, Any]:
-        """Returns the metrics of the kept rows, as `transforms.evaluation.metrics.judge` does."""
-        scores, codes, keys, groups = zip(*self.judged, strict=True)
-        return judge(
+    def judge(
+        self, predictor: Predictor, tables: "Sequence[Table]", seen: np.ndarray | None
+    ) -> "tuple[dict[str, Any], JudgedRows]":
+        """Returns the metrics of the kept rows, as `transforms.evaluation.metrics.judge` does, and these rows.
+
+        Args:
+            predictor: Whose classes they are.
+            tables: What was predicted.
+            seen: Booleans for the rows of all tables: which trained the head or chose its settings; None if that isn't
+                known. Where there are others, too, these alone are judged, and `seen` in the metrics says how the head
+                is on the rest.
+        """
+        scores, codes, keys, groups, numbers = zip(*self.judged, strict=True)
+        rows = JudgedRows(
+            tables,
+            np.concatenate(numbers),
             RowScores(*map(np.concatenate, zip(*scores, strict=True))),
             np.concatenate(codes).astype(np.int32),
+            np.concatenate(groups),
+        )
+        keys, said = pa.chunked_array(keys), {}
+        if seen is not None and seen[rows.numbers].any():
+            of_seen = seen[rows.numbers]
+            right = (rows.scores.predicted == rows.codes)[of_seen]
+            accuracy = share(right, Units.of(len(right), rows.groups[of_seen]))
+            said = {"seen": {"rows": len(right), "accuracy": accuracy, "apart": not of_seen.all()}}
+            if not of_seen.all():
+                keys, rows = keys.filter(pa.array(~of_seen)), rows.only(~of_seen)
+        metrics = judge(
+            rows.scores,
+            rows.codes,
             predictor.unique_labels,
-            keys=pa.chunked_array(keys),
-            groups=np.concatenate(groups),
+            keys=keys,
+            groups=rows.groups,
             seed=0,
             judged_on="inputs",
         )
+        if predictor.threshold:
+            right = rows.scores.predicted == rows.codes
+            said["abstaining"] = selective(rows.scores.top, right, rows.groups, predictor.threshold)
+        return {**metrics, **said}, rows
 
 
 def predict_tables(
@@ -116,11 +160,13 @@ def predict_tables(
             start = int(numbers[0])
             facts = {name: column.slice(start, len(numbers)).combine_chunks() for name, column in columns.items()}
             probabilities = predictor.probabilities(vectors)
+            if predictor.far:
+                facts["distance"] = pa.array(predictor.far.distances(vectors))
             kept = options.probabilities
             rows = prediction_rows(predictor, probabilities, facts, top=top, keep_probabilities=kept)
             writer.add(rows)
             of_rows = None if groups is None else groups[before + numbers]
-            tally.add(probabilities, rows, true_codes(facts["true_label"], predictor), of_rows)
+            tally.add(probabilities, rows, true_codes(facts["true_label"], predictor), of_rows, before + numbers)
         before += table.vectors.rows
     writer.close()
     tally.seals = writer.seals
@@ -129,7 +175,7 @@ def predict_tables(
 
 def _facts(table: "Table") -> dict[str, pa.ChunkedArray]:
     """Returns the columns of PRED that are known before predicting, N each; places only for OUTs of extract."""
-    if table.spec is None:
+    if not table.is_output:
         places = pa.table([pa.nulls(table.vectors.rows, field.type) for field in _PLACE], _PLACE)
     else:
         places = pa.Table.from_batches(fact_batches(table, _PLACE), _PLACE)

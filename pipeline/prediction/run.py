@@ -1,12 +1,16 @@
 """Predict: a head and images or features in, labels and scores out, as Parquet. Open, extract, predict, judge."""
 
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
+
+import numpy as np
 
 from pipeline.extraction import run as extract
 from pipeline.extraction.options import ExtractOptions
@@ -14,27 +18,36 @@ from pipeline.extraction.summary import Summary
 from pipeline.prediction import inputs as given
 from pipeline.prediction.labelling import Tally, check_true_labels, predict_tables
 from pipeline.prediction.options import PredictOptions
-from pipeline.prediction.summary import PredictSummary
+from pipeline.prediction.summary import PredictSummary, seen_text
+from pipeline.rendering.tables import write_rows_of
+from pipeline.runners.supervised import earlier_output, tell
+from pipeline.training.errors import errors_html
+from pipeline.training.report import abstaining_text
 from transforms import storage
+from transforms.committed import held
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
 from transforms.engines.versions import library_versions
+from transforms.errors import FeaturemillError
 from transforms.network.weights import Weights
 from transforms.parquet.files import open_sealed
 from transforms.predictors import imagenet
 from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.predictions import Predictor
+from transforms.predictors.trained_rows import had_seen, read_rows
 from transforms.predictors.weights import check_weights
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
 from transforms.shards import Fields
+from transforms.storage import readable
 from transforms.store.manifest import PredictionsManifest
-from transforms.store.predictions import Predictions
+from transforms.store.output import Output
+from transforms.store.predictions import Predictions, are_predictions, features_behind
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
 
-# Predictions of earlier versions don't say it.
-_OLD_RULE = ("label_from", Fields().label_from)
+# Predictions of earlier versions don't say these.
+_LATER = {(name, getattr(Fields(), name)) for name in ("label_from", "path", "keep")}
 
 
 @dataclass(frozen=True)
@@ -79,13 +92,33 @@ def predict(
         FeaturemillError: With the thing, the cause and the cure. What was committed is kept.
     """
     run = partial(extract.run, load=load, say=say, quiet=quiet)
+    # Predictions as an input stand for the features that they were made from.
+    behind = [features_behind(name) if are_predictions(storage.absolute(name)) else name for name in options.inputs]
+    options = replace(options, inputs=tuple(behind))
     with ExitStack() as stack:
         folder = options.output
-        if folder is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="featuremill-predict-"))
+        if options.is_file:
+            stack.enter_context(held(options.output))
+        if folder is None or options.is_file:
+            folder = stack.enter_context(_scratch())
         output = stack.enter_context(Predictions(folder).locked())
         summary = _predict(options, output, run=run, weights=weights, say=say)
+        if options.is_file:
+            write_rows_of(output.part_files, options.output)
+            # Files of the folder that goes now.
+            return replace(summary, output=options.output, manifest=replace(summary.manifest, files=None))
         return summary if options.output is not None else replace(summary, output=None, shown=tuple(_rows(output)))
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """Makes a PRED for the time being; after a crash it is the one that was begun, so that its notes aren't lost."""
+    earlier = earlier_output()
+    folder = os.path.dirname(earlier) if earlier else tempfile.mkdtemp(prefix="featuremill-predict-")
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rows(output: Predictions) -> Iterator[dict[str, Any]]:
@@ -108,7 +141,9 @@ def _predict(
     source = _open_source(options, output, weights)
     settings = _settings(options, source)
     inputs_sha256 = given.inputs_sha256(options, features=source.images is None)
-    if there and not options.overwrite:
+    # A file is replaced at the end, and the folder behind it is only there to go on with.
+    anew = options.overwrite and not options.is_file
+    if there and not anew:
         output.check_settings(settings)
         if _is_done(options, output, inputs_sha256):
             output.tidy()
@@ -118,9 +153,11 @@ def _predict(
     say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
     # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
     opened = None if source.images else _open_features(options, source, options.inputs)
-    if there and options.overwrite:
-        output.clear()
+    if there and anew:
+        output.clear(keep_features=_fit(output, source))
     output.begin(manifest)
+    if options.output and not options.is_file:
+        tell(begun=output.folder)
     manifest, metrics = _fill(options, output, source, opened, manifest, run=run)
     return PredictSummary(output.folder, manifest, metrics, (), time.perf_counter() - started)
 
@@ -152,8 +189,19 @@ def _fill(
     manifest = replace(
         manifest, **_outcome(source, opened, tally, extracted, limit), parts=output.parts, files=tally.seals
     )
-    metrics = tally.judge(source.predictor) if options.evaluate else None
-    output.finish(manifest, metrics=metrics)
+    metrics, errors = None, ""
+    if options.evaluate:
+        kept = read_rows(options.head) if source.head else None
+        seen = None if kept is None else np.concatenate([had_seen(table, kept) for table in opened.tables])
+        metrics, judged = tally.judge(source.predictor, opened.tables, seen)
+        facts = {"head": source.predictor.name, "rows": ", ".join(options.inputs)}
+        if "abstaining" in metrics:
+            facts["unknown"] = abstaining_text(metrics["abstaining"])
+        if "seen" in metrics:
+            facts["CAUTION"] = seen_text(metrics["seen"])
+        # Before the features go, which know where the images lie.
+        errors = errors_html(f"Errors of {readable(source.predictor.name)}", metrics, judged, facts)
+    output.finish(manifest, metrics=metrics, errors=errors)
     return output.manifest, metrics
 
 
@@ -170,11 +218,11 @@ def _open_source(options: PredictOptions, output: Predictions, weights: Weights 
         # Before half a gigabyte of weights is fetched.
         classes = imagenet.load_classes()
         weights = replace(weights or images.load_weights(), arrays={})
-        predictor = imagenet.predictor(images.spec(weights), classes)
+        predictor = replace(imagenet.predictor(images.spec(weights), classes), threshold=options.threshold or 0.0)
         return _Source(predictor, None, _limited(options, images), weights)
 
     head = load_head(options.head)
-    predictor = given.head_predictor(head, options.head)
+    predictor = given.head_predictor(head, options)
     if features:
         return _Source(predictor, head)
     images = given.head_options(options, head, folder)
@@ -203,8 +251,9 @@ def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
         # Predictions of earlier versions don't say what they didn't know.
         **({"labels_mode": options.labels_mode} if options.labels_mode != "replace" else {}),
         **({"group_column": options.group_column} if options.group_column else {}),
-        "fields": {name: value for name, value in asdict(options.fields).items() if (name, value) != _OLD_RULE},
+        "fields": {name: value for name, value in asdict(options.fields).items() if (name, value) not in _LATER},
         "max_pixels": options.max_pixels,
+        **({"threshold": source.predictor.threshold} if source.predictor.threshold else {}),
     }
 
 
@@ -223,6 +272,17 @@ def _new_manifest(
     )
 
 
+def _fit(output: Predictions, source: _Source) -> bool:
+    """Tells whether the features in PRED are those that the images would give now."""
+    if source.images is None or not storage.stat(storage.join(output.features_folder, "manifest.json")):
+        return False
+    try:
+        stored = Output(output.features_folder).manifest.fingerprint
+    except FeaturemillError:
+        return False
+    return stored == source.images.spec(source.weights).fingerprint
+
+
 def _is_done(options: PredictOptions, output: Predictions, inputs_sha256: str) -> bool:
     there = output.manifest
     return (
@@ -231,7 +291,6 @@ def _is_done(options: PredictOptions, output: Predictions, inputs_sha256: str) -
         and there.parts == output.parts
         and output.is_as_written
         and (not options.evaluate or output.metrics is not None)
-        and (not options.keep_features or there.features_kept)
     )
 
 
@@ -272,7 +331,11 @@ def _outcome(
         weights = ", ".join(dict.fromkeys(table.weights for table in opened.tables if table.weights))
         is_random = any(table.weights_are_random for table in opened.tables)
     return {
-        "totals": {"read": tally.rows + failed, "predicted": tally.rows, "failed": failed},
+        "totals": {
+            **{"read": tally.rows + failed, "predicted": tally.rows, "failed": failed},
+            **({"abstained": tally.abstained} if source.predictor.threshold else {}),
+            **({"far": tally.far} if source.predictor.far else {}),
+        },
         "failures": extracted.failures if extracted else {},
         "predicted_labels": tally.predicted_labels(source.predictor),
         "true_labels": tally.true_labels(),

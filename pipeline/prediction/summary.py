@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.training.facts import never_trained_text
-from pipeline.training.report import metric_table
+from pipeline.training.report import abstaining_text, interval, metric_table
+from transforms import storage
 from transforms.storage import readable
+from transforms.store.layout import ERRORS_FILE
 from transforms.store.manifest import PredictionsManifest
 from transforms.text import counted, short, shown, shown_within
 
@@ -70,6 +72,13 @@ def summary_text(summary: PredictSummary) -> str:
         if len(counts) > _LABELS_SHOWN:
             rest = [count for _, count in counts[_LABELS_SHOWN:]]
             lines.append(f"  {sum(rest):6d}  in {len(rest)} more class{'es' * (len(rest) != 1)}")
+    if "abstained" in totals:
+        below = f"the head is less sure of them than {manifest.settings['threshold']:.3f}"
+        lines.append(f"unknown  {totals['abstained']} of {totals['predicted']} rows: {below}")
+    if "far" in totals:
+        lines.append(
+            f"far      {totals['far']} of {totals['predicted']} rows are far from all that the head was trained on"
+        )
     if truth["known"]:
         lines.append(f"agrees   {truth['agreed']} of {truth['known']} true labels ({truth['accuracy']:.2%})")
     if truth["no_class"]:
@@ -77,6 +86,12 @@ def summary_text(summary: PredictSummary) -> str:
         lines.append(f"note     {counted(truth['no_class'], 'true label')} {are} no class of the head")
     if summary.metrics:
         lines.append(metric_table(summary.metrics["metrics"]))
+        if "abstaining" in summary.metrics:
+            lines.append(f"unknown  {abstaining_text(summary.metrics['abstaining'])}")
+        if "seen" in summary.metrics:
+            lines.append(f"CAUTION  {seen_text(summary.metrics['seen'])}")
+        if ERRORS_FILE in (manifest.files or {}):
+            lines.append(f"errors   {readable(storage.join(summary.output, ERRORS_FILE))}")
     if manifest.weights_are_random:
         weights = manifest.weights or "of the features"
         layers = manifest.never_trained
@@ -92,12 +107,25 @@ def summary_text(summary: PredictSummary) -> str:
     return "\n".join(lines)
 
 
+def seen_text(seen: dict[str, Any]) -> str:
+    """Returns what is to be known of judged rows that the head was made from.
+
+    Args:
+        seen: As the metrics have it: `rows`, `accuracy`, and whether they are kept `apart` from the judged ones.
+    """
+    rows, accuracy = counted(seen["rows"], "row"), interval(seen["accuracy"])
+    if seen["apart"]:
+        return f"{rows} trained the head or chose its settings, and are left out above; accuracy on these {accuracy}"
+    return f"all {rows} trained the head or chose its settings: on new rows it is worse than that"
+
+
 def _shown_lines(shown: tuple[dict[str, Any], ...]) -> list[str]:
     """Returns a table: an image's name and what it shows, the likeliest first."""
     lines = []
     for row in shown:
         true = "" if row["true_label"] is None else f"  (true label: {short(row['true_label'])})"
-        lines.append(f"{readable(row['key'])}{true}")
+        unknown = "  unknown, perhaps:" if row["label"] is None else ""
+        lines.append(f"{readable(row['key'])}{true}{unknown}")
         wnids = row.get("top_wnids") or [""] * len(row["top_labels"])
         for label, wnid, score in zip(row["top_labels"], wnids, row["top_scores"], strict=True):
             lines.append(f"  {score:8.4f}  {wnid}{'  ' if wnid else ''}{short(label)}")

@@ -1,12 +1,16 @@
-"""Rows as text, JSON, CSV and Parquet: what `query`, `sql`, `duplicates` and `outliers` hand out."""
+"""Rows as text, JSON, CSV and Parquet: what `query`, `sql`, `suspects` and the like hand out."""
 
 import csv
 import datetime
+import io
+import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from decimal import Decimal
+from functools import partial
 from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
@@ -14,6 +18,7 @@ import pyarrow.parquet as pq
 
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
+from transforms.parquet.files import ParquetFile, open_sealed
 from transforms.rows.lookup import StoredRow
 from transforms.text import one_line, printable
 
@@ -77,21 +82,61 @@ def write_csv(stream: TextIO, names: Sequence[str], rows: Iterable[Sequence[Any]
     writer.writerows([as_json(value) for value in row] for row in rows)
 
 
+def _write_text(file: BinaryIO, path: str, tables: Iterable[pa.Table | pa.RecordBatch], names: Sequence[str]) -> None:
+    rows = (row for table in tables for row in zip(*(column.to_pylist() for column in table.columns), strict=True))
+    # Keys may hold what is no text.
+    stream = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="", write_through=True)
+    if path.lower().endswith(".csv"):
+        # Lists as JSON, which readers know; Python's own form is nobody else's.
+        write_csv(stream, names, ([json.dumps(as_json(v)) if isinstance(v, list) else v for v in row] for row in rows))
+    else:
+        for row in rows:
+            values = {name: as_json(value) for name, value in zip(names, row, strict=True)}
+            stream.write(json.dumps(values, ensure_ascii=False) + "\n")
+    stream.detach()
+
+
 def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
     return pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
 
 
-def write_parquet(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema) -> None:
-    """Writes tables to one Parquet file, whole or not at all.
+def write_rows_of(parts: Sequence[str], path: str) -> int:
+    """Writes the rows of Parquet files, all of one schema, to one file as `write_rows` does; returns how many.
+
+    Raises:
+        FeaturemillError: A part can't be read, or the file can't be written.
+    """
+    opened = partial(open_sealed, cure="predict again with --overwrite")
+    rows = 0
+
+    def batches(first: ParquetFile) -> Iterator[pa.RecordBatch]:
+        nonlocal rows
+        for part in parts:
+            with nullcontext(first) if part == parts[0] else opened(part) as parquet:
+                for batch in parquet.iter_batches(16_384):
+                    rows += len(batch)
+                    yield batch
+
+    with opened(parts[0]) as first:
+        write_rows(path, batches(first), first.schema_arrow.remove_metadata())
+    return rows
+
+
+def write_rows(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema: pa.Schema) -> None:
+    """Writes tables to one file, whole or not at all: CSV, JSON lines or Parquet, as its ending says.
 
     Raises:
         FeaturemillError: It can't be written there, or Parquet has no such type.
     """
     path = os.path.abspath(os.path.expanduser(path))
     try:
-        with committed_file(path) as file, _writer(file, schema) as writer:
-            for table in tables:
-                writer.write(table)
+        with committed_file(path) as file:
+            if not path.lower().endswith(".parquet"):
+                _write_text(file, path, tables, schema.names)
+                return
+            with _writer(file, schema) as writer:
+                for table in tables:
+                    writer.write(table)
     except OSError as error:
         raise FeaturemillError(f"cannot write {path}: {one_line(error)}; choose another --output") from error
     except pa.ArrowException as error:

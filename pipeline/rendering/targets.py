@@ -10,10 +10,17 @@ from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, PREDICTION_FIL
 # What a run or a prediction writes, beside or below its manifest.
 _FILES = {*OUTPUT_FILES, *PREDICTION_FILES}
 _FOLDERS = {*OUTPUT_FOLDERS, *PREDICTION_FOLDERS}
+# Endings of files with rows, see `tables.write_rows`.
+ROWS = (".parquet", ".csv", ".jsonl")
 
 
 def check_targets(
-    sources: Sequence[str], *, parquet: str | None = None, page: str | None = None, plot: str | None = None
+    sources: Sequence[str],
+    *,
+    rows: str | None = None,
+    page: str | None = None,
+    plot: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Checks that files can be written here, and that none is one that is read or an OUT's own.
 
@@ -21,14 +28,16 @@ def check_targets(
 
     Args:
         sources: All that is read: OUT or other Parquet (files, folders, patterns), images, vectors.
-        parquet: Rows, of --output; None if they weren't asked for, as for the others.
+        rows: A file of --output; None if they weren't asked for, as for the others.
         page: Of --html.
         plot: Of --plot.
+        overwrite: Whether files that are there may be replaced.
 
     Raises:
-        UsageError: No name, another ending, no such folder, a folder, or a file that is read or is some OUT's own.
+        UsageError: No name, another ending, no such folder, a folder, a file that is read or is some OUT's own, or one
+            that is there already.
     """
-    kinds = ((parquet, (".parquet",)), (page, (".html", ".htm")), (plot, (".png", ".svg")))
+    kinds = ((rows, ROWS), (page, (".html", ".htm")), (plot, (".png", ".svg")))
     for path, endings in ((path, endings) for path, endings in kinds if path is not None):
         full = _real(path)
         folder = os.path.dirname(full)
@@ -44,8 +53,9 @@ def check_targets(
         if _is_outs_own(full):
             raise UsageError(f"cannot write {path}: {folder} is kept for parts and totals; choose another place")
         if not path.lower().endswith(endings):
-            more = "; featuremill sql --csv writes CSV" if path.lower().endswith(".csv") else ""
-            raise UsageError(f"cannot write {path}: its ending has to be {' or '.join(endings)}{more}")
+            raise UsageError(f"cannot write {path}: its ending has to be {' or '.join(endings)}")
+        if storage.stat(path) and not overwrite:
+            raise UsageError(f"{path} is there already; choose another place, or pass --overwrite")
 
 
 def _real(path: str) -> str:

@@ -191,15 +191,24 @@ def cancel(result: "PipelineResult", options: "PipelineOptions") -> None:
 def failures(result: "PipelineResult", options: "PipelineOptions") -> str:
     """Returns all that a Flink cluster says of why a job failed, in all its attempts; empty for other runners.
 
-    Beam hands on the last failure alone, and that may be the interruption of a task by the failure of another.
+    Beam hands on the last failure alone, and that may be the interruption of a task by the failure of another. Flink
+    itself may tell of that other one in its history, among the failures at the same time, or with its task alone.
     """
-    said = []
+    said: list[str] = []
     with suppress(OSError, ValueError, KeyError, TypeError):
         for url in _flink_jobs(result, options):
             with urllib.request.urlopen(f"{url}/exceptions", timeout=_ASK_SECONDS) as answer:
-                history = json.load(answer)["exceptionHistory"]["entries"]
-            said += [str(entry["stacktrace"]) for entry in history]
+                said += _strings(json.load(answer))
     return "\n".join(said)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yields every text in a JSON value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (dict, list)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _strings(part)
 
 
 def _flink_jobs(result: "PipelineResult", options: "PipelineOptions") -> Iterator[str]:

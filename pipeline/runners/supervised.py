@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 from transforms.embedding import held_up
+from transforms.machine import ended_as
 
 # How a process ends that native code has crashed, or the system for lack of memory.
 _CRASHES = (
@@ -29,12 +30,14 @@ _BY_PROCESS = 0
 _PR_SET_PDEATHSIG = 1
 _TOGETHER_SECONDS = 0.5
 _LIMITED = "which ulimit -v limits"
-# Options that begin anew; an attempt goes on.
-_ONCE = ("--overwrite",)
+# An option that begins anew, which is left out where an attempt goes on with what is there.
+_ANEW = "--overwrite"
 
 # In the child: where it tells its parent what it is about.
 _telling: int | None = None
 _interrupted = float("-inf")
+# In the child: where an attempt before it wrote units.
+_earlier: str | None = None
 
 
 def supervise(args: Sequence[str]) -> list[str]:
@@ -42,6 +45,7 @@ def supervise(args: Sequence[str]) -> list[str]:
 
     Must be called before there are threads. Signals reach the child as well, and it dies with this process.
     """
+    global _earlier
     args = list(args)
     # Where it is ignored, nothing is said of a child's end.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -73,7 +77,9 @@ def supervise(args: Sequence[str]) -> list[str]:
             _give_up(told, how, units=before[1] if before else frozenset())
         names = ", ".join(sorted(state[1])[:3])
         _say(f"crashed ({how}) while {names} was under way; going on, and decoding that in processes of its own")
-        before, args = state, [arg for arg in args if arg not in _ONCE]
+        before, _earlier = state, told["output"]
+        if "begun" in told:
+            args = [arg for arg in args if arg != _ANEW]
 
 
 def _become_child(reader: int, writer: int, mask: set) -> None:
@@ -122,7 +128,7 @@ def described(code: int) -> str:
     hints = {-signal.SIGKILL: ", perhaps for lack of memory", -held_up.SIGNAL: ", a record took too long"}
     if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         hints |= dict.fromkeys((-signal.SIGABRT, -signal.SIGSEGV), f", perhaps for lack of memory, {_LIMITED}")
-    return f"exit code {code}" if code >= 0 else f"signal {-code}{hints.get(code, '')}"
+    return f"{ended_as(code)}{hints.get(code, '')}"
 
 
 def _state(output: str | None) -> tuple[int, frozenset[str]] | None:
@@ -153,11 +159,17 @@ def _say(line: str) -> None:
     print(f"featuremill: {line}", file=sys.stderr, flush=True)
 
 
+def earlier_output() -> str | None:
+    """Returns where an attempt of this command wrote units before native code ended it; None for the first attempt."""
+    return _earlier
+
+
 def tell(**facts: str) -> bool:
     """Tells the process that supervises this one, and returns whether there is one.
 
     Args:
-        facts: `output`, where units are written to; `died` and `message`, of a worker; `ended`, at the end.
+        facts: `output`, where units are written to; `begun`, once what was there is removed; `died` and `message`, of a
+            worker; `ended`, at the end.
     """
     if _telling is None:
         return False

@@ -3,6 +3,7 @@
 import logging
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,8 @@ _CAUSES = (
 _RETURN_CODE = re.compile(r"return code (-?\d+)")
 _TICK_SECONDS = 0.25
 _CANCEL_SECONDS = 3.0
+# A cluster that has ended a job may still be noting why.
+_ASK_AGAIN_SECONDS = (1.0, 3.0)
 # Under Beam's name, so that it is shown with --debug only.
 _log = logging.getLogger("apache_beam.featuremill")
 
@@ -170,7 +173,7 @@ def explain(error: BaseException, ask: Callable[[], str] = lambda: "") -> Featur
         return FeaturemillError(_WHILE.sub("", str(error)))
     text = str(error)
     others = _LAST_ERROR.findall(text)
-    known = _known(text) or ("" if others else _known(ask()))
+    known = _known(text) or ("" if others else _asked(ask))
     if known:
         return FeaturemillError(known)
     others = others or [f"{type(error).__name__}: {_WHILE.sub('', one_line(error))}"]
@@ -178,6 +181,17 @@ def explain(error: BaseException, ask: Callable[[], str] = lambda: "") -> Featur
         f"the pipeline failed: {others[-1]}; what was committed is kept: run the same command again, "
         "with --debug for the traceback"
     )
+
+
+def _asked(ask: Callable[[], str]) -> str:
+    """Returns the message that the cluster's words come to; asks again where it has some, but none that is known."""
+    for seconds in _ASK_AGAIN_SECONDS:
+        text = ask()
+        known = _known(text)
+        if known or not text:
+            return known
+        time.sleep(seconds)
+    return _known(ask())
 
 
 def _known(text: str) -> str:

@@ -34,6 +34,8 @@ def describe_data(table: Table, joined: Joined | None, parts: Split, rows: Rows)
     facts = {"features": f"{table.location}: {table.vectors.rows:,} rows, {columns}"}
     if table.fingerprint:
         facts["spec"] = f"fingerprint {table.fingerprint[:12]}, weights {table.weights}"
+    elif table.fingerprints:
+        facts["spec"] = f"fingerprints {', '.join(one[:12] for one in table.fingerprints)}, weights {table.weights}"
     else:
         facts["spec"] = NO_FINGERPRINT
     if table.weights_are_random:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from pipeline.rendering.targets import check_beside
 from transforms import storage
-from transforms.declared import Bound, check, declared
+from transforms.declared import SHARE, Bound, check, declared
 from transforms.errors import UsageError
 from transforms.heads import KINDS, FitSettings
 from transforms.rows.labels import MODES
@@ -43,7 +43,32 @@ class LabelOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(LabelOptions):
+class AbstainOptions:
+    """Which rows stay without an answer; without either option all are answered, or those that HEAD says."""
+
+    threshold: float | None = declared(
+        None, help="Leave rows without an answer of which the head is less sure than that", metavar="P", bounds=(SHARE,)
+    )
+    abstain: float | None = declared(
+        None,
+        help="The same, by the threshold that leaves this share of the validation rows without an answer",
+        metavar="RATE",
+        bounds=(_BELOW_ONE,),
+    )
+
+    @property
+    def abstains(self) -> bool:
+        """Whether one of the options is given."""
+        return self.threshold is not None or self.abstain is not None
+
+    def check_abstaining(self) -> None:
+        """Raises UsageError if both options are given."""
+        if self.threshold is not None and self.abstain is not None:
+            raise UsageError("--threshold and --abstain both say what stays without an answer; give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(LabelOptions, AbstainOptions):
     """The options of `train`; paths are made absolute.
 
     Attributes:
@@ -52,6 +77,7 @@ class TrainOptions(LabelOptions):
         choose_by: The metric by which that is found; told by the settings if it isn't given.
         near_duplicates: Rows with at least this cosine stay on one side; None for exact copies only.
         settings: Of the fits; its seed is that of the split and of the intervals too.
+        errors: Whether the images of some judged rows are read, for a page.
         learning_curve: Whether 1/8, 1/4 and 1/2 of the training rows are tried too.
     """
 
@@ -77,6 +103,12 @@ class TrainOptions(LabelOptions):
         0.2, help="Share of the rows to choose penalty or epoch by", flags=("--val-fraction",), bounds=(_BELOW_ONE,)
     )
     test: float = declared(0.0, help="Share of the rows to judge by", flags=("--test-fraction",), bounds=(_BELOW_ONE,))
+    test_of: str | None = declared(
+        None,
+        help="Judge by the test rows of another head, whatever was added or corrected since",
+        flags=("--test-of",),
+        metavar="HEAD",
+    )
     folds: int | None = declared(
         None, help="Judge every row once, by a head that K-1 folds made", metavar="K", bounds=(_FOLDS,)
     )
@@ -99,8 +131,16 @@ class TrainOptions(LabelOptions):
         choices=CHOSEN_BY,
         unset="log_loss; balanced_accuracy with --class-weights",
     )
+    flag_far: float | None = declared(
+        None,
+        help="Keep training rows in HEAD, so that predict flags rows farther from them than all but this share of the "
+        "validation rows",
+        metavar="RATE",
+        bounds=(_BELOW_ONE,),
+    )
     settings: FitSettings = field(default_factory=FitSettings)
     learning_curve: bool = declared(True, help="Try fewer rows too")
+    errors: bool = declared(True, help="Write errors.html too: the mistakes as pictures")
     overwrite: bool = declared(False, help="Replace the head that is there")
 
     def __post_init__(self) -> None:
@@ -109,9 +149,16 @@ class TrainOptions(LabelOptions):
             if not getattr(self, name).strip():
                 raise UsageError(f"the name of the {name} is empty; name a folder")
         check(self)
+        self.check_abstaining()
         if len(set(self.kinds)) != len(self.kinds) or not self.kinds:
             raise UsageError(f"name each head once, not {', '.join(self.kinds) or 'none'}")
         self._check_shares()
+        if self.test_of is not None:
+            if self.test or self.folds or self.split_column:
+                raise UsageError(
+                    "--test-of says which rows judge; leave out --test-fraction, --folds and --split-column"
+                )
+            object.__setattr__(self, "test_of", storage.absolute(self.test_of))
         if self.choose_by is None:
             metric = "balanced_accuracy" if self.settings.class_weights else "log_loss"
             object.__setattr__(self, "choose_by", metric)

@@ -29,7 +29,7 @@ def confusion_plot(judged: Mapping[str, Any], name: str) -> str:
         name: Starts the ids inside the SVG, so it has to be unique on the page.
     """
     matrix = np.array(judged["confusion"])
-    chosen = confused_classes(matrix)
+    chosen = confused_classes(matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix))
     labels = [short(judged["per_class"][i]["label"], _LABEL_LENGTH) for i in chosen]
     shares = (matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1))[np.ix_(chosen, chosen)]
     counts = matrix[np.ix_(chosen, chosen)]
@@ -50,9 +50,8 @@ def confusion_plot(judged: Mapping[str, Any], name: str) -> str:
     return svg_text(figure, name, f"Confusion matrix of {len(chosen)} classes, true by predicted")
 
 
-def confused_classes(matrix: np.ndarray) -> list[int]:
-    """Returns which classes of a C×C confusion matrix are drawn: all, or the 40 with the most errors, in order."""
-    errors = matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix)
+def confused_classes(errors: np.ndarray) -> list[int]:
+    """Returns which of C classes a confusion matrix shows, by their errors: all, or the 40 with the most, in order."""
     return sorted(np.argsort(-errors, kind="stable")[:MOST_CLASSES].tolist())
 
 
@@ -91,6 +90,21 @@ def reliability_plot(judged: Mapping[str, Any], name: str) -> str:
     axes.set_xlabel("confidence (top probability)")
     add_legend(axes)
     return svg_text(figure, name, "Reliability: accuracy against confidence")
+
+
+@own_style()
+def coverage_plot(curve: Sequence[Mapping[str, float]], name: str) -> str:
+    """Draws the accuracy of the most confident rows against their share.
+
+    Args:
+        curve: From `transforms.evaluation.errors.coverage_curve`.
+        name: Starts the ids inside the SVG.
+    """
+    figure, axes = new_figure(4.5, 4.2, "share of rows that are answered", "accuracy of the answers")
+    axes.plot([point["coverage"] for point in curve], [point["accuracy"] for point in curve], color=COLOURS["first"])
+    axes.set_xlim(0, 1.01)
+    axes.set_ylim(top=1.01)
+    return svg_text(figure, name, "Coverage against accuracy")
 
 
 @own_style()

@@ -8,7 +8,7 @@ from pipeline.rendering.tables import text_table
 from pipeline.training.plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
 from transforms.heads import FitSettings
 
-_METRICS = {
+METRICS = {
     "accuracy": "accuracy",
     "balanced_accuracy": "balanced accuracy",
     "macro_f1": "macro F1",
@@ -17,7 +17,12 @@ _METRICS = {
     "expected_calibration_error": "calibration error",
 }
 _RANKED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
-_JUDGED_ON = {"test": "{rows} test rows", "validation": "{rows} validation rows", "folds": "{rows} rows by folds"}
+_JUDGED_ON = {
+    "test": "{rows} test rows",
+    "validation": "{rows} validation rows",
+    "folds": "{rows} rows by folds",
+    "inputs": "{rows} rows",
+}
 # The matrix of more classes than this doesn't fit beside another plot.
 _WIDE = 16
 LOWER_IS_BETTER = ("log_loss",)
@@ -79,7 +84,12 @@ def ranking(runs: Sequence[Run]) -> list[Run]:
 
 
 def cautions(
-    judged: Mapping[str, Any], settings: Mapping[str, Any], curve: Sequence[Mapping[str, float]], asked: FitSettings
+    judged: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    curve: Sequence[Mapping[str, float]],
+    asked: FitSettings,
+    *,
+    bounded: bool,
 ) -> list[str]:
     """Returns what is to be known beside a verdict, in words.
 
@@ -88,6 +98,7 @@ def cautions(
         settings: What was chosen.
         curve: What it was chosen by.
         asked: The settings of the fit.
+        bounded: Whether the temperature is as small or as large as it may be.
     """
     found = []
     if judged["metrics"]["accuracy"]["value"] < judged["majority"]["accuracy"]["value"]:
@@ -95,6 +106,8 @@ def cautions(
     penalties = [point["penalty"] for point in curve if "penalty" in point]
     if len(penalties) > 1 and settings.get("penalty") in (min(penalties), max(penalties)):
         found.append(f"the penalty {settings['penalty']:g} is at the edge of the sweep; give --penalties beyond it")
+    if bounded:
+        found.append("the temperature is at the bound of its search: the scores say nothing of these classes")
     epochs = [point["epoch"] for point in curve if "epoch" in point]
     if epochs and epochs[-1] >= asked.epochs and epochs[-1] - settings.get("epochs", 0) < asked.patience:
         found.append(f"training was stopped by the limit of {asked.epochs} epochs; more --epochs may do better")
@@ -106,6 +119,13 @@ def verdict(judged: Mapping[str, Any]) -> str:
     rows = _JUDGED_ON[judged["judged_on"]].format(rows=f"{judged['rows']:,}")
     share = judged["majority"]["accuracy"]["value"]
     return f"accuracy {interval(judged['metrics']['accuracy'])} on {rows}; majority class {share:.3f}"
+
+
+def abstaining_text(found: Mapping[str, Any]) -> str:
+    """Returns what a threshold brings, such as "coverage 0.900 (0.851-0.934), risk 0.031 (0.013-0.072) where rows below
+    0.620 stay without an answer"; from `transforms.evaluation.abstaining.selective`."""
+    coverage, risk = interval(found["coverage"]), interval(found["risk"])
+    return f"coverage {coverage}, risk {risk} where rows below {found['threshold']:.3f} stay without an answer"
 
 
 def interval(metric: Mapping[str, Any] | None) -> str:
@@ -127,22 +147,27 @@ def metrics_text(runs: Sequence[Run]) -> str:
         choice = [f"{run['choice']['value']:.3f}"] if "choice" in run else []
         rows.append((run["kind"], *choice, *(interval(metrics[name]) for name in _RANKED), f"{run['seconds']:.1f}"))
     chosen = [_chosen_by(runs)] if _chosen_by(runs) else []
-    return text_table(("head", *chosen, *(_METRICS[name] for name in _RANKED), "seconds"), rows)
+    return text_table(("head", *chosen, *(METRICS[name] for name in _RANKED), "seconds"), rows)
 
 
 def _chosen_by(runs: Sequence[Run]) -> str:
     """Returns "chosen by log loss", or nothing where nothing was chosen."""
-    return f"chosen by {_METRICS[runs[0]['choice']['metric']]}" if "choice" in runs[0] else ""
+    return f"chosen by {METRICS[runs[0]['choice']['metric']]}" if "choice" in runs[0] else ""
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float] | None]) -> str:
     """Returns one judgement's metrics with their 95 % intervals as a table for the terminal."""
-    known = [(words, interval(metrics[name])) for name, words in _METRICS.items() if metrics[name]]
+    known = [(words, interval(metrics[name])) for name, words in METRICS.items() if metrics[name]]
     return text_table(("", "95 % interval"), known)
 
 
 def report_html(
-    title: str, runs: Sequence[Run], facts: Mapping[str, str], *, judged: Mapping[str, Any] | None = None
+    title: str,
+    runs: Sequence[Run],
+    facts: Mapping[str, str],
+    *,
+    judged: Mapping[str, Any] | None = None,
+    errors: str = "",
 ) -> str:
     """Returns one HTML page that needs nothing else: no scripts, fonts, images or style sheets from elsewhere.
 
@@ -151,6 +176,7 @@ def report_html(
         runs: At least one; several are ranked first.
         facts: What is to be known of the data and the split: {name: sentence}.
         judged: What the headline says; by default how the best run was judged.
+        errors: File beside the page that shows the errors as pictures; empty for none.
     """
     ranked = ranking(runs)
     judged = judged or ranked[0]["judged"]
@@ -162,12 +188,13 @@ def report_html(
         title=title,
         headline="; ".join([f"{ranked[0]['kind']}: {verdict(judged)}", *ranked[0].get("cautions", [])]),
         chosen_by=chosen_by,
+        errors=errors,
         facts=facts,
         runs=[
             {"cautions": [], **run, "settings": _settings(run["settings"]), "plots": _plots(run, f"run{number}")}
             for number, run in enumerate(ranked, 1)
         ],
-        metrics=_METRICS,
+        metrics=METRICS,
         ranked_metrics=_RANKED,
         judged_how=_JUDGED_HOW,
         interval=lambda metric: interval(metric).replace("-", "–"),

@@ -4,12 +4,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.training.errors import JudgedRows, errors_html
 from pipeline.training.facts import describe_data, label_origin
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
@@ -17,6 +18,7 @@ from pipeline.training.report import (
     LOWER_IS_BETTER,
     STORED_HEAD,
     Run,
+    abstaining_text,
     cautions,
     metrics_text,
     ranking,
@@ -26,20 +28,28 @@ from pipeline.training.report import (
 from transforms import heads, storage
 from transforms.committed import held
 from transforms.engines.versions import library_versions
-from transforms.errors import UsageError
+from transforms.errors import FeaturemillError, UsageError
+from transforms.evaluation.abstaining import kept_confidences, selective, threshold_of
+from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.dealing import DEALING
 from transforms.evaluation.intervals import Units, share
-from transforms.evaluation.metrics import RowScores, fit_temperature, judge, metric_values, score_rows
+from transforms.evaluation.metrics import RowScores, fit_temperature, is_bounded, judge, metric_values, score_rows
 from transforms.evaluation.scores import Scores
 from transforms.evaluation.split import SIDES, Split, split
 from transforms.heads.cells import Rows
+from transforms.heads.far import measure_far
 from transforms.heads.model import Model, score_slices
+from transforms.predictors import trained_rows
 from transforms.predictors.folder import check_place
-from transforms.predictors.head import Head, save_head, softmax
+from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
+from transforms.store.layout import ERRORS_FILE
 from transforms.store.output import Output
 from transforms.text import counted, printable, short, shown
+
+if TYPE_CHECKING:
+    from pipeline.training.suspects import SuspectOptions
 
 # The column of an OUT with the sides of its folders.
 SPLIT_COLUMN = "split"
@@ -48,6 +58,8 @@ SPLIT_COLUMN = "split"
 _GATHERED_BYTES = 2**23
 # Sums per cell are D×D: with more of them than this, ridge does without the cells of a learning curve.
 _LEARNING_BYTES = 2**30
+# Scores of a point of a learning curve: of more, some rows tell as much.
+_LEARNING_NUMBERS = 2**24
 
 
 @dataclass(frozen=True)
@@ -59,12 +71,14 @@ class Trained:
         runs: One for each kind, in the order asked for.
         facts: What the report says of the data, in words.
         output: HEAD.
+        errors: Whether it has a page with its errors.
     """
 
     head: Head
     runs: tuple[Run, ...]
     facts: dict[str, str]
     output: str
+    errors: bool
 
     def __repr__(self) -> str:
         return shown(trained_text(self))
@@ -102,24 +116,52 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     outcomes = []
     for kind in options.kinds:
         outcomes.append(run_kind(kind, rows, plan, options, table=table, parts=parts))
-        say(f"{kind:<9}fitted in {outcomes[-1].run['seconds']:.1f} s")
+        run = outcomes[-1].run
+        say(f"{kind:<9}fitted in {run['seconds']:.1f} s, transform {run['settings']['transform']}")
     runs = tuple(outcome.run for outcome in outcomes)
     best = outcomes[runs.index(ranking(runs)[0])]
-    judged = best.run["judged"]
+    judged, judging = best.run["judged"], best.judging or best.choosing
     if len(outcomes) > 1 and plan.judged_on == "folds":
-        judged = _judge(
-            _chosen_by_fold(outcomes, rows, options.choose_by), rows, plan, options, table=table, parts=parts
+        judging = _chosen_by_fold(outcomes, rows, options.choose_by)
+        judged = _judge(judging, rows, plan, options, table=table, parts=parts)
+    confidences = kept_confidences(_together(best.choosing)[1].top)
+    judged = {**judged, "confidences": confidences}
+    if options.abstains:
+        threshold = threshold_of(confidences, options.abstain) if options.threshold is None else options.threshold
+        numbers, scores = _together(judging)
+        right = scores.predicted == rows.codes[numbers]
+        judged["abstaining"] = selective(scores.top, right, parts.components[numbers], threshold)
+        facts["unknown"] = abstaining_text(judged["abstaining"])
+    far = None
+    if options.flag_far is not None:
+        fit, seed = plan.final or plan.fits[0], options.settings.seed
+        transform = best.model.transform
+        far = measure_far(rows, fit.train, fit.validation, transform, rate=options.flag_far, seed=seed)
+        judged["far"] = {"distance": far.distance, "rate": options.flag_far}
+        facts["far"] = (
+            f"rows over a distance of {far.distance:.3f} are flagged, by {counted(len(far.vectors), 'training row')}"
         )
     origin = label_origin(table, joined)
     head = _head(best, judged, rows.classes, table, parts, options, runs, origin)
-    page = report_html(f"Head {best.run['kind']}", runs, facts, judged=judged)
-    save_head(head, options.output, files={"report.html": page.encode()}, overwrite=options.overwrite)
-    return Trained(head, runs, facts, options.output)
+    if far:
+        head = replace(head, far_vectors=far.vectors)
+    files = {}
+    if options.errors:
+        numbers, scores = _together(judging)
+        shown = JudgedRows([table], numbers, scores, rows.codes[numbers], parts.components[numbers])
+        files[ERRORS_FILE] = errors_html(f"Errors of {best.run['kind']}", judged, shown, facts)
+    files["report.html"] = report_html(
+        f"Head {best.run['kind']}", runs, facts, judged=judged, errors=ERRORS_FILE if files else ""
+    )
+    files = {name: page.encode("utf-8", "replace") for name, page in files.items()}
+    files[trained_rows.FILE] = trained_rows.rows_file(table, parts)
+    save_head(head, options.output, files=files, overwrite=options.overwrite)
+    return Trained(head, runs, facts, options.output, errors=options.errors)
 
 
 def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
     """Opens the features, with labels from a file where one is named, and splits them as the options say."""
-    table, joined = _labelled_table(options)
+    table, joined = _with_test_rows(options, *labelled_table(options))
     return table, joined, _split(table, options)
 
 
@@ -143,10 +185,12 @@ def _with_stored_sides(
     rows to train on and others.
     """
     told = options.split_column is not None or options.folds is not None or options.test > 0
+    if options.test_of:
+        return options, *_with_test_rows(options, *labelled_table(options))
     if told or not _has_sides(options.features):
-        return options, *_labelled_table(options)
+        return options, *labelled_table(options)
     asked = replace(options, split_column=SPLIT_COLUMN)
-    table, joined = _labelled_table(asked)
+    table, joined = labelled_table(asked)
     found = pc.unique(pc.filter(table.sides, table.labels.is_valid())).to_pylist()
     if set(found) <= set(SIDES) and "train" in found and len(found) > 1:
         say(f"{'sides':<9}as column {SPLIT_COLUMN} says; --split-column '' splits by chance")
@@ -158,12 +202,36 @@ def _with_stored_sides(
     return options, replace(table, sides=None, sides_from=""), joined
 
 
+def _with_test_rows(options: TrainOptions, table: Table, joined: Joined | None) -> "tuple[Table, Joined | None]":
+    """Puts the test rows of another head on the test side, if the options name one, and all others to train.
+
+    Raises:
+        FeaturemillError: It doesn't say which these were, or had none, or none of them is here.
+    """
+    if not options.test_of:
+        return table, joined
+    kept = trained_rows.read_rows(options.test_of)
+    if kept is None:
+        load_head(options.test_of)
+        raise FeaturemillError(
+            f"{options.test_of} doesn't say which rows it was judged by; it is of an earlier version: train it again"
+        )
+    is_test = pc.fill_null(pc.equal(trained_rows.sides_of(table, kept), "test"), False)
+    if not pc.any(pc.and_(is_test, table.labels.is_valid())).as_py():
+        raise FeaturemillError(
+            f"no row of {options.features} with a label is a test row of {options.test_of}; name a head that was "
+            "trained with --test-fraction on rows that are among these"
+        )
+    return replace(table, sides=pc.if_else(is_test, "test", "train"), sides_from=options.test_of), joined
+
+
 def _has_sides(features: str) -> bool:
     is_output = storage.stat(storage.join(features, "manifest.json")) is not None
     return is_output and SPLIT_COLUMN in Output(features).manifest.added_columns
 
 
-def _labelled_table(options: TrainOptions) -> "tuple[Table, Joined | None]":
+def labelled_table(options: "TrainOptions | SuspectOptions") -> "tuple[Table, Joined | None]":
+    """Opens the features, with labels from a file where one is named."""
     key_column = options.key_column or DEFAULT_KEY
     features = partial(open_table, options.features, columns=options.columns, key_column=key_column)
     names = {"group_column": options.group_column, "split_column": options.split_column}
@@ -211,26 +279,30 @@ class Outcome:
 def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, table: Table, parts: Split) -> Outcome:
     """Fits one kind of head as planned and judges it."""
     started = time.perf_counter()
-    fitter = heads.fitter(kind, rows, options.settings)
+    fitter = Choosing(kind, rows, options.settings)
     choosing, judging, learning = [], [], []
     for number, fit in enumerate(plan.fits):
         model = fitter.fit(fit.train, fit.validation)
-        growing = [fitter.fit(cells, fit.validation) for cells in plan.learning[:-1]] if number == 0 else []
-        numbers, scores, hits = _scored([*growing, model], rows, fit.validation)
+        fewer = plan.learning[:-1] if number == 0 else ()
+        growing = [fitter.fit(cells, fit.validation, like=model) for cells in fewer]
+        numbers, scores, hits = scored([*growing, model], rows, fit.validation)
         if growing:
-            learning = _learning_points(rows, plan.learning, hits, Units.of(len(numbers), parts.components[numbers]))
+            some = numbers[:: _step(len(numbers), rows)]
+            learning = _learning_points(rows, plan.learning, hits, Units.of(len(some), parts.components[some]))
         temperature = fit_temperature(scores, rows.codes[numbers])
+        bounded = is_bounded(scores, rows.codes[numbers], temperature)
         choosing.append((numbers, _row_scores(numbers, scores, temperature, rows, table)))
         chosen = model
         if fit.test:
             # Whatever was chosen by the validation rows is chosen now: they may train too.
             model = fitter.refit(model, (*fit.train, *fit.validation))
-            numbers, scores, _ = _scored([model], rows, fit.test)
+            numbers, scores, _ = scored([model], rows, fit.test)
             judging.append((numbers, _row_scores(numbers, scores, temperature, rows, table)))
     if plan.final:
         chosen = fitter.fit(plan.final.train, plan.final.validation)
-        numbers, scores, _ = _scored([chosen], rows, plan.final.validation)
+        numbers, scores, _ = scored([chosen], rows, plan.final.validation)
         temperature = fit_temperature(scores, rows.codes[numbers])
+        bounded = is_bounded(scores, rows.codes[numbers], temperature)
         model = fitter.refit(chosen, (*plan.final.train, *plan.final.validation))
     judged = _judge(judging or choosing, rows, plan, options, table=table, parts=parts)
     curve = [dict(point) for point in chosen.curve]
@@ -241,7 +313,7 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
         learning=learning,
         judged=judged,
         seconds=time.perf_counter() - started,
-        cautions=cautions(judged, chosen.settings, curve, options.settings),
+        cautions=cautions(judged, chosen.settings, curve, options.settings, bounded=bounded),
     )
     if len(options.kinds) > 1:
         run["choice"] = {"metric": options.choose_by, "value": _metric(options.choose_by, choosing, rows)}
@@ -271,20 +343,30 @@ def _chosen_by_fold(outcomes: Sequence[Outcome], rows: Rows, metric: str) -> lis
     return found
 
 
-def _scored(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, Scores, list[np.ndarray]]:
+def scored(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, Scores, list[np.ndarray]]:
     """Returns (row numbers, the last model's scores, which rows each model gets right) for some cells, in one pass.
 
-    N×C scores of several models would be gigabytes where there are many classes.
+    N×C scores of several models would be gigabytes where there are many classes, and take as long as the fit: what is
+    right is told of every `_step`-th row.
     """
     found, scores, hits = [], Scores(len(rows.classes)), [[] for _ in models]
+    step = _step(int(rows.wanted(cells).sum()), rows)
     for numbers, vectors in _gathered(rows.batches(cells), _GATHERED_BYTES):
         found.append(numbers)
         for part in score_slices(len(numbers), len(rows.classes)):
-            for number, model in enumerate(models):
-                block = heads.logits(model, vectors[part]).astype(np.float32)
-                hits[number].append(block.argmax(axis=1) == rows.codes[numbers[part]])
+            tried = slice(part.start + -len(scores) % step, part.stop, step)
+            for model, of_model in zip(models[:-1], hits, strict=False):
+                guesses = heads.logits(model, vectors[tried]).astype(np.float32).argmax(axis=1)
+                of_model.append(guesses == rows.codes[numbers[tried]])
+            block = heads.logits(models[-1], vectors[part]).astype(np.float32)
+            hits[-1].append(block.argmax(axis=1)[-len(scores) % step :: step] == rows.codes[numbers[tried]])
             scores.add(block)
     return np.concatenate(found), scores, [np.concatenate(blocks) for blocks in hits]
+
+
+def _step(count: int, rows: Rows) -> int:
+    """Returns how far those of so many rows are apart that the points of a learning curve are judged on."""
+    return max(1, -(-count * len(rows.classes) // _LEARNING_NUMBERS))
 
 
 def _row_scores(numbers: np.ndarray, scores: Scores, temperature: float, rows: Rows, table: Table) -> RowScores:
@@ -362,6 +444,7 @@ def _head(
         columns=table.columns,
         dims=table.dims,
         spec=table.spec,
+        fingerprints=table.fingerprints,
         weights=table.weights,
         weights_are_random=table.weights_are_random,
         source=table.location,
@@ -372,11 +455,12 @@ def _head(
 
 
 def _split_options(options: TrainOptions) -> dict[str, Any]:
-    """Returns what `finetune` needs to split the same rows in the same way again."""
+    """Returns what `finetune` needs to split the same rows in the same way again, and to fit such a head on them."""
     names = ("labels", "labels_mode", "label_column", "key_column", "group_column", "split_column")
-    names += ("validation", "test", "folds")
+    names += ("validation", "test", "folds", "test_of")
     values = asdict(options)
     more = {"near": options.near_duplicates, "seed": options.settings.seed, "dealing": DEALING}
+    more["settings"] = values["settings"]
     return {**{name: values[name] for name in names}, **more}
 
 
@@ -386,13 +470,15 @@ def trained_text(trained: Trained) -> str:
     judged = trained.head.metrics
     lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(judged)}"]
     lines += [f"  CAUTION: {caution}" for caution in best["cautions"]]
+    lines += [f"  {abstaining_text(judged['abstaining'])}"] if "abstaining" in judged else []
     lines += [f"  {STORED_HEAD}"] if judged["judged_on"] == "folds" else []
     lines += [
         f"  {counted(pair['rows'], 'row')} of {short(pair['true'])!r} taken for {short(pair['predicted'])!r}, such as "
         f"{printable(pair['keys'][0])}"
         for pair in judged["most_confused"][:3]
     ]
-    return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, report.html"])
+    pages = "report.html, errors.html" if trained.errors else "report.html"
+    return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, {pages}"])
 
 
 def trained_json(trained: Trained) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 import json
 
 import numpy as np
+import pytest
 
 from benchmarks import gpu
 from benchmarks.gpu import agreement
 
 
+@pytest.mark.long
 def test_tiny_on_this_machine(tmp_path, monkeypatch, capsys):
     few = ["--images", "3", "--image-size", "32", "--seconds", "0.01"]
     tiny = [*few, "--batch-sizes", "1", "2", "--precisions", "float32", "tf32"]

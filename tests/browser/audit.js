@@ -34,6 +34,16 @@
     return problems;
   },
 
+  // Of a matrix, whose columns are many, the rest is scrolled to.
+  cut(width) {
+    return [...document.querySelectorAll("h1, h2, h3, caption, summary, thead th, figcaption")]
+    .filter((one) => one.getClientRects().length && !one.closest(".matrix thead")).map((one) => {
+      const range = document.createRange();
+      range.selectNodeContents(one);
+      return [one.textContent.trim(), range.getBoundingClientRect()];
+    }).filter(([, box]) => box.left < 0 || box.right > width).map(([text]) => `cut off: ${text.slice(0, 80)}`);
+  },
+
   // The colours at the middle of each piece of text are laid over each other, from the bottom to the text's own.
   contrast(least) {
     const number = (css) => { const found = css.match(/[\d.]+/g); return found ? found.map(Number) : [0, 0, 0, 0]; };

@@ -28,5 +28,10 @@ def contrast_problems(page: "Page") -> list[str]:
     return problems
 
 
+def cut_off(page: "Page", width: int) -> list[str]:
+    """Returns headings, captions and names of columns that stand out of a window so wide, in pixels; a line each."""
+    return _ask(page, "cut", width)
+
+
 def _ask(page: "Page", question: str, value: float | None = None) -> list:
     return page.evaluate(f"(value) => {{ const audit = {_AUDIT}; return audit.{question}(value); }}", value)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from pipeline.demo.samples import draw_items, write_folder, write_parquet
 from pipeline.exploration.duplicates import write_duplicates_page
 from pipeline.exploration.outliers import write_outliers_page
@@ -11,11 +13,18 @@ from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
 from pipeline.maintenance.report import run_report
 from pipeline.maps.run import MapOptions, make_map
+from pipeline.rendering.html import write_page
+from pipeline.training.errors import JudgedRows, errors_html
 from pipeline.training.report import report_html
+from pipeline.training.suspects import Suspect, SuspectOptions, Suspects, write_suspects_page
 from tests.pipeline.training.test_report import make_run
 from tests.support.fakes import WEIGHTS, FakeEngine, load_fake
 from tests.support.pages_data import HOSTILE, clusters, write_out
+from transforms.evaluation.metrics import judge, score_rows
 from transforms.records import Failure
+from transforms.rows.labels import encode_as
+from transforms.rows.lookup import read_rows
+from transforms.rows.table import open_table
 from transforms.similarity.copies import find_duplicates
 from transforms.similarity.outlying import find_outliers
 from transforms.store.features import open_features
@@ -73,6 +82,8 @@ def write_pages(folder: Path) -> Made:
         "duplicates": duplicates_page(out, folder),
         "outliers": outliers_page(out, folder),
         "heads": heads_page(folder),
+        "errors": errors_page(out, folder),
+        "suspects": suspects_page(out, folder),
         "report": run_page(folder),
         "map": map_page(out, folder),
     }
@@ -118,6 +129,38 @@ def heads_page(folder: Path) -> Path:
         make_run("logistic", rows=400, classes=many, right=3.0),
     ]
     page.write_text(report_html(f"Head {HOSTILE[0]}", runs, {"data": "90 rows of 4 classes", HOSTILE[1]: HOSTILE[2]}))
+    return page
+
+
+def errors_page(out: str, folder: Path) -> Path:
+    """Writes the errors of a head that guesses: of rows whose labels mean harm, and of some whose images are gone."""
+    table = open_table(out)
+    known = np.flatnonzero(table.labels.is_valid().to_numpy())
+    classes = sorted(set(table.labels.take(known).to_pylist()))
+    codes = encode_as(table.labels.take(known), classes)
+    random = np.random.default_rng(2)
+    probabilities = random.dirichlet(np.ones(len(classes)), len(known)) + np.eye(len(classes))[codes] / 3
+    keys = table.keys.take(known)
+    scores = score_rows(probabilities / probabilities.sum(axis=1, keepdims=True), codes, keys=keys)
+    judged = judge(scores, codes, classes, keys=keys, groups=None, seed=0, judged_on="inputs")
+    rows = JudgedRows([table], known, scores, codes, known)
+    page = folder / "errors.html"
+    write_page(
+        str(page), errors_html(f"Errors of {HOSTILE[0]}", judged, rows, {"head": HOSTILE[1], "rows": HOSTILE[2]})
+    )
+    return page
+
+
+def suspects_page(out: str, folder: Path) -> Path:
+    """Writes the sheet of labels in doubt: half of the rows, each to be called what means harm."""
+    table = open_table(out)
+    rows = read_rows(table, range(0, table.vectors.rows, 2))
+    found = tuple(
+        Suspect(row, HOSTILE[number % len(HOSTILE)], own=0.1, other=0.8, confident=True, copies=number % 3)
+        for number, row in enumerate(rows)
+    )
+    page = folder / "suspects.html"
+    write_suspects_page(Suspects(table, len(rows), 2, found, SuspectOptions(features=out)), str(page))
     return page
 
 

@@ -35,7 +35,8 @@ def made(tmp_path_factory):
         "keys": keys,
         "labels": open_features(out).labels,
         "vectors": vectors,
-        "places": flatten(vectors, "pca", seed=0),
+        # As the map takes them: what counts is their direction.
+        "places": flatten(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), "pca", seed=0),
     }
 
 

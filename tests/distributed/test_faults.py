@@ -6,15 +6,20 @@
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from pipeline.demo.samples import draw_items, write_tar
-from tests.distributed.clusters import wait_until
+from pipeline.maintenance.inspect import inspect
+from pipeline.runners.options import TOKEN
+from tests.distributed.clusters import WorkerPool, wait_until
 from tests.distributed.commands import assert_one_line, assert_whole, start
 from tests.pipeline.extraction.test_run import rows
+from tests.support import deadly
 from tests.support.commands import finish
+from tests.transforms.embedding.test_guard import DEEDS, failures, write_photos
 
 pytestmark = [
     pytest.mark.timeout(1500),
@@ -140,3 +145,38 @@ def test_two_jobs_on_one_output_without_locks(shards, expected, tmp_path, flink,
     ended = [finish(command) for command in commands]
     assert [(code, err) for code, _, err in ended] == [(0, ""), (0, "")], ended
     assert_whole(tmp_path / "out", expected)
+
+
+@pytest.mark.parametrize(("deed", "end"), [("abort", signal.SIGABRT), ("hold", signal.SIGPROF)])
+def test_an_image_that_ends_its_worker(tmp_path, logs, flink, deed, end, time):
+    """Native code that crashes, and a record that keeps Python's lock for ever: a failure, with its reason."""
+    write_photos(tmp_path / "photos", [deed])
+    folder = logs / f"deadly-{deed}-{time}"
+    pool = WorkerPool(folder, env=deadly.codecs(tmp_path / "codecs"))
+    try:
+        pool.wait()
+        settings = [*SETTINGS, "--record-seconds", "2"]
+        options = replace(flink, pool=pool).options()
+        code, _, err = finish(start(tmp_path / "photos", tmp_path / "out", settings, "FlinkRunner", options, fake=True))
+        assert (code, err) == (0, ""), err
+    finally:
+        pool.stop()
+    assert f"a worker was killed by signal {end:d}" in (folder / "pool.log").read_text()
+    found = failures(tmp_path / "out")
+    assert [error for name, (error, _) in found.items() if deed in name] == [DEEDS[deed][0]]
+    assert len(rows(tmp_path / "out")) + len(found) == len(os.listdir(tmp_path / "photos"))
+    assert inspect(str(tmp_path / "out")).problems == ()
+    assert os.listdir(tmp_path / "out" / "_tmp") == []
+
+
+def test_a_worker_pool_with_a_token(shards, expected, tmp_path, logs, flink, time):
+    pool = WorkerPool(logs / f"token-{time}", env={TOKEN: "of this test"})
+    try:
+        pool.wait()
+        job = (shards, tmp_path / "out", SETTINGS, "FlinkRunner", replace(flink, pool=pool).options())
+        code, _, err = finish(start(*job, fake=True))
+        assert code == 1
+        assert_one_line(err, "was asked with no token", f"set {TOKEN} where the job is launched")
+        assert_survives(start(*job, fake=True, env={TOKEN: "of this test"}), tmp_path / "out", expected)
+    finally:
+        pool.stop()

@@ -58,8 +58,8 @@ def test_everything_has_an_example():
 def test_keywords_are_the_commands_options(name):
     flags = {param.opts[0] for param in cli.commands[name].params}
     options = {flag[2:].replace("-", "_") for flag in flags if flag.startswith("--")} - PRINTING
-    # Of query it is where the result is written to.
-    options -= {"output"} if name == "query" else set()
+    # Of query they are where the result is written to, and over what.
+    options -= {"output", "overwrite"} if name == "query" else set()
     parameters = inspect.signature(getattr(featuremill, name)).parameters
     assert set(parameters) - {"inputs", "features", "quiet", "beam_args"} == options - {"quiet"}
 

@@ -8,7 +8,7 @@ from tests.support.fakes import FakeEngine
 from transforms.engines.engine import EngineInfo
 from transforms.heads import Kind
 from transforms.heads.model import Model
-from transforms.network.vgg import feature_size
+from transforms.network.bases import feature_size
 from transforms.pools import POOLS, Pool
 from transforms.records import EncodedImage
 from transforms.shards.format import Format

@@ -31,6 +31,7 @@ class FakeEngine:
     on_cpu: bool = True
 
     def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+        pixels = np.asarray(pixels)
         assert pixels.dtype == np.uint8
         assert pixels.shape[0] <= self.batch_size
         time.sleep(self.pause_seconds)

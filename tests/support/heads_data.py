@@ -5,22 +5,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transforms.heads.cells import Rows
+from transforms.heads.cells import HeldVectors, Rows
 
 
 @dataclass(frozen=True)
-class ArrayVectors:
-    """Vectors in memory, with the face of stored ones."""
+class ArrayVectors(HeldVectors):
+    """Vectors in memory that come as stored ones do: in small batches, which a seed puts in another order."""
 
-    matrix: np.ndarray
+    widths: tuple[int, ...] = ()
 
-    @property
-    def rows(self) -> int:
-        return len(self.matrix)
-
-    @property
-    def dims(self) -> int:
-        return self.matrix.shape[1]
+    def __post_init__(self):
+        object.__setattr__(self, "widths", self.widths or (self.dims,))
 
     def batches(
         self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None

@@ -53,7 +53,9 @@ def write_out(
         failed = failures if number == 0 else ()
         counts = (len(part) + len(failed), len(part), len(failed), 5000 * len(part))
         report = UnitReport(name, source, 0, -1, *counts, 0.5, 1.0, 4.0 + number, 0.25, 4.5 + number, "fake")
-        with PartWriter(out, name, spec=spec, sizes={"embedding": dims}, added=ADDED_COLUMNS) as writer:
+        with PartWriter(
+            out, name, spec=spec, sizes={"embedding": dims}, added=dict.fromkeys(ADDED_COLUMNS, "string")
+        ) as writer:
             for failure in failed:
                 writer.fail(failure)
             for start in range(0, len(part), 20_000):

@@ -101,7 +101,7 @@ def test_what_decides_the_numbers_is_an_option_and_in_the_spec():
     for command in ("extract", "estimate"):
         # The version of the rules for pixels is nobody's choice: a new OUT has the newest.
         assert names - {"pixel_rules"} <= {parameter.name for parameter in cli.commands[command].params}
-    assert {own.name for own in fields(FeatureSpec)} == names | {"backbone", "weights", "features"}
+    assert {own.name for own in fields(FeatureSpec)} == names | {"backbone", "weights", "features", "normalise"}
 
 
 def test_a_transform_checks_its_settings():

@@ -143,3 +143,51 @@ def test_it_dies_with_its_parent(function):
     parent.kill()
     parent.wait()
     child.wait(SECONDS)
+
+
+def where() -> tuple[int, str]:
+    return os.getpid(), os.environ.get("ISOLATED_TEST", "")
+
+
+def test_a_child_that_is_done_with_serves_the_next(monkeypatch):
+    monkeypatch.setenv("ISOLATED_TEST", "these tests' own")
+    with Isolated(seconds=1.0) as first, Isolated() as second:
+        pids = {first.call(os.getpid), second.call(os.getpid)}
+        assert len(pids) == 2
+    with Isolated() as child:
+        assert child.call(os.getpid) in pids
+        # Not while somebody has it, nor one of another environment.
+        monkeypatch.setenv("ISOLATED_TEST", "another")
+        with Isolated() as other:
+            pid, value = other.call(where)
+            assert pid not in pids
+            assert value == "another"
+
+
+def test_a_child_that_died_or_grew_meanwhile_serves_nobody(monkeypatch):
+    monkeypatch.setenv("ISOLATED_TEST", "one that dies")
+    with Isolated() as child:
+        first = child.call(os.getpid)
+    os.kill(first, signal.SIGKILL)
+    with Isolated() as child:
+        second = child.call(os.getpid)
+        assert second != first
+        child.call(grow)
+    assert not psutil.pid_exists(second)
+
+
+def test_a_child_in_the_middle_of_something_serves_nobody(monkeypatch):
+    monkeypatch.setenv("ISOLATED_TEST", "in the middle")
+    with Isolated() as child:
+        pid = child.call(os.getpid)
+        values = child.iterate(deadly.count_then, os.getpid, 2)
+        assert next(values) == 0
+    assert not psutil.pid_exists(pid)
+    values.close()
+
+
+_grown = []
+
+
+def grow() -> None:
+    _grown.append(bytearray(b"x") * (300 << 20))

@@ -34,14 +34,19 @@ class Decoded:
         return _failure(self.image, self.sha256, stage=stage, error=error, message=message)
 
     def row(self) -> tuple:
-        """Returns what a part has before its features, in the order of `spec.ROW_COLUMNS` and `spec.ADDED_COLUMNS`."""
+        """Returns what a part has before its features: `spec.ROW_COLUMNS`, `spec.ADDED_COLUMNS`, what comes along."""
         image, size = self.image, (self.result.width, self.result.height)
-        return image.key, image.label, image.source, image.position, self.sha256, *size, image.split
+        return image.key, image.label, image.source, image.position, self.sha256, *size, image.split, *image.kept
 
 
-def decode_threads(engine: Engine) -> int:
-    """Returns how many threads should decode for an engine."""
-    return CPU_DECODE_THREADS if engine.on_cpu else max(CPU_DECODE_THREADS, available_cores())
+def decode_threads(engine: Engine, threads: int | None) -> int:
+    """Returns how many threads should decode for an engine.
+
+    Args:
+        engine: A loaded one.
+        threads: This worker's share of the cores, None for all of them.
+    """
+    return CPU_DECODE_THREADS if engine.on_cpu else max(CPU_DECODE_THREADS, threads or available_cores())
 
 
 def decode_record(image: EncodedImage, how: Embedding, apart: Isolated | None = None) -> Decoded | Failure:
@@ -135,7 +140,7 @@ def _embed_or_split(
     # Smaller than it was when the batch was gathered, perhaps, after another thread ran out of memory.
     if len(batch) <= engine.batch_size:
         try:
-            yield batch, engine.embed(np.stack([decoded.result.pixels for decoded in batch]))
+            yield batch, engine.embed([decoded.result.pixels for decoded in batch])
             return
         except OutOfMemory as error:
             # The engine pads every batch to its size: it is that which has to shrink, however few the images.
@@ -146,6 +151,9 @@ def _embed_or_split(
             engine.resize(engine.batch_size // 2)
             yield from _embed_or_split(batch, engine, fail)
             return
+        except FeaturemillError:
+            # Of the process that the engine is in.
+            raise
         except Exception as error:
             if len(batch) == 1:
                 _check_alive(engine, batch[0].result.pixels.shape, error)

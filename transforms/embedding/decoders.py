@@ -3,8 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, TimeoutError
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import ClassVar
@@ -16,22 +15,35 @@ from transforms.records import EncodedImage, Failure
 
 
 class Task:
-    """An image that is waiting, being decoded, or done."""
+    """Some images that one thread decodes: handing each over by itself would cost as much as reading it."""
 
-    def __init__(self, image: EncodedImage):
-        self.image = image
-        self.future: Future[Decoded | Failure] = Future()
-        # Of the thread that decodes it in this process: itself, and its clock.
+    def __init__(self, images: Sequence[EncodedImage]):
+        self.images = images
+        self.outcomes: list[Decoded | Failure] = []
+        self.error: BaseException | None = None
+        self.is_done = threading.Event()
+        # Of the thread that decodes them in this process: itself, and its clock.
         self.thread: threading.Thread | None = None
         self.clock: int | None = None
         self._lock = threading.Lock()
-        self._is_settled = False
+        self._is_given_up = False
 
-    def settle(self) -> bool:
-        """True for the one who comes first: whoever decoded it, or whoever gave it up."""
+    def add(self, outcome: Decoded | Failure | BaseException) -> bool:
+        """Keeps what became of the next image; False where that was given up meanwhile."""
         with self._lock:
-            first, self._is_settled = not self._is_settled, True
-        return first
+            if self._is_given_up:
+                return False
+            if isinstance(outcome, BaseException):
+                self.error = outcome
+            else:
+                self.outcomes.append(outcome)
+        return True
+
+    def give_up(self, number: int) -> bool:
+        """Takes no more outcomes, if this image's would still be the next one."""
+        with self._lock:
+            self._is_given_up = len(self.outcomes) == number and self.error is None
+        return self._is_given_up
 
 
 class Decoders:
@@ -72,32 +84,37 @@ class Decoders:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def submit(self, image: EncodedImage) -> Task:
-        """Has an image decoded, after those before it."""
-        task = Task(image)
+    def submit(self, images: Sequence[EncodedImage]) -> Task:
+        """Has images decoded by one thread, after those before them."""
+        task = Task(images)
         self._waiting.put(task)
         return task
 
-    def result(self, task: Task) -> Decoded | Failure:
-        """Waits for an image, as long as it may take."""
+    def results(self, task: Task) -> list[Decoded | Failure]:
+        """Waits for the images of a task, as long as it may take, and returns what became of each, in their order."""
         overdue: Overdue | None = None
-        while True:
-            with suppress(TimeoutError):
-                return task.future.result(overdue.look_seconds if overdue else min(1.0, self._how.record_seconds / 4))
+        number = -1
+        while not task.is_done.wait(overdue.look_seconds if overdue else min(1.0, self._how.record_seconds / 4)):
             if task.clock is None:
                 # It hasn't begun, or is done apart, where it is watched.
                 continue
-            overdue = overdue or Overdue(self._how.record_seconds, partial(_cpu_seconds, task.clock))
-            if overdue.is_over() and task.settle():
-                return self._give_up(task)
+            if overdue is None or len(task.outcomes) != number:
+                number = len(task.outcomes)
+                overdue = Overdue(self._how.record_seconds, partial(_cpu_seconds, task.clock))
+            if overdue.is_over() and task.give_up(number):
+                failure, rest = self._leave_behind(task, task.images[number]), task.images[number + 1 :]
+                return [*task.outcomes, failure, *(self.results(self.submit(rest)) if rest else ())]
+        if task.error:
+            raise task.error
+        return task.outcomes
 
-    def _give_up(self, task: Task) -> Failure:
+    def _leave_behind(self, task: Task, image: EncodedImage) -> Failure:
         self._apart = True
         self._threads.remove(task.thread)
         self._left_behind.append(task.thread)
         self._add_thread()
-        self._done(task.image)
-        return too_slow(task.image, self._how)
+        self._done(image)
+        return too_slow(image, self._how)
 
     def close(self) -> None:
         """Ends the threads. What is waiting isn't done any more."""
@@ -120,25 +137,30 @@ class Decoders:
         how = self._how
         with Isolated(seconds=how.record_seconds, memory=how.record_memory) as child:
             while (task := self._waiting.get()) is not None:
-                apart = self._apart
-                if not apart:
-                    task.thread = threading.current_thread()
-                    task.clock = time.pthread_getcpuclockid(threading.get_ident())
-                before = time.perf_counter()
-                try:
-                    outcome = decode_record(task.image, how, child if apart else None)
-                except BaseException as error:
-                    outcome = error
-                if not task.settle():
+                if not self._decode(task, child if self._apart else None):
                     # Another thread has its place.
                     return
-                with self._lock:
-                    self.seconds += time.perf_counter() - before
-                self._done(task.image)
-                if isinstance(outcome, BaseException):
-                    task.future.set_exception(outcome)
-                else:
-                    task.future.set_result(outcome)
+
+    def _decode(self, task: Task, apart: Isolated | None) -> bool:
+        """Decodes the images of a task; returns False where this thread was left behind."""
+        if not apart:
+            task.thread = threading.current_thread()
+            task.clock = time.pthread_getcpuclockid(threading.get_ident())
+        before = time.perf_counter()
+        for image in task.images:
+            try:
+                outcome = decode_record(image, self._how, apart)
+            except BaseException as error:
+                outcome = error
+            if not task.add(outcome):
+                return False
+            self._done(image)
+            if task.error:
+                break
+        with self._lock:
+            self.seconds += time.perf_counter() - before
+        task.is_done.set()
+        return True
 
 
 def _cpu_seconds(clock: int) -> float:

@@ -105,8 +105,10 @@ class _Embed(beam.DoFn):
         self._shared = Shared()
 
     def setup(self) -> None:
-        self._engine = self._shared.acquire(lambda: self._load(self._embedding))
-        self._decoders = Decoders(decode_threads(self._engine), self._embedding, apart=self._embedding.apart)
+        self._engine = self._shared.acquire(lambda: self._embedding.join_engine(self._load))
+        self._decoders = Decoders(
+            decode_threads(self._engine, self._embedding.threads), self._embedding, apart=self._embedding.apart
+        )
 
     def start_bundle(self) -> None:
         self._pending: deque[_Pending] = deque()
@@ -119,7 +121,7 @@ class _Embed(beam.DoFn):
         # Keys may repeat: until it leaves, an image is known by its number, in the place of a position.
         self._number += 1
         image = EncodedImage(key, None, key, self._number, data)
-        self._pending.append(_Pending(self._number, self._decoders.submit(image), timestamp, window))
+        self._pending.append(_Pending(self._number, self._decoders.submit([image]), timestamp, window))
         if len(self._pending) >= 2 * self._engine.batch_size:
             yield from self._embed(self._engine.batch_size)
 
@@ -133,7 +135,7 @@ class _Embed(beam.DoFn):
     def _embed(self, count: int) -> Iterator[Any]:
         """Embeds the first images that wait, and yields what became of them, each in its own window."""
         taken = [self._pending.popleft() for _ in range(min(count, len(self._pending)))]
-        results = [self._decoders.result(pending.task) for pending in taken]
+        results = [result for pending in taken for result in self._decoders.results(pending.task)]
         failures = [result for result in results if isinstance(result, Failure)]
         decoded = [result for result in results if isinstance(result, Decoded)]
         rows, vectors = embed_batch(decoded, self._engine, failures.append, spec=self._embedding.spec)

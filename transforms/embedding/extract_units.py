@@ -48,7 +48,7 @@ class _ExtractUnit(beam.DoFn):
         self._shared = Shared()
 
     def setup(self) -> None:
-        self._engine = self._shared.acquire(lambda: self._load(self._job))
+        self._engine = self._shared.acquire(lambda: self._job.join_engine(self._load))
 
     def process(self, planned: PlannedUnit) -> Iterator[UnitReport]:
         # A look at one name: listing the parts would cost more with each unit that is done.

@@ -77,21 +77,28 @@ class HeldUp:
 
 
 class ReaderClock:
-    """What the thread that reads has computed since its last record, asked for by another thread."""
+    """What the thread that reads has computed since another thread first saw it at the record that it is at.
+
+    The reader only counts: its own look at its clock would be a system call for each record.
+    """
 
     def __init__(self) -> None:
         self._clock: int | None = None
+        self._records = self._seen = 0
         self._last = 0.0
 
     def begin(self) -> None:
         """Is called by the thread that reads, before each record."""
         if self._clock is None:
             self._clock = time.pthread_getcpuclockid(threading.get_ident())
-        self._last = time.thread_time()
+        self._records += 1
 
     def seconds(self) -> float:
         try:
-            return time.clock_gettime(self._clock) - self._last if self._clock is not None else 0.0
+            now = time.clock_gettime(self._clock) if self._clock is not None else 0.0
         except OSError:
             # The thread has ended meanwhile.
             return 0.0
+        if self._records != self._seen:
+            self._seen, self._last = self._records, now
+        return now - self._last

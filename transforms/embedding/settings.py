@@ -1,10 +1,13 @@
 """The settings of a worker: its options, and the record that says how images are embedded."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 from transforms.declared import ABOVE_ZERO, AT_LEAST_ONE, Bound, declared, parse_bytes
-from transforms.engines import ENGINES, choose, default_batch_size, load_engine
+from transforms.engines import ENGINES, choose, chosen_gpus, default_batch_size, load_engine, may_have_gpu
 from transforms.engines.engine import Engine
+from transforms.engines.sharing import SharedEngine
 from transforms.images.decode import PIXEL_CEILING
 from transforms.spec import FeatureSpec
 
@@ -14,8 +17,22 @@ class EmbedOptions:
     """The options that a worker's speed and memory depend on, and not the numbers."""
 
     engine: str = declared("auto", help="What computes the network", choices=ENGINES)
+    engine_per: str = declared(
+        "auto",
+        help="Load an engine in each worker, or one that all workers of a machine share, as auto does on a GPU",
+        choices=("auto", "worker", "machine"),
+    )
+    gpus: str | None = declared(
+        None,
+        help="Load an engine on each of these GPUs, and spread the workers over them: all, or numbers such as 0,1",
+        metavar="all|N,…",
+        unset="one engine, on the first",
+    )
     batch_size: int | None = declared(
-        None, help="Images per engine call", bounds=(AT_LEAST_ONE,), unset="8, ncnn: 8 a thread; 64 on a GPU"
+        None,
+        help="Images per engine call",
+        bounds=(AT_LEAST_ONE,),
+        unset="8, winograd, ncnn: 8 a thread; 64 on a GPU",
     )
     threads: int | None = declared(
         None, help="Engine threads per worker", bounds=(AT_LEAST_ONE,), unset="the cores, shared out"
@@ -61,13 +78,28 @@ class Embedding(EmbedOptions):
     include_top: bool = True
     apart: bool = False
 
+    def join_engine(self, load: "Callable[[Any], Engine]") -> Engine:
+        """Returns a worker's engine: its own, or the one that the workers of this machine share.
+
+        Args:
+            load: Makes it from these settings.
+
+        Raises:
+            FeaturemillError: As `load` does; or the process with a shared one can't be started, or there are fewer
+                GPUs than it was to be loaded on.
+        """
+        is_shared = may_have_gpu(self.engine) if self.engine_per == "auto" else self.engine_per == "machine"
+        gpus = chosen_gpus(self.engine, self.gpus) if self.gpus is not None else ()
+        # One for all takes all cores.
+        return SharedEngine(load, replace(self, threads=None), gpus) if is_shared or gpus else load(self)
+
     def load_engine(self) -> Engine:
         """Loads the engine, for this machine.
 
         Raises:
             FeaturemillError: As `transforms.engines.load_engine` does.
         """
-        name = choose(self.engine, self.spec.precision)
+        name = choose(self.engine, self.spec.precision, self.spec.backbone)
         return load_engine(
             name,
             self.spec,

@@ -5,7 +5,8 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from transforms import shards, storage
 from transforms.embedding.attempts import attempt
@@ -15,13 +16,17 @@ from transforms.embedding.held_up import HeldUp, ReaderClock
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
 from transforms.isolated import Isolated
-from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, UnitReport
+from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, Kept, UnitReport
+from transforms.rows.sources import stored_only, stored_rows
 from transforms.store.parts import PartWriter
 from transforms.store.units import PlannedUnit, load_files
 from transforms.text import clean
 
 # Encoded bytes read ahead of decoding; images of many megabytes would add up otherwise.
 UNDECODED_BYTES = 64 * 2**20
+# Images that a thread takes at once: so many that handing them over costs little, so few that every thread has some
+# of the next two batches several times; and of large ones, each is enough.
+_GROUP_IMAGES, _GROUPS_A_THREAD, _GROUP_BYTES = 16, 4, 256 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,13 +37,17 @@ class Job(Embedding):
         output: OUT.
         sizes: {feature name: D}.
         batch_size: N of a batch; the engine's fixed shape.
-        added_columns: Which of `spec.ADDED_COLUMNS` OUT has.
+        added_columns: {column: name of its type} that OUT's parts have between an image's own and its features.
+        keep: Those of them that come along with the images.
+        beside: The OUT that has the rows, where `output` gets an added feature of them: nothing else is embedded.
     """
 
     output: str
     sizes: dict[str, int]
     batch_size: int
-    added_columns: tuple[str, ...] = ()
+    added_columns: dict[str, str] = field(default_factory=dict)
+    keep: tuple[Kept, ...] = ()
+    beside: str = ""
 
 
 @dataclass
@@ -72,6 +81,7 @@ def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool, all
     started = time.perf_counter()
     stages = _Stages()
     unit = load_files(job.output, planned)
+    unit = replace(unit, shard=replace(unit.shard, keep=job.keep))
     added = job.added_columns
     with (
         Isolated(seconds=job.record_seconds, memory=job.record_memory, may_wait=True) as reader,
@@ -80,8 +90,9 @@ def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool, all
         HeldUp(job.record_seconds, stages.clock.seconds if shards.is_native(unit) else None),
     ):
         progress = _Progress(writer)
-        records = shards.read(unit, apart=reader if apart else None, all_apart=all_apart)
-        images = _decode_ahead(records, job, stages, threads=decode_threads(engine), apart=apart)
+        read = partial(shards.read, apart=reader if apart else None, all_apart=all_apart)
+        records = stored_only(unit, stored_rows(job.beside, planned.unit_id), read) if job.beside else read(unit)
+        images = _decode_ahead(records, job, stages, threads=decode_threads(engine, job.threads), apart=apart)
         for batch in _batches(images, engine, writer):
             stages.notes.update(image.result.note for image in batch if image.result.note)
             before = time.perf_counter()
@@ -114,7 +125,7 @@ def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool, all
 
 
 class _Budget:
-    """Holds the reader back while the bytes that wait for decoding are over the limit; one record always passes."""
+    """Holds the reader back while what waits is over the limit; whatever is the first always passes."""
 
     def __init__(self, limit: int):
         self._limit, self._used = limit, 0
@@ -136,39 +147,27 @@ def _decode_ahead(
     records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages, *, threads: int, apart: bool = False
 ) -> Iterator[Decoded | Failure]:
     """Yields the records decoded, in order, while the next two batches are read and decoded in threads."""
-    waiting: queue.Queue[Task | Failure | BaseException | None] = queue.Queue(maxsize=2 * job.batch_size)
+    waiting: queue.SimpleQueue[Task | Failure | BaseException | None] = queue.SimpleQueue()
     stopped = threading.Event()
-    budget = _Budget(UNDECODED_BYTES)
-
-    def put(item: Task | Failure | BaseException | None) -> None:
-        while not stopped.is_set():
-            try:
-                return waiting.put(item, timeout=0.1)
-            except queue.Full:
-                continue
+    budget, ahead = _Budget(UNDECODED_BYTES), _Budget(2 * job.batch_size)
+    most = max(1, min(_GROUP_IMAGES, 2 * job.batch_size // (_GROUPS_A_THREAD * threads)))
 
     def read() -> None:
         try:
-            before = time.perf_counter()
-            stages.clock.begin()
-            for record in records:
-                stages.read += time.perf_counter() - before
-                stages.rows_read += 1
+            for group in _groups(_counted(records, stages), most):
                 if stopped.is_set():
                     return
-                if isinstance(record, Failure):
-                    put(record)
+                if isinstance(group, Failure):
+                    ahead.take(1, stopped)
+                    waiting.put(group)
                 else:
-                    stages.input_bytes += len(record.data)
-                    if record.unusable:
-                        stages.notes[f"{UNUSABLE_LABEL}: {record.unusable}"] += 1
-                    budget.take(len(record.data), stopped)
-                    put(decoders.submit(record))
-                before = time.perf_counter()
-                stages.clock.begin()
-            put(None)
+                    budget.take(sum(len(image.data) for image in group), stopped)
+                    task = decoders.submit(group)
+                    ahead.take(len(group), stopped)
+                    waiting.put(task)
+            waiting.put(None)
         except BaseException as error:
-            put(error)
+            waiting.put(error)
 
     decoders = Decoders(threads, job, apart=apart, done=lambda image: budget.give_back(len(image.data)))
     reader = threading.Thread(target=read, name="read", daemon=True)
@@ -177,12 +176,52 @@ def _decode_ahead(
         while (item := waiting.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
-            yield decoders.result(item) if isinstance(item, Task) else item
+            if isinstance(item, Task):
+                ahead.give_back(len(item.images))
+                yield from decoders.results(item)
+            else:
+                ahead.give_back(1)
+                yield item
     finally:
         stopped.set()
         reader.join()
         decoders.close()
         stages.decode += decoders.seconds
+
+
+def _counted(records: Iterator[EncodedImage | Failure], stages: _Stages) -> Iterator[EncodedImage | Failure]:
+    before = time.perf_counter()
+    stages.clock.begin()
+    for record in records:
+        stages.read += time.perf_counter() - before
+        stages.rows_read += 1
+        if isinstance(record, EncodedImage):
+            stages.input_bytes += len(record.data)
+            if record.unusable:
+                stages.notes[f"{UNUSABLE_LABEL}: {record.unusable}"] += 1
+            stages.notes.update(record.notes)
+        yield record
+        before = time.perf_counter()
+        stages.clock.begin()
+
+
+def _groups(records: Iterator[EncodedImage | Failure], most: int) -> Iterator[list[EncodedImage] | Failure]:
+    """Yields the images in lists of at most so many, and less where they are large; a failure by itself."""
+    group: list[EncodedImage] = []
+    size = 0
+    for record in records:
+        if isinstance(record, EncodedImage):
+            group.append(record)
+            size += len(record.data)
+            if len(group) < most and size < _GROUP_BYTES:
+                continue
+        if group:
+            yield group
+            group, size = [], 0
+        if isinstance(record, Failure):
+            yield record
+    if group:
+        yield group
 
 
 def _batches(items: Iterator[Decoded | Failure], engine: Engine, writer: PartWriter) -> Iterator[list[Decoded]]:

@@ -6,14 +6,18 @@ by one and classified together.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from transforms.end_to_end.resizing import resize
-from transforms.heads import kind_of
+from transforms.engines.checks import computed_layers
+from transforms.heads import keras_logits
+from transforms.network.bases import build, outputs_of
 from transforms.network.keras_import import import_keras
-from transforms.network.vgg import CHANNELS, build, cut, layers, preprocess
+from transforms.network.normalise import preprocess
+from transforms.network.vgg import CHANNELS
 from transforms.pools import pool_output
 from transforms.predictors.head import Head
 
@@ -21,12 +25,12 @@ if TYPE_CHECKING:
     import keras
 
 
-def assemble(head: Head, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "keras.Model":
+def assemble(head: Head, arrays: Mapping[str, tuple[np.ndarray, ...]]) -> "keras.Model":
     """Returns the model from N×H×W×3 uint8 RGB images, H and W of any size, to N×C float32 probabilities.
 
     Args:
         head: With a spec: its network, taps, poolings, precision and dtype are followed, and its way to resize.
-        arrays: {layer name: (kernel, bias)} of the network, at least up to the head's deepest tap.
+        arrays: {layer name: its arrays} of the network, at least up to the head's deepest tap.
     """
     keras = import_keras()
     pixels = keras.Input((None, None, CHANNELS), dtype="uint8", name="images")
@@ -36,23 +40,22 @@ def assemble(head: Head, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) ->
     return keras.Model(images, classifier(resizer(images)), name="featuremill")
 
 
-def _classifier(head: Head, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> "keras.Model":
+def _classifier(head: Head, arrays: Mapping[str, tuple[np.ndarray, ...]]) -> "keras.Model":
     """Returns the model from N×S×S×3 float32 in 0 … 255 to the probabilities."""
     keras = import_keras()
     spec = head.spec
     by_name = {feature.name: feature for feature in spec.features}
     features = [by_name[name] for name in head.columns]
-    table = cut(layers(spec.backbone, include_top=True), [feature.tap for feature in features])
+    table = computed_layers(replace(spec, features=tuple(features)))
     network = build(table, spec.image_size, dtype=spec.layer_dtype)
     pixels = keras.Input((spec.image_size, spec.image_size, CHANNELS), dtype="float32", name="pixels")
-    outputs, current = {}, preprocess(pixels)
     for layer in network.layers:
         if layer.name in arrays:
             layer.set_weights(arrays[layer.name])
-        current = outputs[layer.name] = layer(current)
+    outputs = outputs_of(network, preprocess(pixels, spec.normalise), [feature.tap for feature in features])
     # Rounded as stored features are.
     pooled = [keras.ops.cast(pool_output(outputs[f.tap], f.pool), spec.dtype) for f in features]
     vectors = [keras.ops.cast(vector, "float32") for vector in pooled]
     joined = keras.ops.concatenate(vectors, axis=1) if len(vectors) > 1 else vectors[0]
-    scores = kind_of(head.model.kind).keras_logits(head.model, joined)
+    scores = keras_logits(head.model, joined)
     return keras.Model(pixels, keras.ops.softmax(scores / head.temperature, axis=-1), name="classify")

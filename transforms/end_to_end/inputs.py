@@ -89,6 +89,26 @@ class TuningRows:
                     yield group.first + numbers, inputs
 
 
+def mirrored(
+    batches: Iterator[tuple[np.ndarray, np.ndarray]], count: int, *, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields batches of images in which each image is mirrored left-right with probability 1/2.
+
+    Which ones follows from the seed and their row numbers, whatever order they come in.
+
+    Args:
+        batches: (row numbers, int64 n; images n×H×W×C); the images are changed.
+        count: How many rows there are.
+        seed: Of the draw.
+    """
+    # Not the numbers that the shuffle of the same seed draws.
+    flipped = np.random.default_rng((seed, 1)).random(count) < 0.5
+    for numbers, images in batches:
+        some = flipped[numbers]
+        images[some] = images[some, :, ::-1]
+        yield numbers, images
+
+
 def _draw(
     stream: Iterator[tuple[np.ndarray, np.ndarray]], capacity: int, size: int, random: np.random.Generator | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

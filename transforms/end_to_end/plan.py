@@ -1,14 +1,17 @@
 """Plans which layers are tuned, and from which layer on the network is computed."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from transforms.errors import UsageError
-from transforms.network.vgg import CHANNELS, Layer, describe, layers
+from transforms.network.bases import cut, describe, is_cut, layers
+from transforms.network.vgg import CHANNELS, Layer
 from transforms.pools import POOLS
-from transforms.spec import Feature, FeatureSpec
+from transforms.spec import VGG_NORMALISATION, Feature, FeatureSpec
 from transforms.text import did_you_mean
 
 
@@ -23,6 +26,7 @@ class TuningPlan:
         first: Index in `table` of the first layer that is trained.
         start: Index of the first layer that is computed; 0 is from images.
         column: The stored column with the output of the layer before `start`; empty for images.
+        normalise: As in `FeatureSpec`.
     """
 
     table: tuple[Layer, ...]
@@ -31,21 +35,43 @@ class TuningPlan:
     first: int
     start: int = 0
     column: str = ""
+    normalise: str = VGG_NORMALISATION
 
-    @property
-    def last(self) -> int:
-        """Index of the deepest layer that the head takes."""
-        return max(_index(self.table, feature.tap) for feature in self.features)
+    @cached_property
+    def taken(self) -> tuple[Layer, ...]:
+        """The part of the table that the head depends on."""
+        return cut(self.table, [feature.tap for feature in self.features])
 
-    @property
+    @cached_property
     def trained(self) -> tuple[str, ...]:
         """Names of the base's layers whose weights are trained."""
-        return tuple(layer.name for layer in self.table[self.first : self.last + 1] if layer.has_weights)
+        below = {layer.name for layer in self.table[: self.first]}
+        return tuple(layer.name for layer in self.taken if layer.has_weights and layer.name not in below)
 
     @property
     def frozen(self) -> tuple[str, ...]:
         """Names of the base's layers whose weights stay as they are."""
         return tuple(layer.name for layer in self.table if layer.has_weights and layer.name not in self.trained)
+
+    @property
+    def recomputed(self) -> tuple[str, ...]:
+        """Names of the frozen layers with weights that are computed at each step."""
+        spared = {layer.name for layer in self.table[: self.start]} | set(self.trained)
+        return tuple(layer.name for layer in self.taken if layer.has_weights and layer.name not in spared)
+
+    @cached_property
+    def starts(self) -> tuple[str, ...]:
+        """Names of the layers that all that is trained or taken depends on alone: their outputs do to start from."""
+        taken, trained = self.taken, self.trained
+        names = [layer.name for layer in taken]
+        lowest = min(names.index(name) for name in (*trained[:1], *(feature.tap for feature in self.features)))
+        most = lowest + (names[lowest] not in trained)
+        return tuple(names[i] for i in range(most) if is_cut(taken, i))
+
+    @property
+    def below(self) -> str:
+        """Name of the deepest of `starts`; or empty."""
+        return self.starts[-1] if self.starts else ""
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -59,10 +85,6 @@ class TuningPlan:
         return 4 * max(int(np.prod(natural)), int(np.prod(self.input_shape)) if self.start else 0)
 
 
-def _index(table: Sequence[Layer], name: str) -> int:
-    return [layer.name for layer in table].index(name)
-
-
 def _input_shape(table: Sequence[Layer], index: int, image_size: int) -> tuple[int, ...]:
     if index == 0:
         return image_size, image_size, CHANNELS
@@ -70,13 +92,14 @@ def _input_shape(table: Sequence[Layer], index: int, image_size: int) -> tuple[i
 
 
 def first_unfrozen(backbone: str, unfreeze: str) -> int:
-    """Returns the index of the lowest convolution that is trained.
+    """Returns the index of the lowest layer that is trained, in the whole base.
 
     Args:
-        backbone: `vgg16` or `vgg19`.
-        unfreeze: `all`; a block, such as `block5`; or a number of layers from the top of the base without dense layers,
-            where poolings count, as in `for layer in base.layers[-5:]`. 5 are the whole of VGG19's block 5; of VGG16,
-            whose blocks are shorter, block 5 and the pooling before it.
+        backbone: One of `transforms.network.bases.BASES`.
+        unfreeze: `all`; a layer; a block, by what its layers' names begin with, such as `block5`, or `conv5_block3` of
+            ResNet50; or a number of layers from the top of the base without dense layers, where all others count, as in
+            `for layer in base.layers[-5:]`. 5 are the whole of VGG19's block 5; of VGG16, whose blocks are shorter,
+            block 5 and the pooling before it.
 
     Raises:
         UsageError: None of these.
@@ -89,16 +112,21 @@ def first_unfrozen(backbone: str, unfreeze: str) -> int:
         if not 1 <= int(unfreeze) <= len(table):
             raise UsageError(f"--unfreeze {unfreeze}: {backbone} has {len(table)} layers; choose 1 to {len(table)}")
         lowest = len(table) - int(unfreeze)
-    elif unfreeze in blocks:
-        lowest = next(i for i, layer in enumerate(table) if layer.name.startswith(f"{unfreeze}_"))
     else:
-        raise UsageError(
-            f"--unfreeze {unfreeze!r} is no block, no number of layers and not all"
-            f"{did_you_mean(unfreeze, [*blocks, 'all'])}"
-        )
+        # EfficientNetV2's blocks have a letter more, from a on.
+        of_block = re.compile(rf"{re.escape(unfreeze)}([a-z]?_.*)?")
+        lowest = next((i for i, layer in enumerate(table) if of_block.fullmatch(layer.name)), None)
+        if lowest is None:
+            raise UsageError(
+                f"--unfreeze {unfreeze!r} is no layer, no block, no number of layers and not all"
+                f"{did_you_mean(unfreeze, [*blocks, 'all'])}"
+            )
     found = next((i for i in range(lowest, len(table)) if table[i].has_weights), None)
     if found is None:
-        raise UsageError(f"--unfreeze {unfreeze}: the top {unfreeze} layers hold no convolution; take 2 or more")
+        raise UsageError(
+            f"--unfreeze {unfreeze}: from {table[lowest].name} on there is no convolution, nor other weights; unfreeze "
+            "more layers"
+        )
     return found
 
 
@@ -119,27 +147,31 @@ def plan_tuning(
     """
     of = {feature.name: feature for feature in spec.features}
     features = tuple(of[name] for name in columns)
-    names = [layer.name for layer in layers(spec.backbone)]
+    whole = [layer.name for layer in layers(spec.backbone)]
     for feature in features:
-        if feature.tap not in names:
+        if feature.tap not in whole:
             raise UsageError(
                 f"the head takes {feature}, a dense layer of the network; finetune trains convolutions: train a head "
                 "on block5_pool"
             )
-    first = first_unfrozen(spec.backbone, unfreeze)
-    plan = TuningPlan(tuple(table), spec.image_size, features, first)
+    unfrozen = whole[first_unfrozen(spec.backbone, unfreeze) :]
+    names = [layer.name for layer in table]
+    # Of a graph, the table may lack layers that the head doesn't take.
+    kept = (i for i, layer in enumerate(table) if layer.has_weights and layer.name in unfrozen)
+    first = next(kept, len(table))
+    plan = TuningPlan(tuple(table), spec.image_size, features, first, normalise=spec.normalise)
     if not plan.trained:
         taken = ", ".join(map(str, features))
         raise UsageError(
             f"--unfreeze {unfreeze}: the head takes {taken}, and all of its layers stay frozen; unfreeze more layers"
         )
-    lowest = min(names.index(feature.tap) for feature in features)
+    possible = plan.starts
     starts = {
         names.index(feature.tap) + 1: feature.name
         for feature in stored
-        if POOLS[feature.pool].keeps_all and feature.tap in names and names.index(feature.tap) < min(first, lowest + 1)
+        if POOLS[feature.pool].keeps_all and feature.tap in possible
     }
     if not starts:
         return plan
     start = max(starts)
-    return TuningPlan(tuple(table), spec.image_size, features, first, start, starts[start])
+    return replace(plan, start=start, column=starts[start])

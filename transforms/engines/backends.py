@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from transforms.errors import FeaturemillError
+from transforms.machine import available_cores
 from transforms.network.keras_import import import_keras
 
 _log = logging.getLogger(__name__)
@@ -64,14 +65,12 @@ class _TensorFlow:
     def prepare(self, threads: int | None) -> None:
         config = self._tf.config
         try:
-            if threads and threads != config.threading.get_intra_op_parallelism_threads():
+            # A graph was built before, to be described.
+            if threads and threads != (self.threads() or available_cores()):
                 config.threading.set_intra_op_parallelism_threads(threads)
                 config.threading.set_inter_op_parallelism_threads(threads)
-            for gpu in config.list_physical_devices("GPU"):
-                # Otherwise the first process takes all of the memory, and a second has none.
-                config.experimental.set_memory_growth(gpu, True)
-        except (RuntimeError, ValueError):
-            _log.warning("TensorFlow was in use before: its threads and memory stay as they were set then")
+        except RuntimeError:
+            _log.warning("TensorFlow was in use before: its threads stay as they were set then")
 
     def threads(self) -> int:
         return self._tf.config.threading.get_intra_op_parallelism_threads()

@@ -5,24 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from transforms.errors import FeaturemillError
-from transforms.network.vgg import (
-    CHANNELS,
-    KERNEL,
-    MIN_IMAGE_SIZE,
-    Layer,
-    check_feature,
-    check_top,
-    cut,
-    layers,
-    preprocess,
-)
+from transforms.network.bases import base_of, check_feature, cut, expect_size, layers
+from transforms.network.normalise import preprocess
+from transforms.network.vgg import CHANNELS, KERNEL, MIN_IMAGE_SIZE, Layer, check_top
 from transforms.network.weights import Weights, load_weights
 from transforms.pools import pool_planes
 from transforms.spec import FeatureSpec
 
 
 def computed_layers(spec: FeatureSpec, *, include_top: bool = True) -> tuple[Layer, ...]:
-    """Returns the table of the network up to the deepest tap.
+    """Returns the table of the network up to the deepest tap; none of a base from a file, which is known by itself.
 
     Args:
         spec: Names the taps.
@@ -31,11 +23,23 @@ def computed_layers(spec: FeatureSpec, *, include_top: bool = True) -> tuple[Lay
     Raises:
         UsageError: A tap that the network hasn't, or dense layers at an image size that can't be.
     """
+    if base_of(spec.backbone).is_file:
+        return ()
+    expect_size(spec.backbone, spec.image_size)
     for feature in spec.features:
         check_feature(feature, spec.backbone, include_top)
+    include_top = include_top and base_of(spec.backbone).has_top
     table = cut(layers(spec.backbone, include_top=include_top), [feature.tap for feature in spec.features])
     check_top(table, spec.image_size)
     return table
+
+
+def check_named(backbone: str, command: str) -> None:
+    """Raises FeaturemillError for a base from a file, which a command doesn't take."""
+    if base_of(backbone).is_file:
+        raise FeaturemillError(
+            f"{command} doesn't take networks from files; use a head on features of a named base, such as vgg19"
+        )
 
 
 def planned_weights(source: str, table: Sequence[Layer], spec: FeatureSpec) -> Weights:
@@ -53,17 +57,20 @@ def planned_weights(source: str, table: Sequence[Layer], spec: FeatureSpec) -> W
     return weights
 
 
-def check_pixels(pixels: np.ndarray, *, side: int, batch_size: int) -> None:
-    """Checks a batch that `Engine.embed` was given.
+def check_pixels(pixels: np.ndarray | Sequence[np.ndarray], *, side: int, batch_size: int) -> np.ndarray:
+    """Checks a batch that `Engine.embed` was given, and returns it as one array, N×S×S×3 uint8.
 
     Raises:
         ValueError: Another shape or dtype than N×S×S×3 uint8, no image, or more than a batch.
     """
+    if isinstance(pixels, Sequence):
+        pixels = np.stack(pixels)
     count = len(pixels)
     if pixels.shape != (count, side, side, CHANNELS) or pixels.dtype != np.uint8:
         raise ValueError(f"expected N×{side}×{side}×{CHANNELS} uint8, got {pixels.shape} {pixels.dtype}")
     if not 0 < count <= batch_size:
         raise ValueError(f"a batch has 1 to {batch_size} images, not {count}")
+    return pixels
 
 
 def check_arithmetic(

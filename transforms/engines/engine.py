@@ -1,6 +1,6 @@
 """The face of an engine."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -24,11 +24,11 @@ class Engine(Protocol):
     batch_size: int
     on_cpu: bool
 
-    def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def embed(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Computes the features of one batch; an image's numbers don't depend on its neighbours.
 
         Args:
-            pixels: N×S×S×3 uint8, RGB; N at most the batch size, S the spec's image size.
+            pixels: N×S×S×3 uint8, RGB, or N images S×S×3; N at most the batch size, S the spec's image size.
 
         Returns:
             {feature name: N×D float32}, in the order of the spec.
@@ -58,6 +58,7 @@ class EngineInfo:
         visible_device: Returns `CPU`, or `GPU (NVIDIA L4)`, as it sees it. None for one that knows no GPU.
         check_precision: Raises FeaturemillError, with the cure, if this machine's device hasn't the arithmetic of one
             of the precisions.
+        takes: The kinds of bases that it computes, see `Base.kind`.
         precision_note: Returns what the plan should say of a precision on this machine's GPU, or nothing.
     """
 
@@ -68,5 +69,6 @@ class EngineInfo:
     batch_size: Callable[[int | None, bool], int]
     idle_gpu: str
     visible_device: Callable[[], str] | None = None
+    takes: tuple[str, ...] = ("chain",)
     check_precision: Callable[[str], None] = lambda precision: None
     precision_note: Callable[[str], str] = lambda precision: ""

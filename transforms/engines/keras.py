@@ -14,10 +14,13 @@ from transforms.engines.checks import check_arithmetic, check_pixels, computed_l
 from transforms.engines.engine import Engine, EngineInfo, OutOfMemory
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
+from transforms.network.bases import base_of, build, cut, layers, open_file, outputs_of
 from transforms.network.keras_import import import_keras
-from transforms.network.vgg import CHANNELS, Layer, build, preprocess
+from transforms.network.normalise import preprocess
+from transforms.network.vgg import CHANNELS, Layer
+from transforms.network.weights import load_weights
 from transforms.pools import pool_output
-from transforms.spec import Feature, FeatureSpec
+from transforms.spec import VGG_NORMALISATION, Feature, FeatureSpec
 from transforms.text import counted, one_line
 
 if TYPE_CHECKING:
@@ -47,10 +50,11 @@ class KerasEngine:
         self._backend = load_backend()
         self._backend.prepare(threads)
         _warn_if_slow(spec.precision)
-        self._network = _network(table, weights.arrays, spec)
+        self._network = _network(table, weights.arrays, spec) if table else _from_file(weights.origin, spec)
         with _turn:
             self._backend.allow_tf32(spec.precision == "tf32")
-            _self_check(self._network, table, weights.arrays, spec, compiled=self._backend.compiled)
+            checked = (self._network, table, weights.arrays, spec)
+            _self_check(*(checked if base_of(spec.backbone).is_chain else _stand_in(spec)), self._backend.compiled)
         device = visible_device()
         self.on_cpu = device.startswith("CPU")
         threads = self._backend.threads() or available_cores()
@@ -63,10 +67,10 @@ class KerasEngine:
             self.batch_size = batch_size
             self._model = _graph(self._network, self._spec, batch_size, compiled=self._backend.compiled)
 
-    def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def embed(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Computes the features of N images, N at most the batch size."""
         with _turn:
-            check_pixels(pixels, side=self._spec.image_size, batch_size=self.batch_size)
+            pixels = check_pixels(pixels, side=self._spec.image_size, batch_size=self.batch_size)
             count = len(pixels)
             try:
                 if count < self.batch_size:
@@ -81,14 +85,31 @@ class KerasEngine:
         return {feature.name: np.asarray(outputs[feature.name])[:count] for feature in self._spec.features}
 
 
-def _network(table: Sequence[Layer], arrays: Any, spec: FeatureSpec) -> "keras.Sequential":
-    network = build(table, spec.image_size, dtype=spec.layer_dtype, kernels="zeros")
-    for name, pair in arrays.items():
-        network.get_layer(name).set_weights(pair)
+def _network(table: Sequence[Layer], arrays: Any, spec: FeatureSpec) -> "keras.Model":
+    drawn = {"kernels": "zeros"} if base_of(spec.backbone).is_chain else {}
+    network = build(table, spec.image_size, dtype=spec.layer_dtype, **drawn)
+    for name, of_layer in arrays.items():
+        network.get_layer(name).set_weights(of_layer)
     return network
 
 
-def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int, *, compiled: bool) -> "keras.Model":
+def _from_file(path: str, spec: FeatureSpec) -> "keras.Model":
+    file, names = open_file("keras", path), list(dict.fromkeys(feature.tap for feature in spec.features))
+    taps = file.taps(names, spec.image_size)
+    for feature in spec.features:
+        taps[feature.tap].size(feature)
+    return file.cut(names)
+
+
+def _stand_in(spec: FeatureSpec) -> tuple["keras.Model", Sequence[Layer], Any, FeatureSpec]:
+    """Returns a few convolutions to check this machine's arithmetic by, where NumPy can't compute the base itself."""
+    table = cut(layers("vgg16"), ["block2_pool"])
+    arrays = load_weights("random:0", table, backbone="vgg16").arrays
+    spec = replace(spec, backbone="vgg16", normalise=VGG_NORMALISATION)
+    return _network(table, arrays, spec), table, arrays, spec
+
+
+def _graph(network: "keras.Model", spec: FeatureSpec, batch_size: int, *, compiled: bool) -> "keras.Model":
     """Returns the model from N×S×S×3 uint8 to {feature name: N×D float32}; its layers are the network's own.
 
     At float16, all features of an image are NaN if any layer's output is too large for it. They may not show it
@@ -96,17 +117,12 @@ def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int, *, c
     """
     keras = import_keras()
     pixels = keras.Input(batch_shape=(batch_size, spec.image_size, spec.image_size, CHANNELS), dtype="uint8")
-    outputs, current, peaks = {}, preprocess(pixels), []
-    for layer in network.layers:
-        current = layer(current)
-        if spec.precision == "float16" and layer.weights:
-            peaks.append(keras.ops.max(current, axis=tuple(range(1, len(current.shape)))))
-        for feature in spec.features:
-            if feature.tap == layer.name:
-                outputs[feature.name] = pool_output(current, feature.pool)
-        if len(outputs) == len(spec.features):
-            break
-    if peaks:
+    taps = [feature.tap for feature in spec.features]
+    weighted = [layer.name for layer in network.layers if layer.weights] if spec.precision == "float16" else []
+    given = outputs_of(network, preprocess(pixels, spec.normalise), [*taps, *weighted])
+    outputs = {feature.name: pool_output(given[feature.tap], feature.pool) for feature in spec.features}
+    if weighted:
+        peaks = [keras.ops.max(given[name], axis=tuple(range(1, len(given[name].shape)))) for name in weighted]
         fits = keras.ops.all(keras.ops.isfinite(keras.ops.stack(peaks, axis=1)), axis=1, keepdims=True)
         outputs = {name: keras.ops.where(fits, output, np.nan) for name, output in outputs.items()}
     model = keras.Model(pixels, outputs)
@@ -114,9 +130,7 @@ def _graph(network: "keras.Sequential", spec: FeatureSpec, batch_size: int, *, c
     return model
 
 
-def _self_check(
-    network: "keras.Sequential", table: Sequence[Layer], arrays: Any, spec: FeatureSpec, *, compiled: bool
-) -> None:
+def _self_check(network: "keras.Model", table: Sequence[Layer], arrays: Any, spec: FeatureSpec, compiled: bool) -> None:
     """Compares the convolutions, on one small image, with NumPy's; see `check_arithmetic`.
 
     Through a graph that is made as the real one is: its compiler may err where single operations don't.
@@ -209,6 +223,7 @@ ENGINE = EngineInfo(
     batch_size=lambda threads, on_gpu: 64 if on_gpu else 8,
     idle_gpu=", but Keras's backend can't use it: pip install 'featuremill[gpu]'",
     visible_device=lambda: visible_device(),
+    takes=("chain", "graph"),
     check_precision=_check_precision,
     precision_note=_precision_note,
 )

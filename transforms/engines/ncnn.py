@@ -15,7 +15,8 @@ from transforms.engines.engine import EngineInfo, OutOfMemory
 from transforms.engines.ncnn_model import INPUT, network_text, read_weights, weight_file
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
-from transforms.network.vgg import Layer, describe, preprocess
+from transforms.network.normalise import preprocess
+from transforms.network.vgg import Layer, describe
 from transforms.pools import pool_planes
 from transforms.spec import FeatureSpec
 from transforms.text import counted, one_line, size_text
@@ -62,9 +63,9 @@ class NcnnEngine:
         """Takes at most so many images from now on; fewer than threads also use less memory."""
         self.batch_size = batch_size
 
-    def embed(self, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    def embed(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Computes the features of N images, N at most the batch size."""
-        check_pixels(pixels, side=self._spec.image_size, batch_size=self.batch_size)
+        pixels = check_pixels(pixels, side=self._spec.image_size, batch_size=self.batch_size)
         images = list(self._pool.map(self._embed_image, pixels))
         return {feature.name: np.stack([image[i] for image in images]) for i, feature in enumerate(self._spec.features)}
 

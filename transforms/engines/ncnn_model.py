@@ -4,28 +4,23 @@ The weight file holds, for each layer with weights: four zero bytes (ncnn's flag
 bias. Whenever it is taken from the cache, its content must give the weights' own hash.
 """
 
-import logging
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
-from transforms.committed import committed_file
-from transforms.errors import FeaturemillError
-from transforms.machine import home_folder
+from transforms.engines.cache import cached_file
 from transforms.network.vgg import KERNEL, TOP_IMAGE_SIZES, LayerInfo, describe
 from transforms.network.weights import Weights, digest_layers
-from transforms.text import one_line
 
 # Part of the cache file's name: raise it when the layout changes.
 CACHE_VERSION = 2
 INPUT = "pixels"
 _TEXT_MAGIC = 7767517
 _PLAIN_FLOAT32 = bytes(4)
-_log = logging.getLogger(__name__)
 
 
 def network_text(table: Sequence) -> str:
@@ -73,9 +68,8 @@ def _line(kind: str, name: str, previous: str, settings: str) -> str:
     return f"{kind} {name} 1 1 {previous} {name} {settings}".rstrip()
 
 
-@contextmanager
-def weight_file(sha256: str, table: Sequence, load: Callable[[], Weights]) -> Iterator[str]:
-    """Yields the path of the converted weights: from the cache if they are there and are those, else made now.
+def weight_file(sha256: str, table: Sequence, load: Callable[[], Weights]) -> AbstractContextManager[str]:
+    """Returns the path of the converted weights, as a context: see `cached_file`.
 
     Args:
         sha256: The weights' own hash, by which the cache knows them, and which its content must give.
@@ -85,55 +79,14 @@ def weight_file(sha256: str, table: Sequence, load: Callable[[], Weights]) -> It
     Raises:
         FeaturemillError: The weights can't be loaded, or there is no room for the converted ones anywhere.
     """
-    path = cache_folder() / f"{sha256}-v{CACHE_VERSION}.ncnn.bin"
-    if _holds(path, table, sha256):
-        yield str(path)
-        return
-    weights = load()
-    try:
-        _write(path, weights.arrays)
-    except OSError as error:
-        _log.warning(
-            "cannot keep converted weights in %s (%s): they are made anew for each process; set FEATUREMILL_CACHE",
-            path.parent,
-            one_line(error),
-        )
-    else:
-        yield str(path)
-        return
-    with tempfile.TemporaryDirectory(prefix="featuremill-") as folder:
-        path = Path(folder, path.name)
-        try:
-            _write(path, weights.arrays)
-        except OSError as error:
-            raise FeaturemillError(
-                f"cannot write {path}: {one_line(error)}; free some space, or set FEATUREMILL_CACHE to another disk"
-            ) from error
-        yield str(path)
+    return cached_file(
+        f"{sha256}-v{CACHE_VERSION}.ncnn.bin",
+        lambda path: digest_layers(read_layers(path, table)) == sha256,
+        lambda: partial(write_arrays, load().arrays),
+    )
 
 
-def cache_folder() -> Path:
-    """Returns the folder of converted weights: `$FEATUREMILL_CACHE`, by default `~/.cache/featuremill`."""
-    return Path(os.environ.get("FEATUREMILL_CACHE") or Path(home_folder(), ".cache", "featuremill"))
-
-
-def _holds(path: Path, table: Sequence, sha256: str) -> bool:
-    """True if the file is there and holds the weights of this hash, whoever wrote it."""
-    try:
-        is_right = digest_layers(_keras_order(path, table)) == sha256
-    except FileNotFoundError:
-        return False
-    except OSError as error:
-        _log.warning("cannot read %s (%s): the weights are converted again", path, one_line(error))
-        return False
-    except ValueError:
-        is_right = False
-    if not is_right:
-        _log.warning("%s is damaged or cut off, or was replaced: the weights are converted again", path)
-    return is_right
-
-
-def _keras_order(path: Path, table: Sequence) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
+def read_layers(path: Path, table: Sequence) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
     """Yields (layer name, (kernel, bias)) of a file, as `Weights.arrays` has them, one layer in memory at a time.
 
     Raises:
@@ -157,13 +110,11 @@ def _keras_order(path: Path, table: Sequence) -> Iterator[tuple[str, tuple[np.nd
             raise ValueError("longer than its network's")
 
 
-def _write(path: Path, arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> None:
-    """Writes the file whole or not at all: several workers may do so at once, and any may be killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with committed_file(str(path)) as file:
-        for kernel, bias in arrays.values():
-            for data in (_PLAIN_FLOAT32, _outputs_first(kernel), np.ascontiguousarray(bias, "<f4").data):
-                file.write(data)
+def write_arrays(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]], file: BinaryIO) -> None:
+    """Writes `Weights.arrays` as ncnn reads them."""
+    for kernel, bias in arrays.values():
+        for data in (_PLAIN_FLOAT32, _outputs_first(kernel), np.ascontiguousarray(bias, "<f4").data):
+            file.write(data)
 
 
 def _outputs_first(kernel: np.ndarray) -> memoryview:

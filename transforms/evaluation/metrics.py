@@ -27,6 +27,7 @@ BINS = 15
 MOST_CONFUSION_CLASSES = 1_000
 # Of the scores' spread.
 _TEMPERATURES = (1e-4, 1e4)
+_MOST_FITTED = 2**24
 _TOP = 5
 # Probabilities below are taken as this by the log loss, as scikit-learn does.
 _SMALLEST = np.finfo(np.float64).eps
@@ -43,7 +44,8 @@ def fit_temperature(logits: np.ndarray | Scores, codes: np.ndarray) -> float:
     succession. Platt 1999, Probabilistic Outputs for Support Vector Machines, section 2.2, does so by class, which
     costs much with many classes.
 
-    The log loss is convex in 1 / T, so the search over log T finds the one minimum. Scores may have any scale: the
+    Of more than 16 million scores every so many rows are looked at: they tell the one number as well as all would. The
+    log loss is convex in 1 / T, so the search over log T finds the one minimum. Scores may have any scale: the
     search is bounded by 1e-4 and 1e4 of their spread, which only scores that are worse than none reach.
 
     Args:
@@ -57,15 +59,11 @@ def fit_temperature(logits: np.ndarray | Scores, codes: np.ndarray) -> float:
 
     _check_rows(codes)
     _check(logits, codes, "scores")
+    logits, codes = _some(logits, codes)
     rows, classes = logits.shape
-    squares = above = 0.0
-    for part in _slices(logits):
-        centred = logits[part] - logits[part].mean(axis=1, keepdims=True, dtype=np.float64)
-        squares += (centred**2).sum()
-        above += centred[np.arange(len(centred)), codes[part]].sum()
-    if not squares:
+    spread, above = _spread(logits, codes)
+    if not spread:
         return 1.0
-    spread = np.sqrt(squares / rows / classes)
     # The other classes' share of a row's loss, beyond what the row would have without: linear in the scores.
     shared = classes * above / (rows + 2) / (classes - 1)
 
@@ -76,6 +74,33 @@ def fit_temperature(logits: np.ndarray | Scores, codes: np.ndarray) -> float:
 
     found = minimize_scalar(loss, bounds=np.log(_TEMPERATURES), method="bounded", options={"xatol": 1e-6})
     return float(np.exp(found.x) * spread)
+
+
+def is_bounded(logits: np.ndarray | Scores, codes: np.ndarray, temperature: float) -> bool:
+    """Tells whether a temperature that `fit_temperature` found for these is as far from their spread as it may be."""
+    spread, _ = _spread(*_some(logits, codes))
+    near = np.abs(np.log(temperature / spread) - np.log(_TEMPERATURES)) if spread else np.inf
+    return bool(np.min(near) < 1e-3)
+
+
+def _spread(logits: np.ndarray | Scores, codes: np.ndarray) -> tuple[float, float]:
+    """Returns the scores' root mean square about each row's mean, and the sum of how far true classes' are above it."""
+    squares = above = 0.0
+    for part in _slices(logits):
+        centred = logits[part] - logits[part].mean(axis=1, keepdims=True, dtype=np.float64)
+        squares += float((centred**2).sum())
+        above += float(centred[np.arange(len(centred)), codes[part]].sum())
+    return float(np.sqrt(squares / logits.shape[0] / logits.shape[1])), above
+
+
+def _some(logits: np.ndarray | Scores, codes: np.ndarray) -> tuple[np.ndarray | Scores, np.ndarray]:
+    """Returns the rows that a temperature is fitted to, and their classes."""
+    step = -(-logits.shape[0] * logits.shape[1] // _MOST_FITTED)
+    if step == 1:
+        return logits, codes
+    # Counted over all rows, not anew in each slice.
+    parts = [logits[part][-part.start % step :: step] for part in _slices(logits)]
+    return np.concatenate(parts), codes[::step]
 
 
 class RowScores(NamedTuple):

@@ -358,7 +358,8 @@ def _rows(
 def _conflicts(copies: np.ndarray, labels: np.ndarray, keys: pa.ChunkedArray) -> dict[str, Any]:
     """Returns how many sets of copies have several labels, and the keys of the first."""
     known = np.flatnonzero(labels >= 0)
-    sets, count = np.unique(np.unique(np.column_stack([copies, labels])[known], axis=0)[:, 0], return_counts=True)
+    classes = int(labels.max()) + 1
+    sets, count = np.unique(np.unique(copies[known] * classes + labels[known]) // classes, return_counts=True)
     bad = sets[count > 1]
     named = [keys.take(known[copies[known] == number][:_NAMED]).to_pylist() for number in bad[:_NAMED]]
     return {"sets": len(bad), "rows": int(np.isin(copies[known], bad).sum()), "keys": named}

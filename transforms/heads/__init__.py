@@ -24,6 +24,8 @@ KINDS = {
     "dense256": "transforms.heads.neural",
     "knn": "transforms.heads.knn",
 }
+# What may be done to vectors before a head sees them (`transform.Transform`); of equally good ones the first is taken.
+TRANSFORMS = ("none", "sqrt", "l2", "sqrt-l2")
 # 20 values, a bit over two to a decade.
 DEFAULT_PENALTIES = tuple(float(f"{10 ** (8 * i / 19 - 4):.3g}") for i in range(20))
 
@@ -40,6 +42,12 @@ class FitSettings:
 
     seed: int = declared(0, help="Seed of split, fit and intervals", bounds=(SEED,))
     standardize: bool = declared(False, help="Scale each number to mean 0 and variance 1 of the training rows")
+    transform: str | None = declared(
+        None,
+        help="What is done to vectors first, sqrt being each number's root, l2 a length of 1",
+        choices=TRANSFORMS,
+        unset="chosen by the validation rows",
+    )
     class_weights: bool = declared(False, help="Let rare classes count as much as frequent ones")
     penalties: tuple[float, ...] = declared(
         DEFAULT_PENALTIES,
@@ -78,11 +86,12 @@ class Kind:
 
     Attributes:
         fitter: Returns what fits such heads. Raises UsageError for a setting that it can't follow.
-        logits: See `logits`.
+        logits: See `logits`; of vectors that are transformed.
         keras_logits: Returns the same for N×D float32, a tensor of Keras, in layers and operations that Keras brings.
         is_dense: Whether `Model.arrays` are dense layers, which can be trained on together with the network.
         dropout: Share of what goes into its last layer that is dropped while it is trained.
         refits: Whether it is fitted again with the validation rows once these have chosen; else they only choose.
+        transform_by: The kind that chooses the transform for it, where trying each would take long; else it does.
         problem: Returns what of a model's arrays, which may come from anybody, isn't that of such a head with D numbers
             and C classes; empty if nothing.
         cell_bytes: Returns what fitting on this many rows of D numbers holds for each cell that rows are divided into.
@@ -94,6 +103,7 @@ class Kind:
     is_dense: bool
     dropout: float = 0.0
     refits: bool = True
+    transform_by: str = ""
     cell_bytes: Callable[[int, int], int] = lambda rows, dims: 0
     problem: "Callable[[Model, int, int], str]" = lambda model, dims, classes: ""
 
@@ -126,4 +136,9 @@ def logits(model: "Model", vectors: "np.ndarray") -> "np.ndarray":
         model: A fitted one.
         vectors: N×D float32.
     """
-    return kind_of(model.kind).logits(model, vectors)
+    return kind_of(model.kind).logits(model, model.transform(vectors))
+
+
+def keras_logits(model: "Model", vectors: Any) -> Any:
+    """Returns the same scores for a tensor of Keras, n×D float32."""
+    return kind_of(model.kind).keras_logits(model, model.transform.keras(vectors))

@@ -8,7 +8,60 @@ import numpy as np
 
 if TYPE_CHECKING:
     # It would bring Arrow, which a head in use doesn't need.
+    from transforms.heads.transform import Transform
     from transforms.rows.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class HeldVectors:
+    """Vectors in memory, with the face of `Vectors`: N×D float32, of columns that are `widths` wide."""
+
+    matrix: np.ndarray
+    widths: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.matrix)
+
+    @property
+    def dims(self) -> int:
+        return self.matrix.shape[1]
+
+    def batches(
+        self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (row numbers, vectors) of at most `batch_rows` rows, in order: no part of them can come first."""
+        numbers = np.arange(self.rows) if wanted is None else np.flatnonzero(wanted)
+        size = batch_rows or max(1, len(numbers))
+        for start in range(0, len(numbers), size):
+            yield numbers[start : start + size], self.matrix[numbers[start : start + size]]
+
+
+@dataclass(frozen=True)
+class TransformedVectors:
+    """Vectors as a transform gives them, with the face of `Vectors`."""
+
+    vectors: "Vectors"
+    transform: "Transform"
+
+    @property
+    def rows(self) -> int:
+        return self.vectors.rows
+
+    @property
+    def dims(self) -> int:
+        return self.vectors.dims
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        return self.vectors.widths
+
+    def batches(
+        self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yields (row numbers, vectors) as those do that are transformed."""
+        for numbers, matrix in self.vectors.batches(wanted, batch_rows=batch_rows, seed=seed):
+            yield numbers, self.transform(matrix)
 
 
 @dataclass(frozen=True)

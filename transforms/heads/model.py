@@ -6,7 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from transforms.heads.transform import Transform
+
 _SCORES_AT_ONCE = 2**20
+_IDENTITY = Transform()
 
 
 @dataclass(frozen=True)
@@ -20,12 +23,14 @@ class Model:
         settings: What was chosen (penalty, epochs …), as JSON values.
         curve: What it was chosen by: points such as {"penalty": 0.1, "loss": 0.2} or {"epoch": 1, "loss": 0.9,
             "validation_loss": 1.0}; the first name is the horizontal axis.
+        transform: What is done to vectors before `arrays`.
     """
 
     kind: str
     arrays: Mapping[str, np.ndarray]
     settings: Mapping[str, Any] = field(default_factory=dict)
     curve: tuple[Mapping[str, float], ...] = ()
+    transform: Transform = _IDENTITY
 
 
 def dense_arrays(layers: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -298,6 +298,7 @@ KINDS = {
         dropout=hidden[1] if hidden else 0.0,
         # Without validation rows nothing would tell when to stop.
         refits=False,
+        transform_by="ridge",
     )
     for name, hidden in _HIDDEN.items()
 }

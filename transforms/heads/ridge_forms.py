@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from transforms.errors import FeaturemillError
 from transforms.heads.cells import Rows
 from transforms.heads.ridge_sums import CellSums
 
@@ -13,6 +14,8 @@ from transforms.heads.ridge_sums import CellSums
 _COLUMNS = 1024
 # Below this share of a column's mean square, its variance is what rounding left of a constant.
 _CONSTANT = 1e-12
+# What rounding may change of a solution's part in any direction, as a share.
+_EXACT = 1e-6
 # Of the columns' root mean square deviation (docs/decisions.md).
 _LEAST_SPREAD = 0.1
 
@@ -41,10 +44,20 @@ class Spectrum:
         return cls(np.maximum(values, 0), basis, basis.T @ right, unit)
 
     def solve(self, penalty: float) -> np.ndarray:
-        """Returns M×C: the solution for a penalty; with penalty 0 that of least norm where the data leave it open."""
+        """Returns M×C: the solution for a penalty; with penalty 0 that of least norm where the data leave it open.
+
+        Raises:
+            FeaturemillError: Rounding would decide it: an eigenvalue is known to a share of the largest only.
+        """
         divisor = self.values + penalty * self.unit
-        floor = len(divisor) * np.finfo(np.float64).eps * self.values.max(initial=0)
-        inverse = np.divide(1, divisor, out=np.zeros_like(divisor), where=divisor > floor)
+        rounding = np.finfo(np.float64).eps * self.values.max(initial=0)
+        used = divisor > len(divisor) * rounding
+        if rounding > _EXACT * divisor[used].min(initial=np.inf):
+            raise FeaturemillError(
+                f"ridge can't be exact at the penalty {penalty:g}: these vectors vary too little in some directions, "
+                "beside others, for so small a one; leave it out of --penalties"
+            )
+        inverse = np.divide(1, divisor, out=np.zeros_like(divisor), where=used)
         return self.basis @ (self.targets * inverse[:, None])
 
 
@@ -177,6 +190,8 @@ class KernelProblem:
         kernel = self._kernel[np.ix_(self._train, self._train)]
         self._row_means, self._grand = kernel.mean(axis=0), kernel.mean()
         kernel += self._grand - self._row_means - self._row_means[:, None]
+        # Once more, what rounding left: no row tells anything in the direction of all rows together.
+        kernel += kernel.mean() - kernel.mean(axis=0) - kernel.mean(axis=1, keepdims=True)
         self.spectrum = Spectrum.of(kernel, targets - self._shares, dims=dims, triangle="L")
 
     def _moments(self, standardize: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -54,7 +54,7 @@ _PBM_HEADER, _PPM_HEADER = (
 # Of a progressive JPEG, whose every scan takes about 3 ns a pixel.
 _SCANNED_PIXELS = 4 * 10**9
 
-# VGG's mean colour, rounded: after preprocessing, padding of this colour is about zero.
+# ImageNet's mean colour, rounded: after preprocessing, VGG's at least, padding of this colour is about zero.
 PAD_COLOUR = (124, 117, 104)
 # Short side of the whole image against the side of the square cut from it: 256 for 224, as VGG was tested.
 _CROP_RATIO = 256 / 224
@@ -94,7 +94,7 @@ class DecodedImage:
     """An image as the network sees it.
 
     Attributes:
-        pixels: uint8 S×S×3, RGB.
+        pixels: uint8 S×S×3, RGB; not to be written to.
         width: Pixels of the image at full size, upright.
         height: As `width`.
         note: What there is to know of its pixels, as in `UnitReport.notes`, if anything.
@@ -171,7 +171,9 @@ def _decode(data: bytes, spec: FeatureSpec, max_pixels: int) -> DecodedImage:
             image = image.transpose(turn)
         if turn in _SIDEWAYS:
             size = size[::-1]
-        pixels = np.array(fit(image, size, spec.image_size, resample))
+        image = fit(image, size, spec.image_size, resample)
+        # Not np.array(image), which copies these bytes once more.
+        pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
     except ImageError:
         raise
     except Exception as error:
@@ -337,7 +339,8 @@ def short_side(side: int) -> int:
 
 
 def _squash(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
-    return image.resize((side, side), resample)
+    # Pillow would copy it.
+    return image if image.size == (side, side) else image.resize((side, side), resample)
 
 
 def _crop(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:

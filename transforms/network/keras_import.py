@@ -20,7 +20,8 @@ def import_keras() -> ModuleType:
         # TensorFlow leaves oneDNN off on x86 CPUs without AVX512. Its other kernels split sums among threads as these
         # happen to be free, so an image's last bits would change from run to run; oneDNN's don't, and are faster.
         os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-        # JAX would take three quarters of a GPU's memory at once, and a second process would have none.
+        # They would take most of a GPU's memory at once, and a second process would have none.
+        os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         with _without_chatter():
             import keras

@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import urllib.request
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.client import HTTPException
 
 from transforms.committed import committed_file
@@ -13,23 +13,32 @@ from transforms.machine import home_folder
 from transforms.text import one_line
 
 _STORE = "https://storage.googleapis.com/tensorflow/keras-applications"
-# Keras's own file names and MD5s, from keras/src/applications/vgg16.py and vgg19.py; key: (backbone, with top).
-_MD5S = {
-    ("vgg16", False): "6d6bbae143d832006294945121d1f1fc",
-    ("vgg16", True): "64373286793e3c8b2b4e3219cbf3544b",
-    ("vgg19", False): "253f8cb515780f3b799900260a226db6",
-    ("vgg19", True): "cbe5617147190e668d6c5d5026f83318",
-}
+_SHA256_DIGITS = 64
 _SILENCE_SECONDS = 15
 
 
 @dataclass(frozen=True)
 class Published:
-    """One published file."""
+    """One published file.
+
+    Attributes:
+        name: In Keras's cache.
+        url: Where it is.
+        digest: Its hash in hex, as Keras has it: MD5, of some files SHA-256.
+    """
 
     name: str
     url: str
-    md5: str
+    digest: str
+
+    @property
+    def algorithm(self) -> str:
+        return "sha256" if len(self.digest) == _SHA256_DIGITS else "md5"
+
+    @property
+    def hash(self) -> str:
+        """The digest, and what it is, for people."""
+        return f"{'SHA-256' if self.algorithm == 'sha256' else 'MD5'} {self.digest}"
 
 
 # Which number is which class; name, URL and MD5 from keras/src/applications/imagenet_utils.py.
@@ -40,26 +49,15 @@ CLASS_INDEX = Published(
 )
 
 
-def published(backbone: str, *, with_top: bool) -> Published:
-    """Returns which file holds the network's weights."""
-    name = f"{backbone}_weights_tf_dim_ordering_tf_kernels{'' if with_top else '_notop'}.h5"
-    return Published(name, f"{_STORE}/{backbone}/{name}", _MD5S[backbone, with_top])
+def application_file(path: str, digest: str) -> Published:
+    """Returns a file of weights by its path in the store of `keras.applications`."""
+    return Published(path.split("/")[-1], f"{_STORE}/{path}", digest)
 
 
 def cache_folder() -> str:
     """Returns the folder in which Keras keeps what it downloads."""
     home = os.environ.get("KERAS_HOME") or os.path.join(home_folder(), ".keras")
     return os.path.join(os.path.expanduser(home), "models")
-
-
-def published_file(backbone: str, *, with_top: bool) -> str:
-    """Returns the local path of the published weights, downloading them if Keras's cache lacks them.
-
-    Raises:
-        FeaturemillError: Not there and not to be had, or another file than the published one; with the offline way.
-    """
-    file = published(backbone, with_top=with_top)
-    return cached_file(file, otherwise="pass --weights PATH to use a file of your own")
 
 
 def cached_file(file: Published, *, otherwise: str = "") -> str:
@@ -78,23 +76,25 @@ def cached_file(file: Published, *, otherwise: str = "") -> str:
         _download(file, path, otherwise)
         return path
     try:
-        found = _md5(path)
+        found = _hash(file, path)
     except OSError as error:
         raise FeaturemillError(f"cannot read {path}: {one_line(error)}; make it readable{otherwise}") from error
-    if found != file.md5:
+    if found != file:
         raise FeaturemillError(
-            f"{path} is not the published file: {os.path.getsize(path):,} bytes with MD5 {found}, expected "
-            f"{file.md5}; delete it to have it fetched again{otherwise}"
+            f"{path} is not the published file: {os.path.getsize(path):,} bytes with {found.hash}, expected "
+            f"{file.digest}; delete it to have it fetched again{otherwise}"
         )
     return path
 
 
-def _md5(path: str) -> str:
-    md5 = hashlib.md5(usedforsecurity=False)  # Keras publishes no other; it guards against damage, not against forgery.
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            md5.update(block)
-    return md5.hexdigest()
+def _hash(file: Published, path: str) -> Published:
+    """Returns the published file with the digest of what is at a path."""
+    # Of most files Keras publishes no better than MD5, which guards against damage, not against forgery.
+    digest = hashlib.new(file.algorithm, usedforsecurity=False)
+    with open(path, "rb") as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    return replace(file, digest=digest.hexdigest())
 
 
 def _download(file: Published, path: str, otherwise: str) -> None:
@@ -108,11 +108,11 @@ def _download(file: Published, path: str, otherwise: str) -> None:
         with committed_file(path) as target, urllib.request.urlopen(file.url, timeout=_SILENCE_SECONDS) as source:
             shutil.copyfileobj(source, target, 1 << 20)
             target.flush()
-            found = _md5(target.name)
-            if found != file.md5:
-                raise OSError(f"got {target.tell():,} bytes with MD5 {found}")
+            found = _hash(file, target.name)
+            if found != file:
+                raise OSError(f"got {target.tell():,} bytes with {found.hash}")
     except (OSError, HTTPException) as error:
         raise FeaturemillError(
-            f"cannot fetch {file.name} (MD5 {file.md5}) from {file.url}: {one_line(error)}; without network, "
+            f"cannot fetch {file.name} ({file.hash}) from {file.url}: {one_line(error)}; without network, "
             f"download it elsewhere and put it into {os.path.dirname(path)}{otherwise}"
         ) from error

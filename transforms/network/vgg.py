@@ -1,4 +1,4 @@
-"""The VGG networks as tables: layers, taps, shapes, preprocessing, and the `keras.Sequential` built from them.
+"""The VGG networks as tables: layers, shapes, and the `keras.Sequential` built from them.
 
 Everything else about a network is derived from its table. Keras is imported only where a model is built.
 
@@ -9,14 +9,10 @@ Recognition", 2015, table 1, columns D (VGG16) and E (VGG19); names as in `keras
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from transforms.errors import UsageError
 from transforms.network.keras_import import import_keras
-from transforms.pools import POOLS
-from transforms.spec import Feature
 from transforms.text import did_you_mean
 
 if TYPE_CHECKING:
@@ -33,8 +29,6 @@ CHANNELS = 3
 MIN_IMAGE_SIZE = 32
 # The published dense layers take 7×7×512 numbers, which is what these image sizes come to after five poolings.
 TOP_IMAGE_SIZES = range(224, 256)
-# Means of ImageNet's blue, green and red, in 0 … 255.
-BGR_MEANS = np.array([103.939, 116.779, 123.68], np.float32)
 
 Kind = Literal["conv", "pool", "flatten", "dense", "dropout"]
 
@@ -60,6 +54,30 @@ class Layer:
     @property
     def has_weights(self) -> bool:
         return self.kind in ("conv", "dense")
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether the output has no positions to pool over."""
+        return self.kind in ("flatten", "dense")
+
+
+@dataclass(frozen=True)
+class Array:
+    """One array of a layer's weights.
+
+    Attributes:
+        name: What it is to the layer, such as `kernel`, `bias` or `gamma`.
+        shape: As Keras has it.
+        owner: The layer that holds it: a layer may be made of others.
+        fan_in: Numbers that a unit takes, of a kernel; 0 for the rest.
+        is_scale: Whether it multiplies, or is a variance: 1 leaves things as they are, and not 0.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    owner: str
+    fan_in: int = 0
+    is_scale: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,10 +113,18 @@ class LayerInfo:
         return 4 * self.output_size
 
     @property
-    def weight_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Shapes of kernel and bias: height×width×in×out or in×out, and out."""
+    def arrays(self) -> "tuple[Array, ...]":
+        """What its weights are: the kernel, height×width×in×out or in×out, and the bias."""
         window = (KERNEL, KERNEL) if self.layer.kind == "conv" else ()
-        return (*window, self.input_shape[-1], self.layer.units), (self.layer.units,)
+        kernel = (*window, self.input_shape[-1], self.layer.units)
+        return (
+            Array("kernel", kernel, self.name, fan_in=math.prod(kernel[:-1])),
+            Array("bias", (self.layer.units,), self.name),
+        )
+
+    @property
+    def weight_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple(array.shape for array in self.arrays)
 
 
 def layers(
@@ -214,37 +240,6 @@ def _output_shape(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
     return (layer.units,) if layer.kind == "dense" else shape
 
 
-def tap_names(backbone: str, include_top: bool) -> tuple[str, ...]:
-    """Returns the names of the layers whose output can be taken."""
-    return tuple(layer.name for layer in layers(backbone, include_top=include_top))
-
-
-def check_feature(feature: Feature, backbone: str, include_top: bool) -> None:
-    """Checks that the network has the feature's tap and that its pooling fits.
-
-    Raises:
-        UsageError: It doesn't; with the nearest valid names.
-    """
-    taps = tap_names(backbone, include_top)
-    if feature.tap not in taps:
-        if feature.tap in tap_names(backbone, True):
-            raise UsageError(f"feature {str(feature)!r}: {feature.tap} is a layer of the top; pass --include-top")
-        raise UsageError(
-            f"feature {str(feature)!r}: {backbone} has no layer {feature.tap!r}{did_you_mean(feature.tap, taps)}"
-        )
-    if feature.pool not in POOLS:
-        raise UsageError(f"feature {str(feature)!r}: no pooling {feature.pool!r}{did_you_mean(feature.pool, POOLS)}")
-    if not POOLS[feature.pool].keeps_all and _layer(feature.tap, backbone).kind in ("flatten", "dense"):
-        raise UsageError(
-            f"feature {str(feature)!r}: {feature.tap} yields a vector, there is nothing to pool; "
-            f"write {feature.name}={feature.tap}:flatten"
-        )
-
-
-def _layer(tap: str, backbone: str) -> Layer:
-    return next(layer for layer in layers(backbone, include_top=True) if layer.name == tap)
-
-
 def check_top(table: Sequence[Layer], image_size: int) -> None:
     """Checks that a table with dense layers can take the published weights at this image size.
 
@@ -259,49 +254,13 @@ def check_top(table: Sequence[Layer], image_size: int) -> None:
         )
 
 
-def feature_size(feature: Feature, backbone: str, image_size: int) -> int:
-    """Returns D, the numbers that the feature has for one image.
-
-    Raises:
-        UsageError: The network has no such feature, or not at this image size.
-    """
-    check_feature(feature, backbone, True)
-    table = cut(layers(backbone, include_top=True), [feature.tap])
-    check_top(table, image_size)
-    shape = describe(table, image_size)[-1].output_shape
-    return math.prod(shape) if POOLS[feature.pool].keeps_all else shape[-1]
-
-
-def preprocess(pixels: Any) -> Any:
-    """VGG's preprocessing, the only one in this project; bit for bit that of `keras.applications.vgg19`.
-
-    Args:
-        pixels: …×3, uint8 or float, RGB, 0 … 255: a NumPy array, a backend's tensor, or Keras's symbolic one.
-
-    Returns:
-        float32 of the same shape and type: blue, green, red, minus ImageNet's means.
-    """
-    if isinstance(pixels, np.ndarray):
-        return pixels[..., ::-1].astype(np.float32) - BGR_MEANS
-    from keras import ops
-
-    # The same two steps in Keras's words: not every backend can slice by a negative step.
-    return ops.flip(ops.cast(pixels, "float32"), axis=-1) - BGR_MEANS
-
-
 def build(
     table: Sequence[Layer], image_size: int, *, dtype: str = "float32", kernels: str = "glorot_uniform"
 ) -> "keras.Sequential":
-    """Builds the network, freshly initialised; its input is what `preprocess` returns.
-
-    Example:
-        >>> featuremill.build(featuremill.layers("vgg19"), 32).output_shape
-        (None, 1, 1, 512)
+    """Builds a chain of layers as `bases.build` does, which calls this.
 
     Args:
-        table: From `layers`, perhaps `cut`.
-        image_size: Pixels on a side.
-        dtype: Keras's dtype policy of every layer.
+        table, image_size, dtype: See there.
         kernels: Keras's initializer of the kernels; `zeros` is quickest where weights will be set.
     """
     keras = import_keras()

@@ -12,13 +12,15 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.network.bases import base_of, describe
+from transforms.network.bases import layers as base_layers
 from transforms.network.vgg import BACKBONES, LayerInfo, layers
 from transforms.text import one_line
 
 if TYPE_CHECKING:
     import h5py
 
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
+Arrays = dict[str, tuple[np.ndarray, ...]]
 # A layer's variables, not read yet.
 _Found = Mapping[str, Sequence[Any]]
 
@@ -44,10 +46,10 @@ def read_arrays(path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arr
     Args:
         path: Absolute path or URL; what the file is, its content says.
         needed: The layers that have weights, with their shapes.
-        backbone: `vgg16` or `vgg19`.
+        backbone: The base that they belong to.
 
     Returns:
-        {layer name: (kernel, bias)}, float32, in the order of `needed`.
+        {layer name: its arrays, of VGG (kernel, bias)}, float32, in the order of `needed`.
 
     Raises:
         FeaturemillError: Not there, not whole, not a weight file, or not this network's.
@@ -84,6 +86,8 @@ def _read_hdf5(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backbo
 
     try:
         with h5py.File(file, "r") as root:
+            if not base_of(backbone).is_chain:
+                return _pick_graph(_saved_layers(root), path, needed, backbone=backbone)
             found = _published_layout(root) or _keras3_layout(root, backbone)
             return _pick(found, path, needed, backbone=backbone)
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
@@ -96,6 +100,51 @@ def _published_layout(root: "h5py.Group") -> _Found:
     root = root.get("model_weights", root)
     weight_names = {name: root[name].attrs.get("weight_names", ()) for name in root}
     return {name: [root[name][_text(weight)] for weight in names] for name, names in weight_names.items() if len(names)}
+
+
+def _saved_layers(root: "h5py.Group") -> _Found:
+    """{layer name: its arrays} of either layout, in the file's order where it has one."""
+    root = root.get("model_weights", root)
+    if "layer_names" not in root.attrs:
+        # Seeds of dropout are saved as weights are, and are none.
+        groups = (group for group in _groups(root) if group.name.endswith("/vars") and len(group))
+        named = {_text(group.attrs["name"]): group for group in groups if "name" in group.attrs}
+        return {name: [group[key] for key in sorted(group)] for name, group in named.items()}
+    found = {}
+    for name in map(_text, root.attrs["layer_names"]):
+        weights = root[name].attrs.get("weight_names", ())
+        if len(weights):
+            found[name] = [root[name][_text(weight)] for weight in weights]
+    return found
+
+
+def _pick_graph(found: _Found, path: str, needed: Sequence[LayerInfo], *, backbone: str) -> Arrays:
+    """Returns the needed layers by their names; or by their order, as Keras goes by in the published layout."""
+    weighted = [info.name for info in describe(base_layers(backbone)) if info.layer.has_weights]
+    if len(found) == len(weighted) and not all(info.name in found for info in needed):
+        found = dict(zip(weighted, found.values(), strict=True))
+    arrays = {}
+    for info in needed:
+        owners = dict.fromkeys(array.owner for array in info.arrays)
+        # A layer that is made of others is saved as one, or as these.
+        variables = [variable for owner in owners for variable in found.get(owner) or _numbered(found, owner)]
+        variables = found.get(info.name) or variables
+        if len(variables) != len(info.arrays):
+            raise FeaturemillError(
+                f"{path} has {len(variables)} arrays of {info.name}, expected {len(info.arrays)}; pass a file of "
+                f"{backbone} weights, as keras.applications has them without the top"
+            )
+        arrays[info.name] = tuple(
+            _read(variable, array.shape, f"{path}: {info.name}'s {array.name}")
+            for variable, array in zip(variables, info.arrays, strict=True)
+        )
+    return arrays
+
+
+def _numbered(found: _Found, name: str) -> Sequence[Any]:
+    """Returns the arrays of the one layer that Keras called by this name and a number."""
+    numbered = [arrays for other, arrays in found.items() if re.fullmatch(rf"{re.escape(name)}_\d+", other)]
+    return numbered[0] if len(numbered) == 1 else ()
 
 
 def _text(value: bytes | str) -> str:

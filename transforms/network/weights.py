@@ -11,11 +11,13 @@ import numpy as np
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network import published, weight_files
-from transforms.network.vgg import TOP_IMAGE_SIZES, Layer, LayerInfo, describe
+from transforms.network.bases import base_of, describe, open_file
+from transforms.network.vgg import Array, Layer, LayerInfo
 from transforms.text import did_you_mean
 
 _ENDINGS = (".h5", ".hdf5", ".keras")
 BIAS_SCALE = 0.01
+_SPREAD_OF_SCALES = 0.1
 # So many numbers are hashed at a time.
 _PIECE_NUMBERS = 2**18
 
@@ -25,13 +27,14 @@ class Weights:
     """The arrays of a table's layers.
 
     Attributes:
-        arrays: {layer name: (kernel, bias)}, float32. Kernels are height×width×in×out, or in×out.
+        arrays: {layer name: its arrays as Keras has them}, float32. Kernels are height×width×in×out, or in×out; a
+            convolution of VGG has (kernel, bias).
         sha256: Of the layers used, whatever file they came from, see `digest`.
         origin: Where they come from, for people: `imagenet (FILE)`, a path, or `random:SEED`.
         is_random: True if they were never trained.
     """
 
-    arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    arrays: Mapping[str, tuple[np.ndarray, ...]]
     sha256: str
     origin: str
     is_random: bool
@@ -42,20 +45,24 @@ def load_weights(source: str, layers: Sequence[Layer], *, backbone: str) -> Weig
 
     Args:
         source: `imagenet` (Keras's published files, from its cache or the net), the path or URL of an `.h5`,
-            `.weights.h5` or `.keras` file, or `random:SEED`.
-        layers: The table, cut behind the deepest tap; only these layers are read and hashed.
-        backbone: `vgg16` or `vgg19`, to tell when a file holds the other.
+            `.weights.h5` or `.keras` file, or `random:SEED`. Of bases from files that file; its arrays stay there.
+        layers: The table, cut behind the deepest tap; only these layers are read and hashed. Of a file, all is hashed.
+        backbone: The base, to find its published file, and to tell when a file holds another.
 
     Raises:
         UsageError: `source` is none of these.
         FeaturemillError: A file that isn't there, isn't whole, or doesn't fit; with the layer and the cure.
     """
+    if base_of(backbone).is_file:
+        file = open_file(backbone, source)
+        return Weights({}, file.sha256, file.path, is_random=False)
     needed = _needed(layers)
     seed = re.fullmatch(r"random:(\d+)", source)
     if seed:
         return _weights(_random_arrays(needed, int(seed.group(1))), needed, source, is_random=True)
     if source == "imagenet":
-        path = published.published_file(backbone, with_top=any(info.layer.kind == "dense" for info in needed))
+        file = base_of(backbone).published[any(info.layer.kind == "dense" for info in needed)]
+        path = published.cached_file(file, otherwise="pass --weights PATH to use a file of your own")
         arrays = weight_files.read_arrays(path, needed, backbone=backbone)
         return _weights(arrays, needed, f"imagenet ({os.path.basename(path)})", is_random=False)
     _check_source(source)
@@ -88,8 +95,7 @@ def stored_source(weights: str | None, origin: str) -> str:
 
 
 def _needed(layers: Sequence[Layer]) -> list[LayerInfo]:
-    # Convolutions have the same weights at any image size; the top's are made for this one.
-    return [info for info in describe(layers, TOP_IMAGE_SIZES[0]) if info.layer.has_weights]
+    return [info for info in describe(layers) if info.layer.has_weights]
 
 
 def _check_source(source: str) -> None:
@@ -104,29 +110,29 @@ def _check_source(source: str) -> None:
 
 
 def _weights(
-    arrays: dict[str, tuple[np.ndarray, np.ndarray]], needed: Sequence[LayerInfo], origin: str, *, is_random: bool
+    arrays: dict[str, tuple[np.ndarray, ...]], needed: Sequence[LayerInfo], origin: str, *, is_random: bool
 ) -> Weights:
     for info in needed:
-        for what, array in zip(("kernel", "bias"), arrays[info.name], strict=True):
+        for what, array in zip(info.arrays, arrays[info.name], strict=True):
             if not np.isfinite(array).all():
                 bad = int(array.size - np.isfinite(array).sum())
                 raise FeaturemillError(
-                    f"{origin}: {info.name}'s {what} holds {bad} values that are NaN or infinite; "
+                    f"{origin}: {info.name}'s {what.name} holds {bad} values that are NaN or infinite; "
                     "the file is damaged or its training diverged: use another"
                 )
     return Weights(arrays, digest(arrays), origin, is_random)
 
 
-def digest(arrays: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> str:
+def digest(arrays: Mapping[str, tuple[np.ndarray, ...]]) -> str:
     """Returns the SHA-256 (hex) over name, shapes and little-endian float32 bytes of each layer, in order."""
     return digest_layers(arrays.items())
 
 
-def digest_layers(layers: Iterable[tuple[str, tuple[np.ndarray, np.ndarray]]]) -> str:
+def digest_layers(layers: Iterable[tuple[str, tuple[np.ndarray, ...]]]) -> str:
     """Returns what `digest` does, of layers that come one after the other."""
     sha256 = hashlib.sha256()
-    for name, pair in layers:
-        for array in pair:
+    for name, arrays in layers:
+        for array in arrays:
             sha256.update(f"{name} {'×'.join(map(str, array.shape))}\n".encode())
             # A transposed matrix is put in order much faster by pieces, each copied as it lies first, than at once.
             rows = max(1, _PIECE_NUMBERS * len(array) // array.size)
@@ -136,7 +142,7 @@ def digest_layers(layers: Iterable[tuple[str, tuple[np.ndarray, np.ndarray]]]) -
     return sha256.hexdigest()
 
 
-def _random_arrays(needed: Sequence[LayerInfo], seed: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def _random_arrays(needed: Sequence[LayerInfo], seed: int) -> dict[str, tuple[np.ndarray, ...]]:
     """Draws He-normal kernels, which keep the scale of activations through any number of ReLU layers.
 
     Source: He et al., "Delving Deep into Rectifiers", 2015: standard deviation √(2 / inputs of a unit). Each layer
@@ -146,8 +152,12 @@ def _random_arrays(needed: Sequence[LayerInfo], seed: int) -> dict[str, tuple[np
     for info in needed:
         name = np.frombuffer(info.name.encode(), np.uint8)
         stream = np.random.Generator(np.random.PCG64([seed, *name.tolist()]))
-        kernel_shape, bias_shape = info.weight_shapes
-        kernel = stream.standard_normal(kernel_shape, np.float32)
-        kernel *= np.float32(np.sqrt(2 / np.prod(kernel_shape[:-1])))
-        arrays[info.name] = kernel, stream.standard_normal(bias_shape, np.float32) * np.float32(BIAS_SCALE)
+        arrays[info.name] = tuple(_drawn(array, stream) for array in info.arrays)
     return arrays
+
+
+def _drawn(array: Array, stream: np.random.Generator) -> np.ndarray:
+    numbers = stream.standard_normal(array.shape, np.float32)
+    if array.is_scale:
+        return np.abs(1 + np.float32(_SPREAD_OF_SCALES) * numbers)
+    return numbers * np.float32(np.sqrt(2 / array.fan_in) if array.fan_in else BIAS_SCALE)

@@ -16,11 +16,13 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.isolated import Crashed, Isolated
-from transforms.parquet.pages import Pages, chunks_of
+from transforms.parquet.pages import Pages, chunks_of, read_header
 from transforms.parquet.seals import Broken, Verified, read_end, read_metadata, read_own_metadata, seal_of, stated_data
 from transforms.text import one_line
 
 _READ_BYTES = 2**20
+# Most headers of pages are no longer.
+_HEADER_BYTES = 2**8
 APART = Isolated(seconds=60, memory=2 << 30)
 
 
@@ -181,6 +183,31 @@ def open_sealed(uri: str, *, cure: str, **options: Any) -> Iterator[ParquetFile]
             yield ParquetFile(content, metadata=metadata, **options)
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); {cure}") from error
+
+
+def check_headers(uri: str) -> None:
+    """Reads of a file of ours the blocks with the headers of its pages, which page checksums leave out.
+
+    A reader that checks pages, but not blocks, then gets what was written. Of a file without a seal nothing is read.
+
+    Raises:
+        OSError: It can't be read, or these blocks aren't what was written.
+        pa.ArrowException: It is no Parquet.
+    """
+    with storage.open_read(uri) as file:
+        metadata = read_metadata(file)
+        if not seal_of(metadata):
+            return
+        content = Verified(file, metadata)
+        for chunk in chunks_of(metadata):
+            at = chunk.start
+            while at < chunk.end:
+                header, count = None, _HEADER_BYTES
+                while header is None:
+                    content.seek(at)
+                    header = read_header(content.read(count))
+                    count *= 2
+                at += header.end + header.packed
 
 
 def check_whole(uri: str) -> str:

@@ -17,7 +17,7 @@ from transforms.committed import committed_folder
 from transforms.errors import FeaturemillError
 
 # Files that a head's folder may have beside those that its head.json lists.
-_OWN_FILES = {"head.json", "head.npz", "metrics.json", "report.html"}
+_OWN_FILES = {"head.json", "head.npz", "metrics.json", "report.html", "errors.html", "rows.parquet"}
 _READ_BYTES = 2**20
 
 

@@ -4,6 +4,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,14 +13,18 @@ from transforms import heads, storage
 from transforms.committed import recover
 from transforms.declared import wrong_field
 from transforms.errors import FeaturemillError
+from transforms.heads.far import Far
 from transforms.heads.model import Model
+from transforms.heads.transform import Transform
 from transforms.predictors.folder import check_place, open_arrays, sha256_of, write_folder
 from transforms.rows.table import Table
 from transforms.spec import FeatureSpec
 from transforms.store.manifest import own_sha256, why_missing
 from transforms.text import one_line
 
-HEAD_SCHEMA_VERSION = 1
+# A head that transforms its vectors has the second, one that abstains the third: what knows only those before would
+# leave that out without a word.
+HEAD_SCHEMA_VERSIONS = (1, 2, 3)
 # What head.json must hold, besides what only people read.
 _TYPES = {
     "kind": str,
@@ -38,6 +43,8 @@ _TYPES = {
     "versions": dict[str, Any],
     "arrays_sha256": str,
 }
+_FAR = "far_vectors"
+_TRANSFORM = {"name": str, "widths": list[int], "scales": list[float]}
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,8 @@ class Head:
         split: `Split.report`.
         metrics: How it was judged.
         versions: {library: version}.
+        far_vectors: M×D float32, training rows that distances are measured by; None where none is.
+        fingerprints: One for each column, where they are of several specs; `spec` is None then.
     """
 
     model: Model
@@ -71,6 +80,8 @@ class Head:
     split: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    far_vectors: np.ndarray | None = None
+    fingerprints: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str | None:
@@ -78,9 +89,35 @@ class Head:
         return self.spec.fingerprint if self.spec else None
 
     @property
+    def origin(self) -> str:
+        """What it was trained on, in words, where that isn't one network's features."""
+        return "features of several networks" if self.fingerprints else "vectors of unknown origin"
+
+    @property
     def never_trained(self) -> tuple[str, ...]:
         """Names of a fine-tuned network's layers that are still random; empty where all are, or none."""
         return tuple(self.model.settings.get("finetuned", {}).get("never_trained", ()))
+
+    @property
+    def threshold(self) -> float:
+        """The probability below which a row stays without an answer; 0 where all are answered.
+
+        It is kept with the judgement, as `confidences` are: a head that is tuned further is judged anew, and is sure in
+        another way.
+        """
+        return self.metrics.get("abstaining", {}).get("threshold", 0.0)
+
+    @cached_property
+    def far(self) -> Far | None:
+        """What tells rows that are far from all training rows; None where the head doesn't keep it."""
+        if self.far_vectors is None or "far" not in self.metrics:
+            return None
+        return Far(self.far_vectors, self.metrics["far"]["distance"], self.model.transform)
+
+    @property
+    def confidences(self) -> tuple[float, ...]:
+        """How sure the head was of its validation rows, ascending; empty where it doesn't say."""
+        return tuple(self.metrics.get("confidences", ()))
 
     def probabilities(self, vectors: np.ndarray) -> np.ndarray:
         """Returns N×C float64, each row summing to 1.
@@ -117,8 +154,12 @@ def save_head(head: Head, folder: str, *, files: Mapping[str, bytes] | None = No
     metrics = json.dumps(_plain(head.metrics), indent=2, allow_nan=False).encode()
     files = {**(files or {}), "metrics.json": metrics}
     names = sorted([*files, "head.npz"])
+    arrays = head.model.arrays
+    if head.far:
+        # Of numbers below 1 float16 keeps 3 digits, and half the bytes.
+        arrays = {**arrays, _FAR: head.far.vectors.astype(np.float16)}
     try:
-        write_folder(folder, files, head.model.arrays, lambda sha256: _description(head, names, sha256))
+        write_folder(folder, files, arrays, lambda sha256: _description(head, names, sha256))
     except OSError as error:
         raise FeaturemillError(
             f"cannot write the head to {folder} ({one_line(error)}); free some space or fix the permissions"
@@ -127,8 +168,9 @@ def save_head(head: Head, folder: str, *, files: Mapping[str, bytes] | None = No
 
 def _description(head: Head, files: list[str], arrays_sha256: str) -> bytes:
     """Returns the content of head.json."""
+    transform = head.model.transform
     values = {
-        "schema_version": HEAD_SCHEMA_VERSION,
+        "schema_version": 3 if head.threshold or head.far else 1 if transform.is_identity else 2,
         "kind": head.model.kind,
         "settings": head.model.settings,
         "curve": head.model.curve,
@@ -138,6 +180,7 @@ def _description(head: Head, files: list[str], arrays_sha256: str) -> bytes:
         "dims": head.dims,
         "spec": asdict(head.spec) if head.spec else None,
         "fingerprint": head.fingerprint,
+        **({"fingerprints": head.fingerprints} if head.fingerprints else {}),
         "weights": head.weights,
         "weights_are_random": head.weights_are_random,
         "source": head.source,
@@ -146,6 +189,7 @@ def _description(head: Head, files: list[str], arrays_sha256: str) -> bytes:
         "versions": head.versions,
         "files": files,
         "arrays_sha256": arrays_sha256,
+        **({} if transform.is_identity else {"transform": transform.to_json()}),
     }
     values = _plain(values)
     return json.dumps({**values, "sha256": own_sha256(values)}, indent=2, allow_nan=False).encode()
@@ -176,7 +220,10 @@ def load_head(folder: str) -> Head:
             if sha256_of(file) != values["arrays_sha256"]:
                 raise _damaged(folder, "head.npz", "its hash isn't the one that head.json has for it")
             file.seek(0)
-            model = Model(values["kind"], _arrays(file), values["settings"], tuple(values["curve"]))
+            transform = Transform.from_json(values["transform"]) if "transform" in values else Transform()
+            arrays = _arrays(file)
+            far = arrays.pop(_FAR, None)
+            model = Model(values["kind"], arrays, values["settings"], tuple(values["curve"]), transform)
         head = Head(
             model=model,
             classes=tuple(values["classes"]),
@@ -184,12 +231,16 @@ def load_head(folder: str) -> Head:
             columns=tuple(values["columns"]),
             dims=tuple(values["dims"]),
             spec=FeatureSpec.from_json(json.dumps(values["spec"])) if values["spec"] else None,
+            fingerprints=tuple(values.get("fingerprints", ())),
+            far_vectors=None if far is None else far.astype(np.float32),
             **{
                 name: values[name]
                 for name in ("weights", "weights_are_random", "source", "split", "metrics", "versions")
             },
         )
         problem = heads.kind_of(model.kind).problem(model, sum(head.dims), len(head.classes))
+        if "far" in head.metrics and (far is None or far.shape != (len(far), sum(head.dims)) or not len(far)):
+            problem = "the rows that distances are measured by aren't there"
     except FeaturemillError:
         raise
     except Exception as error:
@@ -227,10 +278,10 @@ def _read_values(folder: str) -> dict[str, Any]:
         raise _damaged(folder, "head.json", f"no valid JSON: {one_line(error)}") from error
     if not isinstance(values, dict) or "schema_version" not in values:
         raise _damaged(folder, "head.json", "it isn't a head's")
-    if values["schema_version"] != HEAD_SCHEMA_VERSION:
+    if values["schema_version"] not in HEAD_SCHEMA_VERSIONS:
         raise FeaturemillError(
-            f"{folder} has schema version {values['schema_version']!r}, this featuremill reads {HEAD_SCHEMA_VERSION}; "
-            "train it again, or use the featuremill that wrote it"
+            f"{folder} has schema version {values['schema_version']!r}, this featuremill reads "
+            f"{' and '.join(map(str, HEAD_SCHEMA_VERSIONS))}; train it again, or use the featuremill that wrote it"
         )
     if own_sha256(values) != values.get("sha256"):
         raise _damaged(folder, "head.json", "its content doesn't give the hash that it carries")
@@ -255,10 +306,36 @@ def _problem(values: dict[str, Any]) -> str:
         return "its temperature isn't above 0"
     if values["kind"] not in heads.KINDS:
         return f"no kind of head is called {values['kind']!r}"
+    if wrong_field(values, {"fingerprints": list[str]}):
+        return "its fingerprints aren't a list"
+    if "transform" in values:
+        transform = values["transform"]
+        if wrong_field(values, {"transform": dict[str, Any]}) or _TRANSFORM.keys() - transform.keys():
+            return "its transform isn't one"
+        problem = wrong_field(transform, _TRANSFORM) or Transform.from_json(transform).problem(sum(dims))
+        if problem:
+            return problem
+    problem = _metrics_problem(values["metrics"])
+    if problem:
+        return problem
     tuned = values["settings"].get("finetuned", {})
     return wrong_field({"finetuned": tuned}, {"finetuned": dict[str, Any]}) or wrong_field(
         tuned, {"never_trained": list[str]}
     )
+
+
+def _metrics_problem(metrics: Mapping[str, Any]) -> str:
+    """Returns what is wrong with the part of the judgement that predictions depend on; empty if nothing."""
+    problem = wrong_field(metrics, {"confidences": list[float], "abstaining": dict[str, Any], "far": dict[str, Any]})
+    if problem:
+        return problem
+    abstaining = {"threshold": None, **metrics["abstaining"]} if "abstaining" in metrics else {}
+    far = {"distance": None, **metrics["far"]} if "far" in metrics else {}
+    problem = wrong_field(abstaining, {"threshold": float}) or wrong_field(far, {"distance": float})
+    if problem:
+        return problem
+    kept = [*metrics.get("confidences", ()), *([abstaining["threshold"]] if abstaining else [])]
+    return "" if all(0 <= one <= 1 for one in kept) else "its threshold or its confidences aren't between 0 and 1"
 
 
 def _damaged(folder: str, name: str, cause: str) -> FeaturemillError:
@@ -284,6 +361,13 @@ def check_features(head: Head, table: Table) -> str | None:
             f"the head takes {sum(head.dims):,} numbers ({', '.join(head.columns)}), {table.location} has "
             f"{sum(table.dims):,} ({', '.join(table.columns)}); name the features that it was trained on"
         )
+    if head.fingerprints or table.fingerprints:
+        if head.fingerprints != table.fingerprints:
+            raise FeaturemillError(
+                f"the head and {table.location} are of different features (their fingerprints differ): it was trained "
+                f"on {', '.join(head.columns)} of {head.source}; pass features made in the same way"
+            )
+        return None
     if head.spec is None or table.spec is None:
         what = "the head was trained on" if head.spec is None else "these are"
         return (

@@ -7,9 +7,12 @@ from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from transforms import storage
 from transforms.committed import committed_file
+from transforms.evaluation.abstaining import is_answered
+from transforms.heads.far import Far
 from transforms.parquet.seals import SealedWriter
 from transforms.rows.labels import encode_as
 from transforms.spec import FeatureSpec
@@ -32,6 +35,8 @@ class Predictor:
         columns: Feature columns that it takes, one behind the other.
         spec: What made the features it was trained on; None if that isn't known.
         probabilities: N×D float32 → N×C float64.
+        far: Tells rows that are far from what the head was trained on; None where that isn't known.
+        threshold: Rows of which it is less sure have no label; 0 where all have one.
     """
 
     name: str
@@ -41,6 +46,8 @@ class Predictor:
     spec: FeatureSpec | None
     probabilities: Callable[[np.ndarray], np.ndarray]
     wnids: tuple[str, ...] = ()
+    threshold: float = 0.0
+    far: Far | None = None
 
     @cached_property
     def codes(self) -> dict[str, int]:
@@ -78,7 +85,8 @@ def true_codes(labels: pa.Array, predictor: Predictor) -> np.ndarray:
 def predictions_schema(predictor: Predictor, *, probabilities: bool) -> pa.Schema:
     """Returns the Arrow schema of a part.
 
-    `label` and `score` are the first of `top_labels` and `top_scores`; `source` and `position` say where an image lies,
+    `label` and `score` are the first of `top_labels` and `top_scores`, but `label` is null of a row without an answer,
+    whose best guess these still are, and so is `agrees`; `source` and `position` say where an image lies,
     null for features that don't say it; `agrees` is null where the true label is unknown or no class of the head.
     """
     text, texts = pa.string(), pa.list_(pa.string())
@@ -93,6 +101,7 @@ def predictions_schema(predictor: Predictor, *, probabilities: bool) -> pa.Schem
         **({"top_wnids": texts} if predictor.wnids else {}),
         "top_scores": pa.list_(pa.float32()),
         **({"probabilities": pa.list_(pa.float32(), len(predictor.labels))} if probabilities else {}),
+        **({"distance": pa.float32(), "far": pa.bool_()} if predictor.far else {}),
         "true_label": text,
         "agrees": pa.bool_(),
     }
@@ -112,24 +121,28 @@ def prediction_rows(
     Args:
         predictor: Whose classes they are.
         probabilities: N×C float64.
-        facts: `key`, `source`, `position` and `true_label`, N each.
+        facts: `key`, `source`, `position` and `true_label`, N each; `distance` where the head measures it.
         top: Classes to a row, at most C.
         keep_probabilities: Whether all C go into the row.
     """
     order, scores = rank(probabilities, top)
+    unknown = ~is_answered(scores[:, 0], predictor.threshold)
+    first = pa.array(order[:, 0], mask=unknown)
     columns = dict(facts)
     for ending, names in (("label", predictor.labels), ("wnid", predictor.wnids)):
         if names:
             taken = pa.array(names, pa.string()).take(pa.array(order.reshape(-1)))
             columns[f"top_{ending}s"] = _lists(taken, top)
-            columns[ending] = pa.array(names, pa.string()).take(pa.array(order[:, 0]))
+            columns[ending] = pa.array(names, pa.string()).take(first)
     columns["score"] = pa.array(scores[:, 0])
     columns["top_scores"] = _lists(pa.array(scores.reshape(-1)), top)
     if keep_probabilities:
         flat = pa.array(probabilities.astype(np.float32).reshape(-1))
         columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1])
+    if predictor.far:
+        columns["far"] = pc.greater(facts["distance"], pa.scalar(predictor.far.distance, pa.float32()))
     codes = true_codes(facts["true_label"], predictor)
-    columns["agrees"] = pa.array(order[:, 0] == codes, mask=codes < 0)
+    columns["agrees"] = pa.array(order[:, 0] == codes, mask=(codes < 0) | unknown)
     schema = predictions_schema(predictor, probabilities=keep_probabilities)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 

@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as types
 
+from transforms.labels.kept import arrow_type, type_name
 from transforms.parquet.files import open_parquet
 from transforms.rows.table import Table
 from transforms.rows.vectors import StoredGroup, row_groups
-from transforms.spec import ADDED_COLUMNS, ROW_COLUMNS
+from transforms.spec import ADDED_COLUMNS, OWN_COLUMNS, ROW_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,22 @@ def _facts(schema: pa.Schema) -> list[str]:
     return [name for name in valid if name in kinds and any(is_a(kinds[name]) for is_a in valid[name])]
 
 
-def facts_schema(table: Table) -> pa.Schema:
-    """Returns the columns that conditions can ask for: key, label, and those of a part that all files have."""
-    kinds = {"position": pa.int64(), "sha256": pa.binary(), "width": pa.int32(), "height": pa.int32()}
-    names = [*ROW_COLUMNS, *ADDED_COLUMNS]
+def facts_schema(table: Table, condition: str) -> pa.Schema:
+    """Returns columns for a condition: a part's own, and plain ones that it names, as far as all files have these."""
+    own = dict.fromkeys(OWN_COLUMNS, pa.string())
+    own |= {"position": pa.int64(), "sha256": pa.binary(), "width": pa.int32(), "height": pa.int32()}
+    found = None
     for part in table.vectors.parts:
         with open_parquet(part.uri) as parquet:
-            there = ["key", "label", *_facts(parquet.schema_arrow)]
-        names = [name for name in names if name in there]
-    return pa.schema([pa.field(name, kinds.get(name, pa.string())) for name in names])
+            schema = parquet.schema_arrow
+        there = {"key", "label", *_facts(schema)}
+        kinds = {field.name: type_name(field.type) for field in schema if field.name not in own}
+        # Only what is asked for is read, and vectors may be plain lists.
+        named = {name: kind for name, kind in kinds.items() if kind and name.lower() in condition.lower()}
+        others = {name: arrow_type(kind) for name, kind in named.items() if not kind.startswith("list")}
+        columns = {name: kind for name, kind in own.items() if name in there} | others
+        found = columns if found is None else {n: kind for n, kind in found.items() if columns.get(n) == kind}
+    return pa.schema(list((found or own).items()))
 
 
 def fact_batches(table: Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

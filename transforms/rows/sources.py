@@ -2,24 +2,26 @@
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from operator import attrgetter
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+import pyarrow as pa
 
 from transforms import shards, storage
 from transforms.errors import FeaturemillError
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
 from transforms.isolated import Isolated
-from transforms.parquet.files import open_parquet
-from transforms.records import Failure, Unit
+from transforms.parquet.files import open_parquet, open_sealed
+from transforms.records import EncodedImage, Failure, Unit
 from transforms.rows.vectors import StoredPart
 from transforms.spec import FeatureSpec
-from transforms.store.listing import read_footer
+from transforms.store.layout import part_uri
+from transforms.store.listing import footer_of, list_parts, read_footer
 from transforms.store.units import read_plan
 from transforms.text import clean, one_line
 
@@ -92,6 +94,48 @@ def reread(unit: Unit, rows: Iterable[_Row], *, apart: Isolated | None = None) -
     except (FeaturemillError, OSError) as error:
         reason = unreadable(error)
     yield from ((row, reason) for row in chain.from_iterable(wanted.values()))
+
+
+def stored_rows(output: str, unit_id: str) -> list[dict[str, Any]]:
+    """Returns the rows that OUT has of a unit: key, label, source, position and sha256 of each."""
+    uri = part_uri(output, unit_id)
+    if storage.stat(uri) is None:
+        uri = storage.join(output, "features", *list_parts(output).merged_with([unit_id]))
+    with open_sealed(uri, cure="run extract again, then add the feature") as parquet:
+        footer = footer_of(parquet.metadata, uri)
+        table = parquet.read(["key", "label", "source", "position", "sha256"])
+    [number] = [i for i, report in enumerate(footer.reports) if report.unit_id == unit_id]
+    return table.filter(pa.array(footer.unit_numbers() == number)).to_pylist()
+
+
+def stored_only(
+    unit: Unit, rows: Iterable[dict[str, Any]], read: Callable[[Unit], Iterator[EncodedImage | Failure]]
+) -> Iterator[EncodedImage | Failure]:
+    """Yields those records of a unit that there are rows of, in the order of the rows, and nothing else.
+
+    What is gone or has another content is a failure: it must not get the row's place.
+
+    Args:
+        unit: The unit.
+        rows: From `stored_rows`.
+        read: Reads a unit.
+    """
+    place = "key" if unit.files else "position"
+    wanted = {row[place]: row for row in rows}
+    if unit.files:
+        by_key = {clean(listed.file.uri): listed for listed in unit.files}
+        files = tuple(by_key[key] for key in wanted if key in by_key)
+        unit = replace(unit, files=files, start=0, stop=len(files))
+    for record in read(unit) if wanted else ():
+        row = wanted.pop(getattr(record, place), None)
+        if row is not None and isinstance(record, EncodedImage):
+            is_same = record.key == row["key"] and hashlib.sha256(record.data).digest() == row["sha256"]
+            yield record if is_same else Failure(**row, stage="read", error="changed", message=_CHANGED)
+        elif row is not None:
+            yield record
+        if not wanted:
+            return
+    yield from (Failure(**row, stage="read", error="gone", message=_GONE) for row in wanted.values())
 
 
 def reread_pixels(

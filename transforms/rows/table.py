@@ -1,7 +1,7 @@
 """`open_table`: keys, labels and vectors of an OUT, or of any Parquet with a vector column, behind one face."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,9 +16,10 @@ from transforms.machine import ahead
 from transforms.parquet.files import count_values, open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
 from transforms.spec import FeatureSpec
-from transforms.store.features import open_features
+from transforms.store.features import Features, open_features
 from transforms.store.manifest import other_kind
 from transforms.store.output import Output
+from transforms.store.predictions import features_behind
 from transforms.text import did_you_mean, one_line
 
 DEFAULT_COLUMN = "embedding"
@@ -44,6 +45,7 @@ class Table:
         sha256: N content hashes (binary), or None where there are none.
         vectors: N×D, on disk.
         sides_from: The file that the sides were joined from; empty if they are the features' own.
+        fingerprints: One for each column, where they are of several specs; `spec` is None then.
     """
 
     location: str
@@ -60,6 +62,12 @@ class Table:
     sha256: pa.ChunkedArray | None
     vectors: StoredVectors
     sides_from: str = ""
+    fingerprints: tuple[str, ...] = ()
+
+    @property
+    def is_output(self) -> bool:
+        """Whether `extract` wrote it."""
+        return self.spec is not None or bool(self.fingerprints)
 
 
 def open_table(
@@ -76,7 +84,8 @@ def open_table(
     """Opens features: reads all but the vectors, and checks what can be checked without them.
 
     Args:
-        location: OUT of `featuremill extract`, or a Parquet file, a folder of them, or a pattern.
+        location: OUT of `featuremill extract`, or PRED, whose features are meant; or a Parquet file, a folder of them,
+            or a pattern.
         columns: Vector columns; by default `embedding`, or the only one there is.
         label_column: Labels, as text or whole numbers; where there is no column `label`, no label is known; empty
             ones aren't either.
@@ -92,11 +101,19 @@ def open_table(
             of different lengths.
         UsageError: A vector column is named twice.
     """
-    location = storage.absolute(location)
+    location = features_behind(location)
     origin = _origin(location)
+    for side in origin.added:
+        if columns and set(columns) <= set(side.names):
+            # Nothing of the others is needed, and it knows by itself how it was computed.
+            location, origin = side.output, _of_output(Output(side.output))
     infos = _read_infos(origin.parts)
-    columns = _choose(location, infos[0].schema, columns)
-    dims = _widths(infos, columns)
+    columns = _choose(location, infos[0].schema, columns, origin)
+    beside = {name: side for side in origin.added for name in side.names if name in columns}
+    side_infos = {side.output: _read_infos(side.parts) for side in beside.values()}
+    # The parts' own come first, whatever the order that they were asked for in.
+    columns = tuple(sorted(columns, key=lambda name: name in beside))
+    dims = tuple(_width(side_infos[beside[name].output] if name in beside else infos, name) for name in columns)
     there = {name for info in infos for name in info.schema.names}
     if labels_file and key_column not in there:
         key_column = DEFAULT_KEY
@@ -119,22 +136,34 @@ def open_table(
     }
     texts |= {role: name for role, name in (("group", group_column), ("split", split_column)) if name}
     found = _read_columns(infos, texts)
-    parts = tuple(StoredPart(i.uri, i.group_rows) for i in infos)
+    spec, fingerprints = origin.spec, ()
+    if beside:
+        # No one spec says how they were computed, but one for each column does.
+        of = {feature.name: (spec, feature) for feature in spec.features}
+        of |= {name: (side.spec, side.spec.features[0]) for name, side in beside.items()}
+        fingerprints = tuple(replace(of[name][0], features=(of[name][1],)).fingerprint for name in columns)
+        spec = None
+    made = [origin, *(Output(side.output).manifest for side in beside.values())]
+    parts = tuple(
+        StoredPart(info.uri, info.group_rows, tuple((name, side.parts[number]) for name, side in beside.items()))
+        for number, info in enumerate(infos)
+    )
     vectors = StoredVectors(parts, columns, dims, texts.get("key"), reading=origin.reading)
     return Table(
         location=location,
         columns=columns,
         dims=dims,
-        spec=origin.spec,
-        fingerprint=origin.spec.fingerprint if origin.spec else None,
-        weights=origin.weights,
-        weights_are_random=origin.weights_are_random,
+        spec=spec,
+        fingerprint=spec.fingerprint if spec else None,
+        weights=", ".join(dict.fromkeys(each.weights for each in made)),
+        weights_are_random=any(each.weights_are_random for each in made),
         keys=found["key"],
         labels=known(found["label"]),
         groups=found.get("group"),
         sides=found.get("split"),
         sha256=found.get("sha256"),
         vectors=vectors,
+        fingerprints=fingerprints,
     )
 
 
@@ -145,16 +174,13 @@ class _Origin:
     weights: str = ""
     weights_are_random: bool = False
     reading: Reading | None = None
+    added: tuple[Features, ...] = ()
+    lacking: Mapping[str, str] = field(default_factory=dict)
 
 
 def _origin(location: str) -> _Origin:
     if storage.stat(storage.join(location, "manifest.json")):
-        output = Output(location)
-        features, manifest = open_features(output), output.manifest
-        if not features.complete:
-            raise FeaturemillError(f"{location} is not finished; finish it with the same extract command")
-        facts = (features.spec, manifest.weights, manifest.weights_are_random, features.reading)
-        return _Origin(features.parts, *facts)
+        return _of_output(Output(location))
     if storage.stat(location):
         return _Origin((location,))
     is_folder = storage.is_folder(location)
@@ -166,6 +192,14 @@ def _origin(location: str) -> _Origin:
             f"some{other_kind(location)}; check the path"
         )
     return _Origin(tuple(parts))
+
+
+def _of_output(output: Output) -> _Origin:
+    features, manifest = open_features(output), output.manifest
+    if not features.complete:
+        raise FeaturemillError(f"{output} is not finished; finish it with the same extract command")
+    facts = (features.spec, manifest.weights, manifest.weights_are_random, features.reading)
+    return _Origin(features.parts, *facts, features.added, features.lacking)
 
 
 @dataclass(frozen=True)
@@ -203,7 +237,7 @@ def _is_vector(kind: pa.DataType) -> bool:
     return is_list and types.is_floating(kind.value_type)
 
 
-def _choose(location: str, schema: pa.Schema, columns: Sequence[str]) -> tuple[str, ...]:
+def _choose(location: str, schema: pa.Schema, columns: Sequence[str], origin: _Origin) -> tuple[str, ...]:
     """Returns the vector columns: those asked for, or `embedding`, or the only one."""
     valid = [field.name for field in schema if _is_vector(field.type)]
     if not valid:
@@ -211,10 +245,13 @@ def _choose(location: str, schema: pa.Schema, columns: Sequence[str]) -> tuple[s
             f"{location} has no column of vectors (lists of floats), only {', '.join(schema.names)}; "
             "name other features"
         )
+    there = [*valid, *(name for side in origin.added for name in side.names)]
     for name in columns:
-        if name not in valid:
+        if name in origin.lacking:
+            raise FeaturemillError(origin.lacking[name])
+        if name not in there:
             cause = f"column {name!r} holds {schema.field(name).type}, no vectors" if name in schema.names else ""
-            raise FeaturemillError(f"{location}: {cause or f'no column {name!r}'}{did_you_mean(name, valid)}")
+            raise FeaturemillError(f"{location}: {cause or f'no column {name!r}'}{did_you_mean(name, there)}")
     if len(set(columns)) < len(columns):
         raise UsageError(f"a feature is named twice: {', '.join(columns)}; name each once")
     if columns:
@@ -224,12 +261,8 @@ def _choose(location: str, schema: pa.Schema, columns: Sequence[str]) -> tuple[s
     return (DEFAULT_COLUMN if DEFAULT_COLUMN in valid else valid[0],)
 
 
-def _widths(infos: Sequence[_FileInfo], columns: Sequence[str]) -> tuple[int, ...]:
-    """Returns how many numbers the vectors of each column have, by the counts in the footers."""
-    return tuple(_width(infos, name) for name in columns)
-
-
 def _width(infos: Sequence[_FileInfo], name: str) -> int:
+    """Returns how many numbers the vectors of a column have, by the counts in the footers."""
     width = None
     for info in infos:
         if name not in info.schema.names or not _is_vector(info.schema.field(name).type):

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from transforms.errors import FeaturemillError
 from transforms.locks import Reading
+from transforms.parquet.beside import batches_beside
 from transforms.parquet.files import open_parquet
 
 # A batch's vectors. Decoding takes ten times as much on top: 32 MiB made a peak 370 MB higher, and were slower by half.
@@ -27,10 +28,12 @@ class StoredPart:
     Attributes:
         uri: Where it is.
         group_rows: Rows of each row group.
+        added: (column, the file that has it for the same rows) of added features.
     """
 
     uri: str
     group_rows: tuple[int, ...]
+    added: tuple[tuple[str, str], ...] = ()
 
     @property
     def rows(self) -> int:
@@ -132,7 +135,8 @@ class StoredVectors:
             _check_unchanged(parquet.metadata, part)
             for group in groups:
                 row = int(starts[group])
-                for batch in parquet.iter_batches(size, row_groups=[group], columns=list(self.columns)):
+                beside = dict(part.added)
+                for batch in batches_beside(parquet, beside, list(self.columns), size=size, row_groups=[group]):
                     numbers = np.arange(row, row + len(batch))
                     row += len(batch)
                     matrix = self._matrix(batch, part)
@@ -196,10 +200,12 @@ class Vectors(Protocol):
     Attributes:
         rows: N.
         dims: D.
+        widths: Numbers of each column of vectors; D is their sum.
     """
 
     rows: int
     dims: int
+    widths: tuple[int, ...]
 
     def batches(
         self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None

@@ -1,17 +1,18 @@
 """Image shards, one module per format behind one face: find them, split them into units, read a unit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from transforms.errors import FeaturemillError
 from transforms.isolated import Crashed, Isolated
 from transforms.labels.folders import partition_value
+from transforms.labels.kept import arrow_type, fit, parse_keep
 from transforms.labels.values import LABEL_LETTERS, TOO_LONG, as_label
-from transforms.records import EncodedImage, Failure, Shard, Unit
+from transforms.records import EncodedImage, Failure, Kept, Shard, Unit
 from transforms.shards import files
 from transforms.shards.detect import FORMATS
-from transforms.shards.fields import NAME_BYTES, Fields
+from transforms.shards.fields import NAME_BYTES, Fields, missing
 from transforms.shards.files import slice_files
 from transforms.shards.inputs import Found, find
 from transforms.shards.names import IMAGE_EXTENSIONS
@@ -25,6 +26,7 @@ __all__ = [
     "Fields",
     "Found",
     "find",
+    "kept_columns",
     "look_at_labels",
     "read",
     "reading_child",
@@ -50,6 +52,47 @@ def split(shard: Shard, unit_bytes: int) -> list[Unit]:
         return FORMATS[shard.format].split(shard, unit_bytes)
     except OSError as error:
         raise _unreadable(shard, error) from error
+
+
+def kept_columns(found: Found, asked: Sequence[str], known: Mapping[str, str]) -> tuple[Kept, ...]:
+    """Returns the columns that come along, each with its type.
+
+    Without one in `asked`, a column has that which OUT has for it, or else its own in the first shard of a format.
+
+    Args:
+        found: The inputs.
+        asked: `COLUMN` or `COLUMN:TYPE`.
+        known: {column: type} in OUT.
+
+    Raises:
+        FeaturemillError: No first shard has such a column, or its type can't come along; or it can't be read.
+    """
+    firsts: dict[str, Shard] = {}
+    for shard in found.shards:
+        firsts.setdefault(shard.format, shard)
+    columns = [replace(kept, type=kept.type or known.get(kept.name, "")) for kept in map(parse_keep, asked)]
+    if all(kept.type for kept in columns):
+        return tuple(columns)
+    if not firsts and not found.columns:
+        raise FeaturemillError(
+            f"--keep {asked[0]}: the inputs are image files, and these have no columns; leave it out"
+        )
+    there = dict(found.columns)
+    for shard in firsts.values():
+        try:
+            there = FORMATS[shard.format].columns(shard) | there
+        except OSError as error:
+            raise _unreadable(shard, error) from error
+    for kept in columns:
+        if not kept.type and kept.name not in there:
+            uri = " and ".join(shard.file.uri for shard in firsts.values()) or "the tables of paths"
+            raise missing(uri, role="keep", wanted=kept.name, present=there)
+        if not kept.type and not there[kept.name]:
+            raise FeaturemillError(
+                f"--keep {kept.name}: its type is none that comes along as it is; pass --keep {kept.name}:string, or "
+                "another TYPE, or leave it out"
+            )
+    return tuple(replace(kept, type=kept.type or there[kept.name]) for kept in columns)
 
 
 def reading_child() -> Isolated:
@@ -101,8 +144,19 @@ def _bounded(shard: Shard, image: EncodedImage | Failure) -> EncodedImage | Fail
             return failure(shard, key=where, position=image.position, error="key too long", message=message)
     if image.label is not None and len(image.label) > LABEL_LETTERS:
         unusable = {"unusable": TOO_LONG} if isinstance(image, EncodedImage) else {}
-        return replace(image, label=None, **unusable)
-    return image
+        image = replace(image, label=None, **unusable)
+    return _fitted(image, shard.keep) if shard.keep and isinstance(image, EncodedImage) else image
+
+
+def _fitted(image: EncodedImage, keep: tuple[Kept, ...]) -> EncodedImage:
+    """Returns the image with what comes along in its type, and notes on what is missing or doesn't fit."""
+    values, notes = [], []
+    for kept, stored in zip(keep, image.kept or (None,) * len(keep), strict=True):
+        value, why = fit(stored, arrow_type(kept.type))
+        values.append(value)
+        if value is None:
+            notes.append(f"whose {kept.name} can't be kept as {kept.type}: {why}" if why else f"without {kept.name}")
+    return replace(image, kept=tuple(values), notes=tuple(notes))
 
 
 def _read_apart(unit: Unit, child: Isolated) -> Iterator[EncodedImage | Failure]:

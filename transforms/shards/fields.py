@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transforms.declared import declared
 from transforms.errors import FeaturemillError
@@ -15,7 +15,7 @@ from transforms.text import clean
 # What follows a shard's URI in a key has at most as many bytes, twice Linux's longest path: without the URI, so that
 # moving a shard makes no row a failure.
 NAME_BYTES = 8_192
-OPTIONS = {"image": "--image-field", "label": "--label-field", "name": "--name-field"}
+OPTIONS = {"keep": "--keep"} | {role: f"--{role}-field" for role in ("image", "label", "name", "path")}
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Fields:
         label: The same for the label; for tar a member's extension or a key of the `.json` member (`--label-field`).
         name: The same for the image's own name (`--name-field`). Tar has no such field.
         label_from: What gives image files their label (`--label-from`); see `transforms.labels.folders`.
+        path: Column of paths, which makes Parquet and CSV inputs tables of image files (`--path-field`).
+        keep: Columns of these tables that come along.
     """
 
     image: str | None = declared(
@@ -57,6 +59,13 @@ class Fields:
         metavar="RULE",
         bounds=(RULE,),
     )
+    path: str | None = declared(
+        None,
+        help="Column of paths: Parquet, CSV and TSV inputs are then tables of image files, one a row",
+        flags=("--path-field",),
+        unset="shards hold the images themselves",
+    )
+    keep: tuple[str, ...] = field(default=(), metadata={"internal": True})
 
     @property
     def file_labels(self) -> str:
@@ -73,7 +82,7 @@ def missing(uri: str, *, role: str, wanted: str, present: Collection[str]) -> Fe
 
     Args:
         uri: The shard.
-        role: `image`, `label` or `name`.
+        role: `image`, `label`, `name`, `keep` or `path`.
         wanted: What was looked for.
         present: What is there.
     """
@@ -81,7 +90,8 @@ def missing(uri: str, *, role: str, wanted: str, present: Collection[str]) -> Fe
     hint = f"; did you mean {near[0]}?" if near else ""
     there = ", ".join(sorted(map(clean, present))) or "nothing"
     kind = NoImageError if role == "image" else FeaturemillError
-    return kind(f"no {role} in {clean(uri)}: looked for {wanted}, found {there}{hint}; pass {OPTIONS[role]} NAME")
+    what = {"keep": "column to keep", "path": "column of paths"}.get(role, role)
+    return kind(f"no {what} in {clean(uri)}: looked for {wanted}, found {there}{hint}; pass {OPTIONS[role]} NAME")
 
 
 def usual(names: Sequence[str], present: Collection[str]) -> str:

@@ -1,16 +1,27 @@
-"""Plain image files: listings cut into units, and read ahead by a few threads."""
+"""Plain image files: listings cut into units, and read ahead by a few threads; tables that name them."""
 
+import csv
 import errno
 import hashlib
+import io
+import json
 from collections.abc import Iterator, Sequence
-from contextlib import closing
-from itertools import groupby
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain, groupby
 
 from transforms import storage
 from transforms.errors import FeaturemillError
+from transforms.isolated import Crashed
+from transforms.labels.folders import LABEL_NAMES
+from transforms.labels.kept import as_plain
+from transforms.labels.values import as_label
 from transforms.machine import ahead
 from transforms.object_stores import is_answer
+from transforms.parquet.files import APART
 from transforms.records import LISTING, EncodedImage, Failure, FileInfo, ListedFile, Shard, Unit
+from transforms.shards import parquet
+from transforms.shards.fields import Fields, missing, usual
 from transforms.shards.stream import MAX_ENCODED_BYTES
 from transforms.text import clean, one_line
 
@@ -61,6 +72,85 @@ def _common_folder(uris: Sequence[str]) -> str:
     return "/".join(common) or "/"
 
 
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a table of paths: the path as it stands there, the label, and the rest as `ListedFile.kept` has it."""
+
+    path: str
+    label: str | None
+    kept: str
+
+
+def read_table(file: FileInfo, fields: Fields) -> tuple[list[TableRow], dict[str, str]]:
+    """Reads a table of paths, Parquet by its ending, else CSV or TSV.
+
+    Returns:
+        Its rows, and {column: name of its type} of what can come along.
+
+    Raises:
+        FeaturemillError: It can't be read, lacks a column, or has a row without a path or with no usable label.
+    """
+    table = Shard(file, "parquet")
+    is_parquet = parquet.FORMAT.ending.search(file.uri) is not None
+    types = parquet.table_columns(table) if is_parquet else dict.fromkeys(_csv_header(file), "string")
+    for role, name in (("path", fields.path), ("label", fields.label)):
+        if name and name not in types:
+            raise missing(file.uri, role=role, wanted=name, present=types)
+    label = usual(LABEL_NAMES, types) if fields.label is None else fields.label
+    # A column that only some tables have is missing in the others' rows.
+    kept = [name for name in fields.keep if name in types]
+    columns = [fields.path, *([label] if label else []), *kept]
+    if is_parquet:
+        try:
+            found = chain.from_iterable(APART.iterate(parquet.table_rows, replace(table, label_field=label), columns))
+            rows = [_table_row(file, n, row, label, kept) for n, row in enumerate(found)]
+        except Crashed as error:
+            raise FeaturemillError(f"cannot read {clean(file.uri)}: {error}; write it again") from error
+    else:
+        rows = [_table_row(file, n, row, label, kept) for n, row in enumerate(_csv_rows(file, columns))]
+    return rows, types
+
+
+def _table_row(file: FileInfo, number: int, row: Sequence[object], label: str, kept: Sequence[str]) -> TableRow:
+    path, *values = row
+    path = path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else path
+    text, why = as_label(values.pop(0)) if label else (None, "")
+    if why or not isinstance(path, str) or not path:
+        what = f"a {label} that can't be a label ({why})" if why else "no path"
+        option = "--label-field NAME for another column, or ''" if why else "--path-field NAME for another column"
+        raise FeaturemillError(f"row {number} of {clean(file.uri)} has {what}; correct it, or pass {option}")
+    return TableRow(path, text, json.dumps(dict(zip(kept, values, strict=True)), sort_keys=True, default=as_plain))
+
+
+@contextmanager
+def _csv(file: FileInfo) -> Iterator[Iterator[list[str]]]:
+    delimiter = "\t" if file.uri.lower().endswith(".tsv") else ","
+    try:
+        with io.TextIOWrapper(storage.open_read(file.uri), "utf-8-sig", newline="") as text:
+            yield csv.reader(text, delimiter=delimiter, strict=True)
+    except (csv.Error, UnicodeDecodeError) as error:
+        cause = clean(one_line(error))
+        raise FeaturemillError(f"cannot read {clean(file.uri)}: {cause}; save it as CSV in UTF-8") from error
+
+
+def _csv_header(file: FileInfo) -> list[str]:
+    with _csv(file) as lines:
+        return next(lines, [])
+
+
+def _csv_rows(file: FileInfo, columns: Sequence[str]) -> Iterator[list[str | None]]:
+    with _csv(file) as lines:
+        header = next(lines)
+        at = [header.index(name) for name in columns]
+        for number, line in enumerate(filter(None, lines)):
+            if len(line) != len(header):
+                raise FeaturemillError(
+                    f"row {number} of {clean(file.uri)} has {len(line)} values, and its header {len(header)} names; "
+                    "put values with commas in quotes"
+                )
+            yield [line[i] or None for i in at]
+
+
 def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
     """Yields the files of a unit, in order; one that has vanished or can't be read is a failure.
 
@@ -87,7 +177,7 @@ def _row(shard: Shard, listed: ListedFile, data: bytes | OSError) -> EncodedImag
     key = clean(uri)
     if isinstance(data, OSError):
         error = data
-        if not _is_files_own(error, shard.file.uri, uri):
+        if not listed.is_missing and not _is_files_own(error, shard.file.uri, uri):
             folder = clean(shard.file.uri)
             cure = f"bring its folder {folder} back (or free the machine's resources)"
             if not storage.is_local(uri):
@@ -98,7 +188,9 @@ def _row(shard: Shard, listed: ListedFile, data: bytes | OSError) -> EncodedImag
         message = f"cannot read {key}: {clean(one_line(error))}"
     else:
         if len(data) <= MAX_ENCODED_BYTES:
-            return EncodedImage(key, listed.label, key, 0, data, split=listed.split)
+            values = json.loads(listed.kept) if listed.kept and shard.keep else {}
+            kept = tuple(values.get(column.name) for column in shard.keep)
+            return EncodedImage(key, listed.label, key, 0, data, split=listed.split, kept=kept)
         reason, message = "too large", f"{key} has over {MAX_ENCODED_BYTES} bytes, the most that is read"
     return Failure(key, listed.label, key, 0, "read", reason, message)
 

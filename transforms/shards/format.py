@@ -29,6 +29,8 @@ class Format:
             images; None where only `read` tells.
         count: Returns how many records a shard has where its own index says so, None where only reading tells.
         is_native: Whether it is read by native code, which damaged data may crash.
+        columns: Returns {what of a record can come along: the name of its type as `labels.kept` has them, empty if it
+            has none}, as far as a look at the shard tells. `read` gives the values of those in `Shard.keep`.
     """
 
     name: str
@@ -44,3 +46,4 @@ class Format:
     look: Callable[[Shard, int], tuple[list[str | None], bool]] | None = None
     count: Callable[[Shard], int | None] = lambda shard: None
     is_native: bool = False
+    columns: Callable[[Shard], dict[str, str]] = lambda shard: {}

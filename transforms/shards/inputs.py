@@ -5,8 +5,8 @@ import difflib
 import glob
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from urllib.parse import unquote
 
 import bracex
@@ -25,6 +25,7 @@ from transforms.shards.detect import (
     named_format,
 )
 from transforms.shards.fields import Fields
+from transforms.shards.files import TableRow, read_table
 from transforms.shards.names import BY_NAME, HIDDEN, base_name, count_by_ending, extension, is_hidden, is_picture
 from transforms.text import clean, one_line
 
@@ -37,6 +38,7 @@ _MARKS = (
     *((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
     *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
 )
+_TABLE = re.compile(r"\.(csv|tsv|parquet|parq|pq)$", re.IGNORECASE)
 _FILE_URI = re.compile(r"^file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 # A path with something behind it, or a table's header.
 _ROW = re.compile(r"[,;\t]|\s-?\d+$")
@@ -51,12 +53,14 @@ class Found:
         shards: Sorted by URI, each once.
         files: Image files that aren't in a shard, sorted by URI, each once.
         skipped: All other files that were met in folders, sorted by URI, each once: so every file that an input led to
-            is in one of the three.
+            is in one of the three, or a table of paths.
+        columns: {column: name of its type} of what can come along from tables of paths.
     """
 
     shards: tuple[Shard, ...]
     files: tuple[ListedFile, ...]
     skipped: tuple[SkippedFile, ...]
+    columns: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,12 +111,19 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT, *, output: str | None 
             candidates[candidate.file.uri] = replace(known, roots=roots, hidden=known.hidden and candidate.hidden)
     # Before looking inside: that a part holds no images would be a strange thing to hear.
     _check_apart(candidates, output)
+    tables = [c.file for uri, c in candidates.items() if fields.path and not c.hidden and _TABLE.search(uri)]
+    for table in tables:
+        del candidates[table.uri]
+    tabled, columns = _read_tables(tables, fields)
+    _check_apart(tabled, output)
     inside = _look(candidates.values(), fields)
     shards, images, skipped = [], [], []
     for uri, candidate in candidates.items():
         looked = inside.get(uri)
         if looked is not None and looked.shard is not None:
             shards.append(looked.shard)
+        elif uri in tabled:
+            continue
         elif looked.kind == "image" if looked is not None else is_picture(uri) and not candidate.hidden:
             images.append(candidate)
         else:
@@ -120,9 +131,43 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT, *, output: str | None 
     _check_each(inputs, by_input, skipped)
     return Found(
         tuple(sorted(shards, key=lambda shard: shard.file.uri)),
-        tuple(sorted(_listed(images, fields.file_labels), key=lambda listed: listed.file.uri)),
+        tuple(
+            sorted((*_listed(images, fields.file_labels), *tabled.values()), key=lambda listed: listed.file.uri),
+        ),
         tuple(sorted(skipped, key=lambda each: each.file.uri)),
+        columns,
     )
+
+
+def _read_tables(tables: Sequence[FileInfo], fields: Fields) -> tuple[dict[str, ListedFile], dict[str, str]]:
+    """Returns the image files that tables name, by URI, and the columns of the tables with their types.
+
+    What is there is found by a listing of each folder, without a request for each image.
+    """
+    rows: dict[str, TableRow] = {}
+    columns: dict[str, str] = {}
+    for file in tables:
+        base = file.uri.rpartition("/")[0]
+        try:
+            found, types = read_table(file, fields)
+        except OSError as error:
+            raise FeaturemillError(
+                f"cannot read {clean(file.uri)}: {clean(one_line(error))}; check the path and its permissions"
+            ) from error
+        if not found:
+            raise FeaturemillError(f"{clean(file.uri)} has no row, so it names no image; leave it out")
+        columns = types | columns
+        for row in found:
+            uri = _literal(_plain_path(row.path), base)
+            before = rows.setdefault(uri, row)
+            if (before.label, before.kept) != (row.label, row.kept):
+                raise FeaturemillError(
+                    f"{clean(uri)} is in the tables twice, with other values ({clean(file.uri)} is the second); "
+                    "leave one of the rows out"
+                )
+    there = storage.look_up(rows)
+    listed = {u: ListedFile(there.get(u, FileInfo(u, 0, "")), row.label, kept=row.kept) for u, row in rows.items()}
+    return listed, columns
 
 
 def _listed(images: Sequence[_Candidate], rule: str) -> list[ListedFile]:

@@ -17,6 +17,7 @@ from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.isolated import Crashed
 from transforms.labels.folders import LABEL_NAMES
+from transforms.labels.kept import KEPT_BYTES, type_name
 from transforms.labels.values import as_label
 from transforms.parquet.files import APART, Footer, look_at_footer
 from transforms.parquet.pages import Pages, check_header, chunk_of, chunks_of, read_header
@@ -37,6 +38,7 @@ _DICTIONARY_HEADER_BYTES = 256
 _BUFFER_BYTES = 4 << 20
 # Footers that are remembered, since a plan asks for each up to three times: so many, of so many columns and groups.
 _FOOTERS, _FOOTER_ITEMS = 4096, 256
+_TIMES = {pa.date32(), pa.timestamp("s"), pa.timestamp("ms"), pa.timestamp("us")}
 _FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}
 
 
@@ -262,8 +264,10 @@ def _row_group(
 ) -> Iterator[EncodedImage | Failure]:
     class_names = _class_names(parquet, shard.label_field)
     unusable = _why_unusable(parquet.schema_arrow, shard.label_field)
-    paths = (shard.image_field, "" if unusable else shard.label_field, shard.name_field)
-    columns = [path for path in paths if path]
+    kinds = _kinds(parquet.schema_arrow)
+    kept = [column.name if column.name in kinds else "" for column in shard.keep]
+    paths = (shard.image_field, "" if unusable else shard.label_field, shard.name_field, *kept)
+    columns = list(dict.fromkeys(path for path in paths if path))
     row = first_row
     try:
         with _damage(watched):
@@ -275,15 +279,16 @@ def _row_group(
                 batch = next(batches, None)
                 if batch is None:
                     return
-                images, labels, keys = (_column(batch, path) for path in paths)
+                images, labels, keys, *others = (_column(batch, path) for path in paths)
             records = []
             for i in range(batch.num_rows):
                 key = name_or(None if keys is None else _value(keys[i]), str(row))
                 label = (None, unusable) if labels is None else _label(_value(labels[i]), class_names)
-                records.append(_row(shard, row, data=images[i], key=key, label=label))
+                along = tuple(None if values is None else _value(values[i]) for values in others)
+                records.append(_row(shard, row, data=images[i], key=key, label=label, kept=along))
                 row += 1
             # While these are decoded and the next batch is read, this one would be a second copy.
-            del batch, images, labels, keys
+            del batch, images, labels, keys, others
             while records:
                 yield records.pop(0)
     except _DamagedError as error:
@@ -355,6 +360,7 @@ def _row(
     data: pa.Scalar,
     key: str,
     label: tuple[str | None, str],
+    kept: tuple[object, ...],
 ) -> EncodedImage | Failure:
     place = f"row {row} of {shard.file.uri}"
     text, unusable = label
@@ -365,7 +371,7 @@ def _row(
         reason, message = "no image", f"{place}: {shard.image_field} is null; only bytes inside the file are read"
     else:
         source = clean(shard.file.uri)
-        return EncodedImage(f"{source}#{key}", text, source, row, data.as_py(), unusable)
+        return EncodedImage(f"{source}#{key}", text, source, row, data.as_py(), unusable, kept=kept)
     return failure(shard, key=key, position=row, error=reason, message=message, label=text)
 
 
@@ -383,6 +389,14 @@ def _value(scalar: pa.Scalar) -> object:
     if not scalar.is_valid:
         return None
     kind = scalar.type.value_type if pa.types.is_dictionary(scalar.type) else scalar.type
+    if pa.types.is_struct(kind) or pa.types.is_map(kind):
+        return {}
+    if isinstance(scalar, pa.ListScalar):
+        # One more than can come along.
+        return [_value(each) for each in scalar.values[: KEPT_BYTES // 8 + 1]]
+    if pa.types.is_temporal(kind) and kind not in _TIMES:
+        # Python has no nanoseconds, and for time zones it needs a database.
+        return str(scalar.value if pa.types.is_dictionary(scalar.type) else scalar)
     try:
         value = scalar.as_py()
     except ValueError:
@@ -458,6 +472,42 @@ def _count(shard: Shard) -> int | None:
         return None
 
 
+def table_columns(shard: Shard) -> dict[str, str]:
+    """Returns {column: name of its type, see `Format.columns`}; raises FeaturemillError where they can't be read."""
+    try:
+        return {path: type_name(kind) for path, kind in _kinds(_footer(shard).schema).items()}
+    except _DamagedError as error:
+        raise _unreadable(shard, error) from error
+
+
+def table_rows(shard: Shard, columns: Sequence[str]) -> Iterator[list[tuple[object, ...]]]:
+    """Yields the rows of a table, some at a time, with the values of these columns; `Shard.label_field` in words.
+
+    Raises:
+        FeaturemillError: They can't be read.
+    """
+    with storage.open_read(shard.file.uri) as file:
+        watched = _Watched(file)
+        try:
+            parquet, pages = _open(watched)
+            names = _class_names(parquet, shard.label_field)
+            with _damage(watched):
+                pages.watch(chunks_of(parquet.metadata))
+                size = _batch_rows(parquet, watched, range(parquet.num_row_groups), columns)
+                for batch in parquet.iter_batches(size, columns=list(dict.fromkeys(columns)), use_threads=False):
+                    found = [[_value(value) for value in _column(batch, path)] for path in columns]
+                    if names and shard.label_field:
+                        at = columns.index(shard.label_field)
+                        found[at] = [_label(value, names)[0] for value in found[at]]
+                    yield list(zip(*found, strict=True))
+        except _DamagedError as error:
+            raise _unreadable(shard, error) from error
+
+
+def _unreadable(shard: Shard, error: Exception) -> FeaturemillError:
+    return FeaturemillError(f"cannot read {clean(shard.file.uri)}: {clean(str(error))}; write it again")
+
+
 FORMAT = Format(
     name="parquet",
     title="Parquet",
@@ -472,4 +522,5 @@ FORMAT = Format(
     look=look,
     count=_count,
     is_native=True,
+    columns=table_columns,
 )

@@ -18,8 +18,9 @@ from itertools import groupby
 
 from transforms import storage
 from transforms.labels.folders import LABEL_NAMES, is_no_class, partition_value
+from transforms.labels.kept import type_of
 from transforms.labels.values import LABEL_LETTERS, TOO_LONG, as_label, as_text
-from transforms.records import EncodedImage, Failure, Shard, Unit
+from transforms.records import EncodedImage, Failure, Kept, Shard, Unit
 from transforms.shards.fields import Fields, missing
 from transforms.shards.format import Format
 from transforms.shards.names import base_name, is_image, is_picture
@@ -116,7 +117,7 @@ class _Sample:
         self.names_bytes += len(member.name) + _ENTRY_BYTES
         if chosen(self.shard, member):
             self._add_image(member, stream)
-        elif _holds_label(self.shard, member):
+        elif _is_read(self.shard, member):
             self._add_text(member, stream)
 
     def _add_image(self, member: Member, stream: Stream) -> None:
@@ -169,6 +170,8 @@ class _Sample:
         not `a.seg.png`), if there are any; else what can be read, if there is any (a depth map of a kind that isn't
         read is no failure beside a photo).
         """
+        if len(self.rows) == 1:
+            return self.rows
         asked, names = self.shard.image_field, [_member_name(row) for row in self.rows]
         if asked:
             best = [base_name(name).partition(".")[2].lower() == asked for name in names]
@@ -224,6 +227,8 @@ class _Sample:
 
     def _text_gives_label(self, name: str) -> bool:
         asked = self.shard.label_field
+        if not _holds_label(self.shard, base_name(name).partition(".")[2]):
+            return False
         if not name.endswith(".json") or asked == "json":
             return True
         try:
@@ -232,6 +237,8 @@ class _Sample:
             return False
 
     def _labelled(self, row: EncodedImage) -> EncodedImage:
+        if self.shard.keep:
+            row = replace(row, kept=self._kept(row))
         try:
             return replace(row, label=self._label(row))
         except _UnusableError as error:
@@ -253,6 +260,18 @@ class _Sample:
         if label is None and self.shard.label_field == _FROM_FOLDER:
             return folder_label(self.shard, _member_name(row))
         return label
+
+    def _kept(self, row: EncodedImage) -> tuple[object, ...]:
+        """Returns what comes along: members of these extensions, or else values in the `.json` member."""
+        if not self.takes_labels:
+            return ()
+        try:
+            found, text = self._text("json", row)
+            values = parse_json(text) if found else {}
+        except _UnusableError:
+            values = {}
+        members = {column.name: self._text(column.name, row) for column in self.shard.keep}
+        return tuple(text if found else values.get(name) for name, (found, text) in members.items())
 
     def _text(self, extension: str, row: EncodedImage) -> tuple[bool, bytes | None]:
         """Returns whether there is a member with this extension, of the row's image or else of the sample; and it."""
@@ -279,11 +298,19 @@ def chosen(shard: Shard, member: Member) -> bool:
     return member.name.lower().endswith(f".{shard.image_field}") if shard.image_field else is_picture(member.name)
 
 
-def _holds_label(shard: Shard, member: Member) -> bool:
+def _holds_label(shard: Shard, extension: str) -> bool:
     if shard.label_field == _NO_LABEL:
         return False
+    last = extension.rpartition(".")[2]
+    return bool(last) and (last in _TEXTS or shard.label_field.lower() in (last, extension))
+
+
+def _is_read(shard: Shard, member: Member) -> bool:
+    """Returns whether a member that is no image may hold a label, or what comes along."""
     last = member.extension.rpartition(".")[2]
-    return bool(last) and (last in _TEXTS or shard.label_field.lower() in (last, member.extension))
+    names = [column.name.lower() for column in shard.keep]
+    is_kept = bool(names and last) and (last == "json" or last in names or member.extension in names)
+    return is_kept or _holds_label(shard, member.extension)
 
 
 def _key(shard: Shard) -> str:
@@ -435,7 +462,7 @@ def _runs(shard: Shard, stream: Stream, *, stop: int) -> Iterator[tuple[str, boo
             for member in run:
                 if chosen(shard, member):
                     has_image = True
-                elif _holds_label(shard, member):
+                elif _is_read(shard, member):
                     texts.append(member)
             yield base, has_image, texts
     except BrokenError:
@@ -502,7 +529,9 @@ def _samples(shard: Shard, stream: Stream, *, stop: int, reads_images: bool = Tr
             takes_labels = True
             if sample is not None and member.base == sample.first.base:
                 repeats = sample.has_image and member.name in sample.names
-                takes_labels = sample.takes_labels and bool(sample.texts)
+                takes_labels = sample.takes_labels and any(
+                    _holds_label(shard, base_name(name).partition(".")[2]) for name in sample.texts
+                )
             else:
                 repeats = True
             if repeats:
@@ -559,6 +588,23 @@ def _matches(head: bytes, named: bool) -> bool:
     return starts_like(head) or (named and len(head) >= BLOCK_BYTES and not any(head))
 
 
+def _columns(shard: Shard) -> dict[str, str]:
+    """Returns the endings of the members in the first samples, and the keys of their `.json`."""
+    found: dict[str, str] = {}
+    # Asked for as JSON, so that it is read also where there are no labels.
+    for sample in _look(replace(shard, keep=(Kept("json", "string"),)))[0]:
+        found |= dict.fromkeys(sample.extensions, "string")
+        for name, text in sample.texts.items():
+            try:
+                values = parse_json(text) if name.endswith(".json") else {}
+            except _UnusableError:
+                continue
+            for key, value in values.items():
+                if value is not None:
+                    found.setdefault(key, type_of(value))
+    return found
+
+
 FORMAT = Format(
     name="tar",
     title="tar",
@@ -570,4 +616,5 @@ FORMAT = Format(
     split=split,
     read=read,
     narrow=stretches,
+    columns=_columns,
 )

@@ -1,13 +1,16 @@
 """The headers of a tar archive, with absolute offsets, read from any byte at which a member starts.
 
-Each header block is parsed by the standard library (`tarfile.TarInfo.frombuf`). The walk from one to the next is ours,
-because `tarfile.TarFile` ends silently at a damaged header, reads extension headers of any claimed size into memory
-and counts offsets from where it was opened.
+Each header block is parsed by the standard library (`tarfile.TarInfo.frombuf`), but those of plain files as nearly all
+tars have them, because it parses every field and sums twice. The walk from one to the next is ours, because
+`tarfile.TarFile` ends silently at a damaged header, reads extension headers of any claimed size into memory and counts
+offsets from where it was opened.
 """
 
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from transforms.shards.fields import NAME_BYTES
 from transforms.shards.names import base_name, is_hidden
@@ -29,6 +32,14 @@ _WITHOUT_DATA = (
     tarfile.BLKTYPE,
     tarfile.FIFOTYPE,
 )
+# The header of a plain file whose numbers are written as POSIX and GNU tar write them, and whose name has no prefix.
+_PLAIN = re.compile(
+    rb"(.{100})(?:[0-7]{7}[ \0]){3}([0-7]{11})[ \0][0-7]{11}[ \0]([0-7]{6})\0 "
+    rb"0.{100}ustar(?:\x0000|  \0).{64}(?:[0-7]{7}\0|\0{8}){2}\0",
+    re.DOTALL,
+)
+# What the checksum's own field counts besides its digits: as eight blanks, and not as a zero and a blank.
+_OWN_SUM = 8 * ord(" ") - ord(" ")
 
 
 @dataclass(frozen=True)
@@ -54,13 +65,13 @@ class Member:
         """First byte of its data."""
         return self.end - self.size - -self.size % BLOCK_BYTES
 
-    @property
+    @cached_property
     def base(self) -> str:
         """The folder, and the file name up to its first dot."""
         file_name = base_name(self.name)
         return self.name[: len(self.name) - len(file_name)] + file_name.partition(".")[0]
 
-    @property
+    @cached_property
     def extension(self) -> str:
         """The rest, in lower case, without the dot."""
         return base_name(self.name).partition(".")[2].lower()
@@ -156,7 +167,7 @@ def _header(stream: Stream, offset: int, stop: int, *, extended: bool) -> tuple[
         if len(block) < BLOCK_BYTES:
             raise BrokenError("truncated", f"the shard ends at byte {stream.position}, inside a header", offset)
         try:
-            info = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+            info = _plain(block) or tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
         except tarfile.HeaderError as error:
             raise BrokenError("bad header", f"the header at byte {position} is damaged: {error}", offset) from error
         if info.size < 0:
@@ -164,6 +175,19 @@ def _header(stream: Stream, offset: int, stop: int, *, extended: bool) -> tuple[
         if info.type == tarfile.GNUTYPE_SPARSE:
             _skip_sparse_map(stream, block)
         return info, offset
+
+
+def _plain(block: bytes) -> tarfile.TarInfo | None:
+    """Returns what `frombuf` would say of a plain file's header, as far as it is asked for; None for any other."""
+    found = _PLAIN.match(block)
+    if found is None:
+        return None
+    name, size, checksum = found.groups()
+    if sum(block) - sum(checksum) + _OWN_SUM != int(checksum, 8):
+        return None
+    info = tarfile.TarInfo(name.partition(b"\0")[0].decode("utf-8", "backslashreplace"))
+    info.size = int(size, 8)
+    return info
 
 
 def _skip_sparse_map(stream: Stream, block: bytes) -> None:

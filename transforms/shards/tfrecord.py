@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import google_crc32c
 
+from transforms.labels.kept import type_of
 from transforms.labels.values import as_label
 from transforms.records import EncodedImage, Failure, Shard, Unit
 from transforms.shards import example
@@ -194,7 +195,8 @@ def _image(shard: Shard, features: Mapping, *, index: int, offset: int) -> Encod
     data = example.value_of(features, shard.image_field)
     if isinstance(data, bytes):
         source = clean(shard.file.uri)
-        return EncodedImage(f"{source}#{key}", label, source, offset, data, unusable)
+        kept = tuple(example.value_of(features, column.name) for column in shard.keep)
+        return EncodedImage(f"{source}#{key}", label, source, offset, data, unusable, kept=kept)
     where = f"record {index} (byte {offset}) of {shard.file.uri}: {shard.image_field}"
     what = f"has {len(data)} values instead of one" if isinstance(data, list) else "holds no bytes"
     error, what = ("no image", "is missing") if data is None else ("wrong field type", what)
@@ -211,6 +213,16 @@ def _label(features: Mapping, field: str) -> tuple[str | None, str]:
     return None, ""
 
 
+def _columns(shard: Shard) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for features in _first(shard):
+        for name in features:
+            value = example.value_of(features, name)
+            if value is not None:
+                found.setdefault(name, type_of(value))
+    return found
+
+
 FORMAT = Format(
     name="tfrecord",
     title="TFRecord",
@@ -223,4 +235,5 @@ FORMAT = Format(
     split=split,
     read=read,
     narrow=stretches,
+    columns=_columns,
 )

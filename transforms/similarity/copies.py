@@ -74,13 +74,17 @@ def find_duplicates(output: str, *, cosine: float = DEFAULT_COSINE, feature: str
     if not 0 < cosine <= 1:
         raise UsageError(f"--cosine must be above 0 and at most 1, not {cosine}")
     table = open_table(output, columns=(feature,) if feature else ())
+    return Duplicates(table, cosine, tuple(copies(table, cosine)))
+
+
+def copies(table: Table, cosine: float) -> list[Group]:
+    """Returns the groups of a table, in the order that `Duplicates` has."""
     contents, first = _contents(table)
     # One row for each content: a thousand copies of a placeholder would be half a million pairs. Only in an OUT does
     # the content decide the vector: other Parquet may hold several crops of a photo.
-    wanted = None if table.spec is None else first
+    wanted = first if table.is_output else None
     pairs = near_copies(replace(table.vectors, zeros_pass=True), cosine, wanted=wanted)
-    groups = _groups(table, contents, pairs)
-    return Duplicates(table, cosine, tuple(groups))
+    return _groups(table, contents, pairs)
 
 
 def _contents(table: Table) -> tuple[np.ndarray, np.ndarray]:

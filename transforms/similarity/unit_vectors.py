@@ -21,7 +21,9 @@ def unit_length(vectors: np.ndarray, dtype: type = np.float32) -> np.ndarray:
     Lengths are float64, in which no square of a float32 overflows or vanishes; float64 must be as near to 1.
     """
     lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))[:, None]
-    return np.divide(vectors, lengths, out=np.zeros(vectors.shape, dtype), where=lengths > 0, casting="same_kind")
+    # Not by `where`, with which NumPy takes twice as long.
+    lengths[lengths == 0] = 1
+    return np.divide(vectors, lengths, out=np.empty(vectors.shape, dtype), casting="same_kind")
 
 
 def unit_batches(vectors: "Vectors", wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:

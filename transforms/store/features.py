@@ -1,15 +1,18 @@
 """Opens the stored features of an OUT, checked by their fingerprint. No Beam and no Keras here."""
 
 import os
+import shlex
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
 
 from transforms.errors import FeaturemillError
 from transforms.locks import Reading
+from transforms.parquet.beside import batches_beside
 from transforms.parquet.files import open_sealed
 from transforms.records import UnitReport
 from transforms.spec import ROW_COLUMNS, FeatureSpec
@@ -35,8 +38,10 @@ class Features:
         complete: False while a run is unfinished: then these are the rows committed so far.
         parts: URIs of the parts; a merged one has the rows of several units, sorted by key.
         rows: N, over all parts.
-        added_columns: Which of `spec.ADDED_COLUMNS` the parts have.
+        added_columns: {column: name of its type} of those between `spec.ROW_COLUMNS` and the features.
         reading: Keeps a compaction from removing the parts meanwhile.
+        added: Added features, which have the same rows, part by part; read as if they were columns of the parts.
+        lacking: {added feature that can't be read: why, and which command finishes it}.
     """
 
     output: str
@@ -45,8 +50,10 @@ class Features:
     complete: bool
     parts: tuple[str, ...]
     rows: int
-    added_columns: tuple[str, ...] = ()
+    added_columns: Mapping[str, str] = field(default_factory=dict)
     reading: Reading | None = field(default=None, repr=False, compare=False)
+    added: "tuple[Features, ...]" = ()
+    lacking: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def __repr__(self) -> str:
         rows = f"{counted(self.rows, 'row')}{'' if self.complete else ' so far'}"
@@ -55,12 +62,13 @@ class Features:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the features."""
-        return tuple(feature.name for feature in self.spec.features)
+        own = tuple(feature.name for feature in self.spec.features)
+        return own + tuple(name for side in self.added for name in side.names)
 
     @property
     def row_columns(self) -> tuple[str, ...]:
         """The columns before the features."""
-        return ROW_COLUMNS + self.added_columns
+        return (*ROW_COLUMNS, *self.added_columns)
 
     @property
     def keys(self) -> list[str]:
@@ -92,12 +100,30 @@ class Features:
         """
         valid = [*self.row_columns, *self.names]
         for name in columns or ():
+            if name in self.lacking:
+                raise FeaturemillError(self.lacking[name])
             if name not in valid:
                 raise FeaturemillError(f"{self.output} has no column {name!r}{did_you_mean(name, valid)}")
-        for part in self.parts:
+        columns = valid if columns is None and self.added else columns
+        for number, part in enumerate(self.parts):
             with open_sealed(part, cure="delete it and run extract again") as parquet:
-                fits = BATCH_BYTES // max(1, vector_bytes(parquet.schema_arrow, columns or valid))
-                yield from parquet.iter_batches(batch_size=rows or min(65_536, max(1, fits)), columns=columns)
+                schema = self.schema if self.added else parquet.schema_arrow
+                fits = BATCH_BYTES // max(1, vector_bytes(schema, columns or valid))
+                size = rows or min(65_536, max(1, fits))
+                yield from batches_beside(parquet, self.beside(number), columns, size=size)
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """Of all columns, the added features' behind the parts' own; there must be a part."""
+        with open_sealed(self.parts[0], cure="delete it and run extract again") as parquet:
+            schema = parquet.schema_arrow.remove_metadata()
+        for side in self.added:
+            schema = pa.schema([*schema, *(side.schema.field(name) for name in side.names)])
+        return schema
+
+    def beside(self, number: int) -> dict[str, str]:
+        """Returns {column: its file} of the added features of a part, by the part's number."""
+        return {name: side.parts[number] for side in self.added for name in side.names}
 
     def to_numpy(self, feature: str = "embedding") -> np.ndarray:
         """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""
@@ -110,6 +136,14 @@ class Features:
             matrix[row : row + len(values)] = values
             row += len(values)
         return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
+
+
+def add_command(output: str, spec: FeatureSpec, base: str) -> str:
+    """Returns the command that adds the one feature of a spec to an OUT of a base."""
+    [feature] = spec.features
+    of = "" if spec.backbone == base else f"{spec.backbone}:"
+    asked = f"--add-feature {feature.name}={of}{feature.tap}:{feature.pool}"
+    return f"featuremill extract INPUT --output {shlex.quote(output)} {asked}"
 
 
 def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True) -> Features:
@@ -167,10 +201,40 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
                 f"{output} has other parts than it was finished with: one was replaced or lost; featuremill inspect "
                 "names it: delete it and run the same extract command again"
             )
-    added = tuple(manifest.added_columns)
-    return Features(
-        output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, added, output.reading
+    between, reading = manifest.between, output.reading
+    features = Features(
+        output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, between, reading
     )
+    return _with_added(features, output) if manifest.added_features else features
+
+
+def _with_added(features: Features, output: Output) -> Features:
+    found, lacking = [], {}
+    for name in output.manifest.added_features:
+        try:
+            side = open_features(output.added_feature(name))
+        except FeaturemillError as error:
+            lacking[name] = (
+                f"the added feature {name} can't be read: {error}; or add it again, or remove it with featuremill "
+                f"drop-feature {shlex.quote(output.folder)} {name}"
+            )
+            continue
+        names = [[part.rsplit("/", 1)[-1] for part in each.parts] for each in (features, side)]
+        if side.complete and side.rows == features.rows and names[0] == names[1]:
+            found.append(side)
+            continue
+        there = output.added_feature(name)
+        cure = add_command(output.folder, side.spec, features.spec.backbone)
+        why = f"the added feature {name} has {side.rows:,} of the {features.rows:,} rows of {output}; finish it with "
+        if side.complete and side.rows == features.rows:
+            why = f"the added feature {name} lacks units of {output} that have no rows; finish it with "
+            if there.listing.unit_ids() == output.listing.unit_ids():
+                why = f"the added feature {name} has other parts than {output}; put that right with "
+                cure = f"featuremill compact {shlex.quote(output.folder)}"
+        elif failed := sum(report.rows_failed for report in there.reports):
+            cure += f" --retry-failed ({counted(failed, 'image')} failed: featuremill inspect {side.output} says why)"
+        lacking[name] = why + cure
+    return replace(features, added=tuple(found), lacking=lacking)
 
 
 def choose_feature(features: Features, name: str | None) -> str:
@@ -181,6 +245,8 @@ def choose_feature(features: Features, name: str | None) -> str:
     """
     if name is None:
         return "embedding" if "embedding" in features.names else features.names[0]
+    if name in features.lacking:
+        raise FeaturemillError(features.lacking[name])
     if name not in features.names:
         raise FeaturemillError(f"{features.output} has no feature {name!r}{did_you_mean(name, features.names)}")
     return name

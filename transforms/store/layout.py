@@ -24,9 +24,12 @@ OUTPUT_FOLDERS = {
     "_tmp": _UNFINISHED,
 }
 # The same of a prediction and PRED; its features are an OUT.
-PREDICTION_FILES = ("metrics.json", "manifest.json")
+ERRORS_FILE = "errors.html"
+PREDICTION_FILES = ("metrics.json", ERRORS_FILE, "manifest.json")
 PREDICTION_FOLDERS = {"predictions": r"part-\d{5,}\.parquet", **OUTPUT_FOLDERS}
 TODO_PREFIX = "todo."
+# What the folder of an added feature begins with, which is an OUT of its own.
+ADDED_PREFIX = "features-"
 
 
 def write_file(output: str, name: str, data: bytes) -> None:

@@ -4,14 +4,15 @@ import hashlib
 import json
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, get_type_hints
 
 from transforms import storage
 from transforms.declared import wrong_field
 from transforms.errors import FeaturemillError
-from transforms.spec import ADDED_COLUMNS, FeatureSpec
+from transforms.records import Kept
+from transforms.spec import ADDED_COLUMNS, FeatureSpec, is_feature_name
 from transforms.store.layout import write_file
 from transforms.text import clean, one_line
 
@@ -54,8 +55,10 @@ class Manifest:
         repeats: Keys and contents seen more than once, None where that wasn't looked for.
         versions: Of the libraries that made it.
         added_columns: Which of `spec.ADDED_COLUMNS` the parts have; an OUT begun without them goes on without them.
+        kept: {column: name of its type} of those that came along with the images.
         parts_sha256: Of the content of all parts, see `reports.parts_sha256`; empty until the first run
             has finished, and in an OUT of an earlier version.
+        added_features: Names of the features that were added later; each has a folder of its own in OUT.
         relocation: The moves of a relocation that is under way or was cut off; on disk only then.
         updated: When it was written, UTC.
         stored: The JSON that it was read from; what this version doesn't know of it is written again as it was.
@@ -74,7 +77,9 @@ class Manifest:
     repeats: dict[str, Any] | None = None
     versions: dict[str, str | None] = field(default_factory=dict)
     added_columns: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
     parts_sha256: str = ""
+    added_features: list[str] = field(default_factory=list)
     relocation: dict[str, Any] | None = None
     updated: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -83,6 +88,11 @@ class Manifest:
     def is_complete(self) -> bool:
         """True if the last run finished."""
         return self.status == "complete"
+
+    @property
+    def between(self) -> dict[str, str]:
+        """{column: name of its type} of those that parts have between `spec.ROW_COLUMNS` and the features."""
+        return dict.fromkeys(self.added_columns, "string") | self.kept
 
     @property
     def cure(self) -> str:
@@ -110,6 +120,8 @@ class Manifest:
             moves = known["relocation"].get("moves")
             if not isinstance(moves, list) or not all(map(_is_move, moves)):
                 problem = "relocation has no moves of one place to another"
+        if not all(map(is_feature_name, known.get("added_features", ()))):
+            problem = problem or "added_features are no names"
         if problem:
             raise ValueError(problem)
         return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
@@ -119,12 +131,12 @@ class Manifest:
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("updated", "stored")}
         values["spec"] = self.stored.get("spec") or json.loads(self.spec.to_json())
         values["totals"] = asdict(self.totals) if self.totals else None
-        for name in ("relocation", "added_columns", "notes", "parts_sha256"):
+        for name in ("relocation", "added_columns", "kept", "added_features", "notes", "parts_sha256"):
             # An earlier version's manifest stays as it was.
             if not values[name]:
                 del values[name]
         updated = {"updated": self.updated} if self.updated else {}
-        renewed = ("relocation", "notes", "parts_sha256", "sha256")
+        renewed = ("relocation", "added_features", "notes", "parts_sha256", "sha256")
         stored = {name: value for name, value in self.stored.items() if name not in renewed}
         return {**stored, "schema_version": SCHEMA_VERSION, **values, **updated}
 
@@ -224,7 +236,13 @@ def is_as_written(values: Mapping[str, Any]) -> bool:
 
 
 def new_manifest(
-    spec: FeatureSpec, *, weights: str, weights_are_random: bool, limit: int | None, versions: dict[str, str | None]
+    spec: FeatureSpec,
+    *,
+    weights: str,
+    weights_are_random: bool,
+    limit: int | None,
+    versions: dict[str, str | None],
+    kept: Iterable[Kept] = (),
 ) -> Manifest:
     """Returns the manifest of an OUT that holds nothing yet."""
     return Manifest(
@@ -236,6 +254,7 @@ def new_manifest(
         sample_limit=limit,
         versions=versions,
         added_columns=list(ADDED_COLUMNS),
+        kept={column.name: column.type for column in kept},
     )
 
 

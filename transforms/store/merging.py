@@ -152,6 +152,28 @@ def split_part(output: Output, name: str) -> None:
         storage.delete([uri])
 
 
+def merge_as(main: Output, side: Output) -> None:
+    """Merges and splits the parts of an added feature until they have the rows of OUT's parts, in the same order.
+
+    A merged part of OUT that has a unit which the added feature lacks is left for later.
+
+    Raises:
+        FeaturemillError: A part can't be read or written.
+    """
+    side.remove_leftovers()
+    for name in side.listing.merged.keys() - main.listing.merged.keys():
+        split_part(side, name)
+    side.relist()
+    for name, footer in main.listing.merged.items():
+        names = [f"{report.unit_id}.parquet" for report in footer.reports]
+        if name not in side.listing.names and set(names) <= set(side.listing.names):
+            # In the order in which OUT's were merged, which decides between equal keys.
+            merge_parts(side, names, before_commit=lambda: None)
+            with side.removing_parts():
+                storage.delete(side.path("features", name) for name in names)
+    side.relist()
+
+
 def rewrite(
     output: Output, uri: str, *, token: str, rows: Callable[[pa.Table], pa.Table], report: Callable[[dict], dict]
 ) -> bool:

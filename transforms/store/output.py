@@ -18,6 +18,7 @@ from transforms.parquet.files import open_sealed
 from transforms.parquet.seals import Broken, origin_of
 from transforms.records import FileInfo, SkippedFile, UnitReport
 from transforms.store.layout import (
+    ADDED_PREFIX,
     OUTPUT_FILES,
     OUTPUT_FOLDERS,
     SKIPPED_FILE,
@@ -152,6 +153,22 @@ class Output(Folder):
     def manifest(self) -> Manifest:
         """Read from manifest.json; raises FeaturemillError where there is none, or it can't be read."""
         return read_manifest(self.folder)
+
+    def added_feature(self, name: str) -> "Output":
+        """Returns an added feature: an OUT of its own in this one, with the same units and the same rows.
+
+        Raises:
+            FeaturemillError: It is a link.
+        """
+        side = Output(self.path(f"{ADDED_PREFIX}{name}"))
+        if side.is_local and os.path.islink(side.folder):
+            raise FeaturemillError(f"{side} is a link, and nothing in {self} may lead elsewhere; move it here")
+        return side
+
+    @property
+    def added(self) -> "list[Output]":
+        """The added features."""
+        return [self.added_feature(name) for name in self.manifest.added_features]
 
     @cached_property
     def listing(self) -> Listing:
@@ -305,6 +322,9 @@ class Output(Folder):
             ) from None
         # First of all it must no longer say "complete": this may be cut off halfway.
         self.say_running(manifest)
+        for added in self.added:
+            added.clear()
+            storage.remove_tree(added.folder, lambda name: False)
         self.remove_all()
 
     def remove_all(self) -> None:

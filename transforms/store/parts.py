@@ -19,7 +19,7 @@ from transforms.records import Failure, UnitReport
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.layout import failures_uri, part_uri, writing
 from transforms.store.listing import own_report
-from transforms.store.schema import failures_schema, part_schema
+from transforms.store.schema import NONE, failures_schema, part_schema
 
 # A row group is written whenever this many bytes of features have gathered, so that a unit's memory is bounded.
 ROW_GROUP_BYTES = 64 * 2**20
@@ -36,9 +36,10 @@ def writing_part(name: str, output: object) -> AbstractContextManager[None]:
     return writing(f"part {name}", output, then=": it goes on where it stopped")
 
 
-def _text_bytes(row: tuple) -> int:
-    """Returns what a row's texts take, as far as their letters are ASCII."""
-    return sum(len(value) for value in row if isinstance(value, str))
+def _text_bytes(row: tuple | list) -> int:
+    """Returns what a row's texts and lists take, as far as their letters are ASCII."""
+    texts = sum(len(value) for value in row if isinstance(value, str))
+    return texts + sum(8 * len(value) + _text_bytes(value) for value in row if isinstance(value, list))
 
 
 class PartWriter:
@@ -49,9 +50,9 @@ class PartWriter:
     """
 
     def __init__(
-        self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int], added: Sequence[str] = ()
+        self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str] = NONE
     ):
-        """Args: the folder, the unit's id, the spec, {feature name: D}, and which of `spec.ADDED_COLUMNS` OUT has."""
+        """Args: the folder, the unit's id, the spec, {feature name: D}, and the columns between: see `part_schema`."""
         self.output, self.unit_id, self.spec = output, unit_id, spec
         self.embedded = self.failed = 0
         self.seconds = 0.0
@@ -86,7 +87,7 @@ class PartWriter:
         """Adds a batch of N rows.
 
         Args:
-            rows: N tuples in the order of `spec.ROW_COLUMNS` and `spec.ADDED_COLUMNS`.
+            rows: N tuples in the order of `spec.ROW_COLUMNS`, `spec.ADDED_COLUMNS` and what comes along.
             vectors: {feature name: N×D}, in the stored dtype.
         """
         self._rows.extend(rows)

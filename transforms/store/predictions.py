@@ -14,9 +14,32 @@ import pyarrow as pa
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.parquet.seals import read_metadata, seal_of
-from transforms.store.layout import PREDICTION_FILES, PREDICTION_FOLDERS, is_own, write_file
+from transforms.store.layout import ERRORS_FILE, PREDICTION_FILES, PREDICTION_FOLDERS, is_own, write_file
 from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest, is_as_written
 from transforms.store.output import ELSEWHERE, Folder, Output
+
+
+def are_predictions(folder: str) -> bool:
+    """Tells a PRED, by its manifest, from anything else."""
+    try:
+        return json.loads(storage.read_bytes(storage.join(folder, "manifest.json"))).get("kind") == PREDICTIONS
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
+
+
+def features_behind(folder: str) -> str:
+    """Returns the OUT that predictions were made from: the one kept in PRED, or the one that was their only input.
+
+    Whatever has no such OUT, and what is no PRED, is returned as it is, absolute: whoever opens it says what it is.
+    """
+    folder = storage.absolute(folder)
+    if are_predictions(folder):
+        output = Predictions(folder)
+        inputs = output.manifest.settings.get("inputs", [])
+        for location in (output.features_folder, *(inputs if len(inputs) == 1 else ())):
+            if storage.stat(storage.join(location, "manifest.json")):
+                return location
+    return folder
 
 
 class Predictions(Folder):
@@ -52,6 +75,20 @@ class Predictions(Folder):
     def features_folder(self) -> str:
         """The folder of the images' features: an OUT of extract inside PRED."""
         return self.path("features")
+
+    @property
+    def part_files(self) -> list[str]:
+        """The parts of predictions that are finished, absolute and in their order.
+
+        Raises:
+            FeaturemillError: They aren't finished, or aren't those that were written.
+        """
+        if self.manifest is None or not self.manifest.is_complete:
+            raise FeaturemillError(f"{self} is not finished; finish it with the same predict command")
+        if not self.is_as_written:
+            raise FeaturemillError(f"{self} was changed or damaged; predict again with --overwrite")
+        folder = self.path("predictions")
+        return sorted(info.uri for info in storage.list_infos(folder) if info.uri.endswith(".parquet"))
 
     @property
     def parts(self) -> int:
@@ -95,8 +132,11 @@ class Predictions(Folder):
                 f"{self} holds other predictions (there | now): {differences}. Choose another --output, or --overwrite"
             )
 
-    def clear(self) -> None:
+    def clear(self, *, keep_features: bool = False) -> None:
         """Removes what a prediction wrote, and nothing else.
+
+        Args:
+            keep_features: Whether the images' features stay.
 
         Raises:
             FeaturemillError: It can't be removed.
@@ -104,7 +144,7 @@ class Predictions(Folder):
         with self.writing(ELSEWHERE, what="clear"):
             # First of all it must no longer say "complete": this may be cut off halfway.
             self.say_running(self.manifest)
-            self._remove(self.FOLDERS)
+            self._remove(name for name in self.FOLDERS if name != "features" or not keep_features)
             self.remove_files(PREDICTION_FILES)
 
     def begin(self, manifest: PredictionsManifest) -> None:
@@ -118,19 +158,26 @@ class Predictions(Folder):
             for name in ("predictions", "failures"):
                 self._remove([name])
                 storage.make_folder(self.path(name))
-            self.remove_files(["metrics.json"])
+            self.remove_files(["metrics.json", ERRORS_FILE])
 
-    def finish(self, manifest: PredictionsManifest, *, metrics: dict[str, Any] | None) -> None:
+    def finish(self, manifest: PredictionsManifest, *, metrics: dict[str, Any] | None, errors: str = "") -> None:
         """Writes metrics.json if there are metrics, says "complete", and removes what isn't needed any more.
+
+        Args:
+            manifest: What it is to say.
+            metrics: Of the predictions.
+            errors: The page with their errors; empty for none.
 
         Raises:
             FeaturemillError: The folder can't be written.
         """
         files = dict(manifest.files or {})
-        if metrics is not None:
-            data = (json.dumps(metrics, indent=2) + "\n").encode()
-            write_file(self.folder, "metrics.json", data)
-            files["metrics.json"] = hashlib.sha256(data).hexdigest()
+        written = {"metrics.json": json.dumps(metrics, indent=2) + "\n"} if metrics is not None else {}
+        for name, text in {**written, **({ERRORS_FILE: errors} if errors else {})}.items():
+            # Keys may hold what is no text; a browser shows a mark in its place.
+            data = text.encode("utf-8", "replace")
+            write_file(self.folder, name, data)
+            files[name] = hashlib.sha256(data).hexdigest()
         self.write_manifest(replace(manifest, status="complete", files=files))
         self.tidy()
 

@@ -1,19 +1,23 @@
 """The Arrow schemas of parts and of failures."""
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import pyarrow as pa
 
+from transforms.labels.kept import arrow_type
 from transforms.spec import FeatureSpec
 
+NONE: Mapping[str, str] = MappingProxyType({})
 
-def part_schema(spec: FeatureSpec, sizes: Mapping[str, int], added: Sequence[str] = ()) -> pa.Schema:
+
+def part_schema(spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str] = NONE) -> pa.Schema:
     """Returns the Arrow schema of a part: the row's own columns, then one fixed-size list per feature.
 
     Args:
         spec: Names the features and their dtype.
         sizes: {feature name: D}.
-        added: Which of `ADDED_COLUMNS` the parts of this OUT have.
+        added: {column: name of its type} of those between the two, see `Manifest.between`.
     """
     number = {"float32": pa.float32(), "float16": pa.float16()}[spec.dtype]
     return pa.schema(
@@ -25,7 +29,7 @@ def part_schema(spec: FeatureSpec, sizes: Mapping[str, int], added: Sequence[str
             pa.field("sha256", pa.binary(32), nullable=False),
             pa.field("width", pa.int32(), nullable=False),
             pa.field("height", pa.int32(), nullable=False),
-            *(pa.field(name, pa.string()) for name in added),
+            *(pa.field(name, arrow_type(kind)) for name, kind in added.items()),
             *(pa.field(f.name, pa.list_(number, sizes[f.name]), nullable=False) for f in spec.features),
         ]
     )

@@ -53,6 +53,8 @@ def unit_id(unit: Unit, fingerprint: str) -> str:
     else:
         # By hand: `asdict` copies everything, which takes four fifths of the time of a plan of a million units.
         shard = {**vars(unit.shard), "file": vars(unit.shard.file)}
+        # It is no matter of a plan.
+        del shard["keep"]
         decisive = {**vars(unit), "shard": shard, "first_index": 0, "input_bytes": 0}
         digest.update(_JSON.encode(decisive).encode())
     name = (
@@ -66,6 +68,8 @@ def _decisive(listed: ListedFile) -> dict:
     if listed.split is None:
         # As before there were sides: the id stays what it was.
         del values["split"]
+    if listed.kept is None:
+        del values["kept"]
     return values
 
 
@@ -76,6 +80,7 @@ def _schema(planned: Sequence[PlannedUnit]) -> pa.Schema:
     # Only where there are sides: the plan of an OUT without them stays as it was.
     has_split = any(listed.split is not None for p in planned for listed in p.unit.files)
     split = [("split", pa.string())] if has_split else []
+    kept = [("kept", pa.string())] if any(listed.kept is not None for p in planned for listed in p.unit.files) else []
     fields = [("image_field", pa.string()), ("label_field", pa.string()), ("name_field", pa.string())]
     return pa.schema(
         [
@@ -88,7 +93,7 @@ def _schema(planned: Sequence[PlannedUnit]) -> pa.Schema:
             ("first_index", pa.int64()),
             ("input_bytes", pa.int64()),
             ("limit", pa.int64()),
-            ("files", pa.list_(pa.struct([*file, ("label", pa.string()), *split]))),
+            ("files", pa.list_(pa.struct([*file, ("label", pa.string()), *split, *kept]))),
         ]
     )
 
@@ -108,7 +113,7 @@ def _row(planned: PlannedUnit) -> dict:
         "first_index": unit.first_index,
         "input_bytes": unit.input_bytes,
         "limit": unit.limit,
-        "files": [{**_file_row(listed.file), "label": listed.label, "split": listed.split} for listed in unit.files],
+        "files": [{**vars(listed), **_file_row(listed.file)} for listed in unit.files],
     }
 
 
@@ -123,7 +128,7 @@ def _file(row: dict) -> FileInfo:
 def _planned(row: dict) -> PlannedUnit:
     file = _file(row)
     shard = Shard(file, row["format"], row["compression"], row["image_field"], row["label_field"], row["name_field"])
-    files = tuple(ListedFile(_file(f), f["label"], f.get("split")) for f in row["files"] or ())
+    files = tuple(ListedFile(_file(f), f["label"], f.get("split"), f.get("kept")) for f in row["files"] or ())
     unit = Unit(shard, row["start"], row["stop"], row["first_index"], row["input_bytes"], row["limit"], files)
     return PlannedUnit(row["unit_id"], unit)
 

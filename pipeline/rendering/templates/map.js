@@ -1,4 +1,3 @@
-"use strict";
 // The map's page. Text of others' only ever becomes text nodes.
 (async () => {
   const $ = (id) => document.getElementById(id);
@@ -12,7 +11,7 @@
   const data = JSON.parse(holder.textContent);
   holder.remove();
   const plot = $("plot");
-  const MOST_HITS = 20, MOST_CHOSEN = 100, MOST_LETTERS = 240;
+  const MOST_HITS = 20, MOST_CHOSEN = 100, MOST_LETTERS = 240, MOST_NAMES = 2000;
   const SYMBOLS = ["circle", "diamond", "square"];
   const RAMP = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"];
 
@@ -291,7 +290,7 @@
   // ---- selection ---------------------------------------------------------------------------------------------
   const showSelection = () => {
     const any = selection.length > 0;
-    $("save").disabled = $("clear").disabled = !any;
+    $("save").disabled = $("clear").disabled = $("give").querySelector("button").disabled = !any;
     $("selected").textContent = any
       ? `${count(selection.length)} ${selection.length === 1 ? "row" : "rows"} selected` + (selection.length > MOST_CHOSEN
         ? `, the first ${MOST_CHOSEN} are listed.` : ".") : "No rows selected.";
@@ -305,7 +304,7 @@
       return cell;
     }));
     const body = Array.from(selection.subarray(0, MOST_CHOSEN), (row) => element("tr", "",
-      element("td", "", element("bdi", "key", tame(keys[row]))), element("td", "", element("bdi", "", tame(label(row))))));
+      element("td", "", element("bdi", "key", tame(keys[row]))), element("td", "", element("bdi", "", tame(corrections.get(keys[row]) ?? label(row))))));
     $("chosen").replaceChildren(element("table", "", element("caption", "", "Selected rows"), element("thead", "", head),
       element("tbody", "", ...body)));
   };
@@ -333,14 +332,33 @@
     select(found);
   };
   const save = () => {
-    const quoted = Array.from(selection, (row) => `"${keys[row].replaceAll('"', '""')}"`);
-    const link = element("a");
-    link.href = URL.createObjectURL(new Blob([["key", ...quoted, ""].join("\r\n")], { type: "text/csv;charset=utf-8" }));
-    link.download = "featuremill-keys.csv";
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+    saveCsv("featuremill-keys.csv", "key", Array.from(selection, (row) => [keys[row]]));
     say(`${count(selection.length)} keys saved.`);
   };
+  const give = $("give");
+  if (columns.has("label")) {
+    const names = columns.get("label").names.slice(0, MOST_NAMES).filter((name) => name !== "(none)" && !/[\ufffd…]/.test(name));
+    give.querySelector("datalist").append(...names.map((name) => new Option(name, name)));
+  }
+  give.addEventListener("submit", (event) => {
+    event.preventDefault();
+    const text = give.elements.label.value.trim();
+    if (!text) return give.elements.label.focus();
+    correct(Array.from(selection, (row) => keys[row]), text);
+    give.elements.save.disabled = false;
+    showSelection();
+    say(`${count(selection.length)} rows labelled ${tame(text)}; ${count(corrections.size)} not saved yet.`);
+  });
+  give.elements.file.addEventListener("change", async () => {
+    const rows = await continueFrom(give.elements.file);
+    give.elements.save.disabled = !corrections.size;
+    showSelection();
+    say(`${count(rows)} labels of the file.`);
+  });
+  give.elements.save.addEventListener("click", () => {
+    saveCorrections();
+    say(`${count(corrections.size)} labels saved: train --labels labels.csv --labels-mode update takes them.`);
+  });
   $("in-view").addEventListener("click", selectInView);
   $("clear").addEventListener("click", clearSelection);
   $("save").addEventListener("click", save);

@@ -100,6 +100,7 @@ def test_overwrite_asks_first(tar, tmp_path, monkeypatch, capsys):
         (["--unit-bytes", "big"], "not a size"),
         (["--weights", "random:x"], "random:"),
         (["--engine", "kera"], "did you mean keras"),
+        (["--engine-per", "core"], "no 'core' for --engine-per; did you mean worker"),
         (["--weights", "random:0", "--", "--flink_verson=2"], "did you mean --flink_version"),
         (["--engine", "ncnn", "--precision", "bfloat16"], "pass --engine keras"),
         (["--weights", "random:0", "--runner", "Nonsense"], "runner 'Nonsense' can't be used"),
@@ -227,7 +228,7 @@ def test_closed_standard_streams(tar, tmp_path):
         assert ("read 12 = embedded 8 + failed 4" in done.stdout) == (closed == "2>&-")
 
 
-@pytest.mark.parametrize("function", ["transforms.engines.ncnn_model", "transforms.network.published"])
+@pytest.mark.parametrize("function", ["transforms.engines.cache", "transforms.network.published"])
 def test_no_home_folder(monkeypatch, function):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     for name in ("FEATUREMILL_CACHE", "KERAS_HOME"):

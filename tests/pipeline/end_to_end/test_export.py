@@ -17,6 +17,7 @@ from tests.support.factories import shared_data
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.heads.model import Model, dense_arrays
+from transforms.heads.transform import Transform
 from transforms.images.decode import decode_image
 from transforms.network.weights import load_weights
 from transforms.predictors.head import Head, save_head
@@ -72,6 +73,12 @@ def make_head(spec: FeatureSpec, dims: tuple[int, ...], *, classes: int = 3, kin
     return Head(Model(kind, arrays), names, 1.7, columns, dims, spec, **weights)
 
 
+def transformed(head: Head) -> Head:
+    """The same head behind a transform of two columns, as several features have it."""
+    transform = Transform("sqrt-l2", head.dims, tuple(float(2 + i) for i in range(len(head.dims))))
+    return replace(head, model=replace(head.model, transform=transform))
+
+
 def expected(head: Head, images: list[np.ndarray]) -> np.ndarray:
     """Computes what the head says of images, step by step as extract and predict do."""
     from transforms.engines import load_engine
@@ -122,6 +129,7 @@ def test_resizing_is_pillows(resize, interpolation):
         np.testing.assert_array_equal(found, decode_image(encode(pixels), spec, max_pixels=MAX_PIXELS).pixels)
 
 
+@pytest.mark.long
 def test_keras_file_in_a_bare_process(exported, tmp_path):
     """Nothing of featuremill may be needed, so importing it is made to fail."""
     images = [draw(*size) for size in SIZES]
@@ -193,6 +201,17 @@ def test_other_heads(features, dims, changes, kind):
     image = draw(40, 50)
     found = np.asarray(model(image[None]))
     np.testing.assert_allclose(found, expected(head, [image]), atol=1e-3 if "precision" in changes else 1e-5)
+
+
+def test_a_transform_is_in_the_model():
+    from transforms.end_to_end.assembly import assemble
+
+    head = transformed(make_head(make_spec("a=block1_pool:avg", "b=block2_pool:max"), (64, 128)))
+    arrays = load_weights("random:3", computed_layers(head.spec, include_top=False), backbone="vgg16").arrays
+    found = np.asarray(assemble(head, arrays)(draw(40, 50)[None]))
+    np.testing.assert_allclose(found, expected(head, [draw(40, 50)]), atol=1e-5)
+    plain = replace(head, model=replace(head.model, transform=Transform()))
+    assert np.abs(found - expected(plain, [draw(40, 50)])).max() > 1e-3
 
 
 def test_random_weights_are_said_and_the_result_told(exported, tmp_path):

@@ -25,16 +25,21 @@ from pipeline.training.fits import Fit
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
 from tests.support.properties import examples
+from transforms import heads
 from transforms.end_to_end import inputs as tuning_rows
 from transforms.end_to_end.inputs import TuningRows
 from transforms.end_to_end.plan import first_unfrozen, plan_tuning
-from transforms.end_to_end.tuning import TuningNetwork, tune
+from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
 from transforms.errors import FeaturemillError, UsageError
 from transforms.evaluation import scores
-from transforms.evaluation.split import TEST, VALIDATION, split
+from transforms.evaluation.choosing import Choosing
+from transforms.evaluation.metrics import fit_temperature
+from transforms.evaluation.split import TEST, TRAIN, VALIDATION, split
 from transforms.heads import FitSettings
 from transforms.heads import model as heads_model
+from transforms.heads.cells import Rows
 from transforms.heads.model import log_losses
+from transforms.heads.transform import Transform
 from transforms.network.keras_import import import_keras
 from transforms.network.vgg import layers
 from transforms.network.weights import load_weights
@@ -43,7 +48,10 @@ from transforms.rows.table import open_table
 from transforms.rows.vectors import StoredPart
 from transforms.store.features import open_features
 
+pytestmark = pytest.mark.long
+
 FEATURES = ("embedding=block5_pool:avg", "tap=block4_pool:flatten")
+NONE = Transform()
 # Keys are paths, so each run of the tests splits otherwise: enough rows that no side can be without a class.
 SPLIT = {"validation": 0.4, "test": 0.2}
 
@@ -67,7 +75,8 @@ def extract(inputs, output, **more):
 
 
 def train_head(out, output, kind="ridge", **more):
-    train(TrainOptions(features=str(out), output=str(output), kinds=(kind,), learning_curve=False, **{**SPLIT, **more}))
+    quick = {"learning_curve": False, "errors": False}
+    train(TrainOptions(features=str(out), output=str(output), kinds=(kind,), **quick, **{**SPLIT, **more}))
     return output
 
 
@@ -88,6 +97,19 @@ def tuned(made, output, head="ridge", **more):
     return finetune(FinetuneOptions(head=str(made / head), features=features, output=str(output), **asked))
 
 
+@pytest.fixture
+def always(monkeypatch):
+    """The start is never kept: two epochs on drawn photos and drawn weights rarely better it."""
+    start_is_never_kept(monkeypatch)
+
+
+def start_is_never_kept(monkeypatch):
+    tuning = finetune_module.tune
+    monkeypatch.setattr(
+        finetune_module, "tune", lambda *given, **more: tuning(*given, **{**more, "start_loss": np.inf})
+    )
+
+
 def judged(head, out, side):
     """Log loss and accuracy by the stored embedding and the head alone."""
     table = open_table(str(out), columns=head.columns)
@@ -99,6 +121,18 @@ def judged(head, out, side):
     return {"rows": len(codes), "log_loss": -np.log(right).mean(), "accuracy": (said.argmax(axis=1) == codes).mean()}
 
 
+def fitted_alone(head, out):
+    """A head of the same kind that no validation or test row trained, with its temperature."""
+    table = open_table(str(out), columns=head.columns)
+    sides = split(table, folds=None, seed=0, near=None, **SPLIT).sides.astype(np.int32)
+    codes = np.array([head.classes.index(label.as_py()) for label in table.labels], np.int32)
+    rows = Rows(table.vectors, codes, np.where(sides == TEST, -1, sides), head.classes)
+    settings = FitSettings(transform=head.model.transform.name, epochs=head.split["options"]["settings"]["epochs"])
+    model = Choosing(head.model.kind, rows, settings).fit((TRAIN,), (VALIDATION,))
+    numbers, matrix = rows.matrix((VALIDATION,))
+    return replace(head, model=model, temperature=fit_temperature(heads.logits(model, matrix), codes[numbers]))
+
+
 def changed(weights):
     """Names of the layers that aren't what they were, bit for bit."""
     old = load_weights("random:0", layers("vgg16"), backbone="vgg16").arrays
@@ -106,13 +140,14 @@ def changed(weights):
 
 
 @pytest.mark.parametrize("head", ["ridge", "dense256"])
-def test_from_head_to_better_head(made, tmp_path, head):
+def test_from_head_to_another(made, tmp_path, head, always):
     summary = tuned(made, tmp_path / "new", head)
     old, new = load_head(str(made / head)), load_head(str(tmp_path / "new"))
     assert (summary.record["from"], summary.record["trained"][0]) == ("tap", "block5_conv1")
-    # It starts as the head is.
+    # It starts as a head that the training rows alone made.
+    start = fitted_alone(old, made / "out")
     for side, number in (("validation", VALIDATION), ("test", TEST)):
-        assert summary.record["before"][side] == pytest.approx(judged(old, made / "out", number), rel=1e-4, abs=1e-5)
+        assert summary.record["before"][side] == pytest.approx(judged(start, made / "out", number), rel=1e-3, abs=1e-4)
     # What was to be trained was, and nothing else.
     after = load_weights(str(tmp_path / "new" / new.weights), layers("vgg16"), backbone="vgg16")
     assert changed(after) == {"block5_conv1", "block5_conv2", "block5_conv3"} == set(summary.record["trained"])
@@ -149,7 +184,7 @@ def test_from_head_to_better_head(made, tmp_path, head):
 
 
 @pytest.mark.parametrize("head", ["ridge", "dense256"])
-def test_images_and_taps_are_the_same_training(made, tmp_path, head):
+def test_images_and_taps_are_the_same_training(made, tmp_path, head, always):
     """Same rows in the same batches in the same order, through another part of the network.
 
     Both ways differ by float32's rounding, 1e-7 of the losses. Adam's first steps are as long for a number whose
@@ -169,7 +204,7 @@ def test_images_and_taps_are_the_same_training(made, tmp_path, head):
     assert changed(load_weights(file, layers("vgg16"), backbone="vgg16")) == set(images.plan.trained)
 
 
-def test_half_precision_and_other_layers(made, tmp_path):
+def test_half_precision_and_other_layers(made, tmp_path, always):
     """Taps of another OUT, in float16, below what is trained; photos in a tar. The head's layers aren't in its hash."""
     write_tar(tmp_path / "photos.tar", photos())
     features = ("low=block2_pool:avg", "tap=block3_pool:flatten")
@@ -178,7 +213,8 @@ def test_half_precision_and_other_layers(made, tmp_path):
     taps = tuned(made, tmp_path / "taps", unfreeze="7", features=out)
     assert (taps.plan.column, taps.plan.trained[0]) == ("tap", "block4_conv2")
     images = tuned(made, tmp_path / "images", unfreeze="7", features=out, source="images")
-    assert images.tuning.first_loss == pytest.approx(taps.tuning.first_loss, abs=1e-3)
+    # The start, too, is fitted on what comes of the rounded taps.
+    assert images.tuning.first_loss == pytest.approx(taps.tuning.first_loss, abs=1e-2)
     everything = tuned(made, tmp_path / "all", unfreeze="all", features=out, epochs=1)
     assert (everything.plan.start, everything.record["frozen"]) == (0, [])
     # What was random is trained, and nothing is left to be called unchanged.
@@ -204,14 +240,16 @@ def test_layers_are_counted_as_in_keras(backbone):
     ]
 
 
-def small_network(made, batch_size, dropout=0.0):
+def small_network(made, batch_size, dropout=0.0, transform=NONE):
     spec = open_features(str(made / "out")).spec
     table = layers("vgg16")
     plan = plan_tuning(table, spec, ["embedding"], "block5", spec.features)
     weights = load_weights("random:0", table, backbone="vgg16").arrays
     random = np.random.default_rng(0)
     dense = [(random.normal(size=shape) / shape[0] ** 0.5, np.zeros(shape[1])) for shape in ((512, 16), (16, 3))]
-    return TuningNetwork(plan, weights, dense, dropout=dropout, batch_size=batch_size, learning_rate=1e-4, seed=0)
+    network = TuningNetwork(plan, weights, batch_size=batch_size)
+    network.put_head(dense, transform, dropout=dropout, learning_rate=1e-4, warm_up=1, seed=0)
+    return network
 
 
 def log_loss(logits, codes):
@@ -261,8 +299,8 @@ class Scripted:
 
 @pytest.mark.parametrize(
     ("losses", "ran", "best"),
-    [([3, 2, 1, 4], 4, 3), ([3, 1, 2, 2, 0], 4, 2), ([1, 1, 1, 1], 3, 1)],
-    ids=["runs out", "stops", "no better"],
+    [([3, 2, 1, 4], 4, 3), ([3, 1, 2, 2, 0], 4, 2), ([1, 1, 1, 1], 3, 1), ([6, 5, 5, 7], 2, 0)],
+    ids=["runs out", "stops", "no better", "never better than the start"],
 )
 def test_early_stopping(losses, ran, best):
     network, script = Scripted(), iter(losses)
@@ -270,6 +308,7 @@ def test_early_stopping(losses, ran, best):
         network,
         train=lambda epoch: iter([(np.array([0]), np.zeros((1, 2)))]),
         validate=lambda: float(next(script)),
+        start_loss=5.0,
         codes=np.zeros(1, np.int32),
         epochs=len(losses),
         patience=2,
@@ -284,6 +323,7 @@ def test_a_loss_that_is_no_number(made):
             Scripted(),
             train=lambda epoch: iter([(np.array([0]), np.zeros((1, 2)))]),
             validate=lambda: float("nan"),
+            start_loss=1.0,
             codes=np.zeros(1, np.int32),
             epochs=2,
             patience=2,
@@ -352,6 +392,7 @@ def test_epochs_come_in_other_orders():
         ({"unfreeze": "0"}, ["18"]),
         ({"unfreeze": "1"}, ["no convolution"]),
         ({"source": "disk"}, ["taps"]),
+        ({"source": "taps", "mirror": True}, ["--mirror", "--source taps"]),
         ({"epochs": 0}, ["--epochs"]),
         ({"learning_rate": float("nan")}, ["--learning-rate"]),
         ({"seed": -1}, ["--seed"]),
@@ -474,8 +515,157 @@ def test_scores_of_many_rows_and_classes_are_not_held(monkeypatch):
 def test_a_head_that_was_split_otherwise_is_cautioned_about(made, tmp_path):
     """By an earlier version, which put other rows on the sides."""
     head = load_head(str(made / "ridge"))
-    options = {name: value for name, value in head.split["options"].items() if name != "dealing"}
+    # Such a record doesn't know how it was fitted either.
+    options = {name: value for name, value in head.split["options"].items() if name not in ("dealing", "settings")}
     save_head(replace(head, split={**head.split, "options": options}), str(tmp_path / "old"))
-    assert "split otherwise" not in tuned(made, tmp_path / "new", epochs=1).facts.get("caution", "")
-    caution = tuned(made, tmp_path / "newer", str(tmp_path / "old"), epochs=1).facts["caution"]
-    assert "it may have trained on rows that judge it here; train it again" in caution
+    old = tuned(made, tmp_path / "new", str(tmp_path / "old"), epochs=1)
+    assert "caution" not in old.facts, "the start is fitted anew, whatever the old one was trained on"
+    assert old.head.model.settings["penalty"] == head.model.settings["penalty"]
+    tuned_once = replace(head.model, settings={**head.model.settings, "finetuned": {}})
+    save_head(replace(head, model=tuned_once, split={**head.split, "options": options}), str(tmp_path / "once"))
+    caution = tuned(made, tmp_path / "newer", str(tmp_path / "once"), epochs=1).facts["caution"]
+    assert "its network may know rows that judge it here; begin again" in caution
+
+
+@pytest.mark.parametrize("features", [FEATURES, FEATURES[1:]], ids=["stored", "computed"])
+def test_rows_that_judge_are_known_to_nobody(made, tmp_path, features):
+    """Labels are drawn by lot: a head that has seen the judged rows knows them by heart, one that hasn't guesses.
+
+    What the head takes is stored in the one case, and computed again in the other.
+    """
+    out = made / "out" if features == FEATURES else extract(made / "photos", tmp_path / "taps", features=features)
+    keys = open_table(str(made / "out")).keys.to_pylist()
+    drawn = np.random.default_rng(1).permutation(np.arange(len(keys)) % 2)
+    lines = [f"{key},{'ab'[code]}" for key, code in zip(keys, drawn, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *lines]))
+    labels = str(tmp_path / "labels.csv")
+    asked = {
+        "labels": labels,
+        "settings": FitSettings(transform="l2", penalties=(1e-4,)),
+        "validation": 0.2,
+        "test": 0.0,
+    }
+    head = train_head(made / "out", tmp_path / "head", folds=4, **asked)
+    summary = tuned(made, tmp_path / "new", head, features=out, learning_rate=1e-12, epochs=1)
+    by_heart = judged_all(load_head(str(head)), made / "out", labels)
+    assert by_heart > 0.9
+    first, last = summary.record["before"], summary.record["after"]
+    assert all(first[side]["accuracy"] < 0.85 for side in ("validation", "test"))
+    assert last["test"]["rows"] == 12
+    for side in first:
+        assert last[side] == pytest.approx(first[side], abs=1e-3)
+    if not summary.tuning.best_epoch:
+        assert "no epoch was better than the start on the validation rows" in finetuned_text(summary)
+        assert summary.runs[-1]["kind"] == "ridge"
+
+
+def judged_all(head, out, labels):
+    """Accuracy on all rows, most of which the stored head was trained on."""
+    table = open_table(str(out), columns=head.columns)
+    true = dict(line.rsplit(",", 1) for line in Path(labels).read_text().splitlines()[1:])
+    said = np.concatenate([head.probabilities(batch) for _, batch in table.vectors.batches()]).argmax(axis=1)
+    return np.mean([head.classes[code] == true[key] for code, key in zip(said, table.keys.to_pylist(), strict=True)])
+
+
+class Killed(BaseException):
+    """Stands for kill -9: nothing after it is written."""
+
+
+def cut_off(monkeypatch, epoch, error):
+    """Lets the training end right after the checkpoint of an epoch, as the next one begins."""
+    write = finetune_module.write_checkpoint
+
+    def written(uri, checkpoint, asked):
+        write(uri, checkpoint, asked)
+        if len(checkpoint.tuning.epochs) == epoch:
+            raise error
+
+    monkeypatch.setattr(finetune_module, "write_checkpoint", written)
+
+
+def of(folder):
+    """What a training gives: the head's arrays, the network's, and the losses of its epochs."""
+    head = load_head(str(folder))
+    arrays = load_weights(str(folder / head.weights), layers("vgg16"), backbone="vgg16").arrays
+    losses = [(point["loss"], point["validation_loss"]) for point in head.model.curve]
+    network = {f"{name} {i}": array for name, pair in arrays.items() for i, array in enumerate(pair)}
+    return {**head.model.arrays, **network}, losses, head.temperature
+
+
+def test_cut_off_and_resumed_it_is_as_if_it_had_never_stopped(made, tmp_path, monkeypatch, always):
+    """Killed after the first epoch, by Ctrl-C after the second: dropout, mirrors, order, Adam and rate go on."""
+    asked = {"head": "dense256", "mirror": True, "epochs": 3, "learning_rate": 1e-3}
+    whole = tuned(made, tmp_path / "whole", **asked)
+    assert (whole.plan.start, whole.tuning.best_epoch > 0) == (0, True)
+    assert "mirrored by a draw (stored taps aren't used)" in whole.facts["training"]
+    refuses(made, tmp_path, "nothing to go on with", "without --resume", **asked, resume=True)
+
+    cut_off(monkeypatch, 1, Killed())
+    with pytest.raises(Killed):
+        tuned(made, tmp_path / "new", **asked)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["new.checkpoint", "whole"]
+    refuses(made, tmp_path, "--resume", "--overwrite", **asked)
+    refuses(made, tmp_path, "--learning-rate 0.001 | 0.01", **{**asked, "learning_rate": 1e-2}, resume=True)
+    (tmp_path / "labels.csv").write_text("key,label\n" + labels_turned(made))
+    refuses(made, tmp_path, "rows, labels and split", **asked, labels=str(tmp_path / "labels.csv"), resume=True)
+
+    monkeypatch.undo()
+    start_is_never_kept(monkeypatch)
+    cut_off(monkeypatch, 2, KeyboardInterrupt())
+    stopped = tuned(made, tmp_path / "new", **asked, resume=True)
+    said = (
+        f"interrupted: this is epoch {stopped.tuning.best_epoch}, of 2 epochs; the same command with --resume goes on"
+    )
+    assert said in finetuned_text(stopped)
+    assert said in stopped.facts["CAUTION"]
+    assert load_head(str(tmp_path / "new")).model.settings["finetuned"]["best_epoch"] == stopped.tuning.best_epoch
+    assert len(of(tmp_path / "new")[1]) == 2
+
+    monkeypatch.undo()
+    start_is_never_kept(monkeypatch)
+    tuned(made, tmp_path / "new", **asked, resume=True)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["labels.csv", "new", "whole"]
+    for theirs, ours in zip(of(tmp_path / "whole"), of(tmp_path / "new"), strict=True):
+        np.testing.assert_equal(ours, theirs)
+    assert "interrupted" not in load_head(str(tmp_path / "new")).model.settings["finetuned"]
+
+
+def labels_turned(made):
+    table = open_table(str(made / "out"))
+    turned = np.roll(table.labels.to_pylist(), 1)
+    return "\n".join(f"{key},{label}" for key, label in zip(table.keys.to_pylist(), turned, strict=True))
+
+
+def test_ctrl_c_before_an_epoch_is_done_leaves_nothing(made, tmp_path, monkeypatch):
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TuningNetwork, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(made, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ((0.9, 0.2), ""),
+        ((0.8, 0.2), "accuracy 0.8000 after 0.9000; "),
+        ((0.8, 0.4), "accuracy 0.8000 after 0.9000 and log loss 0.4000 after 0.3000; "),
+        ((0.95, 0.4), "log loss 0.4000 after 0.3000; "),
+    ],
+    ids=["better", "accuracy", "both", "log loss"],
+)
+def test_worse_than_the_start_is_said(after, said):
+    start, end = (
+        {
+            "rows": 1200,
+            "judged_on": "test",
+            "metrics": {"accuracy": {"value": accuracy}, "log_loss": {"value": loss}},
+        }
+        for accuracy, loss in ((0.9, 0.3), after)
+    )
+    tuning = Tuning(({"epoch": 1},), 1.0, 1.0, 1)
+    cautions = finetune_module._cautions(tuning, ({"judged": start}, {"judged": end}))
+    assert len(cautions) == bool(said)
+    assert all(f"worse than the start on the 1,200 test rows: {said}" in caution for caution in cautions)

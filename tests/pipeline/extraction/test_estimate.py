@@ -350,7 +350,7 @@ def test_failures_of_every_stage_are_extrapolated(tmp_path):
         def embed(self, pixels):
             vectors = super().embed(pixels)
             for values in vectors.values():
-                values[pixels.reshape(len(pixels), -1).std(axis=1) == 0] = np.nan
+                values[np.stack(pixels).reshape(len(pixels), -1).std(axis=1) == 0] = np.nan
             return vectors
 
     plain = encode(np.full((40, 40, 3), 9, np.uint8), "png")
@@ -521,7 +521,8 @@ def test_options_are_those_of_extract():
     assert set(ours) - own <= set(theirs)
     for name in set(ours) - own - {"as_json"}:
         assert ours[name].to_info_dict() == theirs[name].to_info_dict()
-    about_output = {"output", "prune", "retry_failed", "overwrite", "yes", "max_failure_rate", "limit"}
+    about_output = {"output", "keep", "add_feature", "prune", "retry_failed", "overwrite", "yes"}
+    about_output |= {"max_failure_rate", "limit"}
     about_running = {"workers", "runner", "unit_bytes", "quiet"}
     assert set(theirs) - about_output - about_running <= set(ours)
 

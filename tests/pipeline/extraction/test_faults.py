@@ -29,6 +29,9 @@ from tests.support.commands import finish
 from transforms.errors import FeaturemillError
 from transforms.store.features import open_features
 
+pytestmark = pytest.mark.long
+
+SHARING = "transforms.engines.sharing"
 SETTINGS = ["--image-size", "32", "--batch-size", "4", "--unit-bytes", "8000", "--quiet"]
 
 
@@ -118,9 +121,10 @@ def test_what_a_killed_write_of_a_small_file_left_is_removed(inputs, tmp_path):
     assert os.listdir(output / "_tmp") == [young.name]
 
 
-def test_a_killed_worker_is_replaced(inputs, clean, tmp_path):
+@pytest.mark.parametrize("per", ["worker", "machine"])
+def test_a_killed_worker_is_replaced(inputs, clean, tmp_path, per):
     output = tmp_path / "out"
-    command = start(*inputs, "-o", output, "--workers", "2", pause=0.2)
+    command = start(*inputs, "-o", output, "--workers", "2", "--engine-per", per, pause=0.2)
     wait_for_parts(command, output)
     workers = [
         p for p in psutil.Process(command.pid).children(recursive=True) if "pipeline.runners.worker" in p.cmdline()
@@ -135,10 +139,24 @@ def test_a_killed_worker_is_replaced(inputs, clean, tmp_path):
     assert_resumes(inputs, output, clean)
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
-def test_ctrl_c_stops_and_tells_how_to_resume(inputs, clean, tmp_path, workers):
+def test_a_shared_engine_that_is_killed_ends_the_run(inputs, clean, tmp_path):
     output = tmp_path / "out"
-    command = start(*inputs, "-o", output, "--workers", workers, pause=0.5)
+    command = start(*inputs, "-o", output, "--workers", "2", "--engine-per", "machine", pause=0.2)
+    wait_for_parts(command, output)
+    [engine] = [p for p in psutil.Process(command.pid).children(recursive=True) if SHARING in p.cmdline()]
+    engine.kill()
+    code, _, err = finish(command)
+    assert code == 1
+    assert "the process with the engine ended" in err
+    assert err.strip().endswith("run the same command again to go on")
+    assert len(err.strip().splitlines()) == 1, err
+    assert_resumes(inputs, output, clean)
+
+
+@pytest.mark.parametrize(("workers", "per"), [("1", "worker"), ("2", "worker"), ("2", "machine")])
+def test_ctrl_c_stops_and_tells_how_to_resume(inputs, clean, tmp_path, workers, per):
+    output = tmp_path / "out"
+    command = start(*inputs, "-o", output, "--workers", workers, "--engine-per", per, pause=0.5)
     wait_for_parts(command, output)
     command.send_signal(signal.SIGINT)
     interrupted = time.monotonic()

@@ -5,10 +5,11 @@ import time
 
 import pytest
 
-from pipeline.extraction.progress import Committed, Count, Progress, _duration
+from pipeline.extraction.progress import Committed, Count, Progress
 from tests.pipeline.extraction import test_run as te
 from tests.support.factories import draw_items, write_tar
 from transforms.store.units import read_plan
+from transforms.text import duration
 
 
 @pytest.fixture
@@ -120,4 +121,4 @@ def test_quiet_shows_nothing():
 
 
 def test_durations():
-    assert [_duration(s) for s in (9.4, 75, 3700)] == ["9 s", "1 min 15 s", "1 h 01 min"]
+    assert [duration(s) for s in (9.4, 75, 3700)] == ["9 s", "1 min 15 s", "1 h 01 min"]

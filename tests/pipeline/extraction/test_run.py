@@ -269,6 +269,7 @@ class PoisonedEngine(FakeEngine):
     """Fails on every batch that holds a pure red image."""
 
     def embed(self, pixels):
+        pixels = np.stack(pixels)
         if ((pixels[..., 0] == 255) & (pixels[..., 1] == 0)).all(axis=(1, 2)).any():
             raise RuntimeError("red")
         return super().embed(pixels)

@@ -147,6 +147,7 @@ def test_a_lost_plan_of_touched_inputs_is_no_loss(made):
     assert rows(made / "out") == before
 
 
+@pytest.mark.long
 def test_killed_while_it_writes_what_it_recognised(made):
     before = rows(made / "out")
     code = "from tests.support import fakes\nfakes.main()"

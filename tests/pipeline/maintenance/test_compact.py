@@ -330,6 +330,7 @@ def test_taking_apart_that_is_cut_off(own, monkeypatch, call):
     check_same(out, rows)
 
 
+@pytest.mark.long
 def test_killed_at_many_moments(made, tmp_path):
     rows = te.rows(made / "out")
     # Before the so manieth rename or removal.
@@ -598,6 +599,7 @@ def _keys(out: str) -> tuple[str, ...]:
     return (min(open_features(out).keys),)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", READERS)
 def test_readers_see_the_same_rows_while_parts_are_merged_and_taken_apart(copy, tmp_path, name):
     read, out = READERS[name], str(copy)

@@ -67,7 +67,6 @@ def test_a_finished_run_without_rows_has_no_statistics(tmp_path, capsys):
         ("inspect", []),
         ("verify", []),
         ("compact", []),
-        ("sql", ["SELECT 1"]),
         ("query", ["--key", "a"]),
         ("train", ["--output", "head"]),
     ],

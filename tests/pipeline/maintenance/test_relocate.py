@@ -236,6 +236,7 @@ def test_verify_and_heads_go_on(made, tmp_path):
     assert predicted.manifest.totals["predicted"] == len(rows(tmp_path / "out"))
 
 
+@pytest.mark.long
 def test_killed_at_many_moments(own):
     before = rows(own / "out")
     compact(str(own / "out"), target_bytes=12_000)

@@ -58,7 +58,7 @@ def page_data(path):
 
 def draw(out, folder, **options):
     page = folder / "map.html"
-    summary = make_map(MapOptions(str(out), str(page), **{"method": "pca", **options}))
+    summary = make_map(MapOptions(str(out), str(page), **{"method": "pca", "overwrite": True, **options}))
     return summary, page_data(page)
 
 
@@ -100,6 +100,18 @@ def test_page_holds_the_rows(out, tmp_path):
     assert table["key"].to_pylist() == features.keys
     np.testing.assert_array_equal(np.column_stack([table["x"], table["y"]]), data["places"])
     assert {"label", "source", "width", "vector_length"} <= set(table.column_names)
+
+
+def test_how_long_vectors_are_moves_no_point(tmp_path):
+    """Neighbours are found by cosine, and places are to agree with them."""
+    vectors, labels = clusters(60)
+    longer = (vectors * np.random.default_rng(0).uniform(0.1, 10, (60, 1))).astype(np.float32)
+    longer[3] = vectors[3] = 0
+    places = []
+    for name, matrix in (("plain", vectors), ("longer", longer)):
+        (tmp_path / name).mkdir()
+        places.append(draw(write_out(tmp_path / name / "out", matrix, labels=labels), tmp_path / name)[1]["places"])
+    np.testing.assert_allclose(*places, atol=1e-5)
 
 
 def test_page_needs_nothing_else(out, tmp_path):
@@ -315,3 +327,14 @@ def test_an_unfinished_run_without_rows_is_said(tmp_path):
     out = write_out(tmp_path / "out", np.empty((0, 4), np.float32), units=1, complete=False)
     with pytest.raises(FeaturemillError, match=r"holds no rows, .*; the run is not finished: run the same extract"):
         draw(out, tmp_path)
+
+
+def test_principal_components_are_shown_first(tmp_path, monkeypatch):
+    """What takes longer follows; of so few rows UMAP isn't started."""
+    out = write_out(tmp_path / "out", clusters(11)[0])
+    pages, said = [], []
+    monkeypatch.setattr(module, "write_page", lambda _, text: pages.append(text))
+    make_map(MapOptions(str(out), str(tmp_path / "map.html"), method="umap"), say=said.append)
+    assert [re.search("PCA|UMAP", page.split("<main>")[1])[0] for page in pages] == ["PCA", "UMAP"]
+    assert any("umap compiles" in line for line in said)
+    assert said.index(next(line for line in said if "umap is next" in line)) < len(said) - 2

@@ -173,7 +173,9 @@ def test_images_give_what_their_features_give(inputs, run, tmp_path, kind):
         for folder in (tmp_path / "PRED", inputs["features"])
     ]
     assert failures[0] == failures[1] != []
-    assert not (tmp_path / "PRED/features").exists()
+    assert open_features(str(tmp_path / "PRED/features")).rows == 20, "kept for another head"
+    run(inputs[kind], output=str(tmp_path / "small"), keep_features=False)
+    assert not (tmp_path / "small/features").exists()
     assert "agrees" in summary_text(summary)
     json.dumps(summary_json(summary))
 
@@ -209,6 +211,19 @@ def test_changed_inputs_are_predicted_anew(inputs, run, tmp_path):
     (tmp_path / "PRED/predictions/part-00000.parquet").unlink()
     run(inputs["folder"], keep_features=True, load=never)
     assert by_name(tmp_path / "PRED") == after
+
+
+def test_another_head_takes_the_kept_features(inputs, run, tmp_path, classes):
+    run(inputs["folder"])
+    save_head(draw_head(classes[:2]), str(tmp_path / "OTHER"))
+    with pytest.raises(FeaturemillError, match="--overwrite"):
+        run(inputs["folder"], head=str(tmp_path / "OTHER"))
+    run(inputs["folder"], head=str(tmp_path / "OTHER"), overwrite=True, load=never)
+    assert {row["label"] for row in rows(tmp_path / "PRED")} <= set(classes[:2])
+    # Or into a folder of their own.
+    run(tmp_path / "PRED", output=str(tmp_path / "PRED2"), load=never)
+    run(inputs["features"], output=str(tmp_path / "by_features"))
+    assert by_name(tmp_path / "PRED2") == by_name(tmp_path / "by_features")
 
 
 class Failing(FakeEngine):

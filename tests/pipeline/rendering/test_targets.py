@@ -51,11 +51,11 @@ def test_a_target_is_refused_before_any_work(out, tmp_path, monkeypatch, capsys,
 @pytest.mark.parametrize(
     ("args", "cure"),
     [
-        (["sql", "out", "SELECT 1", "-o", "x.csv"], ".parquet; featuremill sql --csv writes CSV"),
-        (["query", "out", "--key", "/gone/shard.tar#photo000001.jpg", "-o", "x.txt"], ".parquet"),
+        (["sql", "out", "SELECT 1", "-o", "x.xlsx"], ".parquet or .csv or .jsonl"),
+        (["query", "out", "--key", "/gone/shard.tar#photo000001.jpg", "-o", "x.txt"], ".parquet or .csv or .jsonl"),
         (["duplicates", "out", "--html", "x", "-o", "x.parquet"], ".html or .htm"),
-        (["outliers", "out", "--html", "x.htm", "-o", "x"], ".parquet"),
-        (["map", "out", "--html", "x.html", "-o", "x.html"], ".parquet"),
+        (["outliers", "out", "--html", "x.htm", "-o", "x"], ".parquet or .csv or .jsonl"),
+        (["map", "out", "--html", "x.html", "-o", "x.html"], ".parquet or .csv or .jsonl"),
         (["report", "out", "--html", "x.parquet"], ".html or .htm"),
         (["describe", "vgg16", "--plot", "x.jpg"], ".png or .svg"),
     ],
@@ -78,7 +78,7 @@ def test_a_plot_goes_where_there_is_a_folder(tmp_path, capsys):
 
 def test_endings_may_be_large_and_all_results_may_be_asked_for(out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check_targets([out], parquet="x.Parquet", page="x.HTM", plot="x.svg")
+    check_targets([out], rows="x.Parquet", page="x.HTM", plot="x.svg")
 
 
 def test_plain_parquet_is_not_overwritten_and_a_page_may_lie_in_out(out, tmp_path, capsys):
@@ -86,8 +86,9 @@ def test_plain_parquet_is_not_overwritten_and_a_page_may_lie_in_out(out, tmp_pat
     before = part.read_bytes()
     assert run_cli(["duplicates", str(part), "-o", str(part)]) == 2
     assert part.read_bytes() == before
-    for _ in range(2):
-        assert run_cli(["report", out, "--html", f"{out}/report.html"]) == 0
+    report = ["report", out, "--html", f"{out}/report.html"]
+    assert [run_cli(command) for command in (report, report, [*report, "--overwrite"])] == [0, 2, 0]
+    assert "report.html is there already; choose another place, or pass --overwrite" in capsys.readouterr().err
 
 
 KEY = "/gone/shard.tar#photo000001.jpg"
@@ -145,8 +146,8 @@ def test_other_places_are_free(out, tmp_path, monkeypatch):
     for name in ("pred/manifest.json", "manifest.json", "features/manifest.json", "pred/map.html", "a.parquet"):
         (tmp_path / name).write_text("{}")
     for page in (f"{out}/map.html", "pred/map.html"):
-        check_targets([out, "pred"], page=page)
-    check_targets(["features"], page="features/report.html", parquet="near.parquet")
-    check_targets(["*.parquet", "q.npy"], parquet="pred/near.parquet")
+        check_targets([out, "pred"], page=page, overwrite=True)
+    check_targets(["features"], page="features/report.html", rows="near.parquet")
+    check_targets(["*.parquet", "q.npy"], rows="pred/near.parquet")
     with pytest.raises(UsageError, match="one of the files of"):
-        check_targets(["*.parquet", "q.npy"], parquet="a.parquet")
+        check_targets(["*.parquet", "q.npy"], rows="a.parquet")

@@ -12,11 +12,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests import ROOT
 from tests.pipeline.extraction.test_run import rows
+from tests.pipeline.prediction.test_run import draw_head
 from tests.support import commands, deadly
 from tests.support.commands import finish
 from tests.support.factories import draw_items
 from tests.transforms.embedding.test_guard import DEEDS, failures, write_photos
+from transforms.predictors.head import save_head
+
+pytestmark = pytest.mark.long
 
 SETTINGS = ["--image-size", "32", "--batch-size", "4", "--record-seconds", "0.5", "--record-memory", "300MiB"]
 
@@ -80,6 +85,35 @@ def test_a_shard_whose_reading_hangs_is_read_as_far_as_it_can_be(tmp_path, deed)
     [(error, message)] = failures(tmp_path / "out").values()
     assert error == "too slow"
     assert "beyond record 2: it takes over 0.5 s" in message
+
+
+_PREDICT = """
+from functools import partial
+from pipeline.prediction import run as module
+from tests.support.fakes import WEIGHTS, load_fake
+module.predict = partial(module.predict, load=load_fake, weights=WEIGHTS)
+from pipeline.cli import main
+main()
+"""
+
+
+def test_a_file_of_predictions_is_written_over_a_crash(tmp_path):
+    """What went before is kept in a folder for the time being, and --overwrite still holds for the file."""
+    write_photos(tmp_path / "photos", ["abort"])
+    save_head(draw_head(["a", "b"]), str(tmp_path / "HEAD"))
+    (tmp_path / "found.csv").write_text("an earlier one")
+    args = ["predict", tmp_path / "HEAD", tmp_path / "photos", "-o", tmp_path / "found.csv", "--overwrite", "-q"]
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    environment = deadly.codecs(tmp_path / "codecs", TMPDIR=str(temporary))
+    command = [sys.executable, "-c", _PREDICT, *map(str, args)]
+    code, out, err = finish(commands.start(command, env=environment, cwd=ROOT))
+    assert code == 0, err
+    assert "crashed (" in err
+    assert "going on" in err
+    assert "decode: crashed the decoder" in out
+    assert (tmp_path / "found.csv").read_text().startswith("key,")
+    assert list(temporary.glob("featuremill-predict-*")) == []
 
 
 def wait_until(happens, command: subprocess.Popen) -> None:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipeline.runners import watch
 from pipeline.runners.job_server import failures
 from pipeline.runners.watch import explain
 
@@ -14,14 +15,23 @@ LAST = "Pipeline BeamApp-root-1_a failed in state FAILED: java.lang.InterruptedE
 FIRST = "RuntimeError: ...\nModuleNotFoundError: No module named 'transforms' [while running 'IsThere']\n"
 
 
-@pytest.fixture
-def flink():
+INTERRUPTED = {"stacktrace": "java.lang.InterruptedException"}
+# Where Flink tells of the failure that interrupted the others.
+TOLD = {
+    "before": {"exceptionHistory": {"entries": [INTERRUPTED, {"stacktrace": FIRST}]}},
+    "at the same time": {
+        "exceptionHistory": {"entries": [{**INTERRUPTED, "concurrentExceptions": [{"stacktrace": FIRST}]}]}
+    },
+    "by its task": {"all-exceptions": [{"exception": FIRST}], "exceptionHistory": {"entries": [INTERRUPTED]}},
+}
+
+
+@pytest.fixture(params=TOLD)
+def flink(request):
     """A Flink's REST interface with one job, which failed twice; gives (options, paths that were asked for)."""
     answers = {
         "/jobs/overview": {"jobs": [{"jid": "0", "name": "another"}, {"jid": "1", "name": "BeamApp-root-1"}]},
-        "/jobs/1/exceptions": {
-            "exceptionHistory": {"entries": [{"stacktrace": "java.lang.InterruptedException"}, {"stacktrace": FIRST}]}
-        },
+        "/jobs/1/exceptions": TOLD[request.param],
     }
     asked = []
 
@@ -53,6 +63,18 @@ def test_the_first_failure_is_told_where_the_last_one_says_nothing(flink):
     assert said.startswith("a worker can't import transforms: featuremill isn't installed there")
     assert asked == ["/jobs/overview", "/jobs/1/exceptions"]
     assert "InterruptedException" in str(explain(RuntimeError(LAST)))
+
+
+def test_a_cluster_is_asked_again_while_it_says_nothing_that_is_known(monkeypatch):
+    monkeypatch.setattr(watch, "_ASK_AGAIN_SECONDS", (0.0, 0.0))
+    said = [LAST, FIRST]
+    assert str(explain(RuntimeError(LAST), lambda: said.pop(0))).startswith("a worker can't import transforms")
+    assert not said
+    said = [LAST] * 3
+    assert "InterruptedException" in str(explain(RuntimeError(LAST), lambda: said.pop(0)))
+    assert not said
+    said = [""]
+    assert "InterruptedException" in str(explain(RuntimeError(LAST), lambda: said.pop(0)))
 
 
 @pytest.mark.parametrize("text", ["ValueError: a worker's own", "CANCELLED: client cancelled"])

@@ -168,7 +168,7 @@ def test_confused_classes_are_those_with_the_most_errors():
     matrix = np.diag(np.full(50, 100))
     matrix[3, 45] = matrix[45, 3] = 7
     matrix[10, 20] = 1
-    chosen = confused_classes(matrix)
+    chosen = confused_classes(matrix.sum(axis=0) + matrix.sum(axis=1) - 2 * np.diag(matrix))
     assert len(chosen) == 40
     assert chosen == sorted(chosen)
     assert {3, 45, 10, 20} <= set(chosen)

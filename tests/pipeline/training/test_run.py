@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli.app import run_cli
+from pipeline.training import run as module
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
@@ -20,7 +21,7 @@ from tests.support.heads_data import draw_rows
 from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.evaluation.split import Split
-from transforms.heads import FitSettings
+from transforms.heads import FitSettings, model
 from transforms.predictors.head import load_head
 from transforms.rows.table import open_table
 
@@ -156,7 +157,8 @@ def test_the_best_of_several_is_kept(tmp_path):
     angle, radius = random.uniform(0, 2 * np.pi, 400), np.repeat([1.0, 3.0], 200)
     matrix = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.full(400, 2.0)], axis=1)
     path = write_features(tmp_path / "f.parquet", matrix, ["inner"] * 200 + ["outer"] * 200)
-    trained = train(options(path, tmp_path / "head", kinds=("ridge", "knn"), folds=3))
+    asked = FitSettings(transform="none")
+    trained = train(options(path, tmp_path / "head", kinds=("ridge", "knn"), folds=3, settings=asked))
     assert trained.head.model.kind == "knn"
     assert [row["kind"] for row in trained.head.metrics["compared"]] == ["ridge", "knn"]
     assert "ridge" in (tmp_path / "head/report.html").read_text()
@@ -167,9 +169,17 @@ def test_what_is_best_on_noise_is_not_above_chance(tmp_path):
     kinds, above = ("ridge", "knn"), {"test": [], "folds": []}
     for seed in range(5):
         random = np.random.default_rng(seed)
-        path = write_features(tmp_path / "f.parquet", random.normal(size=(120, 8)), random.choice(["a", "b"], 120))
+        # As many of each: of others, who names the larger class is right more often than not, by no merit.
+        labels = random.permutation(["a", "b"] * 60)
+        path = write_features(tmp_path / "f.parquet", random.normal(size=(120, 8)), labels)
         for name, judge in (("test", {"test": 0.4}), ("folds", {"folds": 3})):
-            asked = {"kinds": kinds, "settings": FitSettings(seed=seed, neighbours=3), "learning_curve": False, **judge}
+            asked = {
+                "kinds": kinds,
+                "settings": FitSettings(seed=seed, neighbours=3),
+                "learning_curve": False,
+                "errors": False,
+                **judge,
+            }
             trained = train(options(path, tmp_path / "head", overwrite=True, **asked))
             above[name].append(trained.head.metrics["metrics"]["accuracy"]["value"] - 0.5)
             compared = trained.head.metrics["compared"]
@@ -230,6 +240,19 @@ def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
     assert "the head that is stored is another than those that were judged" in told
     head = load_head(str(tmp_path / "head"))
     assert all(point["low"] <= point["accuracy"] <= point["high"] for point in head.metrics["learning"])
+
+
+def test_a_learning_curve_of_many_scores_is_judged_on_some_rows(tmp_path, monkeypatch):
+    path = write_clouds(tmp_path / "f.parquet", rows=600)
+    whole = train(options(path, tmp_path / "one", validation=0.5)).runs[0]
+    monkeypatch.setattr(module, "_LEARNING_NUMBERS", 3 * 60)
+    monkeypatch.setattr(model, "_SCORES_AT_ONCE", 40)
+    some = train(options(path, tmp_path / "two", validation=0.5)).runs[0]
+    assert some["judged"]["metrics"]["accuracy"] == whole["judged"]["metrics"]["accuracy"], "on all rows"
+    for one, other in zip(some["learning"], whole["learning"], strict=True):
+        assert one["rows"] == other["rows"]
+        assert one["accuracy"] == pytest.approx(other["accuracy"], abs=0.1)
+        assert one["high"] - one["low"] > other["high"] - other["low"]
 
 
 def test_labels_from_a_file(tmp_path):
@@ -363,6 +386,7 @@ def test_strange_labels_are_told_in_one_short_line(tmp_path, capsys):
     assert load_head(str(tmp_path / "head")).classes == ("two\nlines\x1b[31m", "x" * 4096)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["ridge", "logistic"])
 def test_real_features_by_flat(tmp_path, kind):
     path = shared_data() / "vgg19_block5_pool_real.parquet"

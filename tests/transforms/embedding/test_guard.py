@@ -1,17 +1,20 @@
 """Images that crash, hold up or fill their decoder: failures of a unit, which goes on behind them."""
 
 import os
+import threading
 import time
 
 import pyarrow.parquet as pq
 import pytest
 
+from benchmarks.gpu import photo
 from tests.pipeline.extraction import test_run as te
 from tests.support import deadly
 from tests.support.factories import draw_items
 from transforms.embedding import attempts, decoders
 from transforms.embedding.attempts import attempt, begun
 from transforms.embedding.unit import Job
+from transforms.records import EncodedImage, Failure
 
 DEEDS = {
     "abort": ("crashed the decoder", "crashed the decoder (signal 6)"),
@@ -102,6 +105,28 @@ def test_a_note_lies_there_as_long_as_a_unit_is_under_way(tmp_path):
 def job(**more) -> Job:
     options = te.options("x", "/tmp/out", **more)
     return options.job(te.WEIGHTS)
+
+
+def test_images_behind_one_that_is_left_behind_are_decoded(monkeypatch):
+    """A thread takes several at once, and all but one of them are as they would be by themselves."""
+    is_over, decode_record = threading.Event(), decoders.decode_record
+
+    def held_up(image, how, apart=None):
+        if image.key == "2" and apart is None:
+            while not is_over.is_set():
+                pass
+        return decode_record(image, how, apart)
+
+    monkeypatch.setattr(decoders, "decode_record", held_up)
+    data = photo(0, (40, 40))
+    images = [EncodedImage(str(number), None, "s", number, data) for number in range(5)]
+    given_back = []
+    with decoders.Decoders(1, job(**LIMITS), done=lambda image: given_back.append(image.key)) as threads:
+        found = threads.results(threads.submit(images))
+    is_over.set()
+    assert [each.key if isinstance(each, Failure) else each.image.key for each in found] == list("01234")
+    assert [each.error for each in found if isinstance(each, Failure)] == ["too slow"]
+    assert given_back == list("01234")
 
 
 def test_an_image_that_holds_up_a_thread_is_left_behind(photos, tmp_path, monkeypatch):

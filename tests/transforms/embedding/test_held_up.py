@@ -31,6 +31,7 @@ def test_only_what_keeps_the_lock_ends(body, code):
     assert ended(f"{_OURS}with held_up.HeldUp(0.2, None):\n    {body}\n") == code
 
 
+@pytest.mark.long
 def test_a_reader_that_computes_for_too_long_ends_the_process():
     begun = "clock = held_up.ReaderClock()\nclock.begin()\n"
     body = "with held_up.HeldUp(0.2, clock.seconds):\n    while time.process_time() < 4: pass\n"
@@ -38,6 +39,16 @@ def test_a_reader_that_computes_for_too_long_ends_the_process():
     assert ended(f"{_HEAD}{begun}{body}") == 0, "it isn't ours"
     measured = "signal.signal(signal.SIGPROF, lambda *_: None)\n"
     assert ended(f"{_OURS}{measured}{begun}{body}") == 0, "somebody measures it"
+
+
+def test_a_readers_clock_starts_anew_with_each_record():
+    clock = ReaderClock()
+    assert clock.seconds() == 0
+    for _ in range(2):
+        clock.begin()
+        assert clock.seconds() == 0
+        sum(range(100_000))
+        assert clock.seconds() > 0
 
 
 def test_nothing_is_wound_up_in_other_peoples_processes_or_afterwards(monkeypatch):

@@ -60,7 +60,7 @@ def test_a_reader_that_raises_is_heard_and_its_threads_end(job, tmp_path):
 
 def test_beside_a_gpu_all_cores_decode(job, tmp_path, monkeypatch):
     monkeypatch.setattr(embedding, "available_cores", lambda: 5)
-    threads = {on_cpu: embedding.decode_threads(FakeEngine({}, 4, on_cpu=on_cpu)) for on_cpu in (True, False)}
+    threads = {on_cpu: embedding.decode_threads(FakeEngine({}, 4, on_cpu=on_cpu), None) for on_cpu in (True, False)}
     assert threads == {True: 2, False: 5}
     # Only if five decode at once does anyone get past it.
     together = threading.Barrier(5, timeout=60)

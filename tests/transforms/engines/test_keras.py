@@ -90,7 +90,10 @@ def save_weights(path, backbone, source="random:3"):
 
 @pytest.mark.parametrize(
     ("backbone", "image_size", "count", "taps"),
-    [("vgg19", 224, 7, ("block5_pool", "block4_conv3")), ("vgg16", 48, 5, ("block5_conv1", "block2_pool"))],
+    [
+        pytest.param("vgg19", 224, 7, ("block5_pool", "block4_conv3"), marks=pytest.mark.long),
+        ("vgg16", 48, 5, ("block5_conv1", "block2_pool")),
+    ],
 )
 def test_equals_plain_keras_in_any_order_and_batch(tmp_path, backbone, image_size, count, taps):
     """Two taps, four poolings; the weights go through one file from one to the other. tests/test_real.py has photos."""
@@ -381,6 +384,15 @@ def test_shared_between_threads(engine):
     assert weakref.ref(engine)() is engine
 
 
+def test_one_that_is_alive_is_taken_again():
+    first = make_engine(["a=block1_pool:avg"])
+    assert make_engine(["a=block1_pool:avg"]) is first
+    assert make_engine(["b=block1_pool:avg"]) is not first
+    # Memory was short for it: whoever asks for a whole batch tries again.
+    first.resize(first.batch_size - 1)
+    assert make_engine(["a=block1_pool:avg"]) is not first
+
+
 def run_python(code, **environment):
     environment = {**os.environ, **environment}
     environment.pop("TF_CPP_MIN_LOG_LEVEL", None)
@@ -402,7 +414,7 @@ def test_silent_and_with_as_many_threads_as_asked():
     assert first.startswith("keras (tensorflow 2.")
     assert first.endswith("CPU, 1 thread)") or "GPU" in first
     assert inter == "1"
-    assert done.stderr.strip() == "TensorFlow was in use before: its threads and memory stay as they were set then"
+    assert done.stderr.strip() == "TensorFlow was in use before: its threads stay as they were set then"
 
 
 def test_quiet_import_lets_other_words_through():

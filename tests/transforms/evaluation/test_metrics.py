@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from tests.support.properties import examples
 from transforms.errors import FeaturemillError
-from transforms.evaluation.metrics import fit_temperature, judge, score_rows
+from transforms.evaluation import metrics
+from transforms.evaluation.metrics import fit_temperature, is_bounded, judge, score_rows
+from transforms.heads import model
 
 
 def softmax(scores):
@@ -183,6 +185,21 @@ def test_temperature_is_the_one_that_was_used(truth):
     assert fit_temperature((calibrated * truth).astype(np.float32), codes) == pytest.approx(truth, rel=0.05)
 
 
+def test_temperature_of_many_scores_is_told_by_some_of_them(monkeypatch):
+    """Rows come sorted by class, and those of the last half are worth less."""
+    probabilities, codes = draw(rows=3000, classes=5)
+    order = np.argsort(codes, kind="stable")
+    scores, codes = np.log(probabilities)[order], codes[order]
+    scores[1500:] *= 0.2
+    whole = fit_temperature(scores, codes)
+    monkeypatch.setattr(metrics, "_MOST_FITTED", 3000)
+    monkeypatch.setattr(model, "_SCORES_AT_ONCE", 35)
+    looked = []
+    monkeypatch.setattr(metrics, "log_losses", lambda z, c: looked.append(len(c)) or model.log_losses(z, c))
+    assert fit_temperature(scores, codes) == pytest.approx(whole, rel=0.15)
+    assert sum(looked) % 600 == 0, "every fifth row"
+
+
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("count", [3, 20, 200])
 def test_temperature_is_the_best_of_a_grid(count, scale):
@@ -236,6 +253,9 @@ def test_temperature_of_any_scores():
     assert fit_temperature(separated * 1e30, codes) == pytest.approx(1e30 * found)
     # Worse than none: all classes are given nearly the same.
     assert np.ptp(softmax(-separated / fit_temperature(-separated, codes))) < 1e-3
+    # Only scores that are worse than none reach a bound, and that is told.
+    assert is_bounded(-separated, codes, fit_temperature(-separated, codes))
+    assert not is_bounded(separated, codes, found)
     assert fit_temperature(np.ones((3, 1)), np.zeros(3, np.int32)) == 1
     assert fit_temperature(np.ones((3, 2)), np.zeros(3, np.int32)) == 1
 

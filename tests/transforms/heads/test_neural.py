@@ -230,6 +230,7 @@ def test_ctrl_c_passes(rows, monkeypatch):
         fitter("linear", rows, SHORT).fit(TRAIN, VALIDATION)
 
 
+@pytest.mark.long
 def test_dense256_on_real_feature_maps():
     """One of five folds. All of them come to 0.92 on average; the majority class has 0.75."""
     import hashlib

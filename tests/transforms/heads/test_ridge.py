@@ -227,6 +227,41 @@ def test_no_rows_is_a_mistake_of_the_caller(form):
         fitter.fit((8,), VALIDATION)
 
 
+@pytest.mark.parametrize("form", ["sums", "kernel"])
+@pytest.mark.parametrize(("count", "dims"), [(60, 150), (150, 60)])
+@pytest.mark.parametrize("scales", ["small", "half", "few"])
+def test_small_columns_are_exact_or_refused(form, count, dims, scales):
+    """Against singular values, which lose no digits to squares; at the least penalty, far below it, and at none."""
+    factors = np.full(dims, 1e-6)
+    factors[slice(None, None, 2) if scales == "half" else slice(0, 3 if scales == "few" else 0)] = 1
+    matrix = (np.random.default_rng(0).normal(size=(count, dims)) * factors).astype(np.float32)
+    cells = (np.arange(count) % 4 == 0).astype(np.int32)
+    rows = Rows(ArrayVectors(matrix), (np.arange(count) % 3).astype(np.int32), cells, ("a", "b", "c"))
+    x, y = one_hot(rows, (0,))
+    mean, shares = x.mean(axis=0), y.mean(axis=0)
+    left, values, right = np.linalg.svd(x - mean, full_matrices=False)
+    refused = []
+    for penalty in (1e-4, 1e-8, 1e-12, 0.0):
+        weight = penalty * len(x) * x.var(axis=0).mean()
+        used = values > 1e-12 * values[0]
+        inverse = np.where(used, values, 0) / np.where(used, values**2 + weight, 1)
+        kernel = right.T @ (inverse[:, None] * (left.T @ (y - shares)))
+        try:
+            model = make_fitter(form, rows, FitSettings(penalties=(penalty,))).fit((0,), (1,))
+        except FeaturemillError:
+            refused.append(penalty)
+            continue
+        expected = matrix.astype(np.float64) @ kernel + shares - mean @ kernel
+        np.testing.assert_allclose(heads.logits(model, matrix), expected, rtol=0, atol=1e-5)
+    assert 1e-4 not in refused, "what is tried without being asked for is exact"
+
+
+def test_what_rounding_would_decide_is_refused_in_a_line():
+    rows = draw_rows(rows=40, dims=90, classes=2)
+    with pytest.raises(FeaturemillError, match=r"can't be exact at the penalty 1e-13.*leave it out of --penalties"):
+        heads.fitter("ridge", rows, FitSettings(penalties=(1.0, 1e-13))).fit(TRAIN, VALIDATION)
+
+
 def test_class_weights_are_refused():
     with pytest.raises(UsageError, match="--head logistic or linear"):
         heads.fitter("ridge", draw_rows(rows=40, dims=4, classes=2), FitSettings(class_weights=True))

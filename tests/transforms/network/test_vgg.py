@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from transforms.errors import UsageError
-from transforms.network import vgg as backbone
-from transforms.network.vgg import BACKBONES, build, check_feature, check_top, cut, describe, feature_size, layers
+from transforms.network import bases, normalise
+from transforms.network.bases import check_feature, feature_size
+from transforms.network.vgg import BACKBONES, build, check_top, cut, describe, layers
 from transforms.spec import Feature
 
 SIZES = {
@@ -165,7 +166,7 @@ def test_wrong_features_name_the_cure(feature, include_top, says):
 
 
 def test_good_features_pass():
-    for tap in backbone.tap_names("vgg16", False):
+    for tap in bases.tap_names("vgg16", False):
         for pool in ("avg", "max", "gem", "flatten"):
             check_feature(Feature("a", tap, pool), "vgg16", False)
     for tap in ("flatten", "fc1", "fc2", "predictions"):
@@ -180,10 +181,10 @@ def test_preprocess_is_keras_own_bit_for_bit(dtype):
     expected = keras.applications.vgg19.preprocess_input(pixels.copy())
     before = pixels.copy()
     for given_pixels in (pixels, keras.ops.convert_to_tensor(pixels)):
-        result = np.asarray(backbone.preprocess(given_pixels))
+        result = np.asarray(normalise.preprocess(given_pixels))
         assert result.dtype == np.float32
         np.testing.assert_array_equal(result, expected)
     np.testing.assert_array_equal(pixels, before)
     symbolic = keras.Input(pixels.shape[1:], dtype=dtype)
-    model = keras.Model(symbolic, backbone.preprocess(symbolic))
+    model = keras.Model(symbolic, normalise.preprocess(symbolic))
     np.testing.assert_array_equal(model.predict_on_batch(pixels), expected)

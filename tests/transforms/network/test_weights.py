@@ -17,6 +17,7 @@ from tests import ROOT
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network import published as imagenet
 from transforms.network import weight_files
+from transforms.network.bases import BASES
 from transforms.network.vgg import BACKBONES, build, cut, describe, layers
 from transforms.network.weights import digest, load_weights
 
@@ -455,6 +456,15 @@ class Site:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
 
+def place(monkeypatch, digest):
+    """Has the published files of VGG16 where the server is; the one without the top with this digest."""
+    for with_top, file in list(BASES["vgg16"].published.items()):
+        expected = file.digest if with_top else digest
+        monkeypatch.setitem(
+            BASES["vgg16"].published, with_top, imagenet.application_file(f"vgg16/{file.name}", expected)
+        )
+
+
 @pytest.fixture
 def site(monkeypatch, tmp_path, published):
     """The file on a server, an empty cache, and the table changed to expect it."""
@@ -462,7 +472,7 @@ def site(monkeypatch, tmp_path, published):
     site = Site(content)
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
     monkeypatch.setattr(imagenet, "_STORE", site.url)
-    monkeypatch.setitem(imagenet._MD5S, ("vgg16", False), hashlib.md5(content).hexdigest())
+    place(monkeypatch, hashlib.md5(content).hexdigest())
     yield site
     site.server.shutdown()
     site.server.server_close()
@@ -499,6 +509,7 @@ def test_failed_downloads_leave_nothing_and_name_the_cure(site, tmp_path, fault,
         site.content = None
     else:
         monkeypatch.setattr(imagenet, "_STORE", "http://127.0.0.1:9")
+        place(monkeypatch, BASES["vgg16"].published[False].digest)
     with pytest.raises(FeaturemillError) as caught:
         load_imagenet()
     message = str(caught.value)
@@ -540,8 +551,28 @@ def test_names_addresses_and_hashes_are_keras_own():
     folder = Path(keras.__file__).parent / "src" / "applications"
     for name in BACKBONES:
         source = "".join((folder / f"{name}.py").read_text().split()).replace('""', "")
-        for with_top in (False, True):
-            file = imagenet.published(name, with_top=with_top)
+        for file in BASES[name].published.values():
             assert file.url in source
             assert f'"{file.name}"' in source
-            assert f'file_hash="{file.md5}"' in source
+            assert f'file_hash="{file.digest}"' in source
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name, base in BASES.items() if not base.is_chain])
+def test_keras_asks_for_the_same_file(monkeypatch, name):
+    """What Keras itself would fetch, of bases whose file names it puts together."""
+    import importlib
+
+    import keras
+
+    asked = []
+
+    def get_file(file_name, url, *, file_hash, **more):
+        asked.append(imagenet.Published(file_name, url, file_hash))
+        raise FileNotFoundError
+
+    module = importlib.import_module(getattr(keras.applications, BASES[name].builder).__module__)
+    monkeypatch.setattr(module.file_utils, "get_file", get_file)
+    with pytest.raises(FileNotFoundError):
+        getattr(keras.applications, BASES[name].builder)(include_top=False)
+    assert asked == [BASES[name].published[False]]

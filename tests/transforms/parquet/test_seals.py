@@ -4,11 +4,13 @@ import io
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
 from transforms.errors import FeaturemillError
-from transforms.parquet.files import ParquetFile, check_whole, open_parquet, open_sealed
+from transforms.parquet import files, seals
+from transforms.parquet.files import ParquetFile, check_headers, check_whole, open_parquet, open_sealed
 from transforms.parquet.seals import (
     Broken,
     Verified,
@@ -104,6 +106,30 @@ def test_every_bit_before_counts_for_who_reads_its_column(path):
                     assert found.replace_schema_metadata(None).equals(table().select([name])), (name, bit)
 
 
+def test_a_data_set_gets_what_was_written_once_the_headers_are_checked(path, monkeypatch):
+    """As DuckDB reads: pages with their checksums, and no blocks."""
+    # Else the file is one block, and whoever checks a header checks all.
+    monkeypatch.setattr(seals, "_BLOCK_BYTES", 8)
+    monkeypatch.setattr(files, "_HEADER_BYTES", 8)
+    data, let_through = written(), 0
+    options = ds.ParquetFragmentScanOptions(page_checksum_verification=True)
+    checked = ds.ParquetFileFormat(default_fragment_scan_options=options)
+    for bit, flipped in flips(data, 4, footer_start(data), 3):
+        path.write_bytes(flipped)
+        try:
+            check_headers(str(path))
+        except Broken:
+            continue
+        let_through += 1
+        for name in table().column_names:
+            try:
+                found = ds.dataset(path, format=checked).to_table([name])
+            except (OSError, pa.ArrowException):
+                continue
+            assert found.replace_schema_metadata(None).equals(table().select([name])), (name, bit)
+    assert let_through
+
+
 @pytest.mark.parametrize("cut", [0, 3, 11, 100, -1, -8, -200])
 def test_cut_off(path, cut):
     path.write_bytes(path.read_bytes()[:cut])
@@ -127,6 +153,7 @@ def test_without_a_seal(tmp_path):
         assert parquet.read().equals(table())
         assert seal_of(parquet.metadata) == origin_of(parquet.metadata) == ""
     assert check_whole(str(tmp_path / "old.parquet")) == ""
+    check_headers(str(tmp_path / "old.parquet"))
 
 
 def test_a_copy_that_others_made_is_read_as_theirs(path, tmp_path):

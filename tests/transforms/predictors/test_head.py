@@ -20,6 +20,7 @@ from tests.transforms.rows.test_table import draw_matrix, write_plain
 from transforms import committed, storage
 from transforms.errors import FeaturemillError
 from transforms.heads.model import Model
+from transforms.heads.transform import Transform
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, check_features, load_head, save_head, softmax
 from transforms.rows.table import open_table
@@ -87,6 +88,44 @@ def test_round_trip(head, tmp_path):
     for name, array in head.model.arrays.items():
         np.testing.assert_array_equal(loaded.model.arrays[name], array)
         assert loaded.model.arrays[name].dtype == array.dtype
+
+
+@pytest.mark.parametrize("scales", [(), (0.5, 2.0)])
+def test_a_transform_comes_back_and_earlier_versions_refuse_it(head, tmp_path, scales):
+    transform = Transform("sqrt-l2", (1, 2), scales)
+    save_head(head, str(tmp_path / "plain"))
+    assert json.loads((tmp_path / "plain/head.json").read_text()).get("transform") is None
+    assert load_head(str(tmp_path / "plain")).model.transform == Transform(), "and so do heads of before"
+    save_head(replace(head, model=replace(head.model, transform=transform)), str(tmp_path / "new"))
+    loaded = load_head(str(tmp_path / "new"))
+    assert loaded.model.transform == transform
+    matrix = np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32)
+    np.testing.assert_array_equal(loaded.probabilities(matrix), head.probabilities(transform(matrix)))
+    versions = [json.loads((tmp_path / name / "head.json").read_text())["schema_version"] for name in ("plain", "new")]
+    assert versions == [1, 2], "what knows no transform would leave it out without a word"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "cube", "widths": [], "scales": []},
+        {"name": "l2", "widths": [4], "scales": []},
+        {"name": "l2", "widths": [1, 2], "scales": [1.0]},
+        {"name": "l2", "widths": [3], "scales": [0.0]},
+        {"name": "l2", "widths": ["3"], "scales": []},
+        {"name": "l2"},
+        "l2",
+    ],
+    ids=str,
+)
+def test_what_is_no_transform_is_told(head, tmp_path, values):
+    save_head(head, str(tmp_path / "head"))
+    path = tmp_path / "head/head.json"
+    stored = {**json.loads(path.read_text()), "transform": values}
+    path.write_text(json.dumps({**stored, "sha256": own_sha256(stored)}))
+    with pytest.raises(FeaturemillError, match="transform") as caught:
+        load_head(str(tmp_path / "head"))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_same_head_same_bytes(head, tmp_path):

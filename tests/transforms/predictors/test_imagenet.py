@@ -19,6 +19,7 @@ from tests.support.fakes import FakeEngine
 from tests.transforms.network.test_weights import random_weights, write_published
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network import published
+from transforms.network.bases import BASES
 from transforms.network.weights import Weights
 from transforms.predictors import imagenet
 from transforms.predictors.predictions import true_codes
@@ -53,7 +54,7 @@ def index(cache, monkeypatch) -> Path:
 def plant(cache: Path, monkeypatch, content: bytes) -> Path:
     path = cache / published.CLASS_INDEX.name
     path.write_bytes(content)
-    expected = replace(published.CLASS_INDEX, md5=hashlib.md5(content).hexdigest())
+    expected = replace(published.CLASS_INDEX, digest=hashlib.md5(content).hexdigest())
     monkeypatch.setattr(published, "CLASS_INDEX", expected)
     return path
 
@@ -78,7 +79,7 @@ class Softmax(FakeEngine):
     """Probabilities that depend on the image."""
 
     def embed(self, pixels):
-        logits = pixels.reshape(len(pixels), -1)[:, ::150][:, :1000].astype(np.float32) / 50
+        logits = np.stack(pixels).reshape(len(pixels), -1)[:, ::150][:, :1000].astype(np.float32) / 50
         powers = np.exp(logits)
         return {"predictions": powers / powers.sum(axis=1, keepdims=True)}
 
@@ -92,6 +93,7 @@ def options(inputs, output=None, **more) -> PredictOptions:
     return PredictOptions(head="imagenet", inputs=(str(inputs),), output=output and str(output), **more)
 
 
+@pytest.mark.long
 def test_equals_keras_predict_and_decode_predictions(photo, index, cache, tmp_path, monkeypatch):
     from keras.applications import vgg16
 
@@ -100,7 +102,8 @@ def test_equals_keras_predict_and_decode_predictions(photo, index, cache, tmp_pa
     # As drawn, the scores lie so far apart that all but one class have the probability 0.
     arrays["predictions"] = kernel / 50, bias
     write_published(cache / TOP_FILE, arrays)
-    monkeypatch.setitem(published._MD5S, ("vgg16", True), published._md5(str(cache / TOP_FILE)))
+    files = BASES["vgg16"].published
+    monkeypatch.setitem(files, True, published._hash(files[True], str(cache / TOP_FILE)))
     predict(options(photo.parent.parent, tmp_path / "PRED", backbone="vgg16", probabilities=True, engine="ncnn"))
     found = pq.read_table(tmp_path / "PRED/predictions").to_pylist()
 
@@ -155,7 +158,7 @@ def test_names_of_two_classes_are_no_true_labels(index):
 def test_without_the_index_or_the_weights_the_offline_way_is_named(photo, cache, monkeypatch):
     with pytest.raises(FeaturemillError) as caught:
         predict(options(photo))
-    for part in ("imagenet_class_index.json", published.CLASS_INDEX.md5, published.CLASS_INDEX.url, str(cache)):
+    for part in ("imagenet_class_index.json", published.CLASS_INDEX.digest, published.CLASS_INDEX.url, str(cache)):
         assert part in str(caught.value)
     assert "--weights" not in str(caught.value)
     (cache / published.CLASS_INDEX.name).write_text("{}")
@@ -192,5 +195,5 @@ def test_name_address_and_hash_are_keras_own():
 
     source = (Path(keras.__file__).parent / "src/applications/imagenet_utils.py").read_text()
     source = "".join(source.split()).replace('""', "")
-    for part in (published.CLASS_INDEX.name, published.CLASS_INDEX.url, published.CLASS_INDEX.md5):
+    for part in (published.CLASS_INDEX.name, published.CLASS_INDEX.url, published.CLASS_INDEX.digest):
         assert f'"{part}"' in source

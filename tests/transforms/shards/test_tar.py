@@ -10,7 +10,7 @@ from tests.support.factories import cuts, fake_items, found_shard, raw_shard, ro
 from transforms import shards
 from transforms.errors import FeaturemillError
 from transforms.records import EncodedImage
-from transforms.shards import tar
+from transforms.shards import tar, tar_headers
 
 
 def found_in(path, data, **fields):
@@ -186,6 +186,31 @@ def test_ustar_prefix_and_v7(tmp_path):
     data[148:156] = b"%06o\0 " % sum(data[:512])
     [row] = rows(found_in(tmp_path / "y.tar", bytes(data)))
     assert row.key.endswith("#old.jpg")
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT])
+def test_a_plain_header_says_what_the_standard_library_reads(format):
+    info = tarfile.TarInfo("train/é 1.jpg")
+    info.size, info.mtime = 0o7654321, 1_700_000_000
+    block = info.tobuf(format, "utf-8", "strict")
+    spoiled = []
+    for at in range(tar_headers.BLOCK_BYTES):
+        for byte in (0, ord(" "), ord("0"), ord("7"), ord("x"), 0xFF):
+            changed = bytearray(block)
+            changed[at] = byte
+            # Whatever it is now, its checksum is right, but where that was changed.
+            if not 148 <= at < 156:
+                changed[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(changed))[0]
+            spoiled.append(bytes(changed))
+    taken = 0
+    for each in (block, *spoiled):
+        found = tar_headers._plain(each)
+        if found is not None:
+            expected = tarfile.TarInfo.frombuf(each, "utf-8", "backslashreplace")
+            assert (found.name, found.size, found.type) == (expected.name, expected.size, expected.type)
+            taken += 1
+    assert tar_headers._plain(block) is not None
+    assert taken < len(spoiled)
 
 
 def test_sparse_files_are_failures_and_do_not_lead_astray(tmp_path):

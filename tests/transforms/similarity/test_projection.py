@@ -16,6 +16,9 @@ from transforms.similarity import all_pairs, projection
 from transforms.similarity.all_pairs import all_nearest
 from transforms.similarity.projection import flatten, principal_components
 
+# Compiled at its first call, for a minute.
+UMAP = pytest.param("umap", marks=pytest.mark.long)
+
 
 def _cosines(vectors):
     lengths = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
@@ -55,7 +58,7 @@ def test_components_of_many_dimensions_come_from_a_sample(monkeypatch):
     np.testing.assert_allclose(principal_components(vectors, 3), whole, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", ["pca", "umap", "tsne"])
+@pytest.mark.parametrize("method", ["pca", UMAP, "tsne"])
 def test_clouds_stay_apart_and_the_seed_decides(method):
     vectors, labels = clusters(120, 16, classes=3)
     places = flatten(vectors, method, seed=3)
@@ -73,7 +76,7 @@ def test_unknown_method():
         flatten(np.zeros((3, 2), np.float32), "som", seed=0)
 
 
-@pytest.mark.parametrize("method", ["pca", "umap", "tsne"])
+@pytest.mark.parametrize("method", ["pca", UMAP, "tsne"])
 @pytest.mark.parametrize("shape", [(1, 8), (2, 8), (3, 1), (15, 4), (17, 1)])
 def test_few_rows_and_few_dimensions(method, shape):
     places = flatten(np.random.default_rng(0).normal(size=shape).astype(np.float32), method, seed=0)
@@ -81,7 +84,7 @@ def test_few_rows_and_few_dimensions(method, shape):
     assert np.isfinite(places).all()
 
 
-@pytest.mark.parametrize("method", ["pca", "umap", "tsne"])
+@pytest.mark.parametrize("method", ["pca", UMAP, "tsne"])
 def test_equal_rows(method):
     assert np.isfinite(flatten(np.ones((40, 8), np.float32), method, seed=0)).all()
 
@@ -91,6 +94,7 @@ EXPONENTS = (-100, 70, 100)
 
 
 @pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.long
 def test_scale_changes_nothing_for_umap(exponent):
     vectors, _ = clusters(60, 8)
     places = flatten(np.ldexp(vectors, exponent), "umap", seed=0)

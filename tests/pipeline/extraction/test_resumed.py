@@ -1,0 +1,54 @@
+"""An OUT goes on as it was begun, and whoever names other settings is told."""
+
+import pytest
+
+from pipeline.cli.app import run_cli
+from pipeline.demo.samples import draw_items, write_folder
+from pipeline.extraction.options import ExtractOptions
+from pipeline.extraction.resumed import resumed
+from pipeline.extraction.run import run
+from tests.support.fakes import WEIGHTS, load_fake
+from transforms.store.features import open_features
+
+BEGUN = {"image_size": 32, "interpolation": "bicubic", "features": ("texture=block1_conv2:max",)}
+
+
+@pytest.fixture
+def out(tmp_path):
+    write_folder(tmp_path / "photos", draw_items(per_class=2, size=40, seed=0))
+    options = ExtractOptions(inputs=(str(tmp_path / "photos"),), output=str(tmp_path / "OUT"), weights="fake", **BEGUN)
+    run(options, load=load_fake, weights=WEIGHTS)
+    return tmp_path / "OUT"
+
+
+def asked(out, **more):
+    return ExtractOptions(inputs=(str(out.parent / "photos"),), output=str(out), **more)
+
+
+def test_settings_of_out_are_taken_and_said(out):
+    said = []
+    options = resumed(asked(out), (), say=said.append)
+    assert {name: getattr(options, name) for name in BEGUN} == BEGUN
+    assert options.spec(WEIGHTS) == open_features(str(out)).spec
+    [line] = said
+    assert "--image-size 32" in line
+    assert "--feature texture=block1_conv2:max" in line
+    again = resumed(asked(out, weights="fake", **BEGUN), BEGUN, say=said.append)
+    assert len(said) == 1, "nothing to say where all is as it was"
+    assert again.spec(WEIGHTS) == options.spec(WEIGHTS)
+
+
+def test_what_is_named_stays_and_is_refused(out, capsys):
+    options = resumed(asked(out, image_size=64), ("image_size",))
+    assert options.image_size == 64
+    assert options.interpolation == "bicubic"
+    command = ["extract", str(out.parent / "photos"), "-o", str(out), "--image-size", "64", "--weights", "random:0"]
+    assert run_cli(command) == 1
+    assert "image_size 32 | 64" in capsys.readouterr().err
+
+
+def test_nothing_is_taken_where_nothing_is_or_all_goes(out):
+    assert resumed(asked(out, overwrite=True), ()).image_size == 224
+    assert resumed(ExtractOptions(inputs=("photos",), output=str(out.parent / "NEW")), ()).image_size == 224
+    (out / "manifest.json").write_text("{")
+    assert resumed(asked(out), ()).image_size == 224

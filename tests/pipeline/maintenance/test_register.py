@@ -1,0 +1,49 @@
+"""`register` without its libraries, and what it refuses before it needs them. Tables themselves: tests/elsewhere."""
+
+import sys
+
+import pytest
+
+from pipeline.maintenance.register import register
+from tests.pipeline.extraction.test_kept import png
+from tests.pipeline.extraction.test_run import extract
+from transforms.errors import FeaturemillError, UsageError
+
+
+@pytest.fixture
+def photo(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(1))
+    return tmp_path / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("asked", "error"),
+    [
+        ({}, "--iceberg CATALOG.NS.TABLE or --delta, one of them"),
+        ({"iceberg": "a.b.c", "delta": True}, "one of them"),
+        ({"iceberg": "a.b"}, "not of the form CATALOG.NS.TABLE"),
+    ],
+)
+def test_what_is_no_table(tmp_path, asked, error):
+    with pytest.raises(UsageError, match=error):
+        register(str(tmp_path), **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "library", "extra"),
+    [({"delta": True}, "deltalake", "delta"), ({"iceberg": "a.b.c"}, "pyiceberg", "iceberg")],
+)
+def test_a_missing_library_is_one_line(photo, tmp_path, monkeypatch, asked, library, extra):
+    extract(photo, tmp_path / "out")
+    for name in [*sys.modules, library]:
+        if name.partition(".")[0] == library:
+            monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(FeaturemillError, match=rf"can't be written: .*; pip install 'featuremill\[{extra}\]'"):
+        register(str(tmp_path / "out"), **asked)
+    assert [path.suffix for path in (tmp_path / "out" / "features").iterdir()] == [".parquet"]
+
+
+def test_numbers_that_tables_do_not_have(photo, tmp_path):
+    extract(photo, tmp_path / "out", dtype="float16")
+    with pytest.raises(FeaturemillError, match=r"holds float16, .* convert --dtype float32"):
+        register(str(tmp_path / "out"), delta=True)

@@ -1,0 +1,122 @@
+"""What `--normalise` names: a way by its name, or a file that says how a network's pixels were prepared.
+
+The files are Hugging Face's `preprocessor_config.json` and timm's `config.json`, as their models come with.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from transforms import storage
+from transforms.errors import FeaturemillError, UsageError
+from transforms.images.decode import short_side
+from transforms.spec import NORMALISATIONS, OWN_NORMALISATION
+from transforms.text import one_line
+
+# Networks that take pixels from 0 to 255 need nothing, as those do that normalise them inside.
+_NAMES = {"caffe": "caffe", "tf": "tf", "torch": "torch", "none": "inside"}
+CHOICES = f"{', '.join(_NAMES)}, or a preprocessor_config.json"
+# Pillow's numbers.
+_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_FITS = {"center": "crop", "squash": "squash", "border": "pad"}
+_MOST_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """How pixels are prepared.
+
+    Attributes:
+        normalise: As the feature spec has it.
+        image: {field of `SpecOptions`: its value}, of image size, resize and interpolation those that are said.
+        notes: Lines about what is said and can't be done exactly so.
+    """
+
+    normalise: str
+    image: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def read_prepared(given: str) -> Prepared:
+    """Returns what a name, a file, or the text in a feature spec says.
+
+    Raises:
+        UsageError: It is none of these.
+        FeaturemillError: The file can't be read, or says what can't be done.
+    """
+    if given in _NAMES or given in NORMALISATIONS or OWN_NORMALISATION.fullmatch(given):
+        return Prepared(_NAMES.get(given, given))
+    path = storage.absolute(given)
+    try:
+        if (info := storage.stat(path)) is None:
+            raise UsageError(f"--normalise {given!r} is no file, nor one of {', '.join(_NAMES)}")
+        if info.size > _MOST_BYTES:
+            raise ValueError("it is far too large")
+        said = json.loads(storage.read_bytes(path))
+        said = said.get("pretrained_cfg", said)
+        return (_timm if "input_size" in said else _hugging_face)(said, path)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, ZeroDivisionError) as error:
+        raise FeaturemillError(
+            f"{path} isn't a preprocessor_config.json or timm's config.json that can be followed: {one_line(error)}; "
+            f"pass another, or --normalise {', '.join(_NAMES)}"
+        ) from error
+
+
+def _timm(said: dict[str, Any], path: str) -> Prepared:
+    _, height, side = said["input_size"]
+    mode = said.get("crop_mode", "center")
+    share = 1 if mode == "squash" else said.get("crop_pct", 0.875)
+    image = {"image_size": _square(height, side), "resize": _FITS[mode], "interpolation": said["interpolation"]}
+    return _prepared(said["mean"], said["std"], 1 / 255, image, math.floor(side / share), path)
+
+
+def _hugging_face(said: dict[str, Any], path: str) -> Prepared:
+    if said.get("rescale_offset"):
+        raise ValueError("rescale_offset moves the pixels before they are normalised")
+    scale = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
+    normalises = said.get("do_normalize", True)
+    mean, std = (said["image_mean"], said["image_std"]) if normalises else ([0, 0, 0], [1, 1, 1])
+    image: dict[str, Any] = {}
+    whole = 0
+    if said.get("do_resize", True):
+        image["interpolation"] = _RESAMPLING[said.get("resample", 2)]
+        size, cuts = said["size"], said.get("do_center_crop", False)
+        size = size if isinstance(size, dict) else {"shortest_edge": size} if cuts else {"height": size, "width": size}
+        whole = size["shortest_edge"] if "shortest_edge" in size else _square(size["height"], size["width"])
+        side, image["resize"] = whole, "crop" if "shortest_edge" in size else "squash"
+        if cuts:
+            side = said["crop_size"]
+            side = _square(side["height"], side["width"]) if isinstance(side, dict) else side
+        elif "crop_pct" in said and "shortest_edge" in size:
+            whole = math.floor(side / said["crop_pct"])
+        image["image_size"] = side
+    return _prepared(mean, std, scale, image, whole, path)
+
+
+def _square(height: int, width: int) -> int:
+    if height != width:
+        raise ValueError(f"its images are {height}×{width}, and only squares can be made")
+    return height
+
+
+def _prepared(
+    mean: list[float], std: list[float], rescale: float, image: dict[str, Any], whole: int, path: str
+) -> Prepared:
+    """Returns it; `whole` is the short side of which a square is cut, or the side that it is squashed to."""
+    scale = [rescale / deviation for deviation in std]
+    offset = [-average / deviation for average, deviation in zip(mean, std, strict=True)]
+    text = f"rgb*{','.join(str(float(each)) for each in scale)}+{','.join(str(float(each)) for each in offset)}"
+    if not OWN_NORMALISATION.fullmatch(text):
+        raise ValueError(f"its means and deviations come to {text}")
+    if not image:
+        return Prepared(text)
+    side, fit = image["image_size"], image["resize"]
+    if not isinstance(side, int) or side < 1:
+        raise ValueError(f"its image size is {side!r}")
+    ours = short_side(side) if fit == "crop" else side
+    if whole == ours:
+        return Prepared(text, image)
+    return Prepared(
+        text, image, (f"{path} brings images to {whole} pixels and takes {side}; --resize {fit} brings them to {ours}",)
+    )

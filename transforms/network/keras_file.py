@@ -1,0 +1,109 @@
+"""Files of Keras as bases: a model's layers as taps, loaded in Keras's safe mode, and what the model is known by."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from transforms import storage
+from transforms.errors import FeaturemillError, UsageError
+from transforms.network.keras_import import import_keras
+from transforms.network.network_file import NetworkFile, Tap
+from transforms.pools import extra_tokens
+from transforms.text import did_you_mean, one_line, size_text
+
+if TYPE_CHECKING:
+    import keras
+
+# What an archive may unpack to.
+_MOST_BYTES = 4 * 2**30
+
+
+class KerasFile(NetworkFile):
+    """A network from a `.keras` file, `model` as Keras loads it. Its taps are layers."""
+
+    def __init__(self, path: str):
+        super().__init__(path)
+        self.model = _load(path)
+        shapes = [tuple(each.shape) for each in self.model.inputs]
+        if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3 or shapes[0][1] != shapes[0][2] or shapes[0][0]:
+            raise FeaturemillError(f"{path} takes {' and '.join(map(str, shapes))}, not N×S×S×3 images; save another")
+        self.side = shapes[0][1] or 0
+        self._layers = {}
+        for layer in self.model.layers:
+            # What is used twice has no one output.
+            with suppress(AttributeError):
+                if len(getattr(layer.output, "shape", ())) in (2, 3, 4) and layer.output is not self.model.inputs[0]:
+                    self._layers[layer.name] = layer
+        if not self._layers:
+            raise FeaturemillError(f"{path} has no layer that can be tapped; use a functional or sequential model")
+        self.outputs = tuple(self._layers)[-1:]
+        self.parameters = self.model.count_params()
+        self.sha256 = self._identity()
+
+    def _identity(self) -> str:
+        sha256 = hashlib.sha256(json.dumps(self.model.get_config(), sort_keys=True, default=str).encode())
+        for weight in sorted(self.model.weights, key=lambda each: each.path):
+            array = np.asarray(import_keras().ops.convert_to_numpy(weight))
+            sha256.update(f"{weight.path} {array.dtype} {array.shape}\n".encode())
+            sha256.update(array.tobytes())
+        return sha256.hexdigest()
+
+    def taps(self, names: Iterable[str], side: int) -> dict[str, Tap]:
+        names = list(dict.fromkeys(names))
+        keras = import_keras()
+        part = self.cut(names)
+        try:
+            given = part(keras.Input((side, side, 3)))
+        except Exception as error:
+            # Layers may raise anything.
+            raise FeaturemillError(
+                f"{self.path} can't compute images of {side}×{side}: {one_line(error)}; pass another --image-size"
+            ) from error
+        return {name: _tap(name, tuple(output.shape[1:])) for name, output in zip(names, given, strict=True)}
+
+    def tappable(self, side: int) -> Iterator[Tap]:
+        yield from self.taps(self._layers, side).values()
+
+    def cut(self, names: Iterable[str]) -> "keras.Model":
+        """Returns the model up to some layers, whose outputs it gives as a list.
+
+        Raises:
+            UsageError: There is no such layer.
+        """
+        for name in names:
+            if name not in self._layers:
+                raise UsageError(f"{self.path} has no layer {name!r}{did_you_mean(name, self._layers)}")
+        return import_keras().Model(self.model.inputs, [self._layers[name].output for name in names])
+
+
+def _tap(name: str, shape: tuple[int, ...]) -> Tap:
+    return Tap(name, shape, len(shape) - 1, extra_tokens(shape[0]) if len(shape) == 2 else 0)
+
+
+def _load(path: str) -> "keras.Model":
+    # A copy: Keras reads files of this machine alone, and what is checked is then what is loaded.
+    with tempfile.NamedTemporaryFile(suffix=".keras") as copy:
+        try:
+            with storage.open_read(path) as file:
+                shutil.copyfileobj(file, copy, 1 << 20)
+            copy.flush()
+            with zipfile.ZipFile(copy.name) as archive:
+                size = sum(each.file_size for each in archive.infolist())
+            if size > _MOST_BYTES:
+                raise ValueError(f"it unpacks to {size_text(size)}, and {size_text(_MOST_BYTES)} can be used")
+            return import_keras().saving.load_model(copy.name, compile=False, safe_mode=True)
+        except Exception as error:
+            # What a file says may fail in any layer's way.
+            says = one_line(error).replace(copy.name, path)
+            if "ambda" in says or "unsafe" in says:
+                says = "it holds code (a Lambda layer), which is never run"
+            raise FeaturemillError(
+                f"cannot use {path} as a network: {says}; save it with layers of Keras alone, by model.save"
+            ) from error
