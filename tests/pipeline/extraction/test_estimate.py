@@ -552,5 +552,4 @@ def test_real_photos_and_a_real_engine(tmp_path):
     assert found.input_bytes == summary.totals.input_bytes
     for cost in found.costs.values():
         assert cost.seconds > 0
-    assert found.bottleneck in ("decode", "embed")
     assert json.loads(json.dumps(estimate_json(found)))["images"] == 210
