@@ -22,13 +22,13 @@ from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
 from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.metrics import RowScores, fit_temperature, judge, score_rows
-from transforms.evaluation.scores import Scores
 from transforms.heads import kind_of
 from transforms.heads.cells import HeldVectors, Rows
 from transforms.heads.model import Model, dense_arrays, dense_layers, log_losses, score_slices
 from transforms.network.weights import Weights, digest, load_weights
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, load_head, save_head, softmax
+from transforms.rows.spooled import SpooledRows
 from transforms.store.features import Features, open_features
 from transforms.text import counted
 
@@ -204,7 +204,7 @@ def _start(head: Head, network: TuningNetwork, data: TuningData) -> Model:
 
 # Row numbers, and their logits.
 _Blocks = Iterable[tuple[np.ndarray, np.ndarray]]
-_Scored = tuple[np.ndarray, Scores]
+_Scored = tuple[np.ndarray, SpooledRows]
 
 
 @dataclass(frozen=True)
@@ -228,7 +228,7 @@ def _scored(network: TuningNetwork, data: TuningData) -> _Scored:
 
 
 def _gathered(blocks: _Blocks, data: TuningData) -> _Scored:
-    found, scores = [], Scores(len(data.classes))
+    found, scores = [], SpooledRows(len(data.classes))
     for numbers, logits in blocks:
         found.append(numbers)
         scores.add(logits)

@@ -34,7 +34,6 @@ from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.dealing import DEALING
 from transforms.evaluation.intervals import Units, share
 from transforms.evaluation.metrics import RowScores, fit_temperature, is_bounded, judge, metric_values, score_rows
-from transforms.evaluation.scores import Scores
 from transforms.evaluation.split import SIDES, Split, split
 from transforms.heads.cells import Rows
 from transforms.heads.far import measure_far
@@ -43,6 +42,7 @@ from transforms.predictors import trained_rows
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
+from transforms.rows.spooled import CopiedVectors, SpooledRows
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.store.layout import ERRORS_FILE
 from transforms.store.output import Output
@@ -107,9 +107,10 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
         )
     check_place(options.output, overwrite=options.overwrite)
     options, table, joined = _with_stored_sides(options, say)
-    parts = _split(table, options)
+    decoded = replace(table, vectors=CopiedVectors(table.vectors))
+    parts = _split(decoded, options)
     plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
-    rows = make_rows(table, plan.cells)
+    rows = make_rows(decoded, plan.cells)
     facts = describe_data(table, joined, parts, rows)
     for name, fact in facts.items():
         say(f"{name:<9}{fact}")
@@ -343,13 +344,15 @@ def _chosen_by_fold(outcomes: Sequence[Outcome], rows: Rows, metric: str) -> lis
     return found
 
 
-def scored(models: Sequence[Model], rows: Rows, cells: Sequence[int]) -> tuple[np.ndarray, Scores, list[np.ndarray]]:
+def scored(
+    models: Sequence[Model], rows: Rows, cells: Sequence[int]
+) -> tuple[np.ndarray, SpooledRows, list[np.ndarray]]:
     """Returns (row numbers, the last model's scores, which rows each model gets right) for some cells, in one pass.
 
     N×C scores of several models would be gigabytes where there are many classes, and take as long as the fit: what is
     right is told of every `_step`-th row.
     """
-    found, scores, hits = [], Scores(len(rows.classes)), [[] for _ in models]
+    found, scores, hits = [], SpooledRows(len(rows.classes)), [[] for _ in models]
     step = _step(int(rows.wanted(cells).sum()), rows)
     for numbers, vectors in _gathered(rows.batches(cells), _GATHERED_BYTES):
         found.append(numbers)
@@ -369,7 +372,7 @@ def _step(count: int, rows: Rows) -> int:
     return max(1, -(-count * len(rows.classes) // _LEARNING_NUMBERS))
 
 
-def _row_scores(numbers: np.ndarray, scores: Scores, temperature: float, rows: Rows, table: Table) -> RowScores:
+def _row_scores(numbers: np.ndarray, scores: SpooledRows, temperature: float, rows: Rows, table: Table) -> RowScores:
     """Returns what judging takes of some rows' scores, block by block."""
     blocks = []
     for part in score_slices(*scores.shape):

@@ -18,13 +18,13 @@ from transforms import heads, storage
 from transforms.declared import AT_LEAST_ONE, SEED, Bound, check, declared
 from transforms.evaluation.confident import Blocks, Doubts, doubts
 from transforms.evaluation.metrics import fit_temperature
-from transforms.evaluation.scores import Scores
 from transforms.evaluation.split import split
 from transforms.heads import KINDS, FitSettings
 from transforms.heads.cells import Rows
 from transforms.heads.model import score_slices
 from transforms.predictors.head import softmax
 from transforms.rows.lookup import StoredRow, read_rows
+from transforms.rows.spooled import CopiedVectors, SpooledRows
 from transforms.rows.table import Table
 from transforms.rows.thumbnails import thumbnails
 from transforms.similarity.copies import DEFAULT_COSINE, Group, copies
@@ -133,7 +133,7 @@ def find_suspects(options: SuspectOptions, *, say: Callable[[str], None] = lambd
     # Near copies may be in several folds: one that is labelled rightly shows that the other isn't.
     parts = split(judged, validation=0, test=0, folds=options.folds, seed=options.seed, near=None)
     plan = plan_fits(parts, learning=False)
-    rows = make_rows(judged, plan.cells)
+    rows = make_rows(replace(judged, vectors=CopiedVectors(judged.vectors)), plan.cells)
     say(f"judging {int((rows.codes >= 0).sum()):,} labels by {options.folds} heads of kind {options.kind}")
     found = doubts(_blocks(rows, plan.fits, options), rows.codes, len(rows.classes))
     suspects = _suspects(judged, rows, found, [group for group in groups if group.labels > 1 and group not in chains])
@@ -143,7 +143,7 @@ def find_suspects(options: SuspectOptions, *, say: Callable[[str], None] = lambd
 def _blocks(rows: Rows, fits: Sequence[Any], options: SuspectOptions) -> Callable[[], Blocks]:
     """Returns what yields all rows with the probabilities that heads give them that haven't seen them."""
     fitter = heads.fitter(options.kind, rows, FitSettings(seed=options.seed))
-    kept: list[tuple[np.ndarray, Scores, float]] = []
+    kept: list[tuple[np.ndarray, SpooledRows, float]] = []
     for fit in fits:
         model = fitter.fit(fit.train, fit.validation)
         numbers, scores, _ = scored([model], rows, fit.validation)

@@ -16,8 +16,8 @@ from transforms.evaluation.intervals import (
     mean_loss,
     share,
 )
-from transforms.evaluation.scores import Scores
 from transforms.heads.model import log_losses, score_slices
+from transforms.rows.spooled import SpooledRows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,7 +35,7 @@ _PAIRS = 10
 _KEYS_PER_PAIR = 5
 
 
-def fit_temperature(logits: np.ndarray | Scores, codes: np.ndarray) -> float:
+def fit_temperature(logits: np.ndarray | SpooledRows, codes: np.ndarray) -> float:
     """Returns the T for which softmax(logits / T) has the smallest log loss (Guo et al. 2017, On Calibration of Modern
     Neural Networks, section 4.2), where each row's class counts for 1 - 1 / (N + 2) and the others share the rest.
 
@@ -76,14 +76,14 @@ def fit_temperature(logits: np.ndarray | Scores, codes: np.ndarray) -> float:
     return float(np.exp(found.x) * spread)
 
 
-def is_bounded(logits: np.ndarray | Scores, codes: np.ndarray, temperature: float) -> bool:
+def is_bounded(logits: np.ndarray | SpooledRows, codes: np.ndarray, temperature: float) -> bool:
     """Tells whether a temperature that `fit_temperature` found for these is as far from their spread as it may be."""
     spread, _ = _spread(*_some(logits, codes))
     near = np.abs(np.log(temperature / spread) - np.log(_TEMPERATURES)) if spread else np.inf
     return bool(np.min(near) < 1e-3)
 
 
-def _spread(logits: np.ndarray | Scores, codes: np.ndarray) -> tuple[float, float]:
+def _spread(logits: np.ndarray | SpooledRows, codes: np.ndarray) -> tuple[float, float]:
     """Returns the scores' root mean square about each row's mean, and the sum of how far true classes' are above it."""
     squares = above = 0.0
     for part in _slices(logits):
@@ -93,7 +93,7 @@ def _spread(logits: np.ndarray | Scores, codes: np.ndarray) -> tuple[float, floa
     return float(np.sqrt(squares / logits.shape[0] / logits.shape[1])), above
 
 
-def _some(logits: np.ndarray | Scores, codes: np.ndarray) -> tuple[np.ndarray | Scores, np.ndarray]:
+def _some(logits: np.ndarray | SpooledRows, codes: np.ndarray) -> tuple[np.ndarray | SpooledRows, np.ndarray]:
     """Returns the rows that a temperature is fitted to, and their classes."""
     step = -(-logits.shape[0] * logits.shape[1] // _MOST_FITTED)
     if step == 1:
@@ -220,7 +220,7 @@ def _check_rows(codes: np.ndarray) -> None:
         raise FeaturemillError("there are no rows to judge by; give validation or test a larger share")
 
 
-def _check(numbers: np.ndarray | Scores, codes: np.ndarray, name: str, keys: Any = None) -> None:
+def _check(numbers: np.ndarray | SpooledRows, codes: np.ndarray, name: str, keys: Any = None) -> None:
     for part in _slices(numbers):
         finite = np.isfinite(numbers[part]).all(axis=1)
         if not finite.all():
@@ -242,7 +242,7 @@ def _row_name(keys: Any, row: int) -> str:
     return f"row {row:,}" if keys is None else _key(keys, row)
 
 
-def _slices(numbers: np.ndarray | Scores) -> Iterator[slice]:
+def _slices(numbers: np.ndarray | SpooledRows) -> Iterator[slice]:
     return score_slices(*numbers.shape)
 
 

@@ -114,7 +114,28 @@ class StoredVectors:
             FeaturemillError: A file that can't be read or has changed, vectors of another length, a vector with NaN or
                 infinity, or (unless `zeros_pass`) one that is all zeros.
         """
-        size = max(1, min(batch_rows or BATCH_BYTES, BATCH_BYTES // (4 * self.dims)))
+        size = self._batch_rows(batch_rows)
+        for part, starts, groups in self._groups(wanted, seed):
+            yield from self._part_batches(part, groups, starts, wanted, size)
+
+    def ranges(
+        self, wanted: np.ndarray | None = None, *, batch_rows: int | None = None, seed: int | None = None
+    ) -> Iterator[slice]:
+        """Yields the rows that `batches` reads for each of its batches, of which it gives those that are wanted."""
+        size = self._batch_rows(batch_rows)
+        for _, starts, groups in self._groups(wanted, seed):
+            for group in groups:
+                stop = int(starts[group + 1])
+                for start in range(int(starts[group]), stop, size):
+                    yield slice(start, min(start + size, stop))
+
+    def _batch_rows(self, asked: int | None) -> int:
+        return max(1, min(asked or BATCH_BYTES, BATCH_BYTES // (4 * self.dims)))
+
+    def _groups(
+        self, wanted: np.ndarray | None, seed: int | None
+    ) -> Iterator[tuple[StoredPart, np.ndarray, list[int]]]:
+        """Yields each part with wanted rows, the first rows of its row groups (and the end), and which of them have."""
         random = None if seed is None else np.random.default_rng(seed)
         firsts = np.cumsum([0, *(part.rows for part in self.parts)])
         for index in _order(len(self.parts), random):
@@ -126,7 +147,7 @@ class StoredVectors:
                 if wanted is None or wanted[starts[group] : starts[group + 1]].any()
             ]
             if groups:
-                yield from self._part_batches(part, groups, starts, wanted, size)
+                yield part, starts, groups
 
     def _part_batches(
         self, part: StoredPart, groups: Sequence[int], starts: np.ndarray, wanted: np.ndarray | None, size: int
