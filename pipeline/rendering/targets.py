@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 
 from transforms import storage
-from transforms.errors import UsageError
+from transforms.errors import FeaturemillError, UsageError
 from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, PREDICTION_FILES, PREDICTION_FOLDERS
 
 # What a run or a prediction writes, beside or below its manifest.
@@ -34,8 +34,8 @@ def check_targets(
         overwrite: Whether files that are there may be replaced.
 
     Raises:
-        UsageError: No name, another ending, no such folder, a folder, a file that is read or is some OUT's own, or one
-            that is there already.
+        UsageError: No name, another ending, no such folder, a folder, a file that is read or is some OUT's own.
+        FeaturemillError: A file that is there already, as all commands say it.
     """
     kinds = ((rows, ROWS), (page, (".html", ".htm")), (plot, (".png", ".svg")))
     for path, endings in ((path, endings) for path, endings in kinds if path is not None):
@@ -55,7 +55,7 @@ def check_targets(
         if not path.lower().endswith(endings):
             raise UsageError(f"cannot write {path}: its ending has to be {' or '.join(endings)}")
         if storage.stat(path) and not overwrite:
-            raise UsageError(f"{path} is there already; choose another place, or pass --overwrite")
+            raise FeaturemillError(f"{path} is there already; choose another place, or pass --overwrite")
 
 
 def _real(path: str) -> str:

@@ -49,7 +49,7 @@ def test_predictions_in_one_file(made, tmp_path, ending, capsys):
     assert [float(row["score"]) for row in rows] == pytest.approx([row["score"] for row in stored(made)])
     tops = [json.loads(row["top_labels"]) if ending == "csv" else row["top_labels"] for row in rows]
     assert tops == [row["top_labels"] for row in stored(made)]
-    assert run_cli(command) == 2
+    assert run_cli(command) == 1
     assert "is there already; choose another place, or pass --overwrite" in capsys.readouterr().err
     assert run_cli([*command, "--overwrite"]) == 0
     copied = tmp_path / f"copy.{ending}"
