@@ -40,7 +40,7 @@ class Lab:
 
     @property
     def long_rounds(self) -> int:
-        return max(1, self.rounds - 1)
+        return max(1, self.rounds - 2)
 
     @property
     def weights(self) -> Path:
@@ -108,10 +108,10 @@ def large(lab: Lab) -> list[dict]:
             "extract": lab.extract(folder),
             "extract --precision int16": lab.extract(folder, "--precision", "int16"),
             "keras_script.py": lab.keras_script(folder),
+            "beam_runinference.py": lab.beam_runinference(folder),
         },
         lab.long_rounds,
     )
-    runs |= alternate({"extract --engine keras": lab.extract(folder, "--engine", "keras")}, 1)
     return _processes(runs, photos.LARGE)
 
 
@@ -224,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", action="append", choices=SECTIONS, help="A section; repeatable. By default all.")
     parser.add_argument("--photos", help="A folder of photos; by default the shared ones, else drawn images.")
-    parser.add_argument("--rounds", type=int, default=3, help="How often each command runs; twice at 2,000 images.")
+    parser.add_argument("--rounds", type=int, default=3, help="How often each command runs; two less at 2,000 images.")
     parser.add_argument("--save", default=str(HERE / "results"), help="Where to: NAME.json and NAME.md.")
     given = parser.parse_args()
     paths, origin = photos.source(given.photos)
