@@ -1,6 +1,7 @@
 """Columns of an input that come along: their types, and values made to fit them."""
 
 import datetime
+from collections.abc import Collection, Iterable
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,19 @@ def parse_keep(text: str) -> Kept:
             "bool, date32, timestamp[us] or list<string>; a name with a colon in it needs a TYPE"
         ) from None
     return Kept(name, kind)
+
+
+def names_beside(names: Iterable[str], own: Collection[str]) -> dict[str, str]:
+    """Returns {column that came along: its name beside a command's own}: `kept_NAME` where one of these has it.
+
+    In any case of letters: to DuckDB `Score` is `score`.
+    """
+    found = {name: name for name in names}
+    taken, others = ({name.lower() for name in some} for some in (own, found))
+    for name in found:
+        while found[name].lower() in taken or (found[name] != name and found[name].lower() in others):
+            found[name] = f"kept_{found[name]}"
+    return found
 
 
 def fit(value: object, kind: "pa.DataType") -> tuple[Any, str]:
