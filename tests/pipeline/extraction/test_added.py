@@ -147,7 +147,7 @@ def lacking(folder: Path) -> str:
     out = str(folder / "out")
     [why] = open_features(out).lacking.values()
     assert why in inspect(out).problems
-    assert why in inspection_text(inspect(out))
+    assert inspection_text(inspect(out)).endswith(f"\nparts, footers and manifest agree, but {why}")
     with pytest.raises(FeaturemillError, match=r"the added feature deep"):
         open_features(out).to_numpy("deep")
     with pytest.raises(FeaturemillError, match=r"the added feature deep"):
@@ -160,6 +160,7 @@ def lacking(folder: Path) -> str:
 def whole(folder: Path) -> None:
     out = str(folder / "out")
     assert inspect(out).problems == ()
+    assert inspection_text(inspect(out)).endswith("\nparts, footers and manifest agree")
     assert np.array_equal(open_features(out).to_numpy("deep"), open_features(out).to_numpy("embedding")[:, :128])
 
 
