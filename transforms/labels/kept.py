@@ -3,6 +3,7 @@
 import datetime
 from collections.abc import Collection, Iterable
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ KEPT_BYTES = 256 << 10
 _NOT_UTF8 = "text that isn't UTF-8"
 
 
+# Asked for with each value of each image.
+@cache
 def arrow_type(text: str) -> "pa.DataType":
     """Returns the Arrow type of a name such as `int64`, `double`, `timestamp[us]` or `list<string>`.
 
