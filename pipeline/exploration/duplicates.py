@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_rows
+from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
 from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.table import Table
 from transforms.rows.thumbnails import thumbnails
@@ -56,7 +56,7 @@ def duplicates_json(found: Duplicates) -> dict[str, Any]:
             {
                 "exact": group.exact,
                 "labels_disagree": group.labels > 1,
-                "rows": [row_json(rows[row]) for row in group.rows],
+                "rows": [row_json({}, rows[row]) for row in group.rows],
             }
             for group in found.groups
         ],
@@ -103,20 +103,22 @@ def write_duplicates(found: Duplicates, path: str) -> None:
         ("exact", pa.bool_()),
         ("labels_disagree", pa.bool_()),
     ]
-    schema = pa.schema([*kinds, *row_fields()])
+    schema = rows_schema(kinds, found.table.kept)
 
     def tables() -> Iterator[pa.Table]:
         for first in range(0, len(found.groups), _BATCH_GROUPS):
             some = found.groups[first : first + _BATCH_GROUPS]
             rows = _rows_of(found, some)
             values = [
-                {
-                    "group": number,
-                    "rows_in_group": len(group.rows),
-                    "exact": group.exact,
-                    "labels_disagree": group.labels > 1,
-                    **row_values(rows[row]),
-                }
+                row_values(
+                    {
+                        "group": number,
+                        "rows_in_group": len(group.rows),
+                        "exact": group.exact,
+                        "labels_disagree": group.labels > 1,
+                    },
+                    rows[row],
+                )
                 for number, group in enumerate(some, first + 1)
                 for row in group.rows
             ]

@@ -5,10 +5,14 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_rows
+from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
 from transforms.rows.thumbnails import thumbnails
 from transforms.similarity.outlying import Outlier, Outliers
 from transforms.storage import readable
+
+
+def _values(rank: int, far: Outlier) -> dict[str, Any]:
+    return {"rank": rank, "distance": far.distance, "nearest_class": far.nearest_class}
 
 
 def outliers_json(found: Outliers) -> dict[str, Any]:
@@ -19,10 +23,7 @@ def outliers_json(found: Outliers) -> dict[str, Any]:
         "by": found.by,
         "rows": found.table.vectors.rows,
         "compared": found.rows,
-        "found": [
-            {"rank": rank, "distance": far.distance, "nearest_class": far.nearest_class, **row_json(far.row)}
-            for rank, far in enumerate(found.found, 1)
-        ],
+        "found": [row_json(_values(rank, far), far.row) for rank, far in enumerate(found.found, 1)],
     }
 
 
@@ -48,11 +49,8 @@ def write_outliers(found: Outliers, path: str) -> None:
         FeaturemillError: It can't be written there.
     """
     own = [("rank", pa.int64()), ("distance", pa.float64()), ("nearest_class", pa.string())]
-    schema = pa.schema([*own, *row_fields()])
-    values = [
-        {"rank": rank, "distance": far.distance, "nearest_class": far.nearest_class, **row_values(far.row)}
-        for rank, far in enumerate(found.found, 1)
-    ]
+    schema = rows_schema(own, found.table.kept)
+    values = [row_values(_values(rank, far), far.row) for rank, far in enumerate(found.found, 1)]
     write_rows(path, [pa.Table.from_pylist(values, schema)], schema)
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.exploration.questions import Query, read_queries
 from pipeline.rendering.contact_sheet import Section, Tile, row_tile, write_sheet
-from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_rows
+from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
 from transforms.declared import AT_LEAST_ONE, check, declared
 from transforms.engines import ENGINES, check_engine
 from transforms.engines.engine import Engine
@@ -22,7 +22,7 @@ from transforms.rows.thumbnails import Thumbnail, Thumbnailer, thumbnails
 from transforms.similarity.neighbours import METRICS, Nearest, nearest_rows
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
-from transforms.text import counted, shown, shown_within
+from transforms.text import counted, printable, shown, shown_within
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ def found_json(found: Found) -> dict[str, Any]:
                 "query": asked.name,
                 "kind": asked.kind,
                 "neighbours": [
-                    {"rank": rank, "score": near.score, **row_json(near.row)} for rank, near in enumerate(some, 1)
+                    row_json({"rank": rank, "score": near.score}, near.row) for rank, near in enumerate(some, 1)
                 ],
             }
             for asked, some in zip(found.queries, found.neighbours, strict=True)
@@ -183,10 +183,13 @@ def found_json(found: Found) -> dict[str, Any]:
 
 def found_text(found: Found) -> str:
     """Returns the neighbours for people: a table for each query."""
-    lines = []
+    lines, names = [], ("", found.metric, "label", *map(printable, found.table.kept), "key")
     for asked, some in zip(found.queries, found.neighbours, strict=True):
-        rows = [(rank, f"{near.score:.6g}", near.row.label, near.row.key) for rank, near in enumerate(some, 1)]
-        lines += [f"{asked.kind} {shown_within(asked.name)}", text_table(("", found.metric, "label", "key"), rows), ""]
+        rows = [
+            (rank, f"{near.score:.6g}", near.row.label, *near.row.kept.values(), near.row.key)
+            for rank, near in enumerate(some, 1)
+        ]
+        lines += [f"{asked.kind} {shown_within(asked.name)}", text_table(names, rows), ""]
     rows = found.table.vectors.rows
     of = "" if found.searched == rows else f"{found.searched:,} of "
     return "\n".join([*lines, f"{of}{counted(rows, 'row')} compared in {found.seconds:.1f} s"])
@@ -198,11 +201,10 @@ def write_found(found: Found, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-    schema = pa.schema(
-        [("query", pa.string()), ("kind", pa.string()), ("rank", pa.int32()), ("score", pa.float64()), *row_fields()]
-    )
+    own = [("query", pa.string()), ("kind", pa.string()), ("rank", pa.int32()), ("score", pa.float64())]
+    schema = rows_schema(own, found.table.kept)
     rows = [
-        {"query": asked.name, "kind": asked.kind, "rank": rank, "score": near.score, **row_values(near.row)}
+        row_values({"query": asked.name, "kind": asked.kind, "rank": rank, "score": near.score}, near.row)
         for asked, some in zip(found.queries, found.neighbours, strict=True)
         for rank, near in enumerate(some, 1)
     ]

@@ -371,12 +371,16 @@ def inspection_text(inspection: Inspection) -> str:
             f"{found.rows} of {inspection.rows} rows, {size_text(found.stored_bytes)}"
             + (f", failed: {failed}" if failed else "")
         )
-    lines += [f"unfinished   {why}" for why in inspection.features.lacking.values()]
+    lacking, agree = inspection.features.lacking.values(), inspection.finished and not inspection.disagreements
+    # Where all else is well, the last line says them.
+    lines += [] if agree else [f"unfinished   {why}" for why in lacking]
     lines += [f"PROBLEM      {problem}" for problem in inspection.disagreements]
     if not inspection.finished:
         lines.append(inspection.problems[len(inspection.disagreements)])
-    if inspection.disagreements or inspection.finished:
-        lines.append("the books disagree" if inspection.disagreements else "parts, footers and manifest agree")
+    if inspection.disagreements:
+        lines.append("the books disagree")
+    elif inspection.finished:
+        lines.append(f"parts, footers and manifest agree{', but ' if lacking else ''}{'; '.join(lacking)}")
     return "\n".join(lines)
 
 

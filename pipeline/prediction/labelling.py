@@ -1,6 +1,6 @@
 """Labels tables of features batch by batch, writes PRED's parts, and counts the labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from transforms.evaluation.abstaining import selective
 from transforms.evaluation.intervals import Units, share
 from transforms.evaluation.metrics import RowScores, judge, score_rows
 from transforms.evaluation.split import tied
+from transforms.parquet.beside import InOrder
 from transforms.predictors.predictions import (
     PredictionWriter,
     Predictor,
@@ -27,7 +28,7 @@ from transforms.text import clean, counted, did_you_mean, short
 
 # N×C numbers of a batch, of which there are some copies as float64 while it is ranked.
 _BATCH_NUMBERS = 2_000_000
-_PLACE = pa.schema([pa.field("source", pa.string()), pa.field("position", pa.int64())])
+_PLACES = ("source", "position")
 
 
 @dataclass
@@ -132,8 +133,25 @@ class Tally:
         return {**metrics, **said}, rows
 
 
+def kept_together(tables: "Sequence[Table]") -> tuple[dict[str, str], tuple[str, ...]]:
+    """Returns {column that came along: name of its type} of all tables, and what is to be said of those left out."""
+    found: dict[str, dict[tuple[str, str], None]] = {}
+    for table in tables:
+        for name, kind in table.kept.items():
+            found.setdefault(name.lower(), {})[name, kind] = None
+    kept = dict(next(iter(pairs)) for pairs in found.values() if len(pairs) == 1)
+    differing = [", ".join(f"{name}:{kind}" for name, kind in pairs) for pairs in found.values() if len(pairs) > 1]
+    return kept, tuple(f"{each}: of several types, and so not in the predictions" for each in differing)
+
+
 def predict_tables(
-    tables: "Sequence[Table]", predictor: Predictor, output: str, *, options: PredictOptions, limit: int | None
+    tables: "Sequence[Table]",
+    predictor: Predictor,
+    output: str,
+    *,
+    kept: Mapping[str, str],
+    options: PredictOptions,
+    limit: int | None,
 ) -> Tally:
     """Predicts the rows of tables and writes them to PRED.
 
@@ -141,6 +159,7 @@ def predict_tables(
         tables: Features, which fit the predictor.
         predictor: Gives the labels.
         output: PRED, begun.
+        kept: {column that comes along: name of its type}.
         options: Top, probabilities, and whether to judge.
         limit: Only so many rows of each table.
 
@@ -148,22 +167,23 @@ def predict_tables(
         FeaturemillError: Vectors that can't be used, or PRED that can't be written.
     """
     tally = Tally(np.zeros(len(predictor.labels), np.int64))
-    writer = PredictionWriter(output, predictions_schema(predictor, probabilities=options.probabilities))
+    schema = predictions_schema(predictor, probabilities=options.probabilities, kept=kept)
+    writer = PredictionWriter(output, schema)
     top = min(options.top, len(predictor.labels))
     batch_rows = max(1, _BATCH_NUMBERS // len(predictor.labels))
     groups, before = tied(tables) if options.evaluate and tables else None, 0
     for table in tables:
-        columns = _facts(table)
+        columns, along = {"key": table.keys, "true_label": table.labels}, _along(table, kept, schema)
         wanted = None if limit is None else np.arange(table.vectors.rows) < limit
         for numbers, vectors in table.vectors.batches(wanted, batch_rows=batch_rows):
             # In the order of the rows: a batch is a slice, and a slice copies nothing.
             start = int(numbers[0])
             facts = {name: column.slice(start, len(numbers)).combine_chunks() for name, column in columns.items()}
+            facts |= along(len(numbers))
             probabilities = predictor.probabilities(vectors)
             if predictor.far:
                 facts["distance"] = pa.array(predictor.far.distances(vectors))
-            kept = options.probabilities
-            rows = prediction_rows(predictor, probabilities, facts, top=top, keep_probabilities=kept)
+            rows = prediction_rows(predictor, probabilities, facts, top=top, schema=schema)
             writer.add(rows)
             of_rows = None if groups is None else groups[before + numbers]
             tally.add(probabilities, rows, true_codes(facts["true_label"], predictor), of_rows, before + numbers)
@@ -173,13 +193,23 @@ def predict_tables(
     return tally
 
 
-def _facts(table: "Table") -> dict[str, pa.ChunkedArray]:
-    """Returns the columns of PRED that are known before predicting, N each; places only for OUTs of extract."""
-    if not table.is_output:
-        places = pa.table([pa.nulls(table.vectors.rows, field.type) for field in _PLACE], _PLACE)
-    else:
-        places = pa.Table.from_batches(fact_batches(table, _PLACE), _PLACE)
-    return {"key": table.keys, "true_label": table.labels, **dict(zip(_PLACE.names, places.columns, strict=True))}
+def _along(table: "Table", kept: Mapping[str, str], schema: pa.Schema) -> Callable[[int], dict[str, pa.Array]]:
+    """Returns what gives the next rows' places and columns that came along, as PRED calls them; null if not known."""
+    # They are its last.
+    names = dict(zip(kept, schema.names[len(schema) - len(kept) :], strict=True)) | {n: n for n in _PLACES}
+    known = [*_PLACES, *table.kept] if table.is_output else []
+    there = pa.schema([(name, schema.field(shown).type) for name, shown in names.items() if name in known])
+    changed = FeaturemillError(f"{table.location} was changed while it was in use; run the command again")
+    rows = InOrder(fact_batches(table, there), changed)
+
+    def take(count: int) -> dict[str, pa.Array]:
+        found = {names[name]: pa.nulls(count, schema.field(names[name]).type) for name in names}
+        if there.names:
+            batch = rows.take(count)
+            found |= {names[name]: batch.column(name).combine_chunks() for name in there.names}
+        return found
+
+    return take
 
 
 def check_true_labels(tables: "Sequence[Table]", predictor: Predictor) -> None:

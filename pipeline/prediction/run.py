@@ -16,7 +16,7 @@ from pipeline.extraction import run as extract
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.summary import Summary
 from pipeline.prediction import inputs as given
-from pipeline.prediction.labelling import Tally, check_true_labels, predict_tables
+from pipeline.prediction.labelling import Tally, check_true_labels, kept_together, predict_tables
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.summary import PredictSummary, seen_text
 from pipeline.rendering.tables import write_rows_of
@@ -180,7 +180,9 @@ def _fill(
         opened = _open_features(options, source, locations)
     limit = None if options.output else SHOWN_ROWS
     try:
-        tally = predict_tables(opened.tables, source.predictor, output.folder, options=options, limit=limit)
+        tally = predict_tables(
+            opened.tables, source.predictor, output.folder, kept=opened.kept, options=options, limit=limit
+        )
     except BaseException:
         if not source.images:
             # Nothing here would save the next run any work.
@@ -300,6 +302,7 @@ class _Opened:
 
     tables: "Sequence[Table]"
     notes: tuple[str, ...]
+    kept: dict[str, str]
 
 
 def _open_features(options: PredictOptions, source: _Source, locations: Sequence[str]) -> _Opened:
@@ -314,7 +317,8 @@ def _open_features(options: PredictOptions, source: _Source, locations: Sequence
         notes |= dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
     if options.evaluate:
         check_true_labels(tables, source.predictor)
-    return _Opened(tables, tuple(notes))
+    kept, said = kept_together(tables)
+    return _Opened(tables, (*notes, *said), kept)
 
 
 def _outcome(

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline.rendering.tables import as_json
 from pipeline.training.facts import never_trained_text
 from pipeline.training.report import abstaining_text, interval, metric_table
 from transforms import storage
@@ -51,7 +52,7 @@ def summary_json(summary: PredictSummary) -> dict[str, Any]:
         **{name: value for name, value in summary.manifest.to_json().items() if name != "classes"},
         "failure_rate": summary.failure_rate,
         "metrics": summary.metrics,
-        "shown": list(summary.shown),
+        "shown": as_json(summary.shown),
         "wall_seconds": summary.wall_seconds,
         "done_before": summary.done_before,
     }

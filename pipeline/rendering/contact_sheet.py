@@ -1,10 +1,11 @@
 """Contact sheets: stored rows as thumbnails with score, label, key and path, on one page that needs nothing else."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pipeline.rendering.html import render, write_page
+from pipeline.rendering.tables import cell
 from transforms.rows.lookup import StoredRow
 from transforms.rows.thumbnails import Thumbnail
 from transforms.text import printable
@@ -22,6 +23,7 @@ class Tile:
         source: Where it lies, None if unknown.
         marked: Whether it stands out: the query, or a label that disagrees.
         suggested: The label that it should rather have, None where none is known.
+        kept: What came along with the image and is known, by its column.
     """
 
     thumbnail: Thumbnail
@@ -31,6 +33,7 @@ class Tile:
     source: str | None = None
     marked: bool = False
     suggested: str | None = None
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -69,7 +72,8 @@ def row_tile(
     suggested: str | None = None,
 ) -> Tile:
     """Returns a stored row's tile."""
-    return Tile(thumbnails[row.row], score, row.key, row.label, row.source, marked, suggested)
+    kept = {name: cell(value) for name, value in row.kept.items() if value is not None}
+    return Tile(thumbnails[row.row], score, row.key, row.label, row.source, marked, suggested, kept)
 
 
 def _labels(sections: Iterable[Section]) -> list[str]:

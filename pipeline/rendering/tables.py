@@ -6,9 +6,8 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
 from decimal import Decimal
 from functools import partial
 from typing import Any, BinaryIO, TextIO
@@ -18,28 +17,44 @@ import pyarrow.parquet as pq
 
 from transforms.committed import committed_file
 from transforms.errors import FeaturemillError
+from transforms.labels.kept import arrow_type, names_beside
 from transforms.parquet.files import ParquetFile, open_sealed
 from transforms.rows.lookup import StoredRow
 from transforms.text import one_line, printable
 
 _MOST_LETTERS = 100
+_ROW_FIELDS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "label", "source")),
+        ("position", pa.int64()),
+        ("sha256", pa.binary()),
+        *((name, pa.int32()) for name in ("width", "height")),
+    ]
+)
 
 
-def row_fields() -> list[pa.Field]:
-    """Returns the Arrow fields of `row_values`."""
-    texts = [pa.field(name, pa.string()) for name in ("key", "label", "source")]
-    sizes = [pa.field(name, pa.int32()) for name in ("width", "height")]
-    return [*texts, pa.field("position", pa.int64()), pa.field("sha256", pa.binary()), *sizes]
+def rows_schema(own: Iterable[pa.Field | tuple[str, pa.DataType]], kept: Mapping[str, str]) -> pa.Schema:
+    """Returns the Arrow schema of `row_values`: a command's own columns, those of a row, and those that came along.
+
+    Args:
+        own: The command's.
+        kept: {column that came along: name of its type}.
+    """
+    own = pa.schema([*own, *_ROW_FIELDS])
+    names = names_beside(kept, own.names)
+    return pa.schema([*own, *((names[name], arrow_type(kind)) for name, kind in kept.items())])
 
 
-def row_values(row: StoredRow) -> dict[str, Any]:
-    """Returns a row's own columns."""
-    return {name: value for name, value in asdict(row).items() if name not in ("row", "part", "part_row")}
+def row_values(own: Mapping[str, Any], row: StoredRow) -> dict[str, Any]:
+    """Returns a command's own values, a row's, and those that came along with it."""
+    values = {**own, **{field.name: getattr(row, field.name) for field in _ROW_FIELDS}}
+    names = names_beside(row.kept, values)
+    return values | {names[name]: value for name, value in row.kept.items()}
 
 
-def row_json(row: StoredRow) -> dict[str, Any]:
-    """Returns a row's own columns for programs."""
-    return {name: as_json(value) for name, value in row_values(row).items()}
+def row_json(own: Mapping[str, Any], row: StoredRow) -> dict[str, Any]:
+    """Returns what `row_values` does, for programs."""
+    return {name: value if name in own else as_json(value) for name, value in row_values(own, row).items()}
 
 
 def as_json(value: Any) -> Any:
@@ -64,13 +79,13 @@ def as_json(value: Any) -> Any:
 
 def text_table(names: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """Returns a table for the terminal; text of others' is made printable, and long text cut in its middle."""
-    table = [tuple(names), *(tuple(map(_cell, row)) for row in rows)]
+    table = [tuple(names), *(tuple(map(cell, row)) for row in rows)]
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
     value = as_json(value)
     return "–" if value is None else printable(f"{value:.6g}" if isinstance(value, float) else value, _MOST_LETTERS)
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_fields, row_json, row_values, text_table, write_rows
+from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import LabelOptions
 from pipeline.training.run import labelled_table, make_rows, scored
@@ -206,7 +206,7 @@ def suspects_json(found: Suspects) -> dict[str, Any]:
         "head": found.options.kind,
         "rows": found.rows,
         "left_out": found.left_out,
-        "found": [{**_values(n, one), **row_json(one.row)} for n, one in enumerate(found.found, 1)],
+        "found": [row_json(_values(n, one), one.row) for n, one in enumerate(found.found, 1)],
     }
 
 
@@ -249,8 +249,8 @@ def write_suspects(found: Suspects, path: str) -> None:
         ("by_heads", pa.bool_()),
         ("copies_of_other_labels", pa.int64()),
     ]
-    schema = pa.schema([*own, *row_fields()])
-    values = [{**_values(number, one), **row_values(one.row)} for number, one in enumerate(found.found, 1)]
+    schema = rows_schema(own, found.table.kept)
+    values = [row_values(_values(number, one), one.row) for number, one in enumerate(found.found, 1)]
     write_rows(path, [pa.Table.from_pylist(values, schema)], schema)
 
 

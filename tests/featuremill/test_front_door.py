@@ -207,3 +207,12 @@ def test_workers_are_started_so():
     environment = beam_runner("FnApiRunner", 2)._default_environment
     assert environment.command_string.endswith("featuremill/own.py pipeline.runners.worker")
     assert own_command("a.module") == [sys.executable, str(ROOT / "featuremill/own.py"), "a.module"]
+
+
+def test_a_feature_is_added_from_python_too(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = {"output": "features", "weights": "random:0", "quiet": True}
+    rows = featuremill.extract(folder / "photos", image_size=32, **given).totals.rows_embedded
+    summary = featuremill.extract(folder / "photos", add_feature="deep=block2_pool:avg", **given)
+    assert summary.totals.rows_embedded == rows
+    assert featuremill.open_features("features").to_numpy("deep").shape == (rows, 128)

@@ -1,7 +1,9 @@
 """Columns of an input that come along: their types, and values made to fit them."""
 
 import datetime
+from collections.abc import Collection, Iterable
 from decimal import Decimal
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +20,8 @@ KEPT_BYTES = 256 << 10
 _NOT_UTF8 = "text that isn't UTF-8"
 
 
+# Asked for with each value of each image.
+@cache
 def arrow_type(text: str) -> "pa.DataType":
     """Returns the Arrow type of a name such as `int64`, `double`, `timestamp[us]` or `list<string>`.
 
@@ -82,6 +86,19 @@ def parse_keep(text: str) -> Kept:
             "bool, date32, timestamp[us] or list<string>; a name with a colon in it needs a TYPE"
         ) from None
     return Kept(name, kind)
+
+
+def names_beside(names: Iterable[str], own: Collection[str]) -> dict[str, str]:
+    """Returns {column that came along: its name beside a command's own}: `kept_NAME` where one of these has it.
+
+    In any case of letters: to DuckDB `Score` is `score`.
+    """
+    found = {name: name for name in names}
+    taken, others = ({name.lower() for name in some} for some in (own, found))
+    for name in found:
+        while found[name].lower() in taken or (found[name] != name and found[name].lower() in others):
+            found[name] = f"kept_{found[name]}"
+    return found
 
 
 def fit(value: object, kind: "pa.DataType") -> tuple[Any, str]:

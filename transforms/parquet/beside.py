@@ -43,7 +43,7 @@ def batches_beside(
     for group in range(len(counts)) if row_groups is None else row_groups:
         start = sum(counts[:group])
         theirs = {
-            uri: _Rows(uri, _between(uri, start, start + counts[group], [*ROW_IDENTITY, *names], size))
+            uri: InOrder(_between(uri, start, start + counts[group], [*ROW_IDENTITY, *names], size), other_rows(uri))
             for uri, names in uris.items()
         }
         for batch in parquet.iter_batches(size, row_groups=[group], columns=own):
@@ -79,18 +79,19 @@ def _between(uri: str, start: int, stop: int, columns: Sequence[str], size: int)
                 at += len(batch)
 
 
-class _Rows:
+class InOrder:
     """Batches one after the other, handed out by numbers of rows."""
 
-    def __init__(self, uri: str, batches: Iterator[pa.RecordBatch]):
-        self._uri, self._batches, self._rest = uri, batches, []
+    def __init__(self, batches: Iterator[pa.RecordBatch], too_few: FeaturemillError):
+        """Args: at least one batch, and what is raised where more rows are wanted than there are."""
+        self._batches, self._too_few, self._rest = batches, too_few, []
 
     def take(self, count: int) -> pa.Table:
-        """Returns the next `count` rows; raises FeaturemillError where there are fewer."""
+        """Returns the next `count` rows."""
         while sum(map(len, self._rest)) < count:
             batch = next(self._batches, None)
             if batch is None:
-                raise other_rows(self._uri)
+                raise self._too_few
             self._rest.append(batch)
         table = pa.Table.from_batches(self._rest)
         self._rest = table.slice(count).to_batches()

@@ -1,9 +1,10 @@
 """Predictions: from probabilities to rows, and the Parquet parts that hold them."""
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ from transforms import storage
 from transforms.committed import committed_file
 from transforms.evaluation.abstaining import is_answered
 from transforms.heads.far import Far
+from transforms.labels.kept import arrow_type, names_beside
 from transforms.parquet.seals import SealedWriter
 from transforms.rows.labels import encode_as
 from transforms.spec import FeatureSpec
@@ -82,12 +84,19 @@ def true_codes(labels: pa.Array, predictor: Predictor) -> np.ndarray:
     return classes[encode_as(labels.cast(pa.string()), list(predictor.codes))]
 
 
-def predictions_schema(predictor: Predictor, *, probabilities: bool) -> pa.Schema:
+def predictions_schema(
+    predictor: Predictor, *, probabilities: bool, kept: Mapping[str, str] = MappingProxyType({})
+) -> pa.Schema:
     """Returns the Arrow schema of a part.
 
     `label` and `score` are the first of `top_labels` and `top_scores`, but `label` is null of a row without an answer,
     whose best guess these still are, and so is `agrees`; `source` and `position` say where an image lies,
     null for features that don't say it; `agrees` is null where the true label is unknown or no class of the head.
+
+    Args:
+        predictor: Whose classes they are.
+        probabilities: Whether all C go into the row.
+        kept: {column that came along with the images: name of its type}; last, as `names_beside` calls them.
     """
     text, texts = pa.string(), pa.list_(pa.string())
     fields = {
@@ -105,6 +114,9 @@ def predictions_schema(predictor: Predictor, *, probabilities: bool) -> pa.Schem
         "true_label": text,
         "agrees": pa.bool_(),
     }
+    # The same name whatever the head measures.
+    names = names_beside(kept, {*fields, "wnid", "top_wnids", "probabilities", "distance", "far"})
+    fields |= {names[name]: arrow_type(kind) for name, kind in kept.items()}
     return pa.schema(list(fields.items()))
 
 
@@ -114,16 +126,17 @@ def prediction_rows(
     facts: dict[str, pa.Array],
     *,
     top: int,
-    keep_probabilities: bool,
+    schema: pa.Schema,
 ) -> pa.RecordBatch:
     """Returns a batch of N rows.
 
     Args:
         predictor: Whose classes they are.
         probabilities: N×C float64.
-        facts: `key`, `source`, `position` and `true_label`, N each; `distance` where the head measures it.
+        facts: `key`, `source`, `position` and `true_label`, N each; `distance` where the head measures it; what came
+            along, by the schema's names.
         top: Classes to a row, at most C.
-        keep_probabilities: Whether all C go into the row.
+        schema: From `predictions_schema`.
     """
     order, scores = rank(probabilities, top)
     unknown = ~is_answered(scores[:, 0], predictor.threshold)
@@ -136,14 +149,13 @@ def prediction_rows(
             columns[ending] = pa.array(names, pa.string()).take(first)
     columns["score"] = pa.array(scores[:, 0])
     columns["top_scores"] = _lists(pa.array(scores.reshape(-1)), top)
-    if keep_probabilities:
+    if "probabilities" in schema.names:
         flat = pa.array(probabilities.astype(np.float32).reshape(-1))
         columns["probabilities"] = pa.FixedSizeListArray.from_arrays(flat, probabilities.shape[1])
     if predictor.far:
         columns["far"] = pc.greater(facts["distance"], pa.scalar(predictor.far.distance, pa.float32()))
     codes = true_codes(facts["true_label"], predictor)
     columns["agrees"] = pa.array(order[:, 0] == codes, mask=(codes < 0) | unknown)
-    schema = predictions_schema(predictor, probabilities=keep_probabilities)
     return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 

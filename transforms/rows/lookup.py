@@ -1,7 +1,8 @@
 """Single rows of stored features, by their numbers: what is known of each, and where its image lies."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ class StoredRow:
         key, label, source, position, sha256, width, height: As in a part.
         part: The file that it lies in.
         part_row: Its number there.
+        kept: The values that came along with its image, by their columns.
     """
 
     row: int
@@ -35,6 +37,7 @@ class StoredRow:
     height: int | None
     part: str
     part_row: int
+    kept: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 def read_rows(table: Table, rows: Sequence[int]) -> list[StoredRow]:
@@ -50,17 +53,18 @@ def read_rows(table: Table, rows: Sequence[int]) -> list[StoredRow]:
         here = wanted[(wanted >= start) & (wanted < stop)]
         if not len(here):
             continue
-        values = _read_group(group, (here - start).tolist())
+        values = _read_group(group, (here - start).tolist(), table.kept)
         for at, row in enumerate(here.tolist()):
             columns = {name: values[name][at] if name in values else None for name in ROW_COLUMNS}
             columns |= {"key": table.keys[row].as_py(), "label": table.labels[row].as_py()}
-            found[row] = StoredRow(row=row, **columns, part=group.part.uri, part_row=row - group.first)
+            kept = {name: values[name][at] if name in values else None for name in table.kept}
+            found[row] = StoredRow(row=row, **columns, part=group.part.uri, part_row=row - group.first, kept=kept)
     return [found[row] for row in rows]
 
 
-def _read_group(group: StoredGroup, rows: list[int]) -> dict[str, list]:
+def _read_group(group: StoredGroup, rows: list[int], kept: Iterable[str]) -> dict[str, list]:
     with open_parquet(group.part.uri) as parquet:
-        columns = _facts(parquet.schema_arrow)
+        columns = [*_facts(parquet.schema_arrow), *kept]
         # An empty list of columns would have no rows.
         return parquet.read_row_group(group.number, columns).take(rows).to_pydict() if columns else {}
 

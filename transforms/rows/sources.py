@@ -4,7 +4,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 from operator import attrgetter
 from typing import Any, Protocol, TypeVar
@@ -17,11 +17,11 @@ from transforms.errors import FeaturemillError
 from transforms.images.decode import PIXEL_CEILING, ImageError, decode_image
 from transforms.isolated import Isolated
 from transforms.parquet.files import open_parquet, open_sealed
-from transforms.records import EncodedImage, Failure, Unit
+from transforms.records import EncodedImage, Failure, FileInfo, Unit
 from transforms.rows.vectors import StoredPart
 from transforms.spec import FeatureSpec
 from transforms.store.layout import part_uri
-from transforms.store.listing import footer_of, list_parts, read_footer
+from transforms.store.listing import Listing, footer_of, list_parts, read_footer
 from transforms.store.units import read_plan
 from transforms.text import clean, one_line
 
@@ -98,14 +98,31 @@ def reread(unit: Unit, rows: Iterable[_Row], *, apart: Isolated | None = None) -
 
 def stored_rows(output: str, unit_id: str) -> list[dict[str, Any]]:
     """Returns the rows that OUT has of a unit: key, label, source, position and sha256 of each."""
-    uri = part_uri(output, unit_id)
-    if storage.stat(uri) is None:
-        uri = storage.join(output, "features", *list_parts(output).merged_with([unit_id]))
-    with open_sealed(uri, cure="run extract again, then add the feature") as parquet:
-        footer = footer_of(parquet.metadata, uri)
+    part = storage.stat(part_uri(output, unit_id))
+    if part is None:
+        folder = storage.join(output, "features")
+        part = storage.stat(
+            storage.join(folder, *_listing(output, frozenset(storage.list_folder(folder))).merged_with([unit_id]))
+        )
+    if part is None:
+        raise FeaturemillError(f"{output} has lost the part of unit {unit_id}; run extract again, then add the feature")
+    table, unit_ids, numbers = _rows_of(part)
+    return table.filter(pa.array(numbers == unit_ids.index(unit_id))).to_pylist()
+
+
+# A merged part has the rows of many units. Another content under its name has another time or ETag, and which units it
+# has follows from the name.
+@lru_cache(maxsize=1)
+def _rows_of(part: FileInfo) -> tuple[pa.Table, list[str], np.ndarray]:
+    with open_sealed(part.uri, cure="run extract again, then add the feature") as parquet:
+        footer = footer_of(parquet.metadata, part.uri)
         table = parquet.read(["key", "label", "source", "position", "sha256"])
-    [number] = [i for i, report in enumerate(footer.reports) if report.unit_id == unit_id]
-    return table.filter(pa.array(footer.unit_numbers() == number)).to_pylist()
+    return table, [report.unit_id for report in footer.reports], footer.unit_numbers()
+
+
+@lru_cache(maxsize=1)
+def _listing(output: str, names: frozenset[str]) -> Listing:
+    return list_parts(output, names)
 
 
 def stored_only(

@@ -46,6 +46,7 @@ class Table:
         vectors: N×D, on disk.
         sides_from: The file that the sides were joined from; empty if they are the features' own.
         fingerprints: One for each column, where they are of several specs; `spec` is None then.
+        kept: {column: name of its type} of those that came along with the images.
     """
 
     location: str
@@ -63,6 +64,7 @@ class Table:
     vectors: StoredVectors
     sides_from: str = ""
     fingerprints: tuple[str, ...] = ()
+    kept: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_output(self) -> bool:
@@ -103,10 +105,6 @@ def open_table(
     """
     location = features_behind(location)
     origin = _origin(location)
-    for side in origin.added:
-        if columns and set(columns) <= set(side.names):
-            # Nothing of the others is needed, and it knows by itself how it was computed.
-            location, origin = side.output, _of_output(Output(side.output))
     infos = _read_infos(origin.parts)
     columns = _choose(location, infos[0].schema, columns, origin)
     beside = {name: side for side in origin.added for name in side.names if name in columns}
@@ -137,13 +135,16 @@ def open_table(
     texts |= {role: name for role, name in (("group", group_column), ("split", split_column)) if name}
     found = _read_columns(infos, texts)
     spec, fingerprints = origin.spec, ()
-    if beside:
+    if len(beside) == len(columns) == 1:
+        spec = beside[columns[0]].spec
+    elif beside:
         # No one spec says how they were computed, but one for each column does.
         of = {feature.name: (spec, feature) for feature in spec.features}
         of |= {name: (side.spec, side.spec.features[0]) for name, side in beside.items()}
         fingerprints = tuple(replace(of[name][0], features=(of[name][1],)).fingerprint for name in columns)
         spec = None
-    made = [origin, *(Output(side.output).manifest for side in beside.values())]
+    made = [origin] if len(beside) < len(columns) else []
+    made += [Output(side.output).manifest for side in beside.values()]
     parts = tuple(
         StoredPart(info.uri, info.group_rows, tuple((name, side.parts[number]) for name, side in beside.items()))
         for number, info in enumerate(infos)
@@ -164,6 +165,7 @@ def open_table(
         sha256=found.get("sha256"),
         vectors=vectors,
         fingerprints=fingerprints,
+        kept=origin.kept,
     )
 
 
@@ -176,6 +178,7 @@ class _Origin:
     reading: Reading | None = None
     added: tuple[Features, ...] = ()
     lacking: Mapping[str, str] = field(default_factory=dict)
+    kept: Mapping[str, str] = field(default_factory=dict)
 
 
 def _origin(location: str) -> _Origin:
@@ -199,7 +202,7 @@ def _of_output(output: Output) -> _Origin:
     if not features.complete:
         raise FeaturemillError(f"{output} is not finished; finish it with the same extract command")
     facts = (features.spec, manifest.weights, manifest.weights_are_random, features.reading)
-    return _Origin(features.parts, *facts, features.added, features.lacking)
+    return _Origin(features.parts, *facts, features.added, features.lacking, manifest.kept)
 
 
 @dataclass(frozen=True)

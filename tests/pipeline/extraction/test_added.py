@@ -132,6 +132,21 @@ def test_compact_and_add_in_any_order(made, own, tmp_path):
     assert inspect(str(tmp_path / "late/out")).problems == ()
 
 
+@pytest.mark.long
+def test_two_worker_processes_add_the_same_numbers(made, own, tmp_path):
+    inputs = sorted((made / "in").iterdir())
+    # Of parts of one unit and of merged ones.
+    compact(str(own / "out"), target_bytes=30_000)
+    shutil.copytree(own / "out", tmp_path / "two/out")
+    found = []
+    for folder, workers in ((own, 1), (tmp_path / "two", 2)):
+        add(folder, inputs=inputs, load=None, loaded=None, weights="random:0", workers=workers)
+        found.append(te.rows(folder / "out"))
+        assert inspect(str(folder / "out")).problems == ()
+        assert open_features(str(folder / "out")).to_numpy("deep").any(axis=1).all()
+    assert found[0] == found[1]
+
+
 @pytest.fixture
 def small(tmp_path) -> Path:
     """Inputs and OUT for tests that change the inputs."""
@@ -147,7 +162,7 @@ def lacking(folder: Path) -> str:
     out = str(folder / "out")
     [why] = open_features(out).lacking.values()
     assert why in inspect(out).problems
-    assert why in inspection_text(inspect(out))
+    assert inspection_text(inspect(out)).endswith(f"\nparts, footers and manifest agree, but {why}")
     with pytest.raises(FeaturemillError, match=r"the added feature deep"):
         open_features(out).to_numpy("deep")
     with pytest.raises(FeaturemillError, match=r"the added feature deep"):
@@ -160,6 +175,7 @@ def lacking(folder: Path) -> str:
 def whole(folder: Path) -> None:
     out = str(folder / "out")
     assert inspect(out).problems == ()
+    assert inspection_text(inspect(out)).endswith("\nparts, footers and manifest agree")
     assert np.array_equal(open_features(out).to_numpy("deep"), open_features(out).to_numpy("embedding")[:, :128])
 
 

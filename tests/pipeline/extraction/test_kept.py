@@ -10,16 +10,26 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.exploration.query import QueryOptions, query
+from pipeline.exploration.duplicates import write_duplicates
+from pipeline.exploration.outliers import write_outliers
+from pipeline.exploration.query import QueryOptions, found_json, found_text, query, write_found, write_query_page
 from pipeline.exploration.sql import sql
 from pipeline.extraction.resumed import resumed
 from pipeline.maintenance.compact import compact
 from pipeline.maintenance.convert import convert
+from pipeline.prediction.options import PredictOptions
+from pipeline.prediction.run import predict
+from pipeline.prediction.summary import summary_json
+from tests.pipeline.extraction import test_added as te
 from tests.pipeline.extraction.test_run import extract, options
+from tests.pipeline.prediction.test_run import draw_head
 from tests.support.factories import tar_bytes
 from transforms.errors import FeaturemillError, UsageError
+from transforms.predictors.head import save_head
 from transforms.records import FileInfo, Kept, Shard, Unit
 from transforms.shards import example, tfrecord
+from transforms.similarity.copies import find_duplicates
+from transforms.similarity.outlying import find_outliers
 from transforms.store.features import open_features
 from transforms.store.manifest import read_manifest
 from transforms.store.units import unit_id
@@ -93,6 +103,80 @@ def test_parquet_columns_come_along_in_their_own_type_and_everywhere(table, tmp_
     key = open_features(out).keys[0]
     [near] = query(QueryOptions(output=out, keys=(key,), where="price > 2 AND caption = ''")).neighbours
     assert [neighbour.row.key.endswith("#1") for neighbour in near] == [True]
+
+
+def test_found_rows_bring_them_along(images, tmp_path):
+    """Under names of their own: `score`, `kind` and `wnid` are query's and PRED's."""
+    columns = {
+        "image": images,
+        "label": ["a", "b", "a", "b"],
+        "caption": ["one\ntwo", "x" * 500, None, "</span>"],
+        "score": [1, 2, 3, 4],
+        "Kind": ["k", "l", "m", "n"],
+        "wnid": [date(2020, 1, 2)] * 4,
+        "tags": [["p", "q"], [], None, ["r"]],
+    }
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "in/photos.parquet")
+    keep = ("caption", "score", "Kind", "wnid", "tags")
+    extract(tmp_path / "in/photos.parquet", tmp_path / "out", keep=keep)
+    out = str(tmp_path / "out")
+    keys = open_features(out).keys
+    # The same rows merged, and by a feature that lies beside them.
+    compact(out, target_bytes=2**20)
+    te.add(tmp_path)
+    expected = {name: columns[name][1:] for name in keep}
+    for feature in (None, "deep"):
+        found = query(QueryOptions(output=out, keys=(keys[0],), feature=feature, where="score > 1"))
+        neighbours = sorted(found.neighbours[0], key=lambda near: near.row.key)
+        assert {name: [near.row.kept[name] for near in neighbours] for name in keep} == expected
+        header, *rows = found_text(found).splitlines()[1:5]
+        assert header.split() == ["cosine", "label", *keep, "key"]
+        assert any("2020-01-02" in row and "['r']" in row for row in rows)
+        assert all(len(row) < 400 for row in rows)
+        [asked] = found_json(found)["queries"]
+        assert {each["kept_score"] for each in asked["neighbours"]} == {2, 3, 4}
+        assert {each["score"] for each in asked["neighbours"]} == {near.score for near in neighbours}
+        assert asked["neighbours"][0]["wnid"] == "2020-01-02"
+    write_found(found, str(tmp_path / "near.parquet"))
+    stored = pq.read_table(tmp_path / "near.parquet").sort_by("key")
+    assert stored.select(["caption", "kept_score", "kept_Kind", "wnid", "tags"]).to_pydict() == {
+        "kept_score" if name == "score" else "kept_Kind" if name == "Kind" else name: values
+        for name, values in expected.items()
+    }
+    assert set(stored["kind"].to_pylist()) == {"key"}
+    write_found(found, str(tmp_path / "near.csv"))
+    assert "kept_Kind" in (tmp_path / "near.csv").read_text().splitlines()[0]
+    write_query_page(found, str(tmp_path / "near.html"))
+    page = (tmp_path / "near.html").read_text()
+    assert ">tags</bdi>: <bdi>[&#39;r&#39;]<" in page
+    assert ">caption</bdi>: <bdi>&lt;/span&gt;<" in page
+    write_outliers(find_outliers(out, by="neighbours"), str(tmp_path / "far.parquet"))
+    write_duplicates(find_duplicates(out, cosine=1e-9), str(tmp_path / "copies.parquet"))
+    for name in ("far", "copies"):
+        stored = pq.read_table(tmp_path / f"{name}.parquet").sort_by("key")
+        assert stored["score"].to_pylist() == columns["score"]
+
+    spec = open_features(out).spec
+    save_head(draw_head(("a", "b"), spec=spec), str(tmp_path / "HEAD"))
+    # The other one has more rows, lacks columns, and has one in another type.
+    more = pa.table({"image": images * 2, "score": ["7"] * 8, "tags": [["t"]] * 8})
+    pq.write_table(more, tmp_path / "more.parquet")
+    extract(tmp_path / "more.parquet", tmp_path / "other", keep=("score", "tags"))
+    both = PredictOptions(inputs=(out, str(tmp_path / "other")), head=str(tmp_path / "HEAD"), output=f"{tmp_path}/PRED")
+    assert predict(both).manifest.notes == [
+        "score:int64, score:string: of several types, and so not in the predictions"
+    ]
+    predicted = pq.read_table(tmp_path / "PRED/predictions")
+    assert predicted.schema.names[-5:] == ["agrees", "caption", "Kind", "kept_wnid", "tags"]
+    assert predicted["tags"].to_pylist() == [*columns["tags"], *[["t"]] * 8]
+    assert predicted["Kind"].to_pylist() == [*columns["Kind"], *[None] * 8]
+    predict(replace(both, inputs=(out,), output=str(tmp_path / "one.jsonl")))
+    lines = [json.loads(line) for line in (tmp_path / "one.jsonl").read_text().splitlines()]
+    assert [(line["kept_score"], line["kept_wnid"], line["caption"]) for line in lines] == [
+        (number, "2020-01-02", caption) for number, caption in enumerate(columns["caption"], 1)
+    ]
+    json.dumps(summary_json(predict(replace(both, inputs=(out,), output=None))))
 
 
 def test_tar_members_and_json_keys(images, tmp_path):

@@ -2,10 +2,18 @@
 
 import pytest
 
-from pipeline.extraction.run import beam_settings
+from pipeline.extraction import run as extraction
+from pipeline.extraction.resumed import resumed
+from pipeline.extraction.run import beam_settings, run
+from pipeline.extraction.summary import Summary
+from pipeline.maintenance.compact import compact
+from pipeline.maintenance.drop import drop_feature
+from pipeline.runners import watch
+from tests.distributed.test_dataflow import COMMON
 from tests.pipeline.extraction import test_run as te
 from tests.support import memory_store
 from tests.support.factories import draw_items, write_tar
+from tests.support.fakes import WEIGHTS, load_fake
 from transforms.errors import UsageError
 from transforms.store.features import open_features
 
@@ -111,3 +119,47 @@ def test_a_template_is_dataflows(store):
     ):
         te.extract("mem://bucket/in", OUT, beam_args=template)
     assert not [name for name in store.OBJECTS if name.startswith(OUT)]
+
+
+def add(inputs: str, output: str, **more) -> Summary | None:
+    """Adds a feature to an OUT, by the fake engine."""
+    asked = te.options(inputs, output, add_feature="deep=block2_pool:avg", **more)
+    asked = resumed(asked, ["image_size", "batch_size", *more])
+    return run(asked, load=load_fake, weights=WEIGHTS)
+
+
+def test_a_feature_is_added_there_as_on_disk(store, tmp_path):
+    for number in range(3):
+        (tmp_path / f"{number}.tar").write_bytes(store.OBJECTS[f"mem://bucket/in/{number}.tar"][0])
+    for inputs, output in ((str(tmp_path / "[0-9].tar"), str(tmp_path / "out")), ("mem://bucket/in/*.tar", OUT)):
+        te.extract(inputs, output, unit_bytes=4000)
+        before = set(store.OBJECTS)
+        # Of a merged part each worker reads the rows of its own units.
+        compact(output, target_bytes=30_000)
+        assert add(inputs, output).totals.rows_embedded == 84
+    assert len(vectors(OUT)) == 84
+    assert vectors(OUT) == vectors(str(tmp_path / "out"))
+    assert not [name for name in store.OBJECTS if "/_tmp/" in name]
+    assert [name for name in set(store.OBJECTS) - before if "/out/features-deep/features/" in name]
+    drop_feature(OUT, "deep")
+    assert not [name for name in store.OBJECTS if "deep" in name]
+    assert open_features(OUT).names == ("embedding",)
+
+
+def test_dataflow_gets_the_same_job_for_an_added_feature(store, monkeypatch):
+    te.extract("mem://bucket/in/*.tar", OUT)
+    pipelines, jobs, build = [], [], extraction.build
+    monkeypatch.setattr(extraction, "build", lambda *args, **more: jobs.append(args[2]) or build(*args, **more))
+    monkeypatch.setattr(watch, "run_watched", lambda pipeline, tick: pipelines.append(pipeline))
+    args = (*COMMON, "--template_location=gs://bucket/job.json")
+    assert add("mem://bucket/in/*.tar", OUT, runner="DataflowRunner", beam_args=args) is None
+    [job], [pipeline] = jobs, pipelines
+    # What its workers read of OUT is at a place that they reach.
+    assert (job.output, job.beside) == (f"{OUT}/features-deep", OUT)
+    steps = {node.unique_name for node in pipeline.to_runner_api().components.transforms.values()}
+    assert {"Chunks", "Units", "ExtractUnits"} <= steps
+    assert "deep" in open_features(OUT).lacking
+    # The job ran elsewhere; the same command closes the books.
+    monkeypatch.undo()
+    assert add("mem://bucket/in/*.tar", OUT).totals.rows_embedded == 84
+    assert open_features(OUT).lacking == {}
