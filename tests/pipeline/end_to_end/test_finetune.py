@@ -31,7 +31,6 @@ from transforms.end_to_end.inputs import TuningRows
 from transforms.end_to_end.plan import first_unfrozen, plan_tuning
 from transforms.end_to_end.tuning import Tuning, TuningNetwork, tune
 from transforms.errors import FeaturemillError, UsageError
-from transforms.evaluation import scores
 from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.metrics import fit_temperature
 from transforms.evaluation.split import TEST, TRAIN, VALIDATION, split
@@ -44,6 +43,7 @@ from transforms.network.keras_import import import_keras
 from transforms.network.vgg import layers
 from transforms.network.weights import load_weights
 from transforms.predictors.head import load_head, save_head
+from transforms.rows import spooled
 from transforms.rows.table import open_table
 from transforms.rows.vectors import StoredPart
 from transforms.store.features import open_features
@@ -491,7 +491,7 @@ def test_scores_of_many_rows_and_classes_are_not_held(monkeypatch):
         parts=SimpleNamespace(components=np.arange(count)),
     )
     network = SimpleNamespace(logits=logits, batch_size=100)
-    monkeypatch.setattr(scores, "_MEMORY_BYTES", 2**20)
+    monkeypatch.setattr(spooled, "_MEMORY_BYTES", 2**20)
     monkeypatch.setattr(heads_model, "_SCORES_AT_ONCE", 2**17)
     options = FinetuneOptions(head="head", features="features", output="new")
     tracemalloc.start()
