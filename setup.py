@@ -17,7 +17,8 @@ class BuildKernel(build_ext):
             super().build_extension(ext)
         except Exception as error:
             cause = " ".join(str(error).split())
-            self.warn(f"no engine winograd: its kernel can't be compiled here ({cause}); install GCC 11 or Clang 14, or newer")
+            cure = "install GCC 11 or Clang 14, or newer"
+            self.warn(f"no engine winograd: its kernel can't be compiled here ({cause}); {cure}")
 
 
 # Each source says which instructions it may use: the options are the same for all. -ffp-contract=off: see kernel.hpp.
