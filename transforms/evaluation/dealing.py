@@ -44,7 +44,7 @@ def deal(counts: csr_array, draws: np.ndarray, shares: np.ndarray, *, fitting: n
     needed = fitting & (shares > 0)
     for some in (large, ~large):
         if some.any():
-            part = counts[np.flatnonzero(some)]
+            part = counts if some.all() else counts[np.flatnonzero(some)]
             bins[some] = _by_class(part, draws[some], np.maximum(0, target - held), held, needed, start)
         if some is large and some.any():
             hand = _Hand(part, bins[some], target, needed, lack=0.0)
@@ -78,22 +78,10 @@ def _by_class(
         needed: B booleans.
         start: In [0, 1), of the rounding.
     """
-    rare = np.asarray((counts > 0).sum(axis=0)).ravel()
-    entries = counts.tocoo()
-    # A component of several classes lies with the one that has fewest: that is hardest to balance.
-    order = np.lexsort((entries.col, rare[entries.col], entries.row))
-    of_class = entries.col[order[np.unique(entries.row[order], return_index=True)[1]]]
-    sizes = np.asarray(counts.sum(axis=1)).ravel()
+    of_class = _rarest_class(counts)
     order = np.lexsort((draws, of_class))
-    size, kind = sizes[order], of_class[order]
-    ends = np.cumsum(size)
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(kind)) + 1])
-    lengths = np.diff(np.append(starts, len(kind)))
-    before = np.repeat(ends[starts] - size[starts], lengths)
-    total = np.repeat(np.add.reduceat(size, starts), lengths)
-    # Where in itself a component is pinned differs from class to class, else all would round the same way.
-    pin = (start + kind * _GOLDEN) % 1
-    places = (ends - size - before + pin * size) / total
+    kind = of_class[order]
+    places = _places(np.asarray(counts.sum(axis=1)).ravel()[order], kind, start)
     borders = (np.cumsum(free, axis=0) / np.maximum(free.sum(axis=0), 1e-9)).T
     dealt = np.zeros(len(order), np.int64)
     for border in borders.T[:-1]:
@@ -105,6 +93,28 @@ def _by_class(
     bins = np.empty(len(order), np.int64)
     bins[order] = dealt
     return bins
+
+
+def _rarest_class(counts: csr_array) -> np.ndarray:
+    """Returns C int32: of each component's classes that with the fewest components, which is hardest to balance."""
+    if (np.diff(counts.indptr) == 1).all():
+        return counts.indices
+    rare = np.asarray((counts > 0).sum(axis=0)).ravel()
+    entries = counts.tocoo()
+    order = np.lexsort((entries.col, rare[entries.col], entries.row))
+    return entries.col[order[np.unique(entries.row[order], return_index=True)[1]]]
+
+
+def _places(size: np.ndarray, kind: np.ndarray, start: float) -> np.ndarray:
+    """Returns where each component lies, in [0, 1), on the line of its class's rows; one class after the other."""
+    ends = np.cumsum(size)
+    starts = np.concatenate([[0], np.flatnonzero(np.diff(kind)) + 1])
+    lengths = np.diff(np.append(starts, len(kind)))
+    places = ends - size - np.repeat(ends[starts] - size[starts], lengths)
+    # Where in itself a component is pinned differs from class to class, else all would round the same way.
+    places += (start + kind * _GOLDEN) % 1 * size
+    places /= np.repeat(np.add.reduceat(size, starts), lengths)
+    return places
 
 
 def _fill(

@@ -15,7 +15,8 @@ from transforms.rows.table import Table
 FILE = "rows.parquet"
 # Of a content hash: enough to tell all rows apart that there can be.
 _CONTENT_BYTES = 8
-_GROUP_ROWS = 2**20
+# A writer holds a row group in memory.
+_GROUP_ROWS = 2**17
 _SCHEMA = pa.schema(
     [
         ("key", pa.string()),
