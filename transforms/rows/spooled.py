@@ -59,8 +59,8 @@ class SpooledRows:
 class CopiedVectors:
     """Stored vectors with the face of `Vectors`, of which the first pass over most rows keeps what it decoded.
 
-    Further passes over the same rows read the copy: they get the same batches in a tenth of the time. Nothing is kept
-    where the copy would take over half of the free memory, in which the system caches it, or of the free disk space.
+    Further passes over the same rows read the copy, and get the same batches without decoding. Nothing is kept where
+    the copy would take over half of the free memory, in which the system caches it, or of the free disk space.
     """
 
     def __init__(self, vectors: "StoredVectors"):
