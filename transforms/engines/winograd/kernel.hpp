@@ -151,7 +151,7 @@ struct Winograd {
     Input* inputs;                        // V: n² × tiles × channels
     float* products;                      // M: n² × tiles × filters
     float* scales;                        // of V: n² × tiles
-    float* exact;                         // one tile of V, before it is rounded: n² × channels
+    float* exact;                         // one tile, until it is rounded: n² × channels
     size_t bytes;
 
     Room(void* workspace, int channels, int filters, int tiles) {
@@ -194,45 +194,64 @@ struct Winograd {
     }
   }
 
+  // V of a tile, the t-th of its group.
   static void transform_tile(const Conv& conv, const Room& room, Place place, int t) {
     const int channels = conv.channels;
     const size_t pitch = conv.in_pitch, row = pitch * channels;
     const float* const corner = conv.input + ((place.image * pitch + place.y) * pitch + place.x) * channels;
-    const size_t exact_stride = channels + PADDING;
-    typename S::I largest[INTEGER ? n * n : 1];
-    if constexpr (INTEGER)
-      for (auto& each : largest) each = S::zero_pairs();
-    for (int c = 0; c < channels; c += L) {
-      V half[n * n];
-      UNROLL for (int j = 0; j < n; j++) {
-        V column[n];
-        UNROLL for (int i = 0; i < n; i++) column[i] = S::load(corner + i * row + j * channels + c);
-        transform_inputs<S>(column, half + j, n);
-      }
-      UNROLL for (int i = 0; i < n; i++) {
-        V whole[n];
-        transform_inputs<S>(half + i * n, whole, 1);
-        UNROLL for (int j = 0; j < n; j++) {
-          const int x = i * n + j;
-          if constexpr (INTEGER) {
-            S::store(room.exact + x * exact_stride + c, whole[j]);
-            largest[x] = S::max_bits(largest[x], S::magnitude_bits(whole[j]));
-          } else {
-            S::store(room.inputs + x * room.input_stride + static_cast<size_t>(t) * channels + c, whole[j]);
-          }
+    Input* const to = room.inputs + static_cast<size_t>(t) * channels;
+    if constexpr (INTEGER) {
+      transform_rounded(conv, room, corner, to, t);
+    } else {
+      for (int c = 0; c < channels; c += L) {
+        V half[n * n], whole[n];
+        UNROLL for (int j = 0; j < n; j++) transform_column(corner + j * channels + c, row, half + j, n);
+        UNROLL for (int i = 0; i < n; i++) {
+          transform_inputs<S>(half + i * n, whole, 1);
+          UNROLL for (int j = 0; j < n; j++) S::store(to + (i * n + j) * room.input_stride + c, whole[j]);
         }
       }
     }
-    if constexpr (INTEGER) {
-      for (int x = 0; x < n * n; x++) {
+  }
+
+  static INLINE void transform_column(const float* from, size_t row, V* to, int stride) {
+    V column[n];
+    UNROLL for (int i = 0; i < n; i++) column[i] = S::load(from + i * row);
+    transform_inputs<S>(column, to, stride);
+  }
+
+  // Rounded, with a scale for each frequency, so all channels of one must be known first. All columns are transformed, then
+  // row by row what becomes its six frequencies, which thus stay in the first cache, and their peaks in registers.
+  static void transform_rounded(const Conv& conv, const Room& room, const float* corner, int16_t* to, int t) {
+    const int channels = conv.channels;
+    const size_t row = static_cast<size_t>(conv.in_pitch) * channels, stride = channels + PADDING;
+    for (int j = 0; j < n; j++)
+      for (int c = 0; c < channels; c += L) {
+        V half[n];
+        transform_column(corner + j * channels + c, row, half, 1);
+        UNROLL for (int i = 0; i < n; i++) S::store(room.exact + (i * n + j) * stride + c, half[i]);
+      }
+    for (int x = 0; x < n * n; x += n) {
+      float* const line = room.exact + x * stride;
+      typename S::I largest[n];
+      UNROLL for (int j = 0; j < n; j++) largest[j] = S::zero_pairs();
+      for (int c = 0; c < channels; c += L) {
+        V half[n], whole[n];
+        UNROLL for (int j = 0; j < n; j++) half[j] = S::load(line + j * stride + c);
+        transform_inputs<S>(half, whole, 1);
+        UNROLL for (int j = 0; j < n; j++) {
+          S::store(line + j * stride + c, whole[j]);
+          largest[j] = S::max_bits(largest[j], S::magnitude_bits(whole[j]));
+        }
+      }
+      UNROLL for (int j = 0; j < n; j++) {
         // Compared as integers, in which NaN is the largest of all: it must not get lost, and shows in the scale.
-        const float peak = S::largest_float(largest[x]);
+        const float peak = S::largest_float(largest[j]);
         const bool is_zero = peak < SMALLEST;
-        room.scales[x * conv.tiles + t] = is_zero ? 0.0f : peak / LARGEST;
+        room.scales[(x + j) * conv.tiles + t] = is_zero ? 0.0f : peak / LARGEST;
         const V factor = S::set1(is_zero ? 0.0f : LARGEST / peak);
-        const float* const from = room.exact + x * exact_stride;
-        int16_t* const to = room.inputs + x * room.input_stride + static_cast<size_t>(t) * channels;
-        for (int c = 0; c < channels; c += L) S::store_rounded(to + c, S::mul(S::load(from + c), factor));
+        for (int c = 0; c < channels; c += L)
+          S::store_rounded(to + (x + j) * room.input_stride + c, S::mul(S::load(line + j * stride + c), factor));
       }
     }
   }
