@@ -36,27 +36,27 @@ def rows_file(table: Table, parts: Split) -> bytes:
         table: N rows; those without a label aren't among the rows of a head.
         parts: Their split.
     """
-    used = parts.sides >= 0
-    sides = pa.DictionaryArray.from_arrays(pa.array(parts.sides[used]), list(SIDES))
-    columns = [
-        table.keys.filter(pa.array(used)),
-        _contents(table).filter(pa.array(used)),
-        sides,
-        pa.array(parts.components[used]),
-    ]
     target = io.BytesIO()
     with sealed(target, _SCHEMA) as writer:
-        rows = pa.table(columns, schema=_SCHEMA)
-        for at in range(0, len(rows), _GROUP_ROWS):
-            writer.write(rows.slice(at, _GROUP_ROWS))
+        for at in range(0, len(parts.sides), _GROUP_ROWS):
+            group = slice(at, at + _GROUP_ROWS)
+            used = parts.sides[group] >= 0
+            rows = [
+                table.keys[group].filter(pa.array(used)),
+                _contents(table, group).filter(pa.array(used)),
+                pa.DictionaryArray.from_arrays(pa.array(parts.sides[group][used]), list(SIDES)),
+                pa.array(parts.components[group][used]),
+            ]
+            writer.write(pa.table(rows, schema=_SCHEMA))
     return target.getvalue()
 
 
-def _contents(table: Table) -> pa.ChunkedArray:
+def _contents(table: Table, rows: slice = slice(None)) -> pa.ChunkedArray:
     if table.sha256 is None:
-        return pa.chunked_array([pa.nulls(len(table.keys), pa.binary(_CONTENT_BYTES))])
+        return pa.chunked_array([pa.nulls(len(table.keys[rows]), pa.binary(_CONTENT_BYTES))])
     # Other people's column of that name may hold anything; the key decides then.
-    digests = pc.if_else(pc.equal(pc.binary_length(table.sha256), 32), table.sha256, None)
+    hashes = table.sha256[rows]
+    digests = pc.if_else(pc.equal(pc.binary_length(hashes), 32), hashes, None)
     return pc.binary_slice(digests, 32 - _CONTENT_BYTES, 32).cast(pa.binary(_CONTENT_BYTES))
 
 
