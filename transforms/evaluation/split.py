@@ -357,7 +357,8 @@ def _rows(
 
 def _conflicts(copies: np.ndarray, labels: np.ndarray, keys: pa.ChunkedArray) -> dict[str, Any]:
     """Returns how many sets of copies have several labels, and the keys of the first."""
-    known = np.flatnonzero(labels >= 0)
+    # Most rows have no copy, and a conflict needs two.
+    known = np.flatnonzero((labels >= 0) & (np.bincount(copies) > 1)[copies])
     classes = int(labels.max()) + 1
     sets, count = np.unique(np.unique(copies[known] * classes + labels[known]) // classes, return_counts=True)
     bad = sets[count > 1]
