@@ -142,13 +142,12 @@ class _Hand:
         self.bins = bins.copy()
         self._counts, self._target, self._needed, self._lack = counts, target, needed, lack
         self._sizes = np.asarray(counts.sum(axis=1)).ravel()
-        self.held = np.zeros(target.shape)
-        entries = counts.tocoo()
-        np.add.at(self.held, (self.bins[entries.row], entries.col), entries.data)
+        places = np.repeat(self.bins * target.shape[1], np.diff(counts.indptr)) + counts.indices
+        self.held = np.bincount(places, counts.data, minlength=target.size).reshape(target.shape)
         whole = target.sum(axis=1)
         self._used, rows = whole > 0, float(whole.sum())
         # A class of one component can only be in one bin.
-        components = np.asarray((counts > 0).sum(axis=0)).ravel()
+        components = np.bincount(counts.indices, minlength=target.shape[1])
         self._needs = np.minimum(components, min(2, int(needed.sum())))
         # What a row off the target costs, by bin; a class counts as much as any other, and all together as the whole.
         weight = rows / np.where(self._used, whole, np.inf)

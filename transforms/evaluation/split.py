@@ -206,7 +206,10 @@ def _connect(rows: int, codes: Sequence[np.ndarray], pairs: np.ndarray | None = 
         known = np.flatnonzero(code >= 0)
         first = np.empty(int(code.max(initial=-1)) + 1, np.int64)
         first[code[known[::-1]]] = known[::-1]
-        edges.append(np.column_stack([known, first[code[known]]]))
+        # Most rows are the first of their code, and need no edge to themselves.
+        starts = first[code[known]]
+        others = starts != known
+        edges.append(np.column_stack([known[others], starts[others]]))
     start, end = np.concatenate(edges).T
     graph = coo_array((np.ones(len(start), bool), (start, end)), (rows, rows))
     return connected_components(graph, directed=False)[1].astype(np.int64)
@@ -287,9 +290,8 @@ class _Dealing:
         if len(numbers):
             fitting = np.arange(len(shares)) < (2 if draw == 0 else len(shares))
             shares = np.array(shares)
-            bins[numbers] = deal(
-                self._counts[numbers], self._draws[numbers, draw], shares, fitting=fitting, seed=self._seed
-            )
+            counts = self._counts if len(numbers) == len(some) else self._counts[numbers]
+            bins[numbers] = deal(counts, self._draws[numbers, draw], shares, fitting=fitting, seed=self._seed)
         return bins[some]
 
 
