@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.isolated import Crashed, Isolated
-from transforms.parquet.pages import Pages, chunks_of, read_header
+from transforms.parquet.pages import Pages, chunks_of, read_header, values_of
 from transforms.parquet.seals import Broken, Verified, read_end, read_metadata, read_own_metadata, seal_of, stated_data
 from transforms.text import one_line
 
@@ -68,11 +68,7 @@ def count_values(metadata: pq.FileMetaData, leaf: int, *, apart: bool) -> list[i
     Raises:
         Crashed: Arrow doesn't survive it.
     """
-    return APART.call(_count_values, metadata, leaf) if apart else _count_values(metadata, leaf)
-
-
-def _count_values(metadata: pq.FileMetaData, leaf: int) -> list[int]:
-    return [metadata.row_group(number).column(leaf).num_values for number in range(metadata.num_row_groups)]
+    return APART.call(values_of, metadata, leaf) if apart else values_of(metadata, leaf)
 
 
 class ParquetFile(pq.ParquetFile):

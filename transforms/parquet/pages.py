@@ -75,6 +75,14 @@ def chunks_of(metadata: pq.FileMetaData, groups: Iterable[int] | None = None) ->
     return [chunk_of(column) for column in columns if column.num_values]
 
 
+def values_of(metadata: pq.FileMetaData, leaf: int) -> list[int]:
+    """Returns how many values each row group has in one of Parquet's own columns.
+
+    Here beside `chunks_of`, because a child that is asked for both then imports this module alone.
+    """
+    return [metadata.row_group(number).column(leaf).num_values for number in range(metadata.num_row_groups)]
+
+
 class Pages(io.RawIOBase):
     """A Parquet file whose pages' headers are checked as they are read; for one reader at a time.
 

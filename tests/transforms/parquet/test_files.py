@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from transforms.parquet.files import ParquetFile
+from transforms.parquet.files import APART, ParquetFile, count_values
 
 
 class Counted(io.BytesIO):
@@ -35,3 +35,13 @@ def test_a_large_row_group_is_read_a_buffer_at_a_time(own):
     assert sum(file.reads) >= 8 * 10**6
     # A page is of a megabyte.
     assert max(file.reads) < 3 * 2**20
+
+
+def test_what_is_asked_about_a_footer_lies_in_one_module(monkeypatch):
+    # The child imports the modules of what it is asked for, while the command waits.
+    asked = []
+    monkeypatch.setattr(APART, "call", lambda function, *given: asked.append(function.__module__) or function(*given))
+    file = io.BytesIO()
+    pq.write_table(pa.table({"a": [1, 2, 3]}), file)
+    assert count_values(ParquetFile(file).metadata, 0, apart=True) == [3]
+    assert asked == ["transforms.parquet.pages"] * 2
