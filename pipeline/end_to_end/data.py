@@ -77,6 +77,14 @@ class TuningData:
         return np.isin(self.cells, cells)
 
     @property
+    def sides(self) -> np.ndarray:
+        """N int8, as in `Split`: of folds, those that judge are the test side, and those that choose validation."""
+        sides = self.parts.sides.copy()
+        for side, cells in enumerate((self.fit.train, self.fit.validation, self.fit.test)):
+            sides[self.wanted(*cells)] = side
+        return sides
+
+    @property
     def sha256(self) -> str:
         """SHA-256 (hex) of the rows: keys, hashes of their content where known, classes and split."""
         digest = hashlib.sha256(self.rows.codes.tobytes() + self.cells.tobytes())

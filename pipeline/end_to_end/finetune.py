@@ -11,7 +11,7 @@ import numpy as np
 from pipeline.end_to_end.data import TuningData, check_head, check_spec, make_plan, open_data, open_weights
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.end_to_end.steps import Steps
-from pipeline.training.report import LOWER_IS_BETTER, Run, metrics_text, report_html, verdict
+from pipeline.training.report import LOWER_IS_BETTER, Run, cautions, metrics_text, report_html, verdict
 from transforms import storage
 from transforms.committed import held
 from transforms.end_to_end.checkpoint import checkpoint_of, read_checkpoint, write_checkpoint
@@ -21,11 +21,12 @@ from transforms.end_to_end.tuning import Batches, Tuning, TuningNetwork, tune
 from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
 from transforms.evaluation.choosing import Choosing
-from transforms.evaluation.metrics import RowScores, fit_temperature, judge, score_rows
+from transforms.evaluation.metrics import RowScores, fit_temperature, is_bounded, judge, score_rows
 from transforms.heads import kind_of
 from transforms.heads.cells import HeldVectors, Rows
 from transforms.heads.model import Model, dense_arrays, dense_layers, log_losses, score_slices
 from transforms.network.weights import Weights, digest, load_weights
+from transforms.predictors import trained_rows
 from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.rows.spooled import SpooledRows
@@ -309,8 +310,17 @@ def _close(
     if not kept:
         judged = _judge(after, temperature, data, options)
         runs += (_run(model, judged, f"{kind}, fine-tuned", seconds, loss),)
-    cautions = _cautions(tuning, runs)
-    facts = {**data.facts, **({"CAUTION": "; ".join(cautions)} if cautions else {})}
+    numbers, scores = _gathered(_of_cells(after, data, data.fit.validation), data)
+    runs[-1]["cautions"] = cautions(
+        runs[-1]["judged"],
+        {"epochs": tuning.best_epoch},
+        curve,
+        epochs=options.epochs,
+        patience=options.patience,
+        bounded=is_bounded(scores, data.rows.codes[numbers], temperature),
+    )
+    doubts = _doubts(tuning, runs)
+    facts = {**data.facts, **({"CAUTION": "; ".join(doubts)} if doubts else {})}
     tuned = replace(
         head,
         model=model,
@@ -324,7 +334,8 @@ def _close(
         versions=library_versions(),
     )
     page = report_html(f"Head {kind}, fine-tuned", runs, facts)
-    files = {WEIGHT_FILE: file, "report.html": page.encode()}
+    rows = trained_rows.rows_file(data.table, replace(data.parts, sides=data.sides))
+    files = {WEIGHT_FILE: file, "report.html": page.encode(), trained_rows.FILE: rows}
     save_head(tuned, options.output, files=files, overwrite=options.overwrite)
     return FinetuneSummary(options.output, tuned, runs, plan, tuning, record, facts)
 
@@ -364,7 +375,7 @@ def _record(plan: TuningPlan, tuning: Tuning, options: FinetuneOptions) -> dict[
     }
 
 
-def _cautions(tuning: Tuning, runs: Sequence[Run]) -> list[str]:
+def _doubts(tuning: Tuning, runs: Sequence[Run]) -> list[str]:
     """Returns what speaks against the result, in sentences."""
     found = []
     if tuning.interrupted:
@@ -454,7 +465,7 @@ def finetuned_text(summary: FinetuneSummary) -> str:
                 if tuning.best_epoch
                 else []
             ),
-            *(f"  CAUTION: {caution}" for caution in _cautions(tuning, summary.runs)),
+            *(f"  CAUTION: {each}" for each in [*_doubts(tuning, summary.runs), *after["cautions"]]),
             trained,
             f"{summary.output}: head.json, head.npz, metrics.json, report.html, {WEIGHT_FILE}",
         ]

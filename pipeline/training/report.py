@@ -6,7 +6,7 @@ from typing import Any, TypedDict
 from pipeline.rendering.html import render
 from pipeline.rendering.tables import text_table
 from pipeline.training.plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
-from transforms.heads import FitSettings
+from transforms.text import counted
 
 METRICS = {
     "accuracy": "accuracy",
@@ -87,8 +87,9 @@ def cautions(
     judged: Mapping[str, Any],
     settings: Mapping[str, Any],
     curve: Sequence[Mapping[str, float]],
-    asked: FitSettings,
     *,
+    epochs: int,
+    patience: int,
     bounded: bool,
 ) -> list[str]:
     """Returns what is to be known beside a verdict, in words.
@@ -97,7 +98,8 @@ def cautions(
         judged: From `transforms.evaluation.metrics.judge`.
         settings: What was chosen.
         curve: What it was chosen by.
-        asked: The settings of the fit.
+        epochs: The most that were asked for.
+        patience: How many without a better loss end a training.
         bounded: Whether the temperature is as small or as large as it may be.
     """
     found = []
@@ -108,9 +110,9 @@ def cautions(
         found.append(f"the penalty {settings['penalty']:g} is at the edge of the sweep; give --penalties beyond it")
     if bounded:
         found.append("the temperature is at the bound of its search: the scores say nothing of these classes")
-    epochs = [point["epoch"] for point in curve if "epoch" in point]
-    if epochs and epochs[-1] >= asked.epochs and epochs[-1] - settings.get("epochs", 0) < asked.patience:
-        found.append(f"training was stopped by the limit of {asked.epochs} epochs; more --epochs may do better")
+    done = max((point["epoch"] for point in curve if "epoch" in point), default=0)
+    if done >= epochs and done - settings.get("epochs", 0) < patience:
+        found.append(f"training was stopped by the limit of {counted(epochs, 'epoch')}; more --epochs may do better")
     return found
 
 

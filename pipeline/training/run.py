@@ -314,7 +314,14 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
         learning=learning,
         judged=judged,
         seconds=time.perf_counter() - started,
-        cautions=cautions(judged, chosen.settings, curve, options.settings, bounded=bounded),
+        cautions=cautions(
+            judged,
+            chosen.settings,
+            curve,
+            epochs=options.settings.epochs,
+            patience=options.settings.patience,
+            bounded=bounded,
+        ),
     )
     if len(options.kinds) > 1:
         run["choice"] = {"metric": options.choose_by, "value": _metric(options.choose_by, choosing, rows)}

@@ -43,6 +43,7 @@ from transforms.network.keras_import import import_keras
 from transforms.network.vgg import layers
 from transforms.network.weights import load_weights
 from transforms.predictors.head import load_head, save_head
+from transforms.predictors.trained_rows import read_rows
 from transforms.rows import spooled
 from transforms.rows.table import open_table
 from transforms.rows.vectors import StoredPart
@@ -557,6 +558,24 @@ def test_rows_that_judge_are_known_to_nobody(made, tmp_path, features):
     if not summary.tuning.best_epoch:
         assert "no epoch was better than the start on the validation rows" in finetuned_text(summary)
         assert summary.runs[-1]["kind"] == "ridge"
+    # Of folds, the first judges and the second chooses.
+    assert sides(tmp_path / "new") == {"train": 24, "validation": 12, "test": 12}
+    assert "CAUTION: training was stopped by the limit of 1 epoch; more --epochs" in finetuned_text(summary)
+
+
+def sides(head):
+    counts = read_rows(str(head))["side"].value_counts().to_pylist()
+    return {found["values"]: found["counts"] for found in counts}
+
+
+def test_who_judged_a_head_judges_all_that_is_tuned_from_it(made, tmp_path):
+    train_head(made / "out", tmp_path / "other", test_of=str(made / "ridge"), test=0.0)
+    tuned(made, tmp_path / "once", str(tmp_path / "other"), epochs=1)
+    again = extract(made / "photos", tmp_path / "again", weights=str(tmp_path / "once" / "base.weights.h5"))
+    tuned(made, tmp_path / "twice", str(tmp_path / "once"), features=again, epochs=1)
+    heads = [read_rows(str(folder)) for folder in (made / "ridge", tmp_path / "once", tmp_path / "twice")]
+    tests = [{row["key"] for row in rows.to_pylist() if row["side"] == "test"} for rows in heads]
+    assert tests[0] and tests[0] == tests[1] == tests[2]
 
 
 def judged_all(head, out, labels):
@@ -666,6 +685,6 @@ def test_worse_than_the_start_is_said(after, said):
         for accuracy, loss in ((0.9, 0.3), after)
     )
     tuning = Tuning(({"epoch": 1},), 1.0, 1.0, 1)
-    cautions = finetune_module._cautions(tuning, ({"judged": start}, {"judged": end}))
+    cautions = finetune_module._doubts(tuning, ({"judged": start}, {"judged": end}))
     assert len(cautions) == bool(said)
     assert all(f"worse than the start on the 1,200 test rows: {said}" in caution for caution in cautions)
