@@ -93,7 +93,10 @@ setup(
     ],
     ext_modules=[kernel],
     cmdclass={"build_ext": BuildKernel},
-    package_data={"featuremill": ["py.typed"], "pipeline.rendering": ["templates/*"]},
+    package_data={
+        **{package: ["py.typed"] for package in ("featuremill", "pipeline", "transforms")},
+        "pipeline.rendering": ["templates/*"],
+    },
     install_requires=[
         "apache-beam>=2.77,<3",
         "bracex>=2.4",

@@ -24,7 +24,6 @@ class Summary:
     """The totals of OUT after a run, and those of the run itself.
 
     Attributes:
-        output: OUT.
         fingerprint: Of the spec.
         weights: Where the weights came from.
         weights_are_random: True if they were never trained.

@@ -25,7 +25,6 @@ class CompactSummary:
     """The result of a compaction.
 
     Attributes:
-        output: OUT.
         target_bytes: What merged parts were to have at most.
         rows: Rows of OUT; as many as before.
         merged: Parts that were merged.

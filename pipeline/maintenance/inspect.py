@@ -50,7 +50,6 @@ class Inspection:
     """The content of OUT, and whether it agrees with itself.
 
     Attributes:
-        output: OUT.
         manifest: As it is on disk.
         reports: Of all units that have a part.
         features: OUT's, as far as it is there.
@@ -115,7 +114,6 @@ def inspect(output: str, *, deep: bool = False) -> Inspection:
     Parts that aren't what was written are named, and count as if they weren't there.
 
     Args:
-        output: OUT.
         deep: Read every file whole, and compare it with the hash that it carries.
 
     Raises:

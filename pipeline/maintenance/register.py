@@ -29,7 +29,6 @@ class Registered:
     """What became of the table.
 
     Attributes:
-        output: OUT.
         table: `CATALOG.NS.TABLE`, or the folder of a Delta table.
         added, removed: Parts that the table has since, and that it has no more; none if there was nothing to do.
         parts: That it has now.

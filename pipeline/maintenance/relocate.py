@@ -34,7 +34,6 @@ class RelocateSummary:
     """The result of a relocation.
 
     Attributes:
-        output: OUT.
         moves: (old, new) places.
         files: Input files that moved; 0 where an earlier run had checked them.
         images: Records that were compared by hash.

@@ -51,7 +51,6 @@ class Verification:
     """The comparison of a sample of OUT's rows with the same rows embedded again.
 
     Attributes:
-        output: OUT.
         engine: What embedded it, with its device.
         stored_by: What embedded OUT's rows, as far as its manifest says.
         rows: Rows of OUT.
@@ -103,7 +102,6 @@ def verify(
     """Embeds a random sample of OUT's rows again, and compares.
 
     Args:
-        output: OUT.
         sample: How many rows; all if there are fewer.
         engine: One of `engines.ENGINES`.
         weights: Where the weights are now; by default where OUT's manifest says they came from.

@@ -83,7 +83,6 @@ class MapSummary:
     Attributes:
         page: The page's file.
         page_bytes: Its size.
-        rows: Points.
         of_rows: Rows of OUT.
         complete: Whether OUT's run is finished.
         thumbnails: In the page.

@@ -47,11 +47,14 @@ class AbstainOptions:
     """Which rows stay without an answer; without either option all are answered, or those that HEAD says."""
 
     threshold: float | None = declared(
-        None, help="Leave rows without an answer of which the head is less sure than that", metavar="P", bounds=(SHARE,)
+        None,
+        help="Leave rows without an answer whose likeliest class has a lower probability",
+        metavar="P",
+        bounds=(SHARE,),
     )
     abstain: float | None = declared(
         None,
-        help="The same, by the threshold that leaves this share of the validation rows without an answer",
+        help="Set the threshold so that this share of the validation rows stays without an answer",
         metavar="RATE",
         bounds=(_BELOW_ONE,),
     )
@@ -123,7 +126,7 @@ class TrainOptions(LabelOptions, AbstainOptions):
         "FEATURES",
     )
     near_duplicates: float | None = declared(
-        None, help="Keep rows as alike as that on one side", metavar="COSINE", bounds=(_COSINE,)
+        None, help="Keep rows on one side whose vectors have at least this cosine", metavar="COSINE", bounds=(_COSINE,)
     )
     choose_by: str | None = declared(
         None,

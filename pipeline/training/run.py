@@ -70,7 +70,6 @@ class Trained:
         head: The best one, as saved.
         runs: One for each kind, in the order asked for.
         facts: What the report says of the data, in words.
-        output: HEAD.
         errors: Whether it has a page with its errors.
     """
 

@@ -53,7 +53,7 @@ class EmbedOptions:
     )
     record_memory: int = declared(
         2 * 2**30,
-        help="The same of an image that takes more memory, where it is decoded apart, as after a crash",
+        help="Count an image that takes more memory as a failure, where it is decoded apart, as after a crash",
         bounds=(AT_LEAST_ONE,),
         metavar="SIZE",
         parse=parse_bytes,

@@ -34,7 +34,6 @@ class Job(Embedding):
     """The settings that a worker needs besides its unit.
 
     Attributes:
-        output: OUT.
         sizes: {feature name: D}.
         batch_size: N of a batch; the engine's fixed shape.
         added_columns: {column: name of its type} that OUT's parts have between an image's own and its features.

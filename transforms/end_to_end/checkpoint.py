@@ -28,7 +28,6 @@ def write_checkpoint(uri: str, checkpoint: Checkpoint, asked: Mapping[str, Any])
     A store's files can't go back, as those of `np.savez` do.
 
     Args:
-        uri: Where.
         checkpoint: What to write.
         asked: JSON values that say which training it is.
 

@@ -142,7 +142,6 @@ def save_head(head: Head, folder: str, *, files: Mapping[str, bytes] | None = No
 
     Args:
         head: What to write.
-        folder: Where.
         files: {name: content} of other files that belong to it.
         overwrite: Replace the head that is there.
 

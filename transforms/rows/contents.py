@@ -48,7 +48,6 @@ def compare_contents(
     Nothing is decoded. Up to four parts are under way at once, each with the keys and hashes of its rows in memory.
 
     Args:
-        output: OUT.
         units: {id: (the unit as OUT knows it, the same where and as it is now)}; all have a part. Both may have but
             some of a listing's files; then only these are compared.
         unread_pass: Let it pass if a file that couldn't be read now can be; else it is a difference.

@@ -201,7 +201,6 @@ class ImageRows:
     """The images of an OUT's rows: pixels where `StoredVectors` has what was stored of them.
 
     Attributes:
-        output: OUT.
         spec: Says how to decode.
     """
 

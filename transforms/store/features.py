@@ -157,7 +157,6 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
         (80, 512)
 
     Args:
-        output: OUT.
         whole: Refuse an OUT that is complete by its manifest and has lost parts since.
 
     Raises:

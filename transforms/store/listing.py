@@ -172,7 +172,6 @@ def list_parts(output: str, names: Collection[str] | None = None) -> Listing:
     """Says which files hold OUT's rows, by one small read for each merged part.
 
     Args:
-        output: OUT.
         names: Of the files in its folder of parts that count; by default all, which are listed now.
 
     Raises:
@@ -225,7 +224,6 @@ def look_at_parts(
     Opened are merged parts, and those whose size isn't known or another one: their footers would be read anyway.
 
     Args:
-        output: OUT.
         there: {file name: bytes} of its folder of parts.
         known: {unit id: bytes of its part}, as far as known; 0 for a part of an earlier version, which is trusted.
         fingerprint: OUT's.

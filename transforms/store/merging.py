@@ -68,7 +68,6 @@ def merge_parts(output: Output, names: Sequence[str], *, before_commit: Callable
     """Writes the rows of several parts as one, sorted by key, and commits it. The parts themselves stay.
 
     Args:
-        output: OUT.
         names: File names of parts, merged ones too.
         before_commit: Is called when all is written, and may raise to leave nothing behind.
 
@@ -180,7 +179,6 @@ def rewrite(
     """Writes a part or a unit's failures anew under the same name, at once, with other values in the same rows.
 
     Args:
-        output: OUT.
         uri: The file.
         token: Is put into the footer. A file that has it is left as it is, so this can be cut off and run again.
         rows: Changes a row group.

@@ -575,7 +575,8 @@ def test_who_judged_a_head_judges_all_that_is_tuned_from_it(made, tmp_path):
     tuned(made, tmp_path / "twice", str(tmp_path / "once"), features=again, epochs=1)
     heads = [read_rows(str(folder)) for folder in (made / "ridge", tmp_path / "once", tmp_path / "twice")]
     tests = [{row["key"] for row in rows.to_pylist() if row["side"] == "test"} for rows in heads]
-    assert tests[0] and tests[0] == tests[1] == tests[2]
+    assert tests[0]
+    assert tests[0] == tests[1] == tests[2]
 
 
 def judged_all(head, out, labels):

@@ -391,7 +391,9 @@ def test_strange_labels_are_told_in_one_short_line(tmp_path, capsys):
 def test_real_features_by_flat(tmp_path, kind):
     path = shared_data() / "vgg19_block5_pool_real.parquet"
     head = train(options(path, tmp_path / "head", kinds=(kind,), group_column="group", folds=5)).head
-    assert head.metrics["metrics"]["accuracy"]["value"] >= 0.885
+    assert head.metrics["metrics"]["accuracy"]["value"] >= (0.895 if kind == "ridge" else 0.885)
+    if kind == "ridge":
+        assert head.metrics["metrics"]["log_loss"]["value"] <= 0.25
     assert head.metrics["majority"]["accuracy"]["value"] == pytest.approx(526 / 705)
     assert head.metrics["rows"] == 705
 
