@@ -230,15 +230,19 @@ def splits(rounds: int) -> Iterator[dict[str, Any]]:
 
 def write_noise(path: Path, random: np.random.Generator, rows: int, *, distance: float = 0.0) -> None:
     """Writes vectors of two classes; without a distance their labels are drawn by lot."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     codes = random.integers(0, 2, rows)
     vectors = random.normal(size=(rows, 16)).astype(np.float32)
     vectors[:, 0] += distance * codes
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), 16)
-    keys = [f"image{row}" for row in range(rows)]
-    pq.write_table(pa.table({"key": keys, "label": [f"class{code}" for code in codes], "embedding": column}), path)
+    write_rows(path, vectors, codes)
+
+
+def write_rows(path: Path, vectors: np.ndarray, codes: np.ndarray) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    keys, labels = [f"image{row}" for row in range(len(codes))], [f"class{code:04}" for code in codes]
+    pq.write_table(pa.table({"key": keys, "label": labels, "embedding": column}), path)
 
 
 def trained(path: Path, head: Path, **options: Any) -> Any:
@@ -269,6 +273,42 @@ def choice(rounds: int) -> Iterator[dict[str, Any]]:
             error = np.std(said) / np.sqrt(len(said))
             say(f"--compare on noise, judged on {judged}: accuracy {np.mean(said):+.4f} ± {error:.4f} above chance")
             yield {"case": judged, "optimism": float(np.mean(said)), "error": float(error)}
+
+
+def calibration(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields how sure a ridge is of new rows, and their log loss beside the least that any temperature would give."""
+    dims, fresh = 64, 4_000
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
+        path, head = Path(folder) / "clouds.parquet", Path(folder) / "head"
+        # Of 60 rows 18 find the temperature.
+        for classes, rows in ((2, 60), (2, 1_000), (30, 600), (100, 2_000), (1_000, 20_000)):
+            said = []
+            for seed in range(rounds):
+                random = np.random.default_rng((classes, rows, seed))
+                centres = random.normal(size=(classes, dims)) * (0.15 if classes == 2 else 0.5)
+                codes = np.concatenate([np.arange(rows) % classes, random.integers(0, classes, fresh)])
+                vectors = (random.normal(size=(len(codes), dims)) + centres[codes]).astype(np.float32)
+                write_rows(path, vectors[:rows], codes[:rows])
+                found = trained(path, head, validation=0.3, test=0.0)
+                probabilities = found.probabilities(vectors[rows:]).astype(np.float64)
+                logs = np.log(np.maximum(probabilities, 1e-30))
+                sharper = [_log_loss(logs * power, codes[rows:]) for power in np.geomspace(0.1, 10, 81)]
+                sure = probabilities.max(axis=1)
+                right = probabilities.argmax(axis=1) == codes[rows:]
+                said.append([right.mean(), sure.mean(), _log_loss(logs, codes[rows:]), min(sharper)])
+            accuracy, sure, loss, least = np.mean(said, axis=0).tolist()
+            say(
+                f"{classes} classes, {rows} rows: accuracy {accuracy:.3f}, confidence {sure:.3f}; log loss {loss:.3f}, "
+                f"at the best temperature {least:.3f}"
+            )
+            figures = {"accuracy": accuracy, "confidence": sure, "log_loss": loss, "least_log_loss": least}
+            yield {"case": [classes, rows], **figures}
+
+
+def _log_loss(scores: np.ndarray, codes: np.ndarray) -> float:
+    from transforms.heads.model import log_losses
+
+    return float(log_losses(scores, codes).mean())
 
 
 def folds(rounds: int) -> Iterator[dict[str, Any]]:
@@ -380,6 +420,7 @@ PARTS = {
     "folds": (folds, 0.5),
     "choice": (choice, 0.5),
     "compared": (compared, 1),
+    "calibration": (calibration, 0.02),
     "tuning": (tuning, 0.05),
 }
 
