@@ -5,7 +5,7 @@ from typing import Any
 
 from pipeline.rendering.tables import as_json
 from pipeline.training.facts import never_trained_text
-from pipeline.training.report import abstaining_text, interval, metric_table
+from pipeline.training.report import abstaining_text, interval, judged_cautions, metric_table
 from transforms import storage
 from transforms.storage import readable
 from transforms.store.layout import ERRORS_FILE
@@ -89,6 +89,7 @@ def summary_text(summary: PredictSummary) -> str:
         lines.append(metric_table(summary.metrics["metrics"]))
         if "abstaining" in summary.metrics:
             lines.append(f"unknown  {abstaining_text(summary.metrics['abstaining'])}")
+        lines += [f"CAUTION  {caution}" for caution in judged_cautions(summary.metrics)]
         if "seen" in summary.metrics:
             lines.append(f"CAUTION  {seen_text(summary.metrics['seen'])}")
         if ERRORS_FILE in (manifest.files or {}):

@@ -102,9 +102,7 @@ def cautions(
         patience: How many without a better loss end a training.
         bounded: Whether the temperature is as small or as large as it may be.
     """
-    found = []
-    if judged["metrics"]["accuracy"]["value"] < judged["majority"]["accuracy"]["value"]:
-        found.append("worse than always naming the majority class")
+    found = judged_cautions(judged)
     penalties = [point["penalty"] for point in curve if "penalty" in point]
     if len(penalties) > 1 and settings.get("penalty") in (min(penalties), max(penalties)):
         found.append(f"the penalty {settings['penalty']:g} is at the edge of the sweep; give --penalties beyond it")
@@ -114,6 +112,12 @@ def cautions(
     if done >= epochs and done - settings.get("epochs", 0) < patience:
         found.append(f"training was stopped by the limit of {counted(epochs, 'epoch')}; more --epochs may do better")
     return found
+
+
+def judged_cautions(judged: Mapping[str, Any]) -> list[str]:
+    """Returns what is to be known beside a verdict of any head, whatever it was made from."""
+    worse = judged["metrics"]["accuracy"]["value"] < judged["majority"]["accuracy"]["value"]
+    return ["worse than always naming the majority class"] if worse else []
 
 
 def verdict(judged: Mapping[str, Any]) -> str:

@@ -241,7 +241,7 @@ def test_layers_are_counted_as_in_keras(backbone):
     ]
 
 
-def small_network(made, batch_size, dropout=0.0, transform=NONE):
+def small_network(made, batch_size, dropout=0.0, transform=NONE, warm_up=1):
     spec = open_features(str(made / "out")).spec
     table = layers("vgg16")
     plan = plan_tuning(table, spec, ["embedding"], "block5", spec.features)
@@ -249,8 +249,20 @@ def small_network(made, batch_size, dropout=0.0, transform=NONE):
     random = np.random.default_rng(0)
     dense = [(random.normal(size=shape) / shape[0] ** 0.5, np.zeros(shape[1])) for shape in ((512, 16), (16, 3))]
     network = TuningNetwork(plan, weights, batch_size=batch_size)
-    network.put_head(dense, transform, dropout=dropout, learning_rate=1e-4, warm_up=1, seed=0)
+    network.put_head(dense, transform, dropout=dropout, learning_rate=1e-4, warm_up=warm_up, seed=0)
     return network
+
+
+def test_the_first_steps_are_short(made):
+    inputs, codes = np.random.default_rng(1).random((3, 2, 2, 512), np.float32), np.array([0, 2, 1], np.int32)
+    moved = []
+    for warm_up in (1, 100):
+        network = small_network(made, 3, warm_up=warm_up)
+        before = network.logits(inputs)
+        network.step(inputs, codes)
+        moved.append(np.abs(network.logits(inputs) - before).max())
+    # A hundredth of the rate; what it does isn't a straight line.
+    assert moved[1] < moved[0] / 20
 
 
 def log_loss(logits, codes):

@@ -291,6 +291,10 @@ def test_evaluate(inputs, run, tmp_path, items):
     assert metrics["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(agreed))
     # In the form in which train says it.
     assert metrics_text([{"judged": metrics}]) in summary_text(summary)
+    for accuracy, said in ((0.0, True), (1.0, False)):
+        judged = {**metrics, "metrics": {**metrics["metrics"], "accuracy": {"value": accuracy, "low": 0, "high": 1}}}
+        text = summary_text(replace(summary, metrics=judged))
+        assert ("CAUTION  worse than always naming the majority class" in text) == said
     again = run(inputs["features"], evaluate=True)
     assert again.done_before
     assert again.metrics == metrics
