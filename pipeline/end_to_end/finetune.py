@@ -116,7 +116,7 @@ def _finetune(options: FinetuneOptions, checkpoint: str, say: Callable[[str], No
         seed=options.seed,
     )
     before = _scored(network, data)
-    temperature, start_loss = _calibrated(_of_cells(before, data, data.fit.validation), data)
+    temperature, start_loss = _calibrated(_gathered(_of_cells(before, data, data.fit.validation), data), data)
     # From here on, softmax gives the head's probabilities.
     *others, (kernel, bias) = network.dense()
     network.set_dense([*others, (kernel / temperature, bias / temperature)])
@@ -135,7 +135,7 @@ def _finetune(options: FinetuneOptions, checkpoint: str, say: Callable[[str], No
         tuning = tune(
             network,
             train=batches,
-            validate=lambda: _calibrated(_logits(network, data, data.fit.validation), data)[1],
+            validate=lambda: _calibrated(_gathered(_logits(network, data, data.fit.validation), data), data)[1],
             start_loss=start_loss,
             codes=data.rows.codes,
             epochs=options.epochs,
@@ -246,9 +246,9 @@ def _of_cells(scored: _Scored, data: TuningData, cells: Sequence[int]) -> _Block
             yield some[inside], scores[part][inside]
 
 
-def _calibrated(blocks: _Blocks, data: TuningData) -> tuple[float, float]:
+def _calibrated(scored: _Scored, data: TuningData) -> tuple[float, float]:
     """Returns the temperature that suits some rows best, and their log loss at it; NaN where scores are no numbers."""
-    numbers, scores = _gathered(blocks, data)
+    numbers, scores = scored
     if not all(np.isfinite(scores[part]).all() for part in score_slices(*scores.shape)):
         return 1.0, np.nan
     temperature = fit_temperature(scores, data.rows.codes[numbers])
@@ -286,7 +286,8 @@ def _close(
     """Judges what the network is now, proves that the frozen layers are what they were, and saves the new head."""
     after = _scored(network, data)
     # Of its own scores: that of the start would suit them as little as theirs it.
-    temperature, loss = _calibrated(_of_cells(after, data, data.fit.validation), data)
+    validated = _gathered(_of_cells(after, data, data.fit.validation), data)
+    temperature, loss = _calibrated(validated, data)
     kept = not tuning.best_epoch
     never_trained = list(head.never_trained if kept else data.never_trained)
     file = network.weight_file()
@@ -310,7 +311,7 @@ def _close(
     if not kept:
         judged = _judge(after, temperature, data, options)
         runs += (_run(model, judged, f"{kind}, fine-tuned", seconds, loss),)
-    numbers, scores = _gathered(_of_cells(after, data, data.fit.validation), data)
+    numbers, scores = validated
     runs[-1]["cautions"] = cautions(
         runs[-1]["judged"],
         {"epochs": tuning.best_epoch},

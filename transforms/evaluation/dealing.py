@@ -99,7 +99,7 @@ def _rarest_class(counts: csr_array) -> np.ndarray:
     """Returns C int32: of each component's classes that with the fewest components, which is hardest to balance."""
     if (np.diff(counts.indptr) == 1).all():
         return counts.indices
-    rare = np.asarray((counts > 0).sum(axis=0)).ravel()
+    rare = np.bincount(counts.indices, minlength=counts.shape[1])
     entries = counts.tocoo()
     order = np.lexsort((entries.col, rare[entries.col], entries.row))
     return entries.col[order[np.unique(entries.row[order], return_index=True)[1]]]
