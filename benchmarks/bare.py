@@ -25,15 +25,15 @@ def engine(name: str, weights: str, precision: str, batch_size: int | None) -> d
     """Returns images a second of the engine alone, at the batch and with the threads that `extract` gives it."""
     chosen = {"weights": weights, "engine": name, "precision": precision, "batch_size": batch_size}
     options = ExtractOptions(inputs=("none",), output="nowhere", **chosen)
-    size = options.engine_batch_size
     loaded = load_engine(
         name,
         options.spec(options.load_weights()),
         weights,
         include_top=False,
-        batch_size=size,
+        batch_size=options.engine_batch_size,
         threads=options.engine_threads,
     )
+    size = loaded.batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (size, 224, 224, 3), np.uint8)
     loaded.embed(pixels)
     images, cpu, started = 0, time.process_time(), time.perf_counter()

@@ -96,12 +96,13 @@ def grid(given: argparse.Namespace) -> dict:
     weights = chosen.load_weights()
     spec = chosen.spec(weights)
     started = time.perf_counter()
-    settings = {"include_top": False, "batch_size": _COMPARED, "threads": None}
+    settings = {"include_top": False, "batch_size": None, "threads": None}
     engine = load_engine("keras", spec, "random:0", **settings)
     found = {"engine": engine.description, "load_seconds": time.perf_counter() - started, "rates": []}
+    found["chosen"] = {"compiled": engine._compiled, "batch_size": engine.batch_size}
     images = [decode_image(photo(seed), spec, max_pixels=10**6).pixels for seed in range(_COMPARED)]
     found |= agreement(engine.embed(np.stack(images))["embedding"], reference(spec, np.stack(images), weights.arrays))
-    compiled = found["compiled"] = engine._backend.compiled
+    compiled = found["compiled"] = engine._backend.compiled[0]
     for size in given.batch_sizes:
         found["rates"].append(_rate(engine, size, compiled, given.seconds))
     if best := _best(found):
@@ -210,7 +211,13 @@ def tabled(found: dict) -> str:
         )
     alone = ", ".join(f"{rate:,.0f} with {threads} threads" for threads, rate in found["decoding"].items())
     jpegs = f"{found['images']:,} JPEGs of {_SIDES[0]}×{_SIDES[1]} and {found['jpeg_bytes'] / 1000:.0f} kB in a tar"
-    return "\n".join([*lines, "", f"{jpegs}. Decoding alone in one process, images/s: {alone}.", ""])
+    chosen = [
+        f"{precision} {'compiled' if each['compiled'] else 'not compiled'}, batches of {each['batch_size']}"
+        for precision, figures in found["precisions"].items()
+        if (each := figures.get("chosen"))
+    ]
+    lines += ["", f"{jpegs}. Decoding alone in one process, images/s: {alone}."]
+    return "\n".join([*lines, "", f"Chosen when the engine was loaded: {'; '.join(chosen)}.", ""])
 
 
 def _versions() -> tuple[str, str]:

@@ -223,7 +223,8 @@ class ExtractOptions(ImageOptions, SpecOptions):
         return choose(self.engine, self.precision, self.backbone) if self.runner == "FnApiRunner" else self.engine
 
     @property
-    def engine_batch_size(self) -> int:
+    def engine_batch_size(self) -> int | None:
+        """Images per engine call; None where it is found when the engine is loaded."""
         return self.batch_size or default_batch_size(self.engine_name, self.engine_threads)
 
     @property

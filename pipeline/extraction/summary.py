@@ -8,7 +8,7 @@ from pipeline.extraction.labels import count_labels, describe_labels, look_at_la
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
-from transforms.engines import device, precision_note
+from transforms.engines import device, gpu_notes
 from transforms.network.weights import Weights
 from transforms.shards.names import BY_NAME, HIDDEN, count_by_ending
 from transforms.storage import readable
@@ -85,13 +85,14 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         f"units    {len(plan.todo)} to do ({size_text(todo_bytes)}), {len(plan.done)} done before",
         f"features {', '.join(f'{f} ({options.sizes[f.name]} × {options.dtype})' for f in options.parsed_features)}",
         f"weights  {weights.origin}",
-        f"engine   {_engine_text(options.engine_name)}, {options.precision}, batches of {options.engine_batch_size}, "
-        f"{_workers_text(options)}, {options.runner}",
+        f"engine   {_engine_text(options.engine_name)}, {options.precision}, "
+        f"batches {_batches_text(options.engine_batch_size)}, {_workers_text(options)}, {options.runner}",
         f"output   {readable(options.output)}",
     ]
     lines += [f"note     {note}" for note in options.notes]
-    if options.engine_name != "auto" and (note := precision_note(options.engine_name, options.precision)):
-        lines.append(f"note     {note}")
+    if options.engine_name != "auto":
+        notes = gpu_notes(options.engine_name, options.spec(weights), options.batch_size)
+        lines += [f"note     {note}" for note in notes]
     if weights.is_random:
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:
@@ -136,6 +137,10 @@ def skipped_text(files: int, endings: Mapping[str, int]) -> str:
 
 def _engine_text(name: str) -> str:
     return "auto (each worker chooses)" if name == "auto" else f"{name} on {device(name)}"
+
+
+def _batches_text(size: int | None) -> str:
+    return f"of {size}" if size else "as large as is fastest"
 
 
 def _workers_text(options: ExtractOptions) -> str:

@@ -43,7 +43,7 @@ class FakeEngine:
 
 
 def load_fake(job: Job) -> FakeEngine:
-    return FakeEngine(job.sizes, job.batch_size, float(os.environ.get("FAKE_PAUSE_SECONDS", "0")))
+    return FakeEngine(job.sizes, job.batch_size or 8, float(os.environ.get("FAKE_PAUSE_SECONDS", "0")))
 
 
 def _no_locks(*_: object) -> None:

@@ -5,11 +5,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from transforms.declared import ABOVE_ZERO, AT_LEAST_ONE, Bound, declared, parse_bytes
-from transforms.engines import ENGINES, choose, chosen_gpus, default_batch_size, load_engine, may_have_gpu
+from transforms.engines import ENGINES, chosen_gpus, load_engine, may_have_gpu
 from transforms.engines.engine import Engine
 from transforms.engines.sharing import SharedEngine
+from transforms.errors import UsageError
 from transforms.images.decode import PIXEL_CEILING
 from transforms.spec import FeatureSpec
+
+
+def _parse_batch_size(text: str) -> int | None:
+    if text == "auto":
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"{text!r} is neither auto nor a number of images, such as 64") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +40,11 @@ class EmbedOptions:
     )
     batch_size: int | None = declared(
         None,
-        help="Images per engine call",
+        help="Images per engine call, or auto",
         bounds=(AT_LEAST_ONE,),
-        unset="8, winograd, ncnn: 8 a thread; 64 on a GPU",
+        metavar="auto|N",
+        parse=_parse_batch_size,
+        unset="auto: measured on a GPU; 8 on a CPU, with winograd or ncnn 8 a thread",
     )
     threads: int | None = declared(
         None, help="Engine threads per worker", bounds=(AT_LEAST_ONE,), unset="the cores, shared out"
@@ -99,12 +111,11 @@ class Embedding(EmbedOptions):
         Raises:
             FeaturemillError: As `transforms.engines.load_engine` does.
         """
-        name = choose(self.engine, self.spec.precision, self.spec.backbone)
         return load_engine(
-            name,
+            self.engine,
             self.spec,
             self.weights,
             include_top=self.include_top,
-            batch_size=self.batch_size or default_batch_size(name, self.threads),
+            batch_size=self.batch_size,
             threads=self.threads,
         )

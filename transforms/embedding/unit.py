@@ -35,7 +35,6 @@ class Job(Embedding):
 
     Attributes:
         sizes: {feature name: D}.
-        batch_size: N of a batch; the engine's fixed shape.
         added_columns: {column: name of its type} that OUT's parts have between an image's own and its features.
         keep: Those of them that come along with the images.
         beside: The OUT that has the rows, where `output` gets an added feature of them: nothing else is embedded.
@@ -43,7 +42,6 @@ class Job(Embedding):
 
     output: str
     sizes: dict[str, int]
-    batch_size: int
     added_columns: dict[str, str] = field(default_factory=dict)
     keep: tuple[Kept, ...] = ()
     beside: str = ""
@@ -91,7 +89,9 @@ def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool, all
         progress = _Progress(writer)
         read = partial(shards.read, apart=reader if apart else None, all_apart=all_apart)
         records = stored_only(unit, stored_rows(job.beside, planned.unit_id), read) if job.beside else read(unit)
-        images = _decode_ahead(records, job, stages, threads=decode_threads(engine, job.threads), apart=apart)
+        images = _decode_ahead(
+            records, job, stages, threads=decode_threads(engine, job.threads), batch_size=engine.batch_size, apart=apart
+        )
         for batch in _batches(images, engine, writer):
             stages.notes.update(image.result.note for image in batch if image.result.note)
             before = time.perf_counter()
@@ -143,13 +143,19 @@ class _Budget:
 
 
 def _decode_ahead(
-    records: Iterator[EncodedImage | Failure], job: Job, stages: _Stages, *, threads: int, apart: bool = False
+    records: Iterator[EncodedImage | Failure],
+    job: Job,
+    stages: _Stages,
+    *,
+    threads: int,
+    batch_size: int,
+    apart: bool = False,
 ) -> Iterator[Decoded | Failure]:
     """Yields the records decoded, in order, while the next two batches are read and decoded in threads."""
     waiting: queue.SimpleQueue[Task | Failure | BaseException | None] = queue.SimpleQueue()
     stopped = threading.Event()
-    budget, ahead = _Budget(UNDECODED_BYTES), _Budget(2 * job.batch_size)
-    most = max(1, min(_GROUP_IMAGES, 2 * job.batch_size // (_GROUPS_A_THREAD * threads)))
+    budget, ahead = _Budget(UNDECODED_BYTES), _Budget(2 * batch_size)
+    most = max(1, min(_GROUP_IMAGES, 2 * batch_size // (_GROUPS_A_THREAD * threads)))
 
     def read() -> None:
         try:

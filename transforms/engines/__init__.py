@@ -24,8 +24,6 @@ ENGINES = {
     "keras": "transforms.engines.keras",
     "onnx": "transforms.engines.onnx",
 }
-# Where another machine will choose the engine: few enough for any.
-_BATCH_SIZE = 8
 # Device files without which no GPU can be seen on Linux: NVIDIA's, AMD's, and Windows' own under WSL. Only the first
 # has one for each GPU.
 _GPU_FILES = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/dxg")
@@ -39,7 +37,7 @@ def load_engine(
     weights_source: str,
     *,
     include_top: bool,
-    batch_size: int,
+    batch_size: int | None,
     threads: int | None,
 ) -> "Engine":
     """Loads weights and makes an engine, or takes one that is there: it takes seconds and much memory.
@@ -49,7 +47,7 @@ def load_engine(
         spec: What decides the numbers.
         weights_source: `imagenet`, a path, or `random:SEED`.
         include_top: Whether the dense layers may be tapped.
-        batch_size: The most images of a batch.
+        batch_size: The most images of a batch, None for as many as are fastest.
         threads: CPU threads of this process, None for all cores.
 
     Raises:
@@ -62,11 +60,12 @@ def load_engine(
 
     name = choose(name, spec.precision, spec.backbone)
     include_top = include_top and base_of(spec.backbone).has_top
+    batch_size = batch_size or default_batch_size(name, threads)
     settings = {"include_top": include_top, "batch_size": batch_size, "threads": threads}
     loaded_with = (name, spec, weights_source, include_top, batch_size, threads or available_cores())
     engine = _alive.get(loaded_with)
     # Where memory was short, it may take less than was asked for.
-    if engine is None or engine.batch_size != batch_size:
+    if engine is None or engine.batch_size != (batch_size or engine.batch_size):
         engine = _alive[loaded_with] = _info(name).load(spec, weights_source, **settings)
     return engine
 
@@ -91,9 +90,7 @@ def load_stored_engine(name: str, spec: "FeatureSpec", weights_source: str) -> "
 
     name = choose(name, spec.precision, spec.backbone)
     planned_weights(weights_source, computed_layers(spec), spec)
-    return load_engine(
-        name, spec, weights_source, include_top=True, batch_size=default_batch_size(name, None), threads=None
-    )
+    return load_engine(name, spec, weights_source, include_top=True, batch_size=None, threads=None)
 
 
 def check_engine(name: str, precision: str, backbone: str | None = None) -> None:
@@ -255,16 +252,16 @@ def device(engine: str) -> str:
     return f"CPU (there is a GPU{info.idle_gpu})" if found == "CPU" and has_files and not _are_gpus_hidden() else found
 
 
-def precision_note(engine: str, precision: str) -> str:
-    """Returns what there is to say of a precision on the GPU that an engine will run on, or nothing."""
-    return _info(engine).precision_note(precision) if on_gpu(engine) else ""
+def gpu_notes(engine: str, spec: "FeatureSpec", batch_size: int | None) -> list[str]:
+    """Returns what a plan should say of a spec, and of the N that was asked for, on the GPU that an engine will use."""
+    return _info(engine).gpu_notes(spec, batch_size) if on_gpu(engine) else []
 
 
-def default_batch_size(engine: str, threads: int | None) -> int:
-    """Returns N for an engine on this machine.
+def default_batch_size(engine: str, threads: int | None) -> int | None:
+    """Returns N for an engine on this machine; None where it is found when the engine is loaded.
 
     Args:
         engine: One of ENGINES; auto where another machine will choose.
         threads: CPU threads of the engine, None for all cores.
     """
-    return _BATCH_SIZE if engine == "auto" else _info(engine).batch_size(threads, on_gpu(engine))
+    return None if engine == "auto" else _info(engine).batch_size(threads, on_gpu(engine))

@@ -29,11 +29,12 @@ class Backend(Protocol):
 
     Attributes:
         version: Name and version, such as `tensorflow 2.21.0`.
-        compiled: Whether its own compiler is used for the graph.
+        compiled: Whether its own compiler makes one program of the graph: what can be, what is so on a CPU first. On a
+            GPU the faster is taken, see `transforms.engines.graphs`.
     """
 
     version: str
-    compiled: bool
+    compiled: tuple[bool, ...]
 
     def prepare(self, threads: int | None) -> None:
         """Sets what has to be set before the first computation."""
@@ -53,8 +54,8 @@ class Backend(Protocol):
 
 
 class _TensorFlow:
-    # XLA is no faster for these layers (measured on a CPU) and compiles twice as long.
-    compiled = False
+    # XLA is no faster for these layers on a CPU (measured) and compiles twice as long.
+    compiled = (False, True)
 
     def __init__(self) -> None:
         import tensorflow
@@ -86,8 +87,8 @@ class _TensorFlow:
 
 
 class _Jax:
-    # Otherwise each operation would be compiled and run by itself.
-    compiled = True
+    # Otherwise each operation would be compiled and run by itself, which is never faster (measured on an H100).
+    compiled = (True,)
 
     def __init__(self) -> None:
         import jax
@@ -114,7 +115,7 @@ def _capability(device: object) -> tuple[int, int] | None:
 
 
 class _Torch:
-    compiled = False
+    compiled = (False, True)
 
     def __init__(self) -> None:
         import torch

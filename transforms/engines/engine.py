@@ -6,6 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
+from transforms.spec import FeatureSpec
+
 
 class OutOfMemory(Exception):
     """A batch did not fit into memory; a smaller one may."""
@@ -53,22 +55,23 @@ class EngineInfo:
         precisions: What it computes in, as `FeatureSpec` calls it.
         load: Makes one; takes what `transforms.engines.load_engine` does, without the name.
         check: Raises FeaturemillError, with the cure, if it isn't installed or can't run here.
-        batch_size: Returns its default N; takes its CPU threads (None: all cores) and whether it has a GPU.
+        batch_size: Returns its default N, None where loading the engine finds it; takes its CPU threads (None: all
+            cores) and whether it has a GPU.
         idle_gpu: What to say, with the cure, behind "there is a GPU" where it runs on the CPU all the same.
         visible_device: Returns `CPU`, or `GPU (NVIDIA L4)`, as it sees it. None for one that knows no GPU.
         check_precision: Raises FeaturemillError, with the cure, if this machine's device hasn't the arithmetic of one
             of the precisions.
         takes: The kinds of bases that it computes, see `Base.kind`.
-        precision_note: Returns what the plan should say of a precision on this machine's GPU, or nothing.
+        gpu_notes: Returns what a plan should say of a spec, and of the N that was asked for, on this machine's GPU.
     """
 
     libraries: tuple[str, ...]
     precisions: tuple[str, ...]
     load: Callable[..., Engine]
     check: Callable[[], None]
-    batch_size: Callable[[int | None, bool], int]
+    batch_size: Callable[[int | None, bool], int | None]
     idle_gpu: str
     visible_device: Callable[[], str] | None = None
     takes: tuple[str, ...] = ("chain",)
     check_precision: Callable[[str], None] = lambda precision: None
-    precision_note: Callable[[str], str] = lambda precision: ""
+    gpu_notes: "Callable[[FeatureSpec, int | None], list[str]]" = lambda spec, batch_size: []

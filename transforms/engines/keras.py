@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ import numpy as np
 from transforms.engines.backends import load_backend
 from transforms.engines.checks import check_arithmetic, check_pixels, computed_layers, planned_weights
 from transforms.engines.engine import Engine, EngineInfo, OutOfMemory
+from transforms.engines.graphs import Graph, Speed, fastest_graph, keep_graph, kept_graph
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
 from transforms.network.bases import base_of, build, cut, layers, open_file, outputs_of
@@ -31,6 +33,10 @@ CPU_INFO = "/proc/cpuinfo"
 _CPU_FLAGS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
 # How far the self-check may be off: each is several times what its arithmetic comes to, and what a coarser one exceeds.
 SELF_CHECK_TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat16": 5e-2}
+# See benchmarks: more gains nothing and costs memory.
+_CPU_BATCH = 8
+# Long enough for several batches of the largest size.
+_MEASURED_SECONDS = 0.5
 # NVIDIA's first cards with TF32, and with tensor cores that take every precision here but float32.
 _AMPERE = (8, 0)
 # One for all engines of a process: they share its device, and its switch for TF32.
@@ -42,7 +48,7 @@ class KerasEngine:
     """See `transforms.engines.engine.Engine`. Safe to share between threads: batches take turns."""
 
     def __init__(
-        self, spec: FeatureSpec, weights_source: str, *, include_top: bool, batch_size: int, threads: int | None
+        self, spec: FeatureSpec, weights_source: str, *, include_top: bool, batch_size: int | None, threads: int | None
     ):
         table = computed_layers(spec, include_top=include_top)
         weights = planned_weights(weights_source, table, spec)
@@ -53,19 +59,23 @@ class KerasEngine:
         self._network = _network(table, weights.arrays, spec) if table else _from_file(weights.origin, spec)
         with _turn:
             self._backend.allow_tf32(spec.precision == "tf32")
+            device = visible_device()
+            self.on_cpu = device.startswith("CPU")
+            of_cpu = Graph(self._backend.compiled[0], batch_size or _CPU_BATCH)
+            graph = of_cpu if self.on_cpu else self._fastest(batch_size)
+            self._compiled = graph.compiled
             checked = (self._network, table, weights.arrays, spec)
-            _self_check(*(checked if base_of(spec.backbone).is_chain else _stand_in(spec)), self._backend.compiled)
-        device = visible_device()
-        self.on_cpu = device.startswith("CPU")
+            _self_check(*(checked if base_of(spec.backbone).is_chain else _stand_in(spec)), graph.compiled)
         threads = self._backend.threads() or available_cores()
-        self.description = f"keras ({self._backend.version}, {device}, {counted(threads, 'thread')})"
-        self.resize(batch_size)
+        how = "" if self.on_cpu else f", {'compiled' if graph.compiled else 'not compiled'}"
+        self.description = f"keras ({self._backend.version}, {device}{how}, {counted(threads, 'thread')})"
+        self.resize(graph.batch_size)
 
     def resize(self, batch_size: int) -> None:
         """Fixes another batch size; the next batch compiles the graph anew."""
         with _turn:
             self.batch_size = batch_size
-            self._model = _graph(self._network, self._spec, batch_size, compiled=self._backend.compiled)
+            self._model = _graph(self._network, self._spec, batch_size, compiled=self._compiled)
 
     def embed(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Computes the features of N images, N at most the batch size."""
@@ -83,6 +93,36 @@ class KerasEngine:
                     raise OutOfMemory(f"a batch of {self.batch_size} does not fit into memory") from error
                 raise
         return {feature.name: np.asarray(outputs[feature.name])[:count] for feature in self._spec.features}
+
+    def _fastest(self, batch_size: int | None) -> Graph:
+        facts = _graph_facts(self._spec, batch_size)
+        graph = kept_graph(*facts)
+        if graph is None:
+            _log.info("measuring how %s computes fastest", visible_device())
+            graph = fastest_graph(self._measure, compiled=self._backend.compiled, batch_size=batch_size)
+            keep_graph(graph, *facts)
+        return graph
+
+    def _measure(self, graph: Graph) -> Speed:
+        pixels = np.zeros((graph.batch_size, self._spec.image_size, self._spec.image_size, CHANNELS), np.uint8)
+        started = time.perf_counter()
+        try:
+            model = _graph(self._network, self._spec, graph.batch_size, compiled=graph.compiled)
+            model.predict_on_batch(pixels)
+            first = time.perf_counter() - started
+            # The second may still be slower: libraries choose their kernels then.
+            model.predict_on_batch(pixels)
+            started, batches = time.perf_counter(), 0
+            while (seconds := time.perf_counter() - started) < _MEASURED_SECONDS:
+                model.predict_on_batch(pixels)
+                batches += 1
+        except Exception as error:
+            # What a compiler can't do here must not end a run that would do without it.
+            if _is_out_of_memory(error) or graph.compiled != self._backend.compiled[0]:
+                _log.info("%s: %s", graph, one_line(error))
+                return Speed(0.0, 0.0)
+            raise
+        return Speed(first, batches * graph.batch_size / seconds)
 
 
 def _network(table: Sequence[Layer], arrays: Any, spec: FeatureSpec) -> "keras.Model":
@@ -180,6 +220,18 @@ def _precision_note(precision: str) -> str:
     return "float32 doesn't use this card's tensor cores; --precision tf32, bfloat16 and float16 do"
 
 
+def _gpu_notes(spec: FeatureSpec, batch_size: int | None) -> list[str]:
+    graph = kept_graph(*_graph_facts(spec, batch_size))
+    found = f"{graph}, as was measured on this card" if graph else "measured on this card now, and kept for other runs"
+    return [note for note in (_precision_note(spec.precision), f"how the graph is computed: {found}") if note]
+
+
+def _graph_facts(spec: FeatureSpec, batch_size: int | None) -> tuple[str, ...]:
+    """Returns what the fastest way to compute a graph depends on."""
+    versions = f"keras {import_keras().__version__}, {load_backend().version}"
+    return visible_device(), versions, spec.fingerprint, str(batch_size)
+
+
 def _warn_if_slow(precision: str) -> None:
     if precision not in _CPU_FLAGS or not visible_device().startswith("CPU"):
         return
@@ -219,11 +271,10 @@ ENGINE = EngineInfo(
     precisions=("float32", "tf32", "bfloat16", "float16"),
     load=_load,
     check=_check,
-    # See benchmarks: more gains nothing and costs memory.
-    batch_size=lambda threads, on_gpu: 64 if on_gpu else 8,
+    batch_size=lambda threads, on_gpu: None if on_gpu else _CPU_BATCH,
     idle_gpu=", but Keras's backend can't use it: pip install 'featuremill[gpu]'",
     visible_device=lambda: visible_device(),
     takes=("chain", "graph"),
     check_precision=_check_precision,
-    precision_note=_precision_note,
+    gpu_notes=_gpu_notes,
 )

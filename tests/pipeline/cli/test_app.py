@@ -96,6 +96,7 @@ def test_overwrite_asks_first(tar, tmp_path, monkeypatch, capsys):
         (["--interpolation", "bicubical"], "did you mean bicubic"),
         (["--image-size", "16"], "below 32"),
         (["--batch-size", "0"], "at least 1"),
+        (["--batch-size", "many"], "'many' is neither auto nor a number of images, such as 64"),
         (["--max-failure-rate", "2"], "between 0 and 1"),
         (["--unit-bytes", "big"], "not a size"),
         (["--weights", "random:x"], "random:"),

@@ -358,7 +358,7 @@ def test_a_failure_says_which_numbers_are_too_large(photos, tmp_path, precision,
 
 
 def test_the_plan_says_what_a_precision_leaves_idle(photos, tmp_path, monkeypatch):
-    card = SimpleNamespace(gpus=lambda: [Gpu("NVIDIA H100", (9, 0))])
+    card = SimpleNamespace(gpus=lambda: [Gpu("NVIDIA H100", (9, 0))], version="torch 2")
     monkeypatch.setattr(keras_engine, "load_backend", lambda: card)
     monkeypatch.setattr(engines, "device", lambda engine: "GPU (NVIDIA H100)")
     lines = []

@@ -41,7 +41,7 @@ def png(tmp_path) -> bytes:
 
 
 def decode(records, job, threads=2):
-    return recipe._decode_ahead(iter(records), job, recipe._Stages(), threads=threads)
+    return recipe._decode_ahead(iter(records), job, recipe._Stages(), threads=threads, batch_size=job.batch_size)
 
 
 def test_a_reader_that_raises_is_heard_and_its_threads_end(job, tmp_path):
