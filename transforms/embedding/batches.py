@@ -138,17 +138,19 @@ def _embed_or_split(
     if not batch:
         return
     # Smaller than it was when the batch was gathered, perhaps, after another thread ran out of memory.
-    if len(batch) <= engine.batch_size:
+    size = engine.batch_size
+    if len(batch) <= size:
         try:
             yield batch, engine.embed([decoded.result.pixels for decoded in batch])
             return
         except OutOfMemory as error:
             # The engine pads every batch to its size: it is that which has to shrink, however few the images.
-            if engine.batch_size == 1:
+            if size == 1:
                 raise FeaturemillError(
                     f"out of memory with a single image ({one_line(error)}); free some or lower --image-size"
                 ) from error
-            engine.resize(engine.batch_size // 2)
+            # Another thread may have done so meanwhile.
+            engine.resize(min(engine.batch_size, size // 2))
             yield from _embed_or_split(batch, engine, fail)
             return
         except FeaturemillError:

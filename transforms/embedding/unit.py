@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+import numpy as np
+
 from transforms import shards, storage
 from transforms.embedding.attempts import attempt
 from transforms.embedding.batches import Decoded, decode_threads, embed_batch
@@ -16,8 +18,10 @@ from transforms.embedding.held_up import HeldUp, ReaderClock
 from transforms.embedding.settings import Embedding
 from transforms.engines.engine import Engine
 from transforms.isolated import Isolated
+from transforms.machine import ahead
 from transforms.records import UNUSABLE_LABEL, EncodedImage, Failure, Kept, UnitReport
 from transforms.rows.sources import stored_only, stored_rows
+from transforms.spec import FeatureSpec
 from transforms.store.parts import PartWriter
 from transforms.store.units import PlannedUnit, load_files
 from transforms.text import clean
@@ -47,13 +51,33 @@ class Job(Embedding):
     beside: str = ""
 
 
+class _Busy:
+    """Counts the seconds in which at least one thread is within it."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._threads, self._since, self._lock = 0, 0.0, threading.Lock()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._threads:
+                self._since = time.perf_counter()
+            self._threads += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                self.seconds += time.perf_counter() - self._since
+
+
 @dataclass
 class _Stages:
     """Seconds per stage, records and bytes read, notes on records, added up by the threads of one unit."""
 
     read: float = 0.0
     decode: float = 0.0
-    embed: float = 0.0
+    embed: _Busy = field(default_factory=_Busy)
     rows_read: int = 0
     input_bytes: int = 0
     notes: Counter[str] = field(default_factory=Counter)
@@ -92,11 +116,9 @@ def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool, all
         images = _decode_ahead(
             records, job, stages, threads=decode_threads(engine, job.threads), batch_size=engine.batch_size, apart=apart
         )
-        for batch in _batches(images, engine, writer):
-            stages.notes.update(image.result.note for image in batch if image.result.note)
-            before = time.perf_counter()
-            rows, vectors = embed_batch(batch, engine, writer.fail, spec=job.spec)
-            stages.embed += time.perf_counter() - before
+        for rows, vectors, failures in _embedded(_batches(images, engine, writer), engine, job.spec, stages):
+            for failure in failures:
+                writer.fail(failure)
             if rows:
                 writer.add(rows, vectors)
             progress.tell(stages.input_bytes)
@@ -113,7 +135,7 @@ def _extract(planned: PlannedUnit, job: Job, engine: Engine, *, apart: bool, all
             input_bytes=stages.input_bytes,
             read_seconds=stages.read,
             decode_seconds=stages.decode,
-            embed_seconds=stages.embed,
+            embed_seconds=stages.embed.seconds,
             write_seconds=writer.seconds,
             wall_seconds=time.perf_counter() - started,
             engine=engine.description,
@@ -154,7 +176,7 @@ def _decode_ahead(
     """Yields the records decoded, in order, while the next two batches are read and decoded in threads."""
     waiting: queue.SimpleQueue[Task | Failure | BaseException | None] = queue.SimpleQueue()
     stopped = threading.Event()
-    budget, ahead = _Budget(UNDECODED_BYTES), _Budget(2 * batch_size)
+    undecoded, decoded = _Budget(UNDECODED_BYTES), _Budget(2 * batch_size)
     most = max(1, min(_GROUP_IMAGES, 2 * batch_size // (_GROUPS_A_THREAD * threads)))
 
     def read() -> None:
@@ -163,18 +185,18 @@ def _decode_ahead(
                 if stopped.is_set():
                     return
                 if isinstance(group, Failure):
-                    ahead.take(1, stopped)
+                    decoded.take(1, stopped)
                     waiting.put(group)
                 else:
-                    budget.take(sum(len(image.data) for image in group), stopped)
+                    undecoded.take(sum(len(image.data) for image in group), stopped)
                     task = decoders.submit(group)
-                    ahead.take(len(group), stopped)
+                    decoded.take(len(group), stopped)
                     waiting.put(task)
             waiting.put(None)
         except BaseException as error:
             waiting.put(error)
 
-    decoders = Decoders(threads, job, apart=apart, done=lambda image: budget.give_back(len(image.data)))
+    decoders = Decoders(threads, job, apart=apart, done=lambda image: undecoded.give_back(len(image.data)))
     reader = threading.Thread(target=read, name="read", daemon=True)
     reader.start()
     try:
@@ -182,10 +204,10 @@ def _decode_ahead(
             if isinstance(item, BaseException):
                 raise item
             if isinstance(item, Task):
-                ahead.give_back(len(item.images))
+                decoded.give_back(len(item.images))
                 yield from decoders.results(item)
             else:
-                ahead.give_back(1)
+                decoded.give_back(1)
                 yield item
     finally:
         stopped.set()
@@ -242,6 +264,28 @@ def _batches(items: Iterator[Decoded | Failure], engine: Engine, writer: PartWri
             batch = []
     # Also when it is empty: failures alone are progress too.
     yield batch
+
+
+def _embedded(
+    batches: Iterator[list[Decoded]], engine: Engine, spec: FeatureSpec, stages: _Stages
+) -> Iterator[tuple[list[tuple], dict[str, np.ndarray], list[Failure]]]:
+    """Yields what became of each batch: rows, {feature name: N×D}, failures. The next one is embedded meanwhile."""
+
+    def embed(batch: list[Decoded]) -> tuple[list[tuple], dict[str, np.ndarray], list[Failure]]:
+        failures: list[Failure] = []
+        with stages.embed:
+            rows, vectors = embed_batch(batch, engine, failures.append, spec=spec)
+        return rows, vectors, failures
+
+    # Two at once beside another device, so that it never waits for Python; on its own cores one takes all of them.
+    threads = 1 if engine.on_cpu else 2
+    return ahead(embed, _noted(batches, stages), threads=threads, most=threads + 1)
+
+
+def _noted(batches: Iterator[list[Decoded]], stages: _Stages) -> Iterator[list[Decoded]]:
+    for batch in batches:
+        stages.notes.update(image.result.note for image in batch if image.result.note)
+        yield batch
 
 
 class _Progress:

@@ -57,29 +57,33 @@ class Speed:
 
 def fastest_graph(
     measure: Callable[[Graph], Speed], *, compiled: Sequence[bool], batch_size: int | None = None
-) -> Graph:
+) -> tuple[Graph, bool]:
     """Finds the fastest way to compute a graph on this card.
 
     Args:
         measure: Computes a few batches.
         compiled: What the backend can do, what it does on a CPU first.
         batch_size: The size that the user asked for, None for the smallest that is about as fast as any.
+
+    Returns:
+        The graph, and whether that holds for other runs: not where memory was so short that others may have taken it.
     """
     first, *others = compiled
     size = batch_size or _FIRST
     best = measure(Graph(first, size))
+    is_sure = best.images_per_second > 0
     if batch_size is None:
         while not best.images_per_second and size > 1:
             size //= 2
             best = measure(Graph(first, size))
         # What is half the size of one that didn't fit isn't doubled again.
-        while _FIRST <= size < _LAST:
+        while is_sure and size < _LAST:
             more = measure(Graph(first, 2 * size))
             if more.images_per_second <= best.images_per_second * (1 + _GAIN):
                 break
             size, best = 2 * size, more
     speeds = {first: best, **{other: measure(Graph(other, size)) for other in others}}
-    return Graph(min(speeds, key=lambda each: speeds[each].seconds), size)
+    return Graph(min(speeds, key=lambda each: speeds[each].seconds), size), is_sure
 
 
 def kept_graph(*facts: str) -> Graph | None:

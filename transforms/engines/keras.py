@@ -37,8 +37,8 @@ SELF_CHECK_TOLERANCES = {"float32": 1e-4, "tf32": 1e-2, "float16": 1e-2, "bfloat
 _CPU_BATCH = 8
 # Long enough for several batches of the largest size.
 _MEASURED_SECONDS = 0.5
-# NVIDIA's first cards with TF32, and with tensor cores that take every precision here but float32.
-_AMPERE = (8, 0)
+# NVIDIA's first cards with tensor cores, for float16 alone, and with such for every precision here but float32.
+_VOLTA, _AMPERE = (7, 0), (8, 0)
 # One for all engines of a process: they share its device, and its switch for TF32.
 _turn = threading.Lock()
 _log = logging.getLogger(__name__)
@@ -79,13 +79,12 @@ class KerasEngine:
 
     def embed(self, pixels: np.ndarray | Sequence[np.ndarray]) -> dict[str, np.ndarray]:
         """Computes the features of N images, N at most the batch size."""
+        count, pixels = len(pixels), self._padded(pixels)
         with _turn:
-            pixels = check_pixels(pixels, side=self._spec.image_size, batch_size=self.batch_size)
-            count = len(pixels)
+            # Since then another thread may have run out of memory.
+            if len(pixels) != self.batch_size:
+                pixels = self._padded(pixels[:count])
             try:
-                if count < self.batch_size:
-                    empty = np.zeros((self.batch_size - count, *pixels.shape[1:]), np.uint8)
-                    pixels = np.concatenate([pixels, empty])
                 self._backend.allow_tf32(self._spec.precision == "tf32")
                 outputs = self._model.predict_on_batch(pixels)
             except Exception as error:
@@ -94,13 +93,21 @@ class KerasEngine:
                 raise
         return {feature.name: np.asarray(outputs[feature.name])[:count] for feature in self._spec.features}
 
+    def _padded(self, pixels: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
+        size = self.batch_size
+        pixels = check_pixels(pixels, side=self._spec.image_size, batch_size=size)
+        if len(pixels) == size:
+            return pixels
+        return np.concatenate([pixels, np.zeros((size - len(pixels), *pixels.shape[1:]), np.uint8)])
+
     def _fastest(self, batch_size: int | None) -> Graph:
         facts = _graph_facts(self._spec, batch_size)
         graph = kept_graph(*facts)
         if graph is None:
             _log.info("measuring how %s computes fastest", visible_device())
-            graph = fastest_graph(self._measure, compiled=self._backend.compiled, batch_size=batch_size)
-            keep_graph(graph, *facts)
+            graph, is_sure = fastest_graph(self._measure, compiled=self._backend.compiled, batch_size=batch_size)
+            if is_sure:
+                keep_graph(graph, *facts)
         return graph
 
     def _measure(self, graph: Graph) -> Speed:
@@ -215,9 +222,11 @@ def _has_tensor_cores() -> bool:
 
 
 def _precision_note(precision: str) -> str:
-    if precision != "float32" or not _has_tensor_cores():
+    gpus = load_backend().gpus()
+    if precision != "float32" or not gpus or (gpus[0].capability or (0, 0)) < _VOLTA:
         return ""
-    return "float32 doesn't use this card's tensor cores; --precision tf32, bfloat16 and float16 do"
+    others = "tf32, bfloat16 and float16 do" if _has_tensor_cores() else "float16 does"
+    return f"float32 doesn't use this card's tensor cores; --precision {others}"
 
 
 def _gpu_notes(spec: FeatureSpec, batch_size: int | None) -> list[str]:
@@ -229,7 +238,8 @@ def _gpu_notes(spec: FeatureSpec, batch_size: int | None) -> list[str]:
 def _graph_facts(spec: FeatureSpec, batch_size: int | None) -> tuple[str, ...]:
     """Returns what the fastest way to compute a graph depends on."""
     versions = f"keras {import_keras().__version__}, {load_backend().version}"
-    return visible_device(), versions, spec.fingerprint, str(batch_size)
+    # With --gpus an engine sees one card, and who plans sees all.
+    return load_backend().gpus()[0].name, versions, spec.fingerprint, str(batch_size)
 
 
 def _warn_if_slow(precision: str) -> None:

@@ -17,6 +17,7 @@ from transforms.embedding.unit import Job
 from transforms.engines.engine import OutOfMemory
 from transforms.errors import FeaturemillError
 from transforms.records import EncodedImage
+from transforms.store.parts import PartWriter
 
 
 @pytest.fixture
@@ -106,6 +107,85 @@ def test_the_next_batch_is_decoded_while_the_engine_computes(tmp_path, monkeypat
     monkeypatch.setattr(embedding, "CPU_DECODE_THREADS", 1)
     summary = te.extract(folder, tmp_path / "out", batch_size=4, load=load_waiting)
     assert (summary.totals.rows_embedded, summary.totals.rows_failed) == (10, 0)
+
+
+def colours(folder, count):
+    folder.mkdir()
+    for number in range(count):
+        Image.new("RGB", (40, 40), (number, 0, 0)).save(folder / f"{number}.png")
+    return folder
+
+
+class MeetingEngine(FakeEngine):
+    """Beside another device: two batches must be there at once. On its own cores: never."""
+
+    most, inside, meeting = 0, 0, threading.Barrier(2)
+
+    def embed(self, pixels):
+        MeetingEngine.inside += 1
+        MeetingEngine.most = max(self.most, self.inside)
+        if self.on_cpu:
+            time.sleep(0.02)
+        else:
+            self.meeting.wait(60)
+        MeetingEngine.inside -= 1
+        return super().embed(pixels)
+
+
+@pytest.mark.parametrize(("on_cpu", "most"), [(True, 1), (False, 2)])
+def test_two_batches_are_on_their_way_to_another_device(tmp_path, monkeypatch, on_cpu, most):
+    monkeypatch.setattr(MeetingEngine, "most", 0)
+    load = lambda job: MeetingEngine(job.sizes, job.batch_size, on_cpu=on_cpu)  # noqa: E731
+    summary = te.extract(colours(tmp_path / "in", 16), tmp_path / "out", batch_size=4, load=load)
+    assert (summary.totals.rows_embedded, MeetingEngine.most) == (16, most)
+    te.extract(tmp_path / "in", tmp_path / "plain", batch_size=4)
+    assert te.rows(tmp_path / "out") == te.rows(tmp_path / "plain")
+
+
+class TellingEngine(FakeEngine):
+    embedded = threading.Semaphore(0)
+
+    def embed(self, pixels):
+        self.embedded.release()
+        return super().embed(pixels)
+
+
+def test_a_batch_is_embedded_while_the_one_before_is_written(tmp_path, monkeypatch):
+    written, add = [], PartWriter.add
+
+    def slow(self, rows, vectors):
+        # This one and the next, but behind the last there is none.
+        for _ in range(2 if not written else len(written) < 3):
+            assert TellingEngine.embedded.acquire(timeout=60), "the next batch wasn't embedded meanwhile"
+        written.append(len(rows))
+        add(self, rows, vectors)
+
+    monkeypatch.setattr(PartWriter, "add", slow)
+    load = lambda job: TellingEngine(job.sizes, job.batch_size)  # noqa: E731
+    te.extract(colours(tmp_path / "in", 16), tmp_path / "out", batch_size=4, load=load)
+    assert written == [4, 4, 4, 4]
+
+
+class FullEngine(FakeEngine):
+    """Has memory for two images; the first two batches find that out at the same time."""
+
+    meeting, asked = threading.Barrier(2), []
+
+    def embed(self, pixels):
+        if self.batch_size == 4:
+            self.meeting.wait(60)
+            raise OutOfMemory("4 at once")
+        return super().embed(pixels)
+
+    def resize(self, batch_size):
+        self.asked.append(batch_size)
+        super().resize(batch_size)
+
+
+def test_two_batches_without_memory_halve_the_size_once(tmp_path):
+    load = lambda job: FullEngine(job.sizes, job.batch_size, on_cpu=False)  # noqa: E731
+    summary = te.extract(colours(tmp_path / "in", 16), tmp_path / "out", batch_size=4, load=load)
+    assert (summary.totals.rows_embedded, FullEngine.asked) == (16, [2, 2])
 
 
 def test_threads_end_when_the_consumer_stops(job, tmp_path):

@@ -41,12 +41,12 @@ def card(rates, first_seconds=0.0, tried=None):
     ],
 )
 def test_batches_grow_while_that_gains_and_fits(rates, size):
-    assert fastest_graph(card(rates), compiled=[False]) == Graph(False, size)
+    assert fastest_graph(card(rates), compiled=[False]) == (Graph(False, size), size >= 64)
 
 
 def test_a_size_that_was_asked_for_stays():
     tried = []
-    assert fastest_graph(card({3: 10}, tried=tried), compiled=[False, True], batch_size=3) == Graph(True, 3)
+    assert fastest_graph(card({3: 10}, tried=tried), compiled=[False, True], batch_size=3) == (Graph(True, 3), True)
     assert tried == [Graph(False, 3), Graph(True, 3)]
 
 
@@ -54,14 +54,14 @@ def test_a_size_that_was_asked_for_stays():
 def test_compiling_must_pay_for_itself(first_seconds, compiled):
     """100,000 images at 1,000 a second take 100 s, at 2,000 take 50."""
     found = fastest_graph(card({64: 1000}, first_seconds), compiled=[False, True])
-    assert found == Graph(compiled, 64)
+    assert found == (Graph(compiled, 64), True)
 
 
 def test_what_cannot_be_compiled_is_not():
     def measure(graph):
         return Speed(0.0, 0.0 if graph.compiled else 10.0)
 
-    assert fastest_graph(measure, compiled=[False, True], batch_size=2) == Graph(False, 2)
+    assert fastest_graph(measure, compiled=[False, True], batch_size=2) == (Graph(False, 2), True)
 
 
 @pytest.fixture
@@ -133,6 +133,13 @@ def test_an_engine_measures_once_and_computes_the_same(on_card, cache, monkeypat
     assert make_engine(features, batch_size=None) is other
     file.unlink()
     assert [note for note in gpu_notes("keras", spec, None) if "measured on this card now" in note]
+
+
+def test_what_a_full_card_allows_is_not_kept(on_card, cache, monkeypatch):
+    monkeypatch.setattr(KerasEngine, "_measure", lambda self, graph: Speed(0.0, 5.0 if graph.batch_size == 1 else 0.0))
+    engine = make_engine(["a=block1_pool:avg"], batch_size=None, source="random:8")
+    assert engine.batch_size == 1
+    assert not list(cache.glob("graph-*"))
 
 
 def test_a_compiler_that_fails_costs_a_run_nothing(on_card, monkeypatch):

@@ -241,13 +241,16 @@ def cards(*found):
         (Gpu("NVIDIA H100", (9, 0)), True),
         (Gpu("NVIDIA A100", (8, 0)), True),
         (Gpu("Tesla T4", (7, 5)), False),
+        (Gpu("Tesla P100", (6, 0)), False),
         (Gpu("Radeon", None), False),
         (None, False),
     ],
 )
 def test_tf32_needs_tensor_cores_for_it(monkeypatch, card, runs):
     monkeypatch.setattr(keras_engine, "load_backend", cards(*filter(None, [card])))
-    assert [bool(keras_engine._precision_note(each)) for each in ("float32", "bfloat16")] == [runs, False]
+    has_some = card is not None and (card.capability or (0, 0)) >= (7, 0)
+    assert [bool(keras_engine._precision_note(each)) for each in ("float32", "bfloat16")] == [has_some, False]
+    assert ("tf32" in keras_engine._precision_note("float32")) == runs
     if runs:
         assert choose("keras", "tf32") == choose("auto", "tf32") == "keras"
         return
