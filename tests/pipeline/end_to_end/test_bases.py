@@ -30,7 +30,7 @@ from pipeline.extraction.estimate import estimate
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
-from pipeline.maintenance.verify import verify
+from pipeline.maintenance.verify import VerifyOptions, verify
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
@@ -178,7 +178,7 @@ def test_the_numbers_and_the_layers_are_keras_own(made):
 @pytest.mark.long
 @each
 def test_verified(made):
-    assert verify(made.asked["output"], sample=2).ok
+    assert verify(VerifyOptions(made.asked["output"], sample=2)).ok
 
 
 @pytest.mark.long

@@ -20,7 +20,7 @@ from pipeline.extraction.estimate import estimate
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
-from pipeline.maintenance.verify import verify
+from pipeline.maintenance.verify import VerifyOptions, verify
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
@@ -86,7 +86,7 @@ def test_from_images_to_predictions(folder, tmp_path):
     with pytest.raises(FeaturemillError, match=r"was made with other settings .*: normalise rgb"):
         run(options(folder, normalise="torch"))
 
-    assert verify(str(folder / "out"), sample=4).ok
+    assert verify(VerifyOptions(str(folder / "out"), sample=4)).ok
     assert query(QueryOptions(output=str(folder / "out"), images=(keys[0],))).queries
     assert estimate(asked, images=4, seconds=1).sampled == 4
     with beam.Pipeline("FnApiRunner") as pipeline:
@@ -109,12 +109,12 @@ def test_from_images_to_predictions(folder, tmp_path):
     # The file has moved: only where it is now is said. Another file isn't taken for it.
     shutil.move(folder / "net.onnx", tmp_path / "moved.onnx")
     with pytest.raises(FeaturemillError, match=r"no network file .*net.onnx; pass"):
-        verify(asked.output, sample=4)
-    assert verify(asked.output, sample=4, weights=str(tmp_path / "moved.onnx")).ok
+        verify(VerifyOptions(asked.output, sample=4))
+    assert verify(VerifyOptions(asked.output, sample=4, weights=str(tmp_path / "moved.onnx"))).ok
     predict(PredictOptions(**given, output=str(tmp_path / "pred2"), weights=str(tmp_path / "moved.onnx")))
     (folder / "net.onnx").write_bytes(onnx_files.transformer(seed=1).SerializeToString())
     with pytest.raises(FeaturemillError, match="the file was replaced"):
-        verify(asked.output, sample=4)
+        verify(VerifyOptions(asked.output, sample=4))
     shutil.move(tmp_path / "moved.onnx", folder / "net.onnx")
 
 
