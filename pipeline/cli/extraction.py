@@ -12,7 +12,6 @@ from pipeline.cli.options import (
     echo,
     failures_exit_code,
     gathered,
-    overwrite_option,
     saying,
     show,
     written,
@@ -93,26 +92,23 @@ def estimate(as_json: bool, **given: Any) -> int:
     return show(found, module.estimate_json, module.estimate_text, as_json=as_json)
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.describe:DescribeOptions")
 @click.argument("backbone", type=Chosen("transforms.network.bases:BACKBONES"))
-@click.option("--include-top", is_flag=True, help="Show the dense layers, too.")
-@click.option("--image-size", type=int, show_default="the network's own", help="Pixels on a side of the input.")
-@click.option("--plot", metavar="FILE", help="Draw the stack to a .png or .svg.")
-@overwrite_option
 @debug_option
-def describe(backbone: str, include_top: bool, image_size: int | None, plot: str | None, overwrite: bool) -> int:
+def describe(**given: Any) -> int:
     """Show BACKBONE's layers: names to tap, shapes, parameters, multiply-adds, bytes of a tap.
 
     BACKBONE is a name, FILE.keras or FILE.onnx, of which the layers or tensors are shown that can be tapped.
     """
     from pipeline import describe as module
 
-    text = module.describe_text(backbone, include_top=include_top, image_size=image_size)
-    if plot:
-        module.plot(backbone, plot, include_top=include_top, image_size=image_size, overwrite=overwrite)
+    options = module.DescribeOptions(**given)
+    text = module.describe_text(options)
+    if options.plot:
+        module.plot(options)
     echo(text)
-    if plot:
-        echo(written(plot), err=True)
+    if options.plot:
+        echo(written(options.plot), err=True)
     return 0
 
 

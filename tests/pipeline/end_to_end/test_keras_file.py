@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from pipeline.demo.samples import draw_items, write_folder
-from pipeline.describe import describe_text
-from pipeline.end_to_end.export import export
+from pipeline.describe import DescribeOptions, describe_text
+from pipeline.end_to_end.export import ExportOptions, export
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
@@ -80,8 +80,8 @@ def test_from_images_to_predictions(tmp_path):
     predicted = predict(PredictOptions(head=str(head), inputs=asked.inputs, output=str(tmp_path / "pred")))
     assert predicted.manifest.totals["predicted"] == summary.totals.rows_embedded
     with pytest.raises(FeaturemillError, match="export doesn't take networks from files"):
-        export(str(head), str(tmp_path / "model.keras"))
-    text = describe_text(asked.weights, include_top=False, image_size=None)
+        export(ExportOptions(str(head), str(tmp_path / "model.keras")))
+    text = describe_text(DescribeOptions(asked.weights))
     assert "Its outputs: --feature embedding=dense:flatten." in text
     assert "\nmaps " in text
 

@@ -11,8 +11,8 @@ from apache_beam.testing.util import assert_that
 
 import featuremill
 from pipeline.demo.samples import draw_items, write_folder
-from pipeline.describe import describe_text, plot
-from pipeline.end_to_end.export import export
+from pipeline.describe import DescribeOptions, describe_text, plot
+from pipeline.end_to_end.export import ExportOptions, export
 from pipeline.end_to_end.finetune import finetune
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.exploration.query import QueryOptions, query
@@ -102,7 +102,7 @@ def test_from_images_to_predictions(folder, tmp_path):
     predicted = predict(PredictOptions(**given, output=str(tmp_path / "pred")))
     assert predicted.manifest.totals["predicted"] == len(keys)
     with pytest.raises(FeaturemillError, match="export doesn't take networks from files; use a head on"):
-        export(str(head), str(tmp_path / "model.keras"))
+        export(ExportOptions(str(head), str(tmp_path / "model.keras")))
     with pytest.raises(FeaturemillError, match="finetune doesn't take networks from files"):
         finetune(FinetuneOptions(head=str(head), features=asked.output, output=str(tmp_path / "new"), unfreeze="1"))
 
@@ -119,7 +119,7 @@ def test_from_images_to_predictions(folder, tmp_path):
 
 
 def test_describe_lists_what_can_be_tapped(folder):
-    text = describe_text(str(folder / "net.onnx"), include_top=False, image_size=None)
+    text = describe_text(DescribeOptions(str(folder / "net.onnx")))
     assert "32×32×3 pixels in, any number at once" in text
     assert "\nhidden " in text
     assert "17×12 tokens: the class token, 4×4 patches" in text
@@ -127,7 +127,7 @@ def test_describe_lists_what_can_be_tapped(folder):
     assert "Its outputs: --feature embedding=hidden:cls." in text
     for wrong in (str(folder / "net.onnx"), "onnx"):
         with pytest.raises(UsageError, match="a file's network has no table of layers"):
-            plot(wrong, str(folder / "a.png"))
+            plot(DescribeOptions(wrong, plot=str(folder / "a.png")))
 
 
 @pytest.mark.parametrize(
