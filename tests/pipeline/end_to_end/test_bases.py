@@ -26,7 +26,7 @@ from pipeline.end_to_end import finetune as finetune_module
 from pipeline.end_to_end.export import ExportOptions, export
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.exploration.query import QueryOptions, query
-from pipeline.extraction.estimate import estimate
+from pipeline.extraction.estimate import EstimateOptions, estimate
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
@@ -353,7 +353,7 @@ def test_what_hangs_on_no_base(made, tmp_path):
         with pytest.raises(UsageError, match=says):
             ExtractOptions(**{**asked, **wrong})
     assert query(QueryOptions(output=asked["output"], images=(str(paths[0]),))).queries
-    assert estimate(made.options, images=4, seconds=1).sampled == 4
+    assert estimate(EstimateOptions(**asked, images=4, seconds=1)).sampled == 4
     stored = open_features(asked["output"])
     pairs = [(path.name, path.read_bytes()) for path in paths]
 

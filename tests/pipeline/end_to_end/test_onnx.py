@@ -16,7 +16,7 @@ from pipeline.end_to_end.export import ExportOptions, export
 from pipeline.end_to_end.finetune import finetune
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.exploration.query import QueryOptions, query
-from pipeline.extraction.estimate import estimate
+from pipeline.extraction.estimate import EstimateOptions, estimate
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
@@ -26,6 +26,7 @@ from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
 from tests.support import onnx_files
+from transforms.declared import shared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.images.decode import decode_image
 from transforms.network.bases import open_file
@@ -88,7 +89,7 @@ def test_from_images_to_predictions(folder, tmp_path):
 
     assert verify(VerifyOptions(str(folder / "out"), sample=4)).ok
     assert query(QueryOptions(output=str(folder / "out"), images=(keys[0],))).queries
-    assert estimate(asked, images=4, seconds=1).sampled == 4
+    assert estimate(EstimateOptions(**shared(asked, ExtractOptions), images=4, seconds=1)).sampled == 4
     with beam.Pipeline("FnApiRunner") as pipeline:
         images = pipeline | beam.Create([(keys[0], Path(keys[0]).read_bytes())])
         rows = images | featuremill.EmbedImages(spec, weights=str(folder / "net.onnx"))
