@@ -24,7 +24,7 @@ from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.output import begin_output
 from pipeline.extraction.plan import Plan, make_plan
 from pipeline.extraction.progress import Committed
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from tests.support.fakes import WEIGHTS, FakeEngine
 from transforms.embedding import unit as recipe
 from transforms.records import EncodedImage, FileInfo, Shard, Unit, UnitReport
@@ -200,7 +200,7 @@ def full_parts(output: str, _: int) -> dict:
     manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
     write_manifest(output, replace(manifest, status="complete", totals=add_up(reports)))
     write_units(output, reports)
-    merged = compact(output)
+    merged = compact(CompactOptions(output))
     assert open_features(output).rows == FULL_PARTS * IMAGES_PER_UNIT
     return {
         "units": FULL_PARTS,

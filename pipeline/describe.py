@@ -3,12 +3,14 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from pipeline.rendering.targets import check_targets
 from transforms import storage
 from transforms.committed import committed_file, held
+from transforms.declared import check, declared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.bases import base_of, describe, expect_size, file_kind, is_graph, layers, open_file
 from transforms.network.vgg import TOP_IMAGE_SIZES, LayerInfo
@@ -27,18 +29,32 @@ _MEANINGS = {
 }
 
 
-def describe_text(backbone: str, *, include_top: bool, image_size: int | None) -> str:
-    """Returns the table of the layers: name, output shape, parameters, multiply-accumulates, size of the tap.
+@dataclass(frozen=True)
+class DescribeOptions:
+    """The options of `describe`.
 
-    Args:
+    Attributes:
         backbone: One of `bases.BASES`, or a file, of which the tensors or layers are listed that can be tapped.
-        include_top: Whether the dense layers are shown too.
-        image_size: Pixels on a side; None for the base's own.
+    """
+
+    backbone: str
+    include_top: bool = declared(False, help="Show the dense layers, too")
+    image_size: int | None = declared(None, help="Pixels on a side of the input", unset="the network's own")
+    plot: str | None = declared(None, help="Draw the stack to a .png or .svg", metavar="FILE")
+    overwrite: bool = declared(False, help="Replace files that are there")
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+def describe_text(options: DescribeOptions) -> str:
+    """Returns the table of the layers: name, output shape, parameters, multiply-accumulates, size of the tap.
 
     Raises:
         UsageError: No such backbone, or an image size below 32, or another than a file takes.
         FeaturemillError: The file can't be used.
     """
+    backbone, include_top, image_size = options.backbone, options.include_top, options.image_size
     if file_kind(backbone):
         return _file_text(backbone, image_size)
     base = base_of(backbone)
@@ -103,25 +119,17 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [lines[0], rule, *lines[1:-1], rule, lines[-1]]
 
 
-def plot(
-    backbone: str, path: str, *, include_top: bool = False, image_size: int | None = None, overwrite: bool = False
-) -> None:
+def plot(options: DescribeOptions) -> None:
     """Draws the stack of layers: a box for each, as high as its output is wide, and as deep as it has channels.
-
-    Args:
-        backbone: One of `bases.BASES` whose layers are a chain.
-        path: Where to; the ending `.png` or `.svg` chooses the format.
-        include_top: Whether the dense layers are drawn too.
-        image_size: Pixels on a side; None for the base's own.
-        overwrite: Replace a file that is there.
 
     Raises:
         UsageError: A file that is there, another ending, no such folder or backbone, a backbone whose layers are a
             graph, or an image size below 32.
         FeaturemillError: The file can't be written.
     """
-    check_targets([], plot=path, overwrite=overwrite)
-    table, image_size = layers(backbone, include_top=include_top), image_size or base_of(backbone).image_size
+    backbone, include_top = options.backbone, options.include_top
+    check_targets([], plot=options.plot, overwrite=options.overwrite)
+    table, image_size = layers(backbone, include_top=include_top), options.image_size or base_of(backbone).image_size
     if is_graph(table):
         raise UsageError(f"{backbone} is no single stack of layers, so --plot can't draw it; leave --plot out")
     infos = describe(table, image_size)
@@ -131,7 +139,7 @@ def plot(
     figure = Figure(figsize=(16, 6.4), facecolor="white")
     axes = figure.add_axes((0.01, 0.01, 0.98, 0.98))
     _draw(axes, infos, _title(backbone, include_top, image_size))
-    path = storage.absolute(path)
+    path = storage.absolute(options.plot)
     try:
         with held(path), committed_file(path) as file:
             ending = os.path.splitext(path)[1].lower()[1:]

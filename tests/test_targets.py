@@ -14,8 +14,8 @@ import pytest
 from pipeline import cli
 from pipeline.cli.app import run_cli
 from pipeline.end_to_end import export
-from pipeline.maintenance.compact import compact
-from pipeline.maintenance.relocate import relocate
+from pipeline.maintenance.compact import CompactOptions, compact
+from pipeline.maintenance.relocate import RelocateOptions, relocate
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from tests.pipeline.extraction import test_run as te
@@ -208,8 +208,8 @@ ON_AN_OUT = {
     "overwrite": lambda folder, out: te.extract(folder / "1.tar", out, unit_bytes=9000, overwrite=True),
     "prune": lambda folder, out: te.extract(folder / "1.tar", out, unit_bytes=9000, prune=True),
     "retry": lambda folder, out: te.extract(folder / "1.tar", out, unit_bytes=9000, retry_failed=True),
-    "compact": lambda folder, out: compact(str(out)),
-    "relocate": lambda folder, out: relocate(str(out), [f"{folder}/1.tar={folder}/moved.tar"]),
+    "compact": lambda folder, out: compact(CompactOptions(str(out))),
+    "relocate": lambda folder, out: relocate(RelocateOptions(str(out), [f"{folder}/1.tar={folder}/moved.tar"])),
 }
 
 

@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from pipeline.cli.options import (
-    Chosen,
     OptionsCommand,
     Terminal,
     debug_option,
@@ -17,8 +16,6 @@ from pipeline.cli.options import (
     saying,
 )
 from transforms.text import counted
-
-_feature_option = click.option("--feature", metavar="NAME", help="Column of vectors.  [default: embedding]")
 
 
 @click.command(cls=OptionsCommand, options="pipeline.exploration.query:QueryOptions")
@@ -81,10 +78,8 @@ def sql(output: str, text: str, as_json: bool, as_csv: bool, rows: str | None, o
     return 0
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="transforms.similarity.copies:DuplicateOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--cosine", default=0.98, show_default=True, help="Cosine from which on two rows are near copies.")
-@_feature_option
 @result_options
 @debug_option
 def duplicates(output: str, rows: str | None, page: str | None, overwrite: bool, as_json: bool, **given: Any) -> int:
@@ -104,18 +99,8 @@ def duplicates(output: str, rows: str | None, page: str | None, overwrite: bool,
         return hand_out(found, writers, module.duplicates_json, module.duplicates_text, as_json=as_json)
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="transforms.similarity.outlying:OutlierOptions")
 @click.argument("output", metavar="OUT")
-@click.option(
-    "--by",
-    type=Chosen("transforms.similarity.outlying:BY"),
-    default="class",
-    show_default=True,
-    help="What a row is far from: class (its centre), or neighbours (the nearest rows).",
-)
-@click.option("--top", default=50, show_default=True, help="Show so many rows.")
-@click.option("--neighbours", default=10, show_default=True, help="Nearest rows that count, for --by neighbours.")
-@_feature_option
 @result_options
 @debug_option
 def outliers(output: str, rows: str | None, page: str | None, overwrite: bool, as_json: bool, **given: Any) -> int:

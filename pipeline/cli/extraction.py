@@ -12,16 +12,13 @@ from pipeline.cli.options import (
     echo,
     failures_exit_code,
     gathered,
-    overwrite_option,
     saying,
     show,
     written,
 )
 
-_OPTIONS = "pipeline.extraction.options:ExtractOptions"
 
-
-@click.command(cls=BeamCommand, options=_OPTIONS)
+@click.command(cls=BeamCommand, options="pipeline.extraction.options:ExtractOptions")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--quiet", "-q", is_flag=True, help="Show neither plan nor progress.")
@@ -57,24 +54,15 @@ def extract(ctx: click.Context, **given: Any) -> int:
     return failures_exit_code(summary.failure_rate, options.max_failure_rate, f"{options.output}/failures")
 
 
-# Options about the output and the run; of a sample nothing is stored.
+# Options of extract about the output and the run; of a sample nothing is stored.
 _OF_A_RUN = (
-    *("output", "keep", "workers", "runner", "unit_bytes", "max_failure_rate"),
+    *("keep", "workers", "runner", "unit_bytes", "max_failure_rate"),
     *("prune", "retry_failed", "overwrite", "limit", "add_feature"),
 )
 
 
-@click.command(cls=OptionsCommand, options=_OPTIONS, without=_OF_A_RUN)
+@click.command(cls=OptionsCommand, options="pipeline.extraction.estimate:EstimateOptions", without=_OF_A_RUN)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--images", default=200, show_default=True, metavar="N", help="Measure at most so many images.")
-@click.option("--seconds", default=20.0, show_default=True, help="Measure for about so long; loading comes on top.")
-@click.option("--dataflow-workers", "workers", type=int, metavar="N", help="Say what N workers elsewhere would take.")
-@click.option(
-    "--worker-rate", type=float, metavar="IMAGES_PER_S", help="Speed of one worker.  [default: this machine's]"
-)
-@click.option(
-    "--worker-price", type=float, metavar="DOLLARS_PER_HOUR", help="Price of one worker.  [default: not stated]"
-)
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
 def estimate(as_json: bool, **given: Any) -> int:
@@ -84,35 +72,28 @@ def estimate(as_json: bool, **given: Any) -> int:
     its bytes.
     """
     from pipeline.extraction import estimate as module
-    from pipeline.extraction.options import ExtractOptions
 
-    asked = {name: given.pop(name) for name in ("images", "seconds")}
-    workers = module.workers_asked(*(given.pop(name) for name in ("workers", "worker_rate", "worker_price")))
-    options = gathered(ExtractOptions, given, output=module.NO_OUTPUT)
-    found = module.estimate(options, **asked, workers=workers)
+    found = module.estimate(gathered(module.EstimateOptions, given))
     return show(found, module.estimate_json, module.estimate_text, as_json=as_json)
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.describe:DescribeOptions")
 @click.argument("backbone", type=Chosen("transforms.network.bases:BACKBONES"))
-@click.option("--include-top", is_flag=True, help="Show the dense layers, too.")
-@click.option("--image-size", type=int, show_default="the network's own", help="Pixels on a side of the input.")
-@click.option("--plot", metavar="FILE", help="Draw the stack to a .png or .svg.")
-@overwrite_option
 @debug_option
-def describe(backbone: str, include_top: bool, image_size: int | None, plot: str | None, overwrite: bool) -> int:
+def describe(**given: Any) -> int:
     """Show BACKBONE's layers: names to tap, shapes, parameters, multiply-adds, bytes of a tap.
 
     BACKBONE is a name, FILE.keras or FILE.onnx, of which the layers or tensors are shown that can be tapped.
     """
     from pipeline import describe as module
 
-    text = module.describe_text(backbone, include_top=include_top, image_size=image_size)
-    if plot:
-        module.plot(backbone, plot, include_top=include_top, image_size=image_size, overwrite=overwrite)
+    options = module.DescribeOptions(**given)
+    text = module.describe_text(options)
+    if options.plot:
+        module.plot(options)
     echo(text)
-    if plot:
-        echo(written(plot), err=True)
+    if options.plot:
+        echo(written(options.plot), err=True)
     return 0
 
 

@@ -122,20 +122,17 @@ def suspects(rows: str | None, page: str | None, overwrite: bool, as_json: bool,
         return hand_out(found, writers, module.suspects_json, module.suspects_text, as_json=as_json)
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.end_to_end.export:ExportOptions")
 @click.argument("head", metavar="HEAD")
-@click.option("--output", "-o", required=True, metavar="MODEL", help="A .keras file, or a folder for a SavedModel.")
-@click.option("--weights", help="Where the network's weights are now.  [default: where they were]")
-@click.option("--overwrite", is_flag=True, help="Replace the model that is there.")
 @debug_option
-def export(head: str, **given: Any) -> int:
+def export(**given: Any) -> int:
     """Join the network and a HEAD into one Keras model that takes uint8 RGB images of any size.
 
     A SavedModel also has a signature that takes the bytes of JPEG and PNG files.
     """
     from pipeline.end_to_end import export as module
 
-    echo(module.export_text(module.export(head, **given, say=saying())))
+    echo(module.export_text(module.export(module.ExportOptions(**given), say=saying())))
     return 0
 
 

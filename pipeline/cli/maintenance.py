@@ -4,8 +4,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import Chosen, OptionsCommand, Parsed, debug_option, echo, overwrite_option, saying, show
-from transforms.declared import parse_bytes
+from pipeline.cli.options import OptionsCommand, debug_option, echo, overwrite_option, saying, show
 
 
 @click.command()
@@ -22,59 +21,40 @@ def inspect(output: str, deep: bool, as_json: bool) -> int:
     return 1 if inspection.problems else 0
 
 
-@click.command(cls=OptionsCommand, options="transforms.embedding.settings:EmbedOptions", only=["engine"])
+@click.command(cls=OptionsCommand, options="pipeline.maintenance.verify:VerifyOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--sample", default=32, show_default=True, metavar="N", help="Compare N rows; all if there are fewer.")
-@click.option("--weights", help="Where the weights are now.  [default: where they were]")
-@click.option(
-    "--tolerance",
-    type=float,
-    help="Largest drift, as a share of a vector's largest value.  "
-    "[default: 1e-4; 1e-3 if stored as float16; 5e-3 at int16; 2e-2 at other precisions than float32]",
-)
-@click.option("--seed", default=0, show_default=True, help="Seed of the sample; another one draws other rows.")
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
-def verify(output: str, as_json: bool, **given: Any) -> int:
+def verify(as_json: bool, **given: Any) -> int:
     """Embed a random sample of OUT's rows again, from their sources, and compare.
 
     Exit code 1 if one drifts by more than the tolerance, or its source is gone or changed.
     """
     from pipeline.maintenance import verify as module
 
-    verification = module.verify(output, **given)
+    verification = module.verify(module.VerifyOptions(**given))
     show(verification, module.verification_json, module.verification_text, as_json=as_json)
     return 0 if verification.ok else 1
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.maintenance.compact:CompactOptions")
 @click.argument("output", metavar="OUT")
-@click.option(
-    "--target-bytes", type=Parsed(parse_bytes), default="256MB", show_default=True, help="Size of a merged part."
-)
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
-def compact(output: str, target_bytes: int, as_json: bool) -> int:
+def compact(as_json: bool, **given: Any) -> int:
     """Merge OUT's small parts into larger ones, sorted by key. Rows, totals and resume stay what they are."""
     from pipeline.maintenance import compact as module
 
-    summary = module.compact(output, target_bytes=target_bytes, say=saying())
+    summary = module.compact(module.CompactOptions(**given), say=saying())
     return show(summary, module.compact_json, module.compact_text, as_json=as_json)
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.maintenance.relocate:RelocateOptions")
 @click.argument("output", metavar="OUT")
 @click.argument("moves", nargs=-1, required=True, metavar="OLD=NEW...")
-@click.option(
-    "--check",
-    type=click.Choice(["all", "size"]),
-    default="all",
-    show_default=True,
-    help="Compare every image with its stored hash, which reads all files, or only the files' sizes.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
-def relocate(output: str, moves: tuple[str, ...], check: str, as_json: bool) -> int:
+def relocate(as_json: bool, **given: Any) -> int:
     """Tell OUT that its images lie elsewhere now, so that nothing is embedded again.
 
     OLD is a folder or a file that was embedded, NEW the place where it is now. Files that are missing there, or aren't
@@ -82,22 +62,14 @@ def relocate(output: str, moves: tuple[str, ...], check: str, as_json: bool) -> 
     """
     from pipeline.maintenance import relocate as module
 
-    summary = module.relocate(output, moves, check=check, say=saying())
+    summary = module.relocate(module.RelocateOptions(**given), say=saying())
     return show(summary, module.relocate_json, module.relocate_text, as_json=as_json)
 
 
-@click.command()
-@click.argument("output", metavar="OUT")
-@click.option("--output", "-o", "copy", required=True, metavar="COPY", help="FILE.parquet, or a folder for TSV.")
-@click.option("--feature", metavar="NAME", help="Copy only this column of vectors.  [default: all; for TSV embedding]")
-@click.option(
-    "--dtype",
-    type=Chosen("pipeline.maintenance.convert:DTYPES"),
-    help="Type of the numbers, for Parquet: float16, float32 or float64.  [default: as stored]",
-)
-@click.option("--overwrite", is_flag=True, help="Replace an earlier COPY.")
+@click.command(cls=OptionsCommand, options="pipeline.maintenance.convert:ConvertOptions")
+@click.argument("source", metavar="OUT")
 @debug_option
-def convert(output: str, copy: str, **given: Any) -> int:
+def convert(**given: Any) -> int:
     """Copy OUT for readers that can't take it as it is; most can, see docs/query.md.
 
     Parquet: all columns in one file, vectors as plain lists, in another width if asked. A folder: vectors.tsv and
@@ -105,7 +77,7 @@ def convert(output: str, copy: str, **given: Any) -> int:
     """
     from pipeline.maintenance import convert as module
 
-    echo(module.converted_text(module.convert(output, copy, **given)))
+    echo(module.converted_text(module.convert(module.ConvertOptions(**given))))
     return 0
 
 

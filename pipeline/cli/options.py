@@ -47,14 +47,11 @@ class OptionsCommand(click.Command):
 
     Args:
         options: `module:Class`, a dataclass with `declared` fields.
-        only: Names of the fields that are taken; by default all.
         without: Names of fields that are left out.
     """
 
-    def __init__(
-        self, *args: Any, options: str, only: Collection[str] = (), without: Collection[str] = (), **more: Any
-    ):
-        self._declared: Any = lambda: options_of(resolve_name(options), only=only, without=without)
+    def __init__(self, *args: Any, options: str, without: Collection[str] = (), **more: Any):
+        self._declared: Any = lambda: options_of(resolve_name(options), without=without)
         super().__init__(*args, **more)
 
     @property
@@ -69,7 +66,7 @@ class OptionsCommand(click.Command):
         self._params = params
 
 
-def options_of(declaring: type, *, only: Collection[str] = (), without: Collection[str] = ()) -> list[click.Option]:
+def options_of(declaring: type, *, without: Collection[str] = ()) -> list[click.Option]:
     """Returns the click options of a class's declared fields, its own before those of its bases.
 
     Those of an options object within it are named `FIELD_NAME`.
@@ -79,7 +76,7 @@ def options_of(declaring: type, *, only: Collection[str] = (), without: Collecti
     made = []
     # Each name once, where it is declared last.
     for name in dict.fromkeys(name for base in declaring.__mro__ for name in get_annotations(base)):
-        if name not in by_name or name in without or (only and name not in only):
+        if name not in by_name or name in without:
             continue
         if "option" in by_name[name].metadata:
             made.append(_option(by_name[name], types[name]))

@@ -5,13 +5,14 @@ import os
 import uuid
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from pipeline.training.facts import never_trained_text
 from transforms import storage
 from transforms.committed import committed_file, committed_folder, held
+from transforms.declared import check, declared
 from transforms.engines.checks import check_named, computed_layers
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.weights import Weights, load_weights
@@ -29,40 +30,46 @@ _SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "asse
 _OTHER_FORMATS = (".h5", ".hdf5", ".tflite", ".onnx", ".pb", ".pt", ".pth", ".zip")
 
 
-def export(
-    head: str,
-    output: str,
-    *,
-    weights: str | None = None,
-    overwrite: bool = False,
-    say: Callable[[str], None] = lambda line: None,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class ExportOptions:
+    """The options of `export` of a HEAD; paths are made absolute."""
+
+    head: str
+    output: str = declared(
+        help="A .keras file, or a folder for a SavedModel", flags=("--output", "-o"), metavar="MODEL"
+    )
+    weights: str | None = declared(None, help="Where the network's weights are now", unset="where they were")
+    overwrite: bool = declared(False, help="Replace the model that is there")
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.output.strip() or not storage.is_local(self.output):
+            raise UsageError(f"--output {self.output!r}: a model is written to a local path; copy it from there")
+        if self.output.lower().endswith(_OTHER_FORMATS):
+            raise UsageError(
+                f"--output {self.output}: models are written as a .keras file, or as a SavedModel, which is a folder"
+            )
+        object.__setattr__(self, "head", storage.absolute(self.head))
+        object.__setattr__(self, "output", storage.absolute(self.output))
+
+
+def export(options: ExportOptions, *, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Writes a head as one model from uint8 RGB images to probabilities, with its network, poolings and resizing.
 
     Args:
-        head: HEAD's folder.
-        output: A local path: with `.keras` at the end a Keras file, else a folder for a TensorFlow SavedModel.
-        weights: The network's, as for extract; by default those that the head names.
-        overwrite: Replace a model that is there.
+        options: What was asked for.
         say: Is called with each line for people.
 
     Returns:
         What NOTES holds, with `output` and `format`.
 
     Raises:
-        UsageError: `output` isn't a local path, or is called like a file of another format.
         FeaturemillError: The head can't be exported, or these aren't its weights. Nothing is half written.
     """
-    if not output.strip() or not storage.is_local(output):
-        raise UsageError(f"--output {output!r}: a model is written to a local path; copy it from there")
-    if output.lower().endswith(_OTHER_FORMATS):
-        raise UsageError(
-            f"--output {output}: models are written as a .keras file, or as a SavedModel, which is a folder"
-        )
-    folder, output = storage.absolute(head), storage.absolute(output)
+    folder, output = options.head, options.output
     with held(output, parents=True):
         as_file = output.endswith(".keras")
-        check_place(output, as_file=as_file, overwrite=overwrite)
+        check_place(output, as_file=as_file, overwrite=options.overwrite)
         loaded = load_head(folder)
         if loaded.spec is None:
             raise FeaturemillError(
@@ -70,7 +77,7 @@ def export(
                 "train it on the output of featuremill extract"
             )
         check_named(loaded.spec.backbone, "export")
-        used = _load_weights(folder, loaded, weights)
+        used = _load_weights(folder, loaded, options.weights)
         notes = _notes(loaded, used)
         if notes["weights_are_random"]:
             never = loaded.never_trained

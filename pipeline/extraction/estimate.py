@@ -11,6 +11,7 @@ from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.sample import draw
 from pipeline.extraction.timing import Cost, Measured, measure, together_seconds
 from transforms import shards
+from transforms.declared import AT_LEAST_ONE, Bound, declared
 from transforms.embedding.unit import Job
 from transforms.engines.engine import Engine
 from transforms.errors import FeaturemillError, UsageError
@@ -19,9 +20,8 @@ from transforms.network.weights import Weights
 from transforms.spec import ADDED_COLUMNS
 from transforms.text import counted, size_text
 
-# An OUT for `ExtractOptions` that no input lies in: nothing is ever written there.
+# An OUT that no input lies in: nothing is ever written there.
 NO_OUTPUT = "none://estimate"
-IMAGES, SECONDS = 200, 20.0
 # Of the seconds, so many may go on reading; the engine needs the rest.
 _READ_SHARE = 0.25
 # Of a sample with large features, less is taken.
@@ -42,14 +42,46 @@ class Workers:
     rate: float | None = None
     price: float | None = None
 
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateOptions(ExtractOptions):
+    """The options of `estimate`: its own, and those of the run that it is about."""
+
+    output: str = NO_OUTPUT
+    images: int = declared(200, help="Measure at most so many images", bounds=(AT_LEAST_ONE,), metavar="N")
+    seconds: float = declared(
+        20.0,
+        help="Measure for about so long; loading comes on top",
+        bounds=(Bound(lambda seconds: 0 < seconds < math.inf, "{flag} must be above 0, not {value}"),),
+    )
+    dataflow_workers: int | None = declared(
+        None, help="Say what N workers elsewhere would take", bounds=(AT_LEAST_ONE,), metavar="N"
+    )
+    worker_rate: float | None = declared(
+        None,
+        help="Speed of one worker",
+        bounds=(Bound(lambda rate: 0 < rate < math.inf, "{flag} must be above 0 images/s, not {value}"),),
+        metavar="IMAGES_PER_S",
+        unset="this machine's",
+    )
+    worker_price: float | None = declared(
+        None,
+        help="Price of one worker",
+        bounds=(Bound(lambda price: 0 <= price < math.inf, "{flag} must be at least 0 dollars/h, not {value}"),),
+        metavar="DOLLARS_PER_HOUR",
+        unset="not stated",
+    )
+
     def __post_init__(self) -> None:
-        """Raises UsageError for numbers that can't be."""
-        if self.count < 1:
-            raise UsageError(f"--dataflow-workers must be at least 1, not {self.count}")
-        if self.rate is not None and not 0 < self.rate < math.inf:
-            raise UsageError(f"--worker-rate must be above 0 images/s, not {self.rate}")
-        if self.price is not None and not 0 <= self.price < math.inf:
-            raise UsageError(f"--worker-price must be at least 0 dollars/h, not {self.price}")
+        super().__post_init__()
+        for name in ("rate", "price"):
+            if self.dataflow_workers is None and getattr(self, f"worker_{name}") is not None:
+                raise UsageError(f"--worker-{name} is of use only with --dataflow-workers N")
+
+    @property
+    def elsewhere(self) -> Workers | None:
+        """The workers that the options ask about, None if they ask about none."""
+        return Workers(self.dataflow_workers, self.worker_rate, self.worker_price) if self.dataflow_workers else None
 
 
 @dataclass(frozen=True)
@@ -125,49 +157,24 @@ class Estimate:
         return self.worker_hours * self.workers.count * self.workers.price if priced else None
 
 
-def workers_asked(count: int | None, rate: float | None, price: float | None) -> Workers | None:
-    """Returns the workers that the options of these names ask about, None if they ask about none.
-
-    Raises:
-        UsageError: A rate or a price, but no workers; or numbers that can't be.
-    """
-    if count is not None:
-        return Workers(count, rate, price)
-    for name, value in (("rate", rate), ("price", price)):
-        if value is not None:
-            raise UsageError(f"--worker-{name} is of use only with --dataflow-workers N")
-    return None
-
-
 def estimate(
-    options: ExtractOptions,
+    options: EstimateOptions,
     *,
-    images: int = IMAGES,
-    seconds: float = SECONDS,
-    workers: Workers | None = None,
     load: Callable[[Job], Engine] | None = None,
     weights: Weights | None = None,
 ) -> Estimate:
     """Measures a sample of the inputs and extrapolates. Writes to a temporary folder only, and removes it.
 
     Args:
-        options: What the run would be asked for; its output may be `NO_OUTPUT`.
-        images: At most so many are measured.
-        seconds: About as long is measured, at least one batch; finding the inputs and loading come on top.
-        workers: What to say about others.
+        options: What was asked for; at least one batch is measured.
         load: Makes the engine; tests inject one without weights.
         weights: Already loaded ones; by default what the options name.
 
     Raises:
-        UsageError: Numbers that can't be.
         FeaturemillError: No image in the inputs, or none that can be embedded; or weights or engine can't be loaded.
     """
-    if images < 1:
-        raise UsageError(f"--images must be at least 1, not {images}")
-    if not 0 < seconds < math.inf:
-        raise UsageError(f"--seconds must be above 0, not {seconds}")
     found = shards.find(options.inputs, options.fields)
-    sample = draw(found, images=_fitting(options, images), seconds=seconds * _READ_SHARE)
+    sample = draw(found, images=_fitting(options), seconds=options.seconds * _READ_SHARE)
     if not sample.records:
         raise FeaturemillError("the inputs hold no image at all: there is nothing to estimate; check the paths")
     with TemporaryDirectory(prefix="featuremill-estimate-") as folder:
@@ -179,7 +186,7 @@ def estimate(
         job = replace(job, output=folder, added_columns=dict.fromkeys(ADDED_COLUMNS, "string"))
         engine = (load or Job.load_engine)(job)
         start_seconds = perf_counter() - started
-        measured = measure(sample.records, job, engine, seconds=seconds * (1 - _READ_SHARE))
+        measured = measure(sample.records, job, engine, seconds=options.seconds * (1 - _READ_SHARE))
     _check_any(measured)
     return Estimate(
         shards=len(found.shards),
@@ -195,14 +202,14 @@ def estimate(
         costs={"read": sample.read, "decode": measured.decode, "embed": measured.embed, "write": measured.write},
         start_seconds=start_seconds,
         output_bytes=round(measured.written_bytes * sample.images / measured.images),
-        workers=workers,
+        workers=options.elsewhere,
     )
 
 
-def _fitting(options: ExtractOptions, images: int) -> int:
+def _fitting(options: EstimateOptions) -> int:
     """Returns how many images of large features are enough."""
     row_bytes = sum(options.sizes.values()) * {"float16": 2, "float32": 4}[options.dtype]
-    return max(1, min(images, _FEATURE_BYTES // row_bytes))
+    return max(1, min(options.images, _FEATURE_BYTES // row_bytes))
 
 
 def _check_any(measured: Measured) -> None:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from transforms import storage
-from transforms.errors import FeaturemillError, UsageError
+from transforms.declared import AT_LEAST_ONE, check, declared, parse_bytes
+from transforms.errors import FeaturemillError
 from transforms.machine import ahead
 from transforms.storage import readable
 from transforms.store.listing import MERGED_STEM
@@ -16,8 +17,20 @@ from transforms.store.merging import MOST_UNITS, PartFacts, merge_as, merge_part
 from transforms.store.output import Output
 from transforms.text import counted, size_text
 
-TARGET_BYTES = 256 * 10**6
 _UNFINISHED = re.compile(rf"{MERGED_STEM.pattern}\.[0-9a-f]{{32}}\.parquet")
+
+
+@dataclass(frozen=True)
+class CompactOptions:
+    """The options of `compact`, on an OUT that is complete."""
+
+    output: str
+    target_bytes: int = declared(
+        256 * 10**6, help="Size of a merged part", bounds=(AT_LEAST_ONE,), parse=parse_bytes, unset="256MB"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -48,9 +61,7 @@ class CompactSummary:
     wall_seconds: float
 
 
-def compact(
-    output: str, *, target_bytes: int = TARGET_BYTES, say: Callable[[str], None] = lambda line: None
-) -> CompactSummary:
+def compact(options: CompactOptions, *, say: Callable[[str], None] = lambda line: None) -> CompactSummary:
     """Merges parts that are at most half as large as wanted. Rows, reports and fingerprint stay what they are.
 
     Parts are put in the order of their smallest keys and merged in groups of neighbours; within a merged part all rows
@@ -58,23 +69,19 @@ def compact(
     the merged one counts: this can be cut off anywhere, and run again.
 
     Args:
-        output: OUT, complete.
-        target_bytes: What a merged part has at most, by its compressed columns.
+        options: What was asked for; the size counts a part's compressed columns.
         say: Is called with a line for each merged part.
 
     Raises:
-        UsageError: A size that can't be.
         FeaturemillError: OUT isn't complete, somebody else is at work on it, or a part can't be read or written.
     """
     started = time.perf_counter()
-    if target_bytes < 1:
-        raise UsageError(f"--target-bytes must be at least 1, not {target_bytes}")
-    with _complete(Output(output)).locked() as out:
+    with _complete(Output(options.output)).locked() as out:
         _tidy(out)
         before, bytes_before = out.listing.names, out.stored_bytes(out.listing.unit_ids())
         facts = _read_facts(out)
         _check_whole(out, facts)
-        groups = _groups(facts, target_bytes)
+        groups = _groups(facts, options.target_bytes)
         for number, group in enumerate(groups, 1):
             names = [part.name for part in group]
             merged = merge_parts(out, names, before_commit=lambda: _check_unchanged(out))
@@ -92,7 +99,7 @@ def compact(
                 merge_as(out, side)
     return CompactSummary(
         output=out.folder,
-        target_bytes=target_bytes,
+        target_bytes=options.target_bytes,
         rows=out.manifest.totals.rows_embedded,
         merged=sum(map(len, groups)),
         written=len(groups),

@@ -14,15 +14,38 @@ from pipeline.rendering.tables import write_rows, write_rows_of
 from pipeline.rendering.targets import check_targets
 from transforms import storage
 from transforms.committed import committed_folder, held
+from transforms.declared import check, declared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature, open_features
 from transforms.store.predictions import Predictions, are_predictions
 from transforms.store.schema import part_schema
-from transforms.text import counted, did_you_mean, one_line, size_text
+from transforms.text import counted, one_line, size_text
 
-DTYPES = ("float16", "float32", "float64")
+_DTYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
 VECTORS, METADATA, CONFIG = "vectors.tsv", "metadata.tsv", "projector_config.pbtxt"
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """The options of `convert`.
+
+    Attributes:
+        source: OUT, complete; or PRED, whose rows then go into a .parquet, .csv or .jsonl file.
+    """
+
+    source: str
+    output: str = declared(help="FILE.parquet, or a folder for TSV", flags=("--output", "-o"), metavar="COPY")
+    feature: str | None = declared(
+        None, help="Copy only this column of vectors", metavar="NAME", unset="all; for TSV embedding"
+    )
+    dtype: str | None = declared(
+        None, help="Type of the numbers, for Parquet", choices=tuple(_DTYPES), unset="as stored"
+    )
+    overwrite: bool = declared(False, help="Replace an earlier COPY")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -46,38 +69,30 @@ class Converted:
     bytes: int
 
 
-def convert(
-    source: str, output: str, *, feature: str | None = None, dtype: str | None = None, overwrite: bool = False
-) -> Converted:
+def convert(options: ConvertOptions) -> Converted:
     """Writes the rows of an OUT anew, in its order, batch by batch.
 
-    Args:
-        source: OUT, complete; or PRED, whose rows then go into a .parquet, .csv or .jsonl file.
-        output: `FILE.parquet`: all columns, vectors as plain lists. Otherwise a folder for TensorBoard's projector: one
-            feature as tab-separated text, and what is known of the rows. On this machine.
-        feature: The only column of vectors; by default all, in the projector `embedding`.
-        dtype: `float16`, `float32` or `float64`; as stored by default. Only for Parquet.
-        overwrite: Replace what convert wrote there before.
+    Into `FILE.parquet` go all columns, vectors as plain lists; into a folder for TensorBoard's projector one feature as
+    tab-separated text, and what is known of the rows.
 
     Raises:
-        UsageError: A place or a dtype that can't be.
+        UsageError: A place that can't be, or a dtype for text.
         FeaturemillError: OUT isn't complete, no such feature, something is there already, a number that the narrower
             dtype can't hold, or a part that can't be read or a file that can't be written.
     """
+    source, dtype = options.source, options.dtype
     if are_predictions(storage.absolute(source)):
-        if feature or dtype:
+        if options.feature or dtype:
             raise UsageError(f"{source} holds predictions, which have no vectors; leave out --feature and --dtype")
-        return _convert_predictions(source, output, overwrite=overwrite)
-    as_parquet = _is_parquet(output)
-    if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"--dtype: no {dtype!r}{did_you_mean(dtype, DTYPES)}")
+        return _convert_predictions(source, options.output, overwrite=options.overwrite)
+    as_parquet = _is_parquet(options.output)
     if dtype is not None and not as_parquet:
         raise UsageError("--dtype is for .parquet; the projector's numbers are text")
-    output = storage.absolute(output)
+    output = storage.absolute(options.output)
     with held(output):
         features = _open_complete(source)
-        _check_place(features.output, output, as_parquet=as_parquet, overwrite=overwrite)
-        names = _chosen(features, feature, one=not as_parquet)
+        _check_place(features.output, output, as_parquet=as_parquet, overwrite=options.overwrite)
+        names = _chosen(features, options.feature, one=not as_parquet)
         # The widest of those that are stored: float16 < float32.
         stored = {f.name: each.spec.dtype for each in (features, *features.added) for f in each.spec.features}
         dtype = dtype or max(stored[name] for name in names)
@@ -146,10 +161,9 @@ def _chosen(features: Features, feature: str | None, *, one: bool) -> tuple[str,
 
 
 def _plain_schema(features: Features, names: Sequence[str], dtype: str) -> pa.Schema:
-    number = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}[dtype]
     stored = part_schema(features.spec, dict.fromkeys(features.names, 1), features.added_columns)
     rows = [stored.field(name) for name in features.row_columns]
-    return pa.schema([*rows, *(pa.field(name, pa.list_(number), nullable=False) for name in names)])
+    return pa.schema([*rows, *(pa.field(name, pa.list_(_DTYPES[dtype]), nullable=False) for name in names)])
 
 
 def _plain_batches(features: Features, schema: pa.Schema, names: Sequence[str], dtype: str) -> Iterator[pa.RecordBatch]:

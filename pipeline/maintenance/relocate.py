@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from transforms import shards, storage
+from transforms.declared import check, declared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import ahead
 from transforms.records import Unit
@@ -24,9 +25,31 @@ from transforms.store.reports import parts_sha256
 from transforms.store.units import PlannedUnit, is_relocated, write_plan
 from transforms.text import clean, counted, size_text
 
-CHECKS = ("all", "size")
 # Each holds a row group in memory.
 _THREADS = 4
+
+
+@dataclass(frozen=True)
+class RelocateOptions:
+    """The options of `relocate`.
+
+    Attributes:
+        output: OUT, complete or not.
+        moves: `OLD=NEW` each: files or folders, or the beginning of their names up to a slash.
+    """
+
+    output: str
+    moves: Sequence[str]
+    check: str = declared(
+        "all",
+        help="Compare every image with its stored hash, which reads all files, or only the files' sizes",
+        choices=("all", "size"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if not self.moves:
+            raise UsageError("no move was given; write OLD=NEW, such as /old/photos=/new/photos")
 
 
 @dataclass(frozen=True)
@@ -72,33 +95,26 @@ def _lies_in(place: str, folder: str) -> bool:
     return place == folder or place.startswith(f"{folder}/")
 
 
-def relocate(
-    output: str, moves: Sequence[str], *, check: str = "all", say: Callable[[str], None] = lambda line: None
-) -> RelocateSummary:
+def relocate(options: RelocateOptions, *, say: Callable[[str], None] = lambda line: None) -> RelocateSummary:
     """Writes the new places of OUT's inputs into its rows, failures, totals and plan. No image is decoded or embedded.
 
-    First every file is looked up at its new place and has to have the same size and, unless `check` is `size`, the
+    First every file is looked up at its new place and has to have the same size and, unless `--check` is `size`, the
     same images by their hashes. Then the manifest says what is under way; the plan is replaced, and each part, whole
     and under its name. Units keep their ids. A footer says which relocation wrote it, so this can be cut off
     anywhere and run again: no row is ever missing or there twice. A merged part stays in the order that it had.
 
     Args:
-        output: OUT, complete or not.
-        moves: `OLD=NEW` each: files or folders, or the beginning of their names up to a slash.
-        check: One of `CHECKS`.
+        options: What was asked for.
         say: Is called with a line before what takes time.
 
     Raises:
-        UsageError: No move, or one that can't be.
+        UsageError: A move that can't be.
         FeaturemillError: What is at the new place isn't what was embedded, another relocation is unfinished, somebody
             else is at work on OUT, or it can't be read or written.
     """
     started = time.perf_counter()
-    if check not in CHECKS:
-        raise UsageError(f"--check is {' or '.join(CHECKS)}, not {check}")
-    if not moves:
-        raise UsageError("no move was given; write OLD=NEW, such as /old/photos=/new/photos")
-    with Output(output).locked() as out:
+    moves = options.moves
+    with Output(options.output).locked() as out:
         manifest = out.manifest
         if not out.is_local and not storage.written_as(out.folder, ""):
             raise FeaturemillError(f"{out} is on a file system that can't replace a file; copy it to a disk first")
@@ -107,12 +123,12 @@ def relocate(
         files = images = 0
         if not manifest.relocation or not is_relocated(out.folder, token):
             plan = _moved_plan(out, pairs)
-            files, images = _check(out, plan, check, say)
+            files, images = _check(out, plan, options.check, say)
             for side in out.added:
                 # They first, one after the other: as long as OUT itself isn't, the same command goes on with the rest.
                 to_move = any(p.unit != plan[p.unit_id][1] for p in side.plan if p.unit_id in plan)
                 if side.plan and (to_move or side.manifest.relocation):
-                    relocate(side.folder, moves, check="size", say=say)
+                    relocate(replace(options, output=side.folder, check="size"), say=say)
             _begin(out, manifest, pairs, plan, token)
         rewritten = _rewrite(out, pairs, token, say)
         _finish(out, pairs)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from transforms.engines import load_stored_engine
+from transforms.declared import AT_LEAST_ONE, SEED, Bound, check, declared
+from transforms.engines import ENGINES, load_stored_engine
 from transforms.engines.engine import Engine
-from transforms.errors import FeaturemillError, UsageError
+from transforms.errors import FeaturemillError
 from transforms.network.weights import stored_source
 from transforms.parquet.files import open_parquet
 from transforms.rows.sources import planned_unit, reread_pixels
@@ -22,7 +23,27 @@ from transforms.text import counted, shown_within
 
 # A shard's unit is read from its start to the last row wanted, so the sample comes from a few units, not from all.
 UNITS = 8
-SAMPLE = 32
+
+
+@dataclass(frozen=True)
+class VerifyOptions:
+    """The options of `verify`, on OUT."""
+
+    output: str
+    engine: str = declared("auto", help="What computes the network", choices=ENGINES)
+    sample: int = declared(32, help="Compare N rows; all if there are fewer", bounds=(AT_LEAST_ONE,), metavar="N")
+    weights: str | None = declared(None, help="Where the weights are now", unset="where they were")
+    tolerance: float | None = declared(
+        None,
+        help="Largest drift, as a share of a vector's largest value",
+        # As `default_tolerance` says.
+        unset="1e-4; 1e-3 if stored as float16; 5e-3 at int16; 2e-2 at other precisions than float32",
+        bounds=(Bound(lambda drift: drift >= 0, "{flag} must be at least 0, not {value}"),),
+    )
+    seed: int = declared(0, help="Seed of the sample; another one draws other rows", bounds=(SEED,))
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -90,42 +111,22 @@ def default_tolerance(spec: FeatureSpec) -> float:
     return 1e-3 if spec.dtype == "float16" else 1e-4
 
 
-def verify(
-    output: str,
-    *,
-    sample: int = SAMPLE,
-    engine: str = "auto",
-    weights: str | None = None,
-    tolerance: float | None = None,
-    seed: int = 0,
-) -> Verification:
+def verify(options: VerifyOptions) -> Verification:
     """Embeds a random sample of OUT's rows again, and compares.
 
-    Args:
-        sample: How many rows; all if there are fewer.
-        engine: One of `engines.ENGINES`.
-        weights: Where the weights are now; by default where OUT's manifest says they came from.
-        tolerance: The largest drift that is fine; by default `default_tolerance`.
-        seed: Another one draws another sample.
-
     Raises:
-        UsageError: No such engine, or a number that can't be.
         FeaturemillError: No features in that folder, or weights or engine can't be loaded, or weights of another hash.
     """
-    if sample < 1:
-        raise UsageError(f"--sample must be at least 1, not {sample}")
-    if tolerance is not None and not tolerance >= 0:
-        raise UsageError(f"--tolerance must be at least 0, not {tolerance}")
-    out = Output(output)
+    out = Output(options.output)
     opened = open_features(out)
     # Each added feature has weights and a tolerance of its own.
     features = replace(opened, added=())
     if not features.rows:
         raise FeaturemillError(f"{features.output} holds no rows: there is nothing to verify")
-    loaded = load_stored_engine(engine, features.spec, stored_source(weights, out.manifest.weights))
+    loaded = load_stored_engine(options.engine, features.spec, stored_source(options.weights, out.manifest.weights))
     units = {planned.unit_id: planned.unit for planned in out.plan}
     found = _Comparison()
-    for place, rows in _draw(features, sample, seed):
+    for place, rows in _draw(features, options.sample, options.seed):
         wanted = _read_rows(place.part, rows, features.names)
         unit = planned_unit(units, place.unit_id, place.part)
         _compare(reread_pixels(unit, wanted, features.spec, found.problems), loaded, found)
@@ -134,14 +135,13 @@ def verify(
         engine=loaded.description,
         stored_by=tuple(out.manifest.engines),
         rows=features.rows,
-        sampled=min(sample, features.rows),
+        sampled=min(options.sample, features.rows),
         compared=found.compared,
-        tolerance=default_tolerance(features.spec) if tolerance is None else tolerance,
+        tolerance=default_tolerance(features.spec) if options.tolerance is None else options.tolerance,
         features=found.drifts(),
         problems=tuple(found.problems),
     )
-    asked = {"sample": sample, "engine": engine, "tolerance": tolerance, "seed": seed}
-    return _together(found_here, [verify(side.output, **asked) for side in opened.added])
+    return _together(found_here, [verify(replace(options, output=side.output, weights=None)) for side in opened.added])
 
 
 def _together(one: Verification, others: Sequence[Verification]) -> Verification:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pipeline.maintenance import inspect as inspecting
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from pipeline.maintenance.register import register
 from tests.pipeline.extraction.test_run import extract
 from transforms.errors import FeaturemillError
@@ -92,7 +92,7 @@ def test_a_table_is_made_and_follows(out, tmp_path, kind):
     again = register(out, **asked)
     assert (again.added, again.removed, commits(kind, out)) == (0, 0, 1)
 
-    compact(out, target_bytes=2**20)
+    compact(CompactOptions(out, target_bytes=2**20))
     merged = register(out, **asked)
     assert (merged.added, merged.removed, commits(kind, out)) == (1, len(before), 2)
     check(kind, out)

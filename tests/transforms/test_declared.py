@@ -1,5 +1,6 @@
 """Options that are declared once: the check, its errors and the command line's options derive from the field."""
 
+import re
 from dataclasses import dataclass, field, fields
 
 import click
@@ -7,6 +8,7 @@ import pytest
 
 from pipeline.cli.app import cli
 from pipeline.cli.options import gathered, options_of
+from tests import ROOT
 from transforms.declared import AT_LEAST_ONE, SEED, SHARE, check, declared, parse_numbers
 from transforms.embedding.embed_images import EmbedImages
 from transforms.embedding.settings import EmbedOptions
@@ -109,3 +111,10 @@ def test_a_transform_checks_its_settings():
         EmbedImages(FeatureSpec("vgg19", "", ()), engine="nccn")
     with pytest.raises(UsageError, match="--max-pixels must be at least 1"):
         EmbedImages(FeatureSpec("vgg19", "", ()), max_pixels=0)
+
+
+def test_no_command_gives_an_option_a_default_or_a_type_itself():
+    """The function behind it would give them once more: they stand in its options class."""
+    own = re.compile(r"@click\.option\((?:(?!\n@|\ndef ).)*\b(?:default|show_default|type)=", re.DOTALL)
+    for path in sorted((ROOT / "pipeline/cli").glob("*.py")):
+        assert not own.search(path.read_text()), path.name

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,12 +10,27 @@ import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from transforms.errors import UsageError
+from transforms.declared import Bound, check, declared
 from transforms.rows.labels import encode
 from transforms.rows.table import Table, open_table
 from transforms.similarity.near_copies import near_copies
 
 DEFAULT_COSINE = 0.98
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateOptions:
+    """The options of `find_duplicates`."""
+
+    cosine: float = declared(
+        DEFAULT_COSINE,
+        help="Cosine from which on two rows are near copies",
+        bounds=(Bound(lambda cosine: 0 < cosine <= 1, "{flag} must be above 0 and at most 1, not {value}"),),
+    )
+    feature: str | None = declared(None, help="Column of vectors", metavar="NAME", unset="embedding")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -57,24 +73,22 @@ class Duplicates:
         return sum(group.labels > 1 for group in self.groups)
 
 
-def find_duplicates(output: str, *, cosine: float = DEFAULT_COSINE, feature: str | None = None) -> Duplicates:
+def find_duplicates(output: str, **options: Any) -> Duplicates:
     """Finds exact copies by content hash, and near copies by cosine; every pair is compared.
 
-    Rows of one group are connected by pairs: the first and the last of a chain may be less alike than `cosine`.
+    Rows of one group are connected by pairs: the first and the last of a chain may be less alike than `cosine` says.
 
     Args:
         output: OUT, or other Parquet with vectors.
-        cosine: In (0, 1].
-        feature: Column of vectors; by default `embedding`, or the only one.
+        options: The fields of `DuplicateOptions`.
 
     Raises:
         UsageError: A cosine that can't be.
         FeaturemillError: No features there, or vectors that can't be read or aren't finite.
     """
-    if not 0 < cosine <= 1:
-        raise UsageError(f"--cosine must be above 0 and at most 1, not {cosine}")
-    table = open_table(output, columns=(feature,) if feature else ())
-    return Duplicates(table, cosine, tuple(copies(table, cosine)))
+    asked = DuplicateOptions(**options)
+    table = open_table(output, columns=(asked.feature,) if asked.feature else ())
+    return Duplicates(table, asked.cosine, tuple(copies(table, asked.cosine)))
 
 
 def copies(table: Table, cosine: float) -> list[Group]:

@@ -2,27 +2,44 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
 from threadpoolctl import threadpool_limits
 
-from transforms.errors import FeaturemillError, UsageError
+from transforms.declared import AT_LEAST_ONE, check, declared
+from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
 from transforms.rows.labels import encode
 from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.table import Table, open_table
 from transforms.similarity.all_pairs import nearest_rows
 from transforms.similarity.unit_vectors import stored_units, unit_batches
-from transforms.text import did_you_mean
 
-BY = ("class", "neighbours")
 # Rows that are compared with all others at a time.
 _BLOCK_ROWS = 1024
 # Cosines to centres that are computed at a time, 32 MiB.
 _COSINES = 2**22
 # Sums of directions that are shorter than this have none.
 _NO_LENGTH = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutlierOptions:
+    """The options of `find_outliers`."""
+
+    by: str = declared(
+        "class",
+        help="What a row is far from, the centre of its class or the nearest rows",
+        choices=("class", "neighbours"),
+    )
+    top: int = declared(50, help="Show so many rows", bounds=(AT_LEAST_ONE,))
+    neighbours: int = declared(10, help="Nearest rows that count, for --by neighbours", bounds=(AT_LEAST_ONE,))
+    feature: str | None = declared(None, help="Column of vectors", metavar="NAME", unset="embedding")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -47,7 +64,7 @@ class Outliers:
 
     Attributes:
         table: What was looked at.
-        by: One of BY.
+        by: `class` or `neighbours`.
         rows: Rows that were compared.
         found: The farthest.
     """
@@ -58,38 +75,31 @@ class Outliers:
     found: tuple[Outlier, ...]
 
 
-def find_outliers(
-    output: str, *, by: str = "class", top: int = 50, neighbours: int = 10, feature: str | None = None
-) -> Outliers:
+def find_outliers(output: str, **options: Any) -> Outliers:
     """Finds the rows that lie farthest from their class, or from everything else. Rows of zeros aren't compared.
+
+    By the centre of the row's class it takes two passes; unlabelled rows and classes of one row aren't compared. By the
+    row's nearest rows every pair is compared, so time grows with N².
 
     Args:
         output: OUT, or other Parquet with vectors.
-        by: `class`: by the centre of the row's class, in two passes; unlabelled rows and classes of one row aren't
-            compared. `neighbours`: by the row's k nearest rows; every pair is compared, so time grows with N².
-        top: How many.
-        neighbours: k.
-        feature: Column of vectors; by default `embedding`, or the only one.
+        options: The fields of `OutlierOptions`.
 
     Raises:
         UsageError: A number or a way that can't be.
         FeaturemillError: No features there, no labels, or vectors that can't be read or aren't finite.
     """
-    if by not in BY:
-        raise UsageError(f"--by {by!r}{did_you_mean(by, BY)}")
-    for name, value in (("--top", top), ("--neighbours", neighbours)):
-        if value < 1:
-            raise UsageError(f"{name} must be at least 1, not {value}")
-    table = open_table(output, columns=(feature,) if feature else ())
-    if by == "class":
+    asked = OutlierOptions(**options)
+    table = open_table(output, columns=(asked.feature,) if asked.feature else ())
+    if asked.by == "class":
         distances, classes = _from_class(table)
     else:
-        distances, classes = _from_neighbours(table, neighbours), None
+        distances, classes = _from_neighbours(table, asked.neighbours), None
     compared = np.flatnonzero(np.isfinite(distances))
-    rows = {row.row: row for row in read_rows(table, _farthest(table, distances, compared, top))}
+    rows = {row.row: row for row in read_rows(table, _farthest(table, distances, compared, asked.top))}
     order = sorted(rows, key=lambda row: (-distances[row], rows[row].key, row))
     found = tuple(Outlier(rows[r], float(distances[r]), classes[r] if classes is not None else None) for r in order)
-    return Outliers(table, by, len(compared), found)
+    return Outliers(table, asked.by, len(compared), found)
 
 
 def _farthest(table: Table, distances: np.ndarray, compared: np.ndarray, top: int) -> np.ndarray:

@@ -21,16 +21,16 @@ from keras.src.legacy.saving.legacy_h5_format import save_weights_to_hdf5_group
 from PIL import Image
 
 from pipeline.demo.samples import draw_items, write_folder
-from pipeline.describe import describe_text, plot
+from pipeline.describe import DescribeOptions, describe_text, plot
 from pipeline.end_to_end import finetune as finetune_module
-from pipeline.end_to_end.export import export
+from pipeline.end_to_end.export import ExportOptions, export
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.exploration.query import QueryOptions, query
-from pipeline.extraction.estimate import estimate
+from pipeline.extraction.estimate import EstimateOptions, estimate
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
-from pipeline.maintenance.verify import verify
+from pipeline.maintenance.verify import VerifyOptions, verify
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
@@ -168,7 +168,7 @@ def test_the_numbers_and_the_layers_are_keras_own(made):
     # The table is Keras's, and all of it can be tapped.
     assert sum(info.parameters for info in infos) == network.count_params()
     assert [info.output_shape for info in infos] == [tuple(layer.output.shape[1:]) for layer in network.layers[1:]]
-    text = describe_text(name, include_top=False, image_size=SIZE)
+    text = describe_text(DescribeOptions(name, image_size=SIZE))
     assert all(f"\n{info.name} " in text for info in infos)
     # The other layout of Keras's holds the same.
     files = [str(made.folder / file) for file in ("base.h5", "base.weights.h5")]
@@ -178,7 +178,7 @@ def test_the_numbers_and_the_layers_are_keras_own(made):
 @pytest.mark.long
 @each
 def test_verified(made):
-    assert verify(made.asked["output"], sample=2).ok
+    assert verify(VerifyOptions(made.asked["output"], sample=2)).ok
 
 
 @pytest.mark.long
@@ -190,7 +190,7 @@ def test_one_model_gives_what_predict_gives(made, tmp_path):
     rows = [row for path in Path(output, "predictions").glob("*") for row in pq.read_table(path).to_pylist()]
     assert len(rows) == len(made.paths)
     expected = {row["key"]: row["probabilities"] for row in rows}
-    export(str(made.folder / "head"), str(tmp_path / "model.keras"))
+    export(ExportOptions(str(made.folder / "head"), str(tmp_path / "model.keras")))
     model = import_keras().saving.load_model(tmp_path / "model.keras", safe_mode=True)
     images = {path: np.array(Image.open(path).convert("RGB")) for path in made.paths[:4]}
     assert len({image.shape for image in images.values()}) > 1
@@ -348,12 +348,12 @@ def test_what_hangs_on_no_base(made, tmp_path):
     name, asked, paths = made.name, made.asked, made.paths
     assert resumed(ExtractOptions(**asked), ["backbone", "weights"]) == made.options
     with pytest.raises(UsageError, match="leave --plot out"):
-        plot(name, str(tmp_path / "a.png"))
+        plot(DescribeOptions(name, plot=str(tmp_path / "a.png")))
     for wrong, says in (({"include_top": True}, "leave --include-top out"), ({"features": ("a=fc9:avg",)}, "no layer")):
         with pytest.raises(UsageError, match=says):
             ExtractOptions(**{**asked, **wrong})
     assert query(QueryOptions(output=asked["output"], images=(str(paths[0]),))).queries
-    assert estimate(made.options, images=4, seconds=1).sampled == 4
+    assert estimate(EstimateOptions(**asked, images=4, seconds=1)).sampled == 4
     stored = open_features(asked["output"])
     pairs = [(path.name, path.read_bytes()) for path in paths]
 

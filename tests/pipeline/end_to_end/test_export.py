@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.end_to_end.export import NOTES, export, export_text
+from pipeline.end_to_end.export import NOTES, ExportOptions, export, export_text
 from tests.support.factories import shared_data
 from transforms.engines.checks import computed_layers
 from transforms.errors import FeaturemillError, UsageError
@@ -108,7 +108,7 @@ def exported(tmp_path_factory) -> Exported:
     head = replace(head, model=make_head(spec, (640,)).model)
     save_head(head, str(folder / "head"))
     for name in ("model.keras", "saved"):
-        export(str(folder / "head"), str(folder / name))
+        export(ExportOptions(str(folder / "head"), str(folder / name)))
     return Exported(head, str(folder / "head"), folder / "model.keras", folder / "saved")
 
 
@@ -216,7 +216,7 @@ def test_a_transform_is_in_the_model():
 
 def test_random_weights_are_said_and_the_result_told(exported, tmp_path):
     lines = []
-    result = export(exported.folder, str(tmp_path / "new" / "m.keras"), say=lines.append)
+    result = export(ExportOptions(exported.folder, str(tmp_path / "new" / "m.keras")), say=lines.append)
     assert any("RANDOM" in line for line in lines)
     assert "class0, class1, class2" in export_text(result)
     assert "m.keras" in export_text(result)
@@ -227,7 +227,7 @@ def test_nothing_is_replaced_unasked(exported):
     before = exported.keras.read_bytes()
     for path in (exported.keras, exported.saved):
         with pytest.raises(FeaturemillError, match="--overwrite"):
-            export(exported.folder, str(path))
+            export(ExportOptions(exported.folder, str(path)))
     assert exported.keras.read_bytes() == before
 
 
@@ -238,7 +238,7 @@ def test_what_is_no_model_is_never_replaced(exported, tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     for name in ("photos", "folder.keras", "file"):
         with pytest.raises(FeaturemillError, match="is no model"):
-            export(exported.folder, str(tmp_path / name), overwrite=True)
+            export(ExportOptions(exported.folder, str(tmp_path / name), overwrite=True))
     assert (tmp_path / "photos" / "a.jpg").read_bytes() == b"x"
 
 
@@ -257,28 +257,28 @@ def test_overwriting_and_failing_halfway(exported, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(signatures, "save_signatures", fail)
         with pytest.raises(FeaturemillError, match="No space left"):
-            export(exported.folder, str(target), overwrite=True)
+            export(ExportOptions(exported.folder, str(target), overwrite=True))
     assert (target / "saved_model.pb").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
-    export(exported.folder, str(target), overwrite=True)
+    export(ExportOptions(exported.folder, str(target), overwrite=True))
     assert (target / "saved_model.pb").stat().st_size > 1000
     assert [path.name for path in tmp_path.iterdir()] == ["saved"]
 
 
 def test_wrong_weights_and_heads_that_cannot(exported, tmp_path):
     with pytest.raises(FeaturemillError, match="aren't those"):
-        export(exported.folder, str(tmp_path / "m.keras"), weights="random:4")
+        export(ExportOptions(exported.folder, str(tmp_path / "m.keras"), weights="random:4"))
     for name in ("model.h5", "model.ONNX"):
         with pytest.raises(UsageError, match=r"written as a \.keras file, or"):
-            export(exported.folder, str(tmp_path / name))
+            export(ExportOptions(exported.folder, str(tmp_path / name)))
     with pytest.raises(UsageError, match="local path"):
-        export(exported.folder, "gs://bucket/m.keras")
+        export(ExportOptions(exported.folder, "gs://bucket/m.keras"))
     save_head(replace(exported.head, spec=None), str(tmp_path / "plain"))
     with pytest.raises(FeaturemillError, match="unknown origin"):
-        export(str(tmp_path / "plain"), str(tmp_path / "m.keras"))
+        export(ExportOptions(str(tmp_path / "plain"), str(tmp_path / "m.keras")))
     save_head(replace(exported.head, weights=""), str(tmp_path / "lost"))
     with pytest.raises(FeaturemillError, match="pass --weights"):
-        export(str(tmp_path / "lost"), str(tmp_path / "m.keras"))
+        export(ExportOptions(str(tmp_path / "lost"), str(tmp_path / "m.keras")))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["lost", "plain"]
 
 

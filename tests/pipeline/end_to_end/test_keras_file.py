@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from pipeline.demo.samples import draw_items, write_folder
-from pipeline.describe import describe_text
-from pipeline.end_to_end.export import export
+from pipeline.describe import DescribeOptions, describe_text
+from pipeline.end_to_end.export import ExportOptions, export
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
-from pipeline.maintenance.verify import verify
+from pipeline.maintenance.verify import VerifyOptions, verify
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
@@ -74,14 +74,14 @@ def test_from_images_to_predictions(tmp_path):
     plain = ExtractOptions(inputs=asked.inputs, output=asked.output)
     for again in (resumed(plain, []), resumed(asked, ["backbone", "normalise"])):
         assert run(again).this_run.units == 0
-    assert verify(asked.output, sample=4).ok
+    assert verify(VerifyOptions(asked.output, sample=4)).ok
     head, quick = tmp_path / "head", {"learning_curve": False, "errors": False, "validation": 0.4}
     train(TrainOptions(features=asked.output, output=str(head), kinds=("ridge",), columns=("patches",), **quick))
     predicted = predict(PredictOptions(head=str(head), inputs=asked.inputs, output=str(tmp_path / "pred")))
     assert predicted.manifest.totals["predicted"] == summary.totals.rows_embedded
     with pytest.raises(FeaturemillError, match="export doesn't take networks from files"):
-        export(str(head), str(tmp_path / "model.keras"))
-    text = describe_text(asked.weights, include_top=False, image_size=None)
+        export(ExportOptions(str(head), str(tmp_path / "model.keras")))
+    text = describe_text(DescribeOptions(asked.weights))
     assert "Its outputs: --feature embedding=dense:flatten." in text
     assert "\nmaps " in text
 

@@ -11,21 +11,22 @@ from apache_beam.testing.util import assert_that
 
 import featuremill
 from pipeline.demo.samples import draw_items, write_folder
-from pipeline.describe import describe_text, plot
-from pipeline.end_to_end.export import export
+from pipeline.describe import DescribeOptions, describe_text, plot
+from pipeline.end_to_end.export import ExportOptions, export
 from pipeline.end_to_end.finetune import finetune
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.exploration.query import QueryOptions, query
-from pipeline.extraction.estimate import estimate
+from pipeline.extraction.estimate import EstimateOptions, estimate
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
-from pipeline.maintenance.verify import verify
+from pipeline.maintenance.verify import VerifyOptions, verify
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
 from tests.support import onnx_files
+from transforms.declared import shared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.images.decode import decode_image
 from transforms.network.bases import open_file
@@ -86,9 +87,9 @@ def test_from_images_to_predictions(folder, tmp_path):
     with pytest.raises(FeaturemillError, match=r"was made with other settings .*: normalise rgb"):
         run(options(folder, normalise="torch"))
 
-    assert verify(str(folder / "out"), sample=4).ok
+    assert verify(VerifyOptions(str(folder / "out"), sample=4)).ok
     assert query(QueryOptions(output=str(folder / "out"), images=(keys[0],))).queries
-    assert estimate(asked, images=4, seconds=1).sampled == 4
+    assert estimate(EstimateOptions(**shared(asked, ExtractOptions), images=4, seconds=1)).sampled == 4
     with beam.Pipeline("FnApiRunner") as pipeline:
         images = pipeline | beam.Create([(keys[0], Path(keys[0]).read_bytes())])
         rows = images | featuremill.EmbedImages(spec, weights=str(folder / "net.onnx"))
@@ -102,24 +103,24 @@ def test_from_images_to_predictions(folder, tmp_path):
     predicted = predict(PredictOptions(**given, output=str(tmp_path / "pred")))
     assert predicted.manifest.totals["predicted"] == len(keys)
     with pytest.raises(FeaturemillError, match="export doesn't take networks from files; use a head on"):
-        export(str(head), str(tmp_path / "model.keras"))
+        export(ExportOptions(str(head), str(tmp_path / "model.keras")))
     with pytest.raises(FeaturemillError, match="finetune doesn't take networks from files"):
         finetune(FinetuneOptions(head=str(head), features=asked.output, output=str(tmp_path / "new"), unfreeze="1"))
 
     # The file has moved: only where it is now is said. Another file isn't taken for it.
     shutil.move(folder / "net.onnx", tmp_path / "moved.onnx")
     with pytest.raises(FeaturemillError, match=r"no network file .*net.onnx; pass"):
-        verify(asked.output, sample=4)
-    assert verify(asked.output, sample=4, weights=str(tmp_path / "moved.onnx")).ok
+        verify(VerifyOptions(asked.output, sample=4))
+    assert verify(VerifyOptions(asked.output, sample=4, weights=str(tmp_path / "moved.onnx"))).ok
     predict(PredictOptions(**given, output=str(tmp_path / "pred2"), weights=str(tmp_path / "moved.onnx")))
     (folder / "net.onnx").write_bytes(onnx_files.transformer(seed=1).SerializeToString())
     with pytest.raises(FeaturemillError, match="the file was replaced"):
-        verify(asked.output, sample=4)
+        verify(VerifyOptions(asked.output, sample=4))
     shutil.move(tmp_path / "moved.onnx", folder / "net.onnx")
 
 
 def test_describe_lists_what_can_be_tapped(folder):
-    text = describe_text(str(folder / "net.onnx"), include_top=False, image_size=None)
+    text = describe_text(DescribeOptions(str(folder / "net.onnx")))
     assert "32×32×3 pixels in, any number at once" in text
     assert "\nhidden " in text
     assert "17×12 tokens: the class token, 4×4 patches" in text
@@ -127,7 +128,7 @@ def test_describe_lists_what_can_be_tapped(folder):
     assert "Its outputs: --feature embedding=hidden:cls." in text
     for wrong in (str(folder / "net.onnx"), "onnx"):
         with pytest.raises(UsageError, match="a file's network has no table of layers"):
-            plot(wrong, str(folder / "a.png"))
+            plot(DescribeOptions(wrong, plot=str(folder / "a.png")))
 
 
 @pytest.mark.parametrize(

@@ -135,9 +135,16 @@ def test_what_cannot_be_compared_is_left_out(tmp_path):
         find_outliers(write_rows(tmp_path / "y.parquet", matrix))
 
 
-@pytest.mark.parametrize("given", [{"by": "clas"}, {"top": 0}, {"neighbours": 0}])
-def test_wrong_options(tmp_path, given):
-    with pytest.raises(UsageError):
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"by": "clas"}, "no 'clas' for --by; did you mean class"),
+        ({"top": 0}, "--top must be at least 1, not 0"),
+        ({"neighbours": 0}, "--neighbours must be at least 1, not 0"),
+    ],
+)
+def test_wrong_options(tmp_path, given, error):
+    with pytest.raises(UsageError, match=error):
         find_outliers(write_rows(tmp_path / "x.parquet", np.eye(4)), **given)
 
 

@@ -15,11 +15,11 @@ import pytest
 from pipeline.exploration.sql import sql
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
-from pipeline.maintenance.compact import compact
-from pipeline.maintenance.convert import convert
+from pipeline.maintenance.compact import CompactOptions, compact
+from pipeline.maintenance.convert import ConvertOptions, convert
 from pipeline.maintenance.drop import drop_feature
 from pipeline.maintenance.inspect import inspect, inspection_text
-from pipeline.maintenance.relocate import relocate
+from pipeline.maintenance.relocate import RelocateOptions, relocate
 from pipeline.maps.rows import read_map_rows
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
@@ -106,7 +106,7 @@ def test_every_reader_joins_it(made, own, tmp_path):
         rows = list(answer.rows())
     assert [row[0] for row in rows] == sorted(features.keys)
     assert all(a == b for _, a, b in rows)
-    convert(out, str(tmp_path / "copy.parquet"))
+    convert(ConvertOptions(out, str(tmp_path / "copy.parquet")))
     assert pq.read_table(tmp_path / "copy.parquet").column("deep").to_pylist() == features.to_numpy("deep").tolist()
     read_map_rows(features, "deep", limit=10)
     alone = open_table(out, columns=["deep"])
@@ -123,10 +123,10 @@ def test_compact_and_add_in_any_order(made, own, tmp_path):
     shutil.copytree(own / "out", tmp_path / "late/out")
     add(own, inputs=inputs)
     rows = te.rows(own / "out")
-    compact(str(own / "out"), target_bytes=30_000)
+    compact(CompactOptions(str(own / "out"), target_bytes=30_000))
     assert open_features(str(own / "out")).lacking == {}
     assert te.rows(own / "out") == rows
-    compact(str(tmp_path / "late/out"), target_bytes=30_000)
+    compact(CompactOptions(str(tmp_path / "late/out"), target_bytes=30_000))
     add(tmp_path / "late", inputs=inputs)
     assert te.rows(tmp_path / "late/out") == rows
     assert inspect(str(tmp_path / "late/out")).problems == ()
@@ -136,7 +136,7 @@ def test_compact_and_add_in_any_order(made, own, tmp_path):
 def test_two_worker_processes_add_the_same_numbers(made, own, tmp_path):
     inputs = sorted((made / "in").iterdir())
     # Of parts of one unit and of merged ones.
-    compact(str(own / "out"), target_bytes=30_000)
+    compact(CompactOptions(str(own / "out"), target_bytes=30_000))
     shutil.copytree(own / "out", tmp_path / "two/out")
     found = []
     for folder, workers in ((own, 1), (tmp_path / "two", 2)):
@@ -329,14 +329,15 @@ def test_relocated_with_it_also_if_killed(small, moment):
     (small / "in").rename(small / "moved")
     move = f"{small}/in={small}/moved"
     code = (
-        "import sys; from pipeline.maintenance.relocate import relocate; relocate(sys.argv[1] + '/out', [sys.argv[2]])"
+        "import sys; from pipeline.maintenance.relocate import *; "
+        "relocate(RelocateOptions(sys.argv[1] + '/out', [sys.argv[2]]))"
     )
     assert finish(start(killed_before(moment, code, small, move)))[0] == (-9 if moment else 0)
     if moment:
-        relocate(str(small / "out"), [move])
+        relocate(RelocateOptions(str(small / "out"), [move]))
     assert te.rows(small / "out") == {key.replace("/in/", "/moved/"): moved(row) for key, row in before.items()}
     (small / "moved").rename(small / "in")
-    relocate(str(small / "out"), [f"{small}/moved={small}/in"])
+    relocate(RelocateOptions(str(small / "out"), [f"{small}/moved={small}/in"]))
     add(small, load=never)
     whole(small)
 

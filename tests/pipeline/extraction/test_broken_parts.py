@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.exploration.sql import sql
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from pipeline.maintenance.inspect import inspect
 from tests.pipeline.extraction import test_run as te
 from tests.support.factories import draw_items, write_tar
@@ -84,7 +84,7 @@ def test_one_of_the_same_size_is_looked_at_where_the_run_is_unfinished(tar, out)
 
 def test_a_merged_part(tar, out):
     rows = te.rows(out)
-    compact(str(out))
+    compact(CompactOptions(str(out)))
     [merged] = parts(out)
     cut(merged, out)
     said: list[str] = []

@@ -16,7 +16,7 @@ from pipeline.cli.app import cli, run_cli
 from pipeline.demo.samples import Item, draw_items, encode, write_folder, write_parquet, write_tar, write_tfrecord
 from pipeline.extraction import estimate as estimating
 from pipeline.extraction import sample, timing
-from pipeline.extraction.estimate import NO_OUTPUT, Estimate, Workers, estimate_json, estimate_text
+from pipeline.extraction.estimate import NO_OUTPUT, Estimate, EstimateOptions, Workers, estimate_json, estimate_text
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.timing import Cost, together_seconds
 from tests.pipeline.extraction import test_run as test_extract
@@ -31,11 +31,11 @@ from transforms.errors import FeaturemillError, UsageError
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}
 
 
-def estimate(inputs, *, load=load_fake, weights=WEIGHTS, images=10_000, seconds=1e6, workers=None, **more) -> Estimate:
+def estimate(inputs, *, load=load_fake, weights=WEIGHTS, **more) -> Estimate:
     inputs = [inputs] if isinstance(inputs, (str, Path)) else inputs
-    settings = {"image_size": 32, "batch_size": 4, **more}
-    options = ExtractOptions(inputs=tuple(map(str, inputs)), output=NO_OUTPUT, **settings)
-    return estimating.estimate(options, images=images, seconds=seconds, workers=workers, load=load, weights=weights)
+    settings = {"image_size": 32, "batch_size": 4, "images": 10_000, "seconds": 1e6, **more}
+    options = EstimateOptions(inputs=tuple(map(str, inputs)), **settings)
+    return estimating.estimate(options, load=load, weights=weights)
 
 
 class Clock:
@@ -329,8 +329,8 @@ def test_samples_of_huge_images_and_features_are_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(estimating, "_FEATURE_BYTES", 5 * 64 * 4)
     assert estimate(tmp_path / "x", features=("x=block1_pool:avg",)).sampled == 5
     for features, dtype, fitting in (("avg", "float16", 10), ("avg", "float32", 5), ("flatten", "float32", 1)):
-        options = ExtractOptions(inputs=("x",), output=NO_OUTPUT, features=(f"x=block1_pool:{features}",), dtype=dtype)
-        assert estimating._fitting(options, 200) == fitting
+        options = EstimateOptions(inputs=("x",), features=(f"x=block1_pool:{features}",), dtype=dtype)
+        assert estimating._fitting(options) == fitting
 
 
 def test_a_batch_that_does_not_fit_is_halved_as_in_a_run(tmp_path):
@@ -517,7 +517,7 @@ def test_options_are_those_of_extract():
     """What decides numbers or speed means the same for both commands."""
     theirs = {p.name: p for p in cli.commands["extract"].params}
     ours = {p.name: p for p in cli.commands["estimate"].params}
-    own = {"images", "seconds", "workers", "worker_rate", "worker_price"}
+    own = {"images", "seconds", "dataflow_workers", "worker_rate", "worker_price"}
     assert set(ours) - own <= set(theirs)
     for name in set(ours) - own - {"as_json"}:
         assert ours[name].to_info_dict() == theirs[name].to_info_dict()
@@ -529,7 +529,8 @@ def test_options_are_those_of_extract():
 
 def test_defaults_of_the_command_are_those_of_the_function():
     defaults = {p.name: p.default for p in cli.commands["estimate"].params}
-    assert (defaults["images"], defaults["seconds"]) == (estimating.IMAGES, estimating.SECONDS)
+    options = EstimateOptions(inputs=("photos",))
+    assert (defaults["images"], defaults["seconds"]) == (options.images, options.seconds) == (200, 20.0)
 
 
 def test_no_such_numbers_for_the_function(tmp_path):
@@ -542,9 +543,9 @@ def test_real_photos_and_a_real_engine(tmp_path):
     photos = shared_data() / "hymenoptera"
     inputs = [photos / "train", photos / "val"]
     settings = {"image_size": 32, "batch_size": 8, "weights": "random:0", "features": ("embedding=block3_pool:avg",)}
-    options = ExtractOptions(inputs=tuple(map(str, inputs)), output=NO_OUTPUT, **settings)
-    found = estimating.estimate(options, images=80, seconds=600)
-    summary = test_extract.run(replace(options, output=str(tmp_path / "out")))
+    asked = {"inputs": tuple(map(str, inputs)), **settings}
+    found = estimating.estimate(EstimateOptions(**asked, images=80, seconds=600))
+    summary = test_extract.run(ExtractOptions(**asked, output=str(tmp_path / "out")))
     assert (found.images, found.sampled, found.failed) == (210, 80, 0)
     assert found.images_are_counted
     assert found.engine == summary.engines[0]

@@ -15,8 +15,8 @@ from pipeline.exploration.outliers import write_outliers
 from pipeline.exploration.query import QueryOptions, found_json, found_text, query, write_found, write_query_page
 from pipeline.exploration.sql import sql
 from pipeline.extraction.resumed import resumed
-from pipeline.maintenance.compact import compact
-from pipeline.maintenance.convert import convert
+from pipeline.maintenance.compact import CompactOptions, compact
+from pipeline.maintenance.convert import ConvertOptions, convert
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.prediction.summary import summary_json
@@ -94,9 +94,9 @@ def test_parquet_columns_come_along_in_their_own_type_and_everywhere(table, tmp_
     assert manifest.fingerprint == read_manifest(str(tmp_path / "plain")).fingerprint
     assert "kept" not in json.loads((tmp_path / "plain" / "manifest.json").read_text())
 
-    compact(out, target_bytes=2**20)
+    compact(CompactOptions(out, target_bytes=2**20))
     assert kept(out, "price", "tags") == found.select(["price", "tags"])
-    convert(out, str(tmp_path / "copy.parquet"))
+    convert(ConvertOptions(out, str(tmp_path / "copy.parquet")))
     assert pq.read_table(tmp_path / "copy.parquet").sort_by("key")["tags"].to_pylist() == stored["tags"].to_pylist()
     with sql(out, "SELECT sum(price) AS total, max(day) AS day FROM features") as answer:
         assert list(answer.rows()) == [(pytest.approx(3.85), date(2020, 1, 2))]
@@ -123,7 +123,7 @@ def test_found_rows_bring_them_along(images, tmp_path):
     out = str(tmp_path / "out")
     keys = open_features(out).keys
     # The same rows merged, and by a feature that lies beside them.
-    compact(out, target_bytes=2**20)
+    compact(CompactOptions(out, target_bytes=2**20))
     te.add(tmp_path)
     expected = {name: columns[name][1:] for name in keep}
     for feature in (None, "deep"):

@@ -6,7 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from pipeline.maintenance.inspect import inspect
 from tests.pipeline.extraction.test_faults import SETTINGS
 from tests.pipeline.extraction.test_run import extract, rows
@@ -56,7 +56,7 @@ def test_touched_inputs_are_not_embedded_again(made, compacted):
     before = rows(made / "out")
     parts = {path.name: path.stat().st_mtime_ns for path in (made / "out/features").iterdir()}
     if compacted:
-        compact(str(made / "out"))
+        compact(CompactOptions(str(made / "out")))
     touch(made / "in")
     lines = []
     summary = extract(made / "in", made / "out", unit_bytes=12_000, load=never, say=lines.append)

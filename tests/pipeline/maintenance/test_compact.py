@@ -21,10 +21,10 @@ from PIL import Image
 from pipeline.exploration.query import QueryOptions, query
 from pipeline.exploration.sql import sql
 from pipeline.maintenance import compact as compacting
-from pipeline.maintenance.compact import compact, compact_json, compact_text
-from pipeline.maintenance.convert import convert
+from pipeline.maintenance.compact import CompactOptions, compact, compact_json, compact_text
+from pipeline.maintenance.convert import ConvertOptions, convert
 from pipeline.maintenance.inspect import inspect
-from pipeline.maintenance.verify import verify
+from pipeline.maintenance.verify import VerifyOptions, verify
 from tests.pipeline.extraction import test_run as te
 from tests.support import memory_store
 from tests.support.commands import finish, killed_before, start
@@ -114,7 +114,7 @@ def test_rows_books_and_reports_stay_what_they_are(copy, monkeypatch, target_byt
     monkeypatch.setattr(merging, "_BATCH_BYTES", row_group // 2)
     rows, before, units = te.rows(copy), whole(copy), reports(copy)
     parts = len(list((copy / "features").iterdir()))
-    summary = compact(str(copy), target_bytes=target_bytes)
+    summary = compact(CompactOptions(str(copy), target_bytes=target_bytes))
     check_same(copy, rows)
     assert whole(copy) == before
     assert reports(copy) == units == sorted(read_units(str(copy)), key=lambda report: report.unit_id)
@@ -135,7 +135,7 @@ def test_rows_books_and_reports_stay_what_they_are(copy, monkeypatch, target_byt
 
 
 def test_parts_of_neighbouring_keys_are_merged(copy):
-    compact(str(copy), target_bytes=40_000)
+    compact(CompactOptions(str(copy), target_bytes=40_000))
     sources = []
     for part in merged_parts(copy):
         keys = pq.read_table(part, columns=["key"]).column(0).to_pylist()
@@ -147,24 +147,24 @@ def test_parts_of_neighbouring_keys_are_merged(copy):
 
 def test_plain_readers_see_the_rows(copy):
     rows = te.rows(copy)
-    compact(str(copy), target_bytes=40_000)
+    compact(CompactOptions(str(copy), target_bytes=40_000))
     query = f"SELECT key, position, list_sum(embedding::FLOAT[]) FROM '{copy}/features/*.parquet'"
     found = {key: position for key, position, _ in duckdb.sql(query).fetchall()}
     assert found == {key: row[2] for key, row in rows.items()}
 
 
 def test_a_second_time_nothing_is_left_to_merge(copy):
-    compact(str(copy))
+    compact(CompactOptions(str(copy)))
     [part] = merged_parts(copy)
     before = part.stat()
-    summary = compact(str(copy))
+    summary = compact(CompactOptions(str(copy)))
     assert (summary.merged, summary.written, summary.parts_after) == (0, 0, 1)
     assert part.stat() == before
     assert "nothing to merge" in compact_text(summary)
 
 
 def test_extract_after_it_does_nothing(made, copy):
-    compact(str(copy))
+    compact(CompactOptions(str(copy)))
     before = {path: path.stat().st_mtime_ns for path in copy.rglob("*")}
     summary = extract(made, copy, load=never)
     assert (summary.this_run.units, summary.totals.rows_read) == (0, 128)
@@ -173,7 +173,7 @@ def test_extract_after_it_does_nothing(made, copy):
 
 
 def test_units_parquet_is_written_anew_from_merged_footers(made, copy):
-    compact(str(copy))
+    compact(CompactOptions(str(copy)))
     units = read_units(str(copy))
     (copy / "units.parquet").unlink()
     # A compaction was killed while it wrote.
@@ -186,12 +186,12 @@ def test_units_parquet_is_written_anew_from_merged_footers(made, copy):
 
 def test_added_inputs_and_a_second_compaction(own):
     out = own / "out"
-    compact(str(out))
+    compact(CompactOptions(str(out)))
     Image.new("RGB", (40, 40), "red").save(own / "in/photos/disc/0_first_by_name.png")
     assert extract(own).this_run.rows_read == 1
     assert len(list((out / "features").iterdir())) == 2
     rows = te.rows(out)
-    compact(str(out))
+    compact(CompactOptions(str(out)))
     assert len(list((out / "features").iterdir())) == 1
     check_same(out, rows)
 
@@ -201,21 +201,21 @@ def test_retry_failed_takes_a_merged_part_apart(own):
     rows = te.rows(out)
     shutil.rmtree(out)
     extract(own, max_pixels=2000)
-    compact(str(out), target_bytes=20_000)
+    compact(CompactOptions(str(out), target_bytes=20_000))
     parts = merged_parts(out)
     untouched = [p for p in parts if not any(r.rows_failed for r in read_footer(str(p)).reports)]
     summary = extract(own, retry_failed=True)
     assert (summary.totals.rows_read, summary.totals.rows_failed) == (128, 16)
     check_same(out, rows)
     assert merged_parts(out) == untouched
-    compact(str(out), target_bytes=20_000)
+    compact(CompactOptions(str(out), target_bytes=20_000))
     check_same(out, rows)
 
 
 def test_prune_takes_a_merged_part_apart(own):
     out = own / "out"
     tables = {path.name: pq.read_table(path) for path in (out / "features").iterdir()}
-    compact(str(out))
+    compact(CompactOptions(str(out)))
     rows = te.rows(out)
     (own / "in/photos.tar").unlink()
     with pytest.raises(FeaturemillError, match="Pass --prune"):
@@ -232,7 +232,7 @@ def test_prune_takes_a_merged_part_apart(own):
 
 def test_a_lost_merged_part_is_embedded_again(made, copy):
     rows = te.rows(copy)
-    compact(str(copy), target_bytes=20_000)
+    compact(CompactOptions(str(copy), target_bytes=20_000))
     lost = merged_parts(copy)[1]
     units = {report.unit_id for report in read_footer(str(lost)).reports}
     lost.unlink()
@@ -249,9 +249,9 @@ def test_verify_finds_the_sources_of_merged_rows(tmp_path):
 
     embed(tmp_path / "a.tar", tmp_path / "out")
     embed(tmp_path / "b", tmp_path / "out")
-    compact(str(tmp_path / "out"))
+    compact(CompactOptions(str(tmp_path / "out")))
     assert len(merged_parts(tmp_path / "out")) == 1
-    found = verify(str(tmp_path / "out"), sample=1000)
+    found = verify(VerifyOptions(str(tmp_path / "out"), sample=1000))
     assert found.compared == found.rows == len(te.rows(tmp_path / "out"))
     assert found.ok
 
@@ -283,17 +283,17 @@ def cut_off(monkeypatch, name: str, call: int) -> None:
 def test_cut_off_and_run_again(made, copy, monkeypatch, name, call, then):
     rows = te.rows(copy)
     # Merged parts are merged again as well.
-    compact(str(copy), target_bytes=12_000)
+    compact(CompactOptions(str(copy), target_bytes=12_000))
     cut_off(monkeypatch, name, call)
     with pytest.raises(Stop):
-        compact(str(copy), target_bytes=40_000)
+        compact(CompactOptions(str(copy), target_bytes=40_000))
     monkeypatch.undo()
     assert te.rows(copy) == rows
     listing = list_parts(str(copy))
     assert bool(listing.leftovers) == (name == "delete")
     assert bool(inspect(str(copy)).problems) == (name == "delete")
     if then == "compact":
-        compact(str(copy), target_bytes=40_000)
+        compact(CompactOptions(str(copy), target_bytes=40_000))
     else:
         extract(made, copy, load=never)
     check_same(copy, rows)
@@ -307,7 +307,7 @@ def test_cut_off_and_run_again(made, copy, monkeypatch, name, call, then):
 def test_taking_apart_that_is_cut_off(own, monkeypatch, call):
     out = own / "out"
     rows = te.rows(out)
-    compact(str(out))
+    compact(CompactOptions(str(out)))
     real, calls = storage.rename, []
 
     def stop(old, new):
@@ -323,7 +323,7 @@ def test_taking_apart_that_is_cut_off(own, monkeypatch, call):
     assert te.rows(out) == rows
     assert not open_features(str(out)).complete
     with pytest.raises(FeaturemillError, match="is not finished"):
-        compact(str(out))
+        compact(CompactOptions(str(out)))
     extract(own, load=never)
     check_same(out, rows)
     extract(own, retry_failed=True)
@@ -334,7 +334,7 @@ def test_taking_apart_that_is_cut_off(own, monkeypatch, call):
 def test_killed_at_many_moments(made, tmp_path):
     rows = te.rows(made / "out")
     # Before the so manieth rename or removal.
-    code = "from pipeline.maintenance.compact import compact\ncompact(sys.argv[1], target_bytes=12_000, say=print)"
+    code = "from pipeline.maintenance.compact import *\ncompact(CompactOptions(sys.argv[1], 12_000), say=print)"
     seen = set()
     for moment in (1, 2, 3, 8, 17, 30):
         output = tmp_path / f"out{moment}"
@@ -343,7 +343,7 @@ def test_killed_at_many_moments(made, tmp_path):
         assert status == -signal.SIGKILL, err
         seen.add((len(merged_parts(output)), len(list((output / "features").iterdir()))))
         assert te.rows(output) == rows
-        compact(str(output), target_bytes=12_000)
+        compact(CompactOptions(str(output), target_bytes=12_000))
         check_same(output, rows)
         assert list_parts(str(output)).leftovers == ()
         assert os.listdir(output / "_tmp") == []
@@ -352,12 +352,12 @@ def test_killed_at_many_moments(made, tmp_path):
 
 def test_only_a_complete_output(copy, tmp_path):
     with pytest.raises(UsageError, match="--target-bytes must be at least 1, not 0"):
-        compact(str(copy), target_bytes=0)
+        compact(CompactOptions(str(copy), target_bytes=0))
     with pytest.raises(FeaturemillError, match="holds no features"):
-        compact(str(tmp_path / "nothing"))
+        compact(CompactOptions(str(tmp_path / "nothing")))
     edit_manifest(copy, status="running")
     with pytest.raises(FeaturemillError, match=r"is not finished \(status running\); finish it"):
-        compact(str(copy))
+        compact(CompactOptions(str(copy)))
 
 
 def test_a_lost_part_is_told(copy):
@@ -365,7 +365,7 @@ def test_a_lost_part_is_told(copy):
     count = pq.read_metadata(lost).num_rows
     lost.unlink()
     with pytest.raises(FeaturemillError, match=r"holds \d+ units, but its manifest says \d+: a part is missing; run"):
-        compact(str(copy))
+        compact(CompactOptions(str(copy)))
     if count:
         with pytest.raises(
             FeaturemillError, match=r"holds \d+ rows, but its manifest says \d+: a part is missing; run"
@@ -396,7 +396,7 @@ def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
 
     def meanwhile(*args):
         with pytest.raises(FeaturemillError, match="in use by another command"):
-            compact(str(copy))
+            compact(CompactOptions(str(copy)))
         with pytest.raises(FeaturemillError, match="in use by another command"):
             te.extract(made / "in", copy)
         # As an extract on another machine does.
@@ -405,7 +405,7 @@ def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
 
     monkeypatch.setattr(merging, "_rows_in_order", meanwhile)
     with pytest.raises(FeaturemillError, match=r"extract began on .* while it was compacted"):
-        compact(str(copy))
+        compact(CompactOptions(str(copy)))
     assert merged_parts(copy) == os.listdir(copy / "_tmp") == []
     assert te.rows(copy) == rows
 
@@ -413,7 +413,7 @@ def test_two_at_once_and_extract_meanwhile(made, copy, monkeypatch):
 def test_extract_keeps_compactions_away(made, copy, monkeypatch):
     def meanwhile(*_, **__):
         with pytest.raises(FeaturemillError, match="in use by another command"):
-            compact(str(copy))
+            compact(CompactOptions(str(copy)))
         with pytest.raises(FeaturemillError, match="in use by another command"):
             te.extract(made / "in", copy, overwrite=True)
         raise KeyboardInterrupt
@@ -421,7 +421,7 @@ def test_extract_keeps_compactions_away(made, copy, monkeypatch):
     monkeypatch.setattr("pipeline.extraction.run.make_plan", meanwhile)
     with pytest.raises(KeyboardInterrupt):
         te.extract(made / "in", copy)
-    assert compact(str(copy)).merged
+    assert compact(CompactOptions(str(copy))).merged
 
 
 @pytest.mark.parametrize("when", ["unchanged", "split", "running"])
@@ -441,9 +441,9 @@ def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatc
     monkeypatch.setattr(compacting, "merge_parts", merge)
     if when == "running":
         with pytest.raises(FeaturemillError, match=r"extract began on .* while it was compacted"):
-            compact(str(copy), target_bytes=12_000)
+            compact(CompactOptions(str(copy), target_bytes=12_000))
     else:
-        compact(str(copy), target_bytes=12_000)
+        compact(CompactOptions(str(copy), target_bytes=12_000))
     assert te.rows(copy) == rows
 
 
@@ -466,7 +466,7 @@ def test_a_part_that_lost_rows_is_not_merged(copy):
         writer.write_table(table.slice(1))
         writer.add_key_value_metadata({k: v for k, v in metadata.items() if k not in own})
     with pytest.raises(FeaturemillError, match="doesn't hold the rows that its footer says"):
-        compact(str(copy))
+        compact(CompactOptions(str(copy)))
 
 
 def test_an_output_without_rows(tmp_path):
@@ -474,7 +474,7 @@ def test_an_output_without_rows(tmp_path):
     for number in range(3):
         (tmp_path / f"in/{number}.tar").write_bytes(b"\0" * 1024)
     te.extract(tmp_path / "in", tmp_path / "out")
-    assert compact(str(tmp_path / "out")).merged == 3
+    assert compact(CompactOptions(str(tmp_path / "out"))).merged == 3
     check_same(tmp_path / "out", {})
 
 
@@ -486,7 +486,7 @@ def test_on_an_object_store(tmp_path):
     out = "mem://bucket/out"
     te.extract("mem://bucket/in", out, unit_bytes=4000)
     rows = te.rows(out)
-    summary = compact(out)
+    summary = compact(CompactOptions(out))
     assert (summary.parts_after, summary.bytes_after) == (1, 0)
     check_same(out, rows)
     assert not [name for name in memory_store.OBJECTS if "/_tmp/" in name]
@@ -497,7 +497,7 @@ def test_on_an_object_store(tmp_path):
 
 def test_what_is_said(copy):
     lines = []
-    summary = compact(str(copy), target_bytes=40_000, say=lines.append)
+    summary = compact(CompactOptions(str(copy), target_bytes=40_000), say=lines.append)
     assert lines[0].startswith(f"1 of {summary.written} merged, from ")
     assert f"{summary.parts_before} → {summary.parts_after} parts" in compact_text(summary)
     assert compact_json(summary)["rows"] == len(te.rows(copy))
@@ -554,14 +554,14 @@ def test_groups_are_as_full_as_they_can_be():
 
 _COMPACTS = """
 import os, sys
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from transforms.store.merging import split_part
 from transforms.store.output import Output
 print("ready", flush=True)
 while os.path.exists(sys.argv[2]):
     # Merged ones are merged again, then all are taken apart.
     for target in (12_000, 40_000):
-        compact(sys.argv[1], target_bytes=target)
+        compact(CompactOptions(sys.argv[1], target_bytes=target))
     with Output(sys.argv[1]).locked() as out:
         for name in list(out.listing.merged):
             split_part(out, name)
@@ -590,7 +590,7 @@ READERS = {
     "sql": _asked,
     "query": lambda out: [near.row.key for near in query(QueryOptions(output=out, keys=_keys(out))).neighbours[0]],
     "duplicates": lambda out: sum(map(len, (g.rows for g in find_duplicates(out).groups))),
-    "convert": lambda out: convert(out, f"{out}-copy", overwrite=True).rows,
+    "convert": lambda out: convert(ConvertOptions(out, f"{out}-copy", overwrite=True)).rows,
     "table": lambda out: sum(map(len, (numbers for numbers, _ in open_table(out).vectors.batches()))),
 }
 
@@ -625,12 +625,12 @@ def test_parts_that_somebody_reads_are_not_removed(copy, monkeypatch):
     features = open_features(str(copy))
     keys = features.keys
     with pytest.raises(FeaturemillError, match=rf"out is being read \(process {os.getpid()} on .*run the same command"):
-        compact(str(copy), target_bytes=40_000)
+        compact(CompactOptions(str(copy), target_bytes=40_000))
     assert features.keys == keys
     # Who opens it now sees the merged part, and waits for nobody.
     assert sorted(open_features(str(copy)).keys) == sorted(keys)
     del features
     gc.collect()
-    compact(str(copy), target_bytes=40_000)
+    compact(CompactOptions(str(copy), target_bytes=40_000))
     assert inspect(str(copy)).problems == ()
     assert sorted(open_features(str(copy)).keys) == sorted(keys)

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli.app import run_cli
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from pipeline.maintenance.inspect import inspect, inspection_text
-from pipeline.maintenance.relocate import relocate, relocate_json, relocate_text
-from pipeline.maintenance.verify import verify
+from pipeline.maintenance.relocate import RelocateOptions, relocate, relocate_json, relocate_text
+from pipeline.maintenance.verify import VerifyOptions, verify
 from tests.pipeline.extraction.test_run import extract, options, rows
 from tests.pipeline.extraction.test_touched import change
 from tests.support import memory_store
@@ -92,12 +92,12 @@ def check_moved(output, expected: dict[str, tuple], old) -> None:
 def test_a_folder_that_was_renamed(own, compacted):
     before, failed = rows(own / "out"), failures(own / "out")
     if compacted:
-        compact(str(own / "out"), target_bytes=compacted)
+        compact(CompactOptions(str(own / "out"), target_bytes=compacted))
     names = sorted(os.listdir(own / "out/features"))
     (own / "in").rename(own / "elsewhere")
     with pytest.raises(FeaturemillError, match=r"is gone.*; if they were moved, featuremill relocate keeps what"):
         extract(own / "elsewhere", own / "out")
-    summary = relocate(str(own / "out"), [f"{own}/in={own}/elsewhere"])
+    summary = relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/elsewhere"]))
     assert (summary.files, summary.images) == (83, 320)
     check_moved(own / "out", moved(before, own / "in", own / "elsewhere"), own / "in")
     assert failures(own / "out") == {
@@ -108,7 +108,7 @@ def test_a_folder_that_was_renamed(own, compacted):
     assert extract(own / "elsewhere", own / "out", load=never).this_run.units == 0
     # What is redone, taken apart, compacted and pruned goes on as before.
     extract(own / "elsewhere", own / "out", retry_failed=True)
-    compact(str(own / "out"))
+    compact(CompactOptions(str(own / "out")))
     check_moved(own / "out", moved(before, own / "in", own / "elsewhere"), own / "in")
     (own / "elsewhere/photos.tar").unlink()
     assert extract(own / "elsewhere", own / "out", prune=True, load=never).totals.rows_read == 240
@@ -121,7 +121,7 @@ def test_one_of_several_inputs(own, name):
     old, new = own / "in" / name, own / "there" / name
     new.parent.mkdir(parents=True)
     old.rename(new)
-    summary = relocate(str(own / "out"), [f"{old}={new}"])
+    summary = relocate(RelocateOptions(str(own / "out"), [f"{old}={new}"]))
     assert summary.files == (20 if old.name == "disc" else 1)
     check_moved(own / "out", moved(before, old, new), old)
     assert extract([own / "in", own / "there"], own / "out", load=never).this_run.units == 0
@@ -138,7 +138,7 @@ def test_several_moves_at_once_even_in_a_circle(own):
     for key, row in before.items():
         now = key.replace(str(a), "#").replace(str(b), str(a)).replace("#", str(b)) if "photos/" in key else key
         expected[now] = (row[0], now if "photos/" in key else row[1], *row[2:])
-    relocate(str(own / "out"), [f"{a}={b}", f"{b}={a}"])
+    relocate(RelocateOptions(str(own / "out"), [f"{a}={b}", f"{b}={a}"]))
     assert rows(own / "out") == expected
     assert not c.exists()
 
@@ -148,11 +148,11 @@ def test_into_itself_and_back(own):
     (own / "aside").mkdir()
     (own / "in").rename(own / "aside/in")
     (own / "aside").rename(own / "in")
-    relocate(str(own / "out"), [f"{own}/in={own}/in/in"])
+    relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/in/in"]))
     assert rows(own / "out") == moved(before, own / "in", own / "in/in")
     for path in (own / "in/in").iterdir():
         path.rename(own / "in" / path.name)
-    relocate(str(own / "out"), [f"{own}/in/in={own}/in"])
+    relocate(RelocateOptions(str(own / "out"), [f"{own}/in/in={own}/in"]))
     assert rows(own / "out") == before
 
 
@@ -169,13 +169,13 @@ def test_what_is_not_the_same_is_named_and_nothing_changes(own, kind):
         change(victim)
     said = {"gone": "is not there", "size": r"has \d+ bytes, and .* had", "bytes": "has other bytes than were embedded"}
     with pytest.raises(FeaturemillError, match=rf"was left as it is.*: {victim} {said[kind]}") as raised:
-        relocate(str(own / "out"), [f"{own}/in={own}/new"])
+        relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"]))
     assert "\n" not in str(raised.value)
     assert there == {path: path.read_bytes() for path in (own / "out").rglob("*") if path.is_file()}
     # The other folders can be.
-    relocate(str(own / "out"), [f"{own}/in/photos/checker={own}/new/photos/checker"])
+    relocate(RelocateOptions(str(own / "out"), [f"{own}/in/photos/checker={own}/new/photos/checker"]))
     if kind == "bytes":
-        assert relocate(str(own / "out"), [f"{own}/in={own}/new"], check="size").images == 0
+        assert relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"], check="size")).images == 0
 
 
 @pytest.mark.parametrize("name", ["photos.tar", "photos.tfrecord", "photos.parquet"])
@@ -186,7 +186,7 @@ def test_another_shard_of_the_same_size_is_named(own, name):
     data[len(data) // 2 : len(data) // 2 + 300] = bytes(300)
     path.write_bytes(data)
     with pytest.raises(FeaturemillError, match=rf"was left as it is.*{name}"):
-        relocate(str(own / "out"), [f"{own}/in={own}/new"])
+        relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"]))
 
 
 def test_an_output_that_is_not_finished(own):
@@ -197,7 +197,7 @@ def test_an_output_that_is_not_finished(own):
     edit_manifest(own / "out", status="running")
     (own / "out/units.parquet").unlink()
     (own / "in").rename(own / "new")
-    relocate(str(own / "out"), [f"{own}/in={own}/new"])
+    relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"]))
     assert json.loads((own / "out/manifest.json").read_text())["status"] == "running"
     summary = extract(own / "new", own / "out")
     assert summary.this_run.units == len(parts[::3])
@@ -208,13 +208,13 @@ def test_the_old_place_may_be_extracted_as_well(own):
     """Ids are kept, and the same files at the old place would have them, too."""
     before = rows(own / "out")
     shutil.copytree(own / "in", own / "copy")
-    relocate(str(own / "out"), [f"{own}/in={own}/copy"])
+    relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/copy"]))
     summary = extract([own / "in", own / "copy"], own / "out", **UNITS)
     assert (summary.this_run.rows_read, summary.totals.rows_read) == (320, 640)
     assert rows(own / "out") == moved(before, own / "in", own / "copy") | before
     assert inspect(str(own / "out")).problems == ()
     with pytest.raises(FeaturemillError, match=r"copy/photos.* would be in it twice"):
-        relocate(str(own / "out"), [f"{own}/in={own}/copy"])
+        relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/copy"]))
 
 
 def test_verify_and_heads_go_on(made, tmp_path):
@@ -229,9 +229,9 @@ def test_verify_and_heads_go_on(made, tmp_path):
     embed(tmp_path / "in", tmp_path / "out")
     train(TrainOptions(features=out, output=str(tmp_path / "head"), validation=0.5))
     (tmp_path / "in").rename(tmp_path / "new")
-    assert not verify(out).ok
-    relocate(out, [f"{tmp_path}/in={tmp_path}/new"])
-    assert verify(out, sample=1000).ok
+    assert not verify(VerifyOptions(out)).ok
+    relocate(RelocateOptions(out, [f"{tmp_path}/in={tmp_path}/new"]))
+    assert verify(VerifyOptions(out, sample=1000)).ok
     predicted = predict(PredictOptions(head=str(tmp_path / "head"), inputs=(out,), output=str(tmp_path / "pred")))
     assert predicted.manifest.totals["predicted"] == len(rows(tmp_path / "out"))
 
@@ -239,7 +239,7 @@ def test_verify_and_heads_go_on(made, tmp_path):
 @pytest.mark.long
 def test_killed_at_many_moments(own):
     before = rows(own / "out")
-    compact(str(own / "out"), target_bytes=12_000)
+    compact(CompactOptions(str(own / "out"), target_bytes=12_000))
     # A place inside the old one: what is moved twice would show.
     (own / "aside").mkdir()
     (own / "in").rename(own / "aside/in")
@@ -247,7 +247,7 @@ def test_killed_at_many_moments(own):
     expected = moved(before, own / "in", own / "in/in")
     move = f"{own}/in={own}/in/in"
     # Before the so manieth rename.
-    code = "from pipeline.maintenance.relocate import relocate\nrelocate(sys.argv[1], [sys.argv[2]])"
+    code = "from pipeline.maintenance.relocate import *\nrelocate(RelocateOptions(sys.argv[1], [sys.argv[2]]))"
     states = set()
     for moment in (1, 2, 3, 4, 9, 20, -2, -1):
         output = own / f"out{moment}"
@@ -269,10 +269,10 @@ def test_killed_at_many_moments(own):
             with pytest.raises(FeaturemillError, match=r"relocated only in part; finish that with feat.* OUT .* first"):
                 extract(own / "in", output)
             with pytest.raises(FeaturemillError, match=r"is not finished .*; finish it with feat.* OUT .* first"):
-                compact(str(output))
+                compact(CompactOptions(str(output)))
             with pytest.raises(FeaturemillError, match="another relocation was cut off; finish it first: feature"):
-                relocate(str(output), [f"{own}/in={own}/other"])
-        relocate(str(output), [move])
+                relocate(RelocateOptions(str(output), [f"{own}/in={own}/other"]))
+        relocate(RelocateOptions(str(output), [move]))
         check_moved_inside(output, expected)
         assert os.listdir(output / "_tmp") == []
     assert len(states) >= 4
@@ -297,7 +297,7 @@ def test_on_object_stores(made, tmp_path, monkeypatch):
     for path in sorted((made / "in").rglob("*")):
         if path.is_file():
             memory_store.OBJECTS[f"mem://bucket/photos/{path.relative_to(made / 'in')}"] = path.read_bytes(), 1
-    summary = relocate(out, [f"{made}/in=mem://bucket/photos/"])
+    summary = relocate(RelocateOptions(out, [f"{made}/in=mem://bucket/photos/"]))
     assert summary.images == 320
     assert rows(out) == moved(before, made / "in", "mem://bucket/photos")
     assert inspect(out).problems == ()
@@ -318,14 +318,14 @@ def test_what_could_not_be_read_before(own):
     file.unlink()
     file.write_bytes(data)
     with pytest.raises(FeaturemillError, match=r"disc_000\.jpg has \d+ bytes"):
-        relocate(str(own / "out"), [f"{own}/in={own}/new"])
+        relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"]))
     # Of the same size, as where only the permissions were wrong.
     plan = read_plan(str(own / "out"))
     [found] = [f for p in plan for f in p.unit.files if f.file.uri.endswith("disc_000.jpg")]
     sized = replace(found, file=replace(found.file, size=len(data)))
     units = [replace(p.unit, files=tuple(sized if f == found else f for f in p.unit.files)) for p in plan]
     write_plan(str(own / "out"), [replace(p, unit=unit) for p, unit in zip(plan, units, strict=True)])
-    relocate(str(own / "out"), [f"{own}/in={own}/new"])
+    relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"]))
     assert extract(own / "new", own / "out", load=never).totals.rows_failed == failed
     assert extract(own / "new", own / "out", retry_failed=True).totals.rows_failed == failed - 1
 
@@ -340,7 +340,7 @@ def test_names_with_signs_and_odd_bytes(tmp_path):
     new = os.fsdecode(os.fsencode(tmp_path) + b"/label=dog/\xe9=\xe9")
     os.makedirs(os.path.dirname(new))
     os.rename(folder, new)
-    relocate(str(tmp_path / "out"), [f"{folder}={new}"])
+    relocate(RelocateOptions(str(tmp_path / "out"), [f"{folder}={new}"]))
     found = rows(tmp_path / "out")
     assert len(found) == count > 0
     assert all(key.startswith(f"{tmp_path}/label=dog/\\udce9=\\udce9/") for key in found)
@@ -348,27 +348,27 @@ def test_names_with_signs_and_odd_bytes(tmp_path):
     write_folder(tmp_path / "label", draw_items(per_class=1, size=48, seed=4))
     extract(tmp_path / "label", tmp_path / "out")
     with pytest.raises(UsageError, match="can be read in two ways"):
-        relocate(str(tmp_path / "out"), [f"{tmp_path}/label=dog={tmp_path}/dog"])
+        relocate(RelocateOptions(str(tmp_path / "out"), [f"{tmp_path}/label=dog={tmp_path}/dog"]))
 
 
 def test_what_cannot_be_is_refused(own):
     out = str(own / "out")
     with pytest.raises(UsageError, match="no move was given"):
-        relocate(out, [])
-    with pytest.raises(UsageError, match="--check is all or size, not none"):
-        relocate(out, [f"{own}/in={own}/new"], check="none")
+        relocate(RelocateOptions(out, []))
+    with pytest.raises(UsageError, match="no check 'none'; choose from all, size"):
+        relocate(RelocateOptions(out, [f"{own}/in={own}/new"], check="none"))
     for move in ("somewhere", "=/new", "/old=", "/=/new"):
         with pytest.raises(UsageError, match="is no move; write OLD=NEW"):
-            relocate(out, [move])
+            relocate(RelocateOptions(out, [move]))
     with pytest.raises(UsageError, match="both places are the same"):
-        relocate(out, [f"{own}/in={own}/in/"])
+        relocate(RelocateOptions(out, [f"{own}/in={own}/in/"]))
     # Part of a name is no folder.
     with pytest.raises(
         FeaturemillError, match=rf"no input of this OUT lies in {own}/i; its inputs are such as {own}/in"
     ):
-        relocate(out, [f"{own}/i={own}/j"])
+        relocate(RelocateOptions(out, [f"{own}/i={own}/j"]))
     with pytest.raises(FeaturemillError, match="holds no features"):
-        relocate(str(own / "nothing"), ["/a=/b"])
+        relocate(RelocateOptions(str(own / "nothing"), ["/a=/b"]))
 
 
 def test_the_command(own, capsys):
@@ -378,7 +378,7 @@ def test_the_command(own, capsys):
     assert json.loads(out)["files"] == 83
     assert "comparing the images of 83 files with their stored hashes" in err
     (own / "new").rename(own / "in")
-    summary = relocate(str(own / "out"), [f"{own}/new={own}/in"])
+    summary = relocate(RelocateOptions(str(own / "out"), [f"{own}/new={own}/in"]))
     assert "83 input files relocated, 320 images compared" in relocate_text(summary)
     assert relocate_json(summary)["images"] == 320
     assert options(own / "in", own / "out")

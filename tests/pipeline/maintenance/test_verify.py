@@ -41,7 +41,7 @@ def made(tmp_path, request):
 
 
 def verify(folder, **more):
-    return verifying.verify(str(folder / "out"), **more)
+    return verifying.verify(verifying.VerifyOptions(str(folder / "out"), **more))
 
 
 @pytest.mark.parametrize("made", list(WRITERS), indirect=True)
@@ -200,6 +200,8 @@ def test_what_cannot_be_verified(made, capsys):
         verify(made, sample=0)
     with pytest.raises(UsageError, match="--tolerance must be at least 0, not nan"):
         verify(made, tolerance=float("nan"))
+    with pytest.raises(UsageError, match="--seed -1: a seed is from 0"):
+        verify(made, seed=-1)
     with pytest.raises(UsageError, match="no engine 'ncn'"):
         verify(made, engine="ncn")
     (made / "out/plan.parquet").unlink()

@@ -6,7 +6,7 @@ from pipeline.extraction import run as extraction
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import beam_settings, run
 from pipeline.extraction.summary import Summary
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from pipeline.maintenance.drop import drop_feature
 from pipeline.runners import watch
 from tests.distributed.test_dataflow import COMMON
@@ -135,7 +135,7 @@ def test_a_feature_is_added_there_as_on_disk(store, tmp_path):
         te.extract(inputs, output, unit_bytes=4000)
         before = set(store.OBJECTS)
         # Of a merged part each worker reads the rows of its own units.
-        compact(output, target_bytes=30_000)
+        compact(CompactOptions(output, target_bytes=30_000))
         assert add(inputs, output).totals.rows_embedded == 84
     assert len(vectors(OUT)) == 84
     assert vectors(OUT) == vectors(str(tmp_path / "out"))

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from tests.pipeline.extraction import test_run as te
 from tests.support.factories import draw_items, write_tar
 from transforms.errors import FeaturemillError
@@ -25,7 +25,7 @@ def test_a_merged_part_is_read_once_for_all_its_units(out, monkeypatch):
     expected = {unit_id: sources.stored_rows(out, unit_id) for unit_id in unit_ids}
     assert len(unit_ids) > 3
     assert {"key", "label", "source", "position", "sha256"} == expected[unit_ids[0]][0].keys()
-    compact(out, target_bytes=2**20)
+    compact(CompactOptions(out, target_bytes=2**20))
     [part] = Output(out).listing.names
     opened, listed, read, look = [], [], sources.open_sealed, sources.list_parts
     monkeypatch.setattr(sources, "open_sealed", lambda uri, **more: opened.append(uri) or read(uri, **more))

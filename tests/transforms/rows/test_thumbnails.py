@@ -13,7 +13,7 @@ from PIL import Image
 from pipeline.demo.samples import draw_items, write_folder, write_parquet, write_tar, write_tfrecord
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
-from pipeline.maintenance.compact import compact
+from pipeline.maintenance.compact import CompactOptions, compact
 from pipeline.rendering.contact_sheet import Section, Tile, write_sheet
 from tests.pipeline.training.test_report import Page
 from tests.support import deadly
@@ -122,7 +122,7 @@ def test_merged_parts_know_their_sources(tmp_path):
         WRITERS[kind](tmp_path / f"photos/{number}.{kind}", draw_items(per_class=4, size=48, seed=number))
     extract(f"{tmp_path}/photos/*", tmp_path / "out")
     before = {row.key: found for row, found in shown(tmp_path).items()}
-    compact(str(tmp_path / "out"))
+    compact(CompactOptions(str(tmp_path / "out")))
     after = shown(tmp_path)
     assert {row.part.rsplit("/", 1)[1].split("-")[0] for row in after} == {"compact"}
     assert all(found.uri for found in after.values())
