@@ -44,11 +44,11 @@ def features(tmp_path_factory):
 def test_snippets_run(code, features, monkeypatch, capsys):
     monkeypatch.chdir(features)
     exec(compile(code, "README.md", "exec"), {})
-    said = re.search(r"print\(.+\)  # ([\d,]+)", code)
+    stated = re.search(r"print\(.+\)  # ([\d,]+)", code)
     printed = capsys.readouterr().out.strip()
     assert printed
-    if said:
-        assert printed == said[1].replace(",", "")
+    if stated:
+        assert printed == stated[1].replace(",", "")
 
 
 def test_the_example_embeds_every_image_or_says_why(features):

@@ -82,8 +82,8 @@ def check(options: Any) -> None:
                 continue
             if option.choices and part not in option.choices:
                 # "no backbone 'x'" is a sentence, "no engine per 'x'" isn't.
-                said = f"no {part!r} for {flag}" if "-" in flag[2:] else f"no {flag[2:]} {part!r}"
-                raise UsageError(f"{said}{did_you_mean(str(part), option.choices)}")
+                problem = f"no {part!r} for {flag}" if "-" in flag[2:] else f"no {flag[2:]} {part!r}"
+                raise UsageError(f"{problem}{did_you_mean(str(part), option.choices)}")
             for bound in option.bounds:
                 if not bound.holds(part):
                     raise UsageError(bound.error.format(flag=flag, value=part))

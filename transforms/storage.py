@@ -284,7 +284,7 @@ def _listed(folder: str, *, recursive: bool) -> list[FileInfo]:
 
     def listed() -> "list[fs.FileInfo]":
         if not has_answered():
-            # A silent store is found out here, because the listing's patience is long.
+            # A silent store is found out here, because the listing's timeout is long.
             _info(there)
         selector = FileSelector(there.path, allow_not_found=True, recursive=recursive)
         return ask(lambda: there.files.get_file_info(selector), more=_LISTING_SECONDS) or _check_bucket(there)

@@ -211,7 +211,7 @@ def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:
 def open_tables(
     options: PredictOptions, predictor: Predictor, locations: Sequence[str], *, ours: bool
 ) -> "tuple[list[Table], tuple[str, ...]]":
-    """Opens features, with true labels from a file where one is named; also returns what is to be said of that file.
+    """Opens features, with true labels from a file where one is named; also returns notes about that file.
 
     Args:
         options: Names columns and the file.

@@ -58,7 +58,7 @@ def batches_beside(
 
 
 def other_rows(uri: str) -> FeaturemillError:
-    """Returns what is to be said of a file that hasn't the rows of the part that it belongs to."""
+    """Returns the problem of a file that hasn't the rows of the part that it belongs to."""
     return FeaturemillError(
         f"{uri} hasn't the rows of its part in the folder features; delete it and add the feature again"
     )

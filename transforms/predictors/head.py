@@ -350,7 +350,7 @@ def check_features(head: Head, table: Table) -> str | None:
     of the same layers and poolings.
 
     Returns:
-        None, or a sentence to be said where it can't be known.
+        None, or a sentence to print where it can't be known.
 
     Raises:
         FeaturemillError: It may not.

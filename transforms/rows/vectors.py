@@ -177,7 +177,7 @@ class StoredVectors:
                     f"{part.uri}: column {name!r} doesn't hold {width} numbers in every row; leave out the other rows"
                 )
             values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
-            # A float64 beyond float32 becomes infinite, which is told below.
+            # A float64 beyond float32 becomes infinite, which is reported below.
             with np.errstate(over="ignore"):
                 matrix[:, at : at + width] = values
             at += width

@@ -95,7 +95,7 @@ def test_every_runner_of_beams_is_known_in_any_case():
         assert te.options("x.tar", "out", runner=name.lower().removesuffix("runner")).runner == name
 
 
-def test_dataflow_by_another_name_is_told_the_same():
+def test_dataflow_by_another_name_gets_the_same_message():
     with pytest.raises(UsageError, match=r"Dataflow's workers can't reach /data/x\.tar"):
         beam_settings(te.options("/data/x.tar", "gs://bucket/out", runner="dataflow"))
     given = te.options("x.tar", "out", runner="fnapi", workers=2)

@@ -87,7 +87,7 @@ def test_a_pool_fits_or_is_refused(tap, fitting):
                 tap.size(Feature("a", "t", pool))
 
 
-def test_an_unclear_layout_is_said_and_not_guessed(tmp_path):
+def test_an_unclear_layout_is_refused_and_not_guessed(tmp_path):
     arrays = {"kernel": onnx_files.drawn()(4, 3, 8, 8), "shape": np.array([0, 4, 4, 4], np.int64)}
     nodes = [
         helper.make_node("Conv", ["pixels", "kernel"], ["maps"], strides=[8, 8]),
