@@ -232,5 +232,5 @@ def converted_text(converted: Converted) -> str:
     return (
         f"{readable(converted.output)}: {counted(converted.rows, 'row')}, {', '.join(converted.columns)} as {what}, "
         f"{size_text(converted.bytes)}\n"
-        f"a copy for readers: books, failures and fingerprint stay in {readable(converted.source)}"
+        f"a copy for readers: totals, failures and fingerprint stay in {readable(converted.source)}"
     )

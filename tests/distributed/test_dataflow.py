@@ -129,7 +129,7 @@ def test_a_hundred_thousand_shards(store, monkeypatch):
 
 
 def test_totals_of_a_job_that_ran_elsewhere(store, monkeypatch, tmp_path):
-    """The job is written down, somebody runs it (here: a local run), and the same command closes the books."""
+    """The job is written down, somebody runs it (here: a local run), and the same command writes the totals."""
     ts.fill(store, tmp_path)
     job(store, monkeypatch)
     assert b'"running"' in store.objects()["out/manifest.json"]

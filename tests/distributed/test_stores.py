@@ -137,7 +137,7 @@ def test_no_request_per_image_and_no_listing_per_unit(store, tmp_path):
     double, lists_of_double = requests("double", shards=2 * SHARDS, per_class=2)
     assert many == few
     assert lists == lists_of_many == lists_of_double
-    # A look, a note, the unit itself, its part and failures, each written and moved, and their way into the books: 20
+    # A look, a note, the unit itself, its part and failures, each written and moved, and their way into the totals: 20
     # on S3, and 28 on Google's store, where opening and writing take two requests each.
     assert (double - few) / SHARDS <= 28
 

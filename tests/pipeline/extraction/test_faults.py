@@ -1,4 +1,4 @@
-"""Faults injected for real: kills, Ctrl-C, full and read-only disks, inputs that vanish. After each, the books balance.
+"""Faults injected for real: kills, Ctrl-C, full and read-only disks, vanished inputs. After each, the totals balance.
 
 The command runs in a process of its own, with the fake engine of `tests.support.fakes` slowed down.
 """

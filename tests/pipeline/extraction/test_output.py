@@ -1,4 +1,4 @@
-"""The books after accidents: what was cut off halfway, lost, left behind, or done by two runs at once."""
+"""Totals and reports after accidents: what was cut off halfway, lost, left behind, or done by two runs at once."""
 
 import os
 import shutil
@@ -76,7 +76,7 @@ def test_retry_failed_that_is_cut_off(tar, tmp_path, monkeypatch):
     with pytest.raises(Stop):
         te.extract(tar, tmp_path / "out", retry_failed=True, **settings)
     monkeypatch.undo()
-    # Nothing that was there is gone, but the books are open.
+    # Nothing that was there is gone, but the run is open.
     assert open_features(str(tmp_path / "out")).rows == 8
     assert not open_features(str(tmp_path / "out")).complete
     assert te.extract(tar, tmp_path / "out", **settings).totals.rows_embedded == 8

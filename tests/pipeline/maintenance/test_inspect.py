@@ -51,7 +51,7 @@ def test_an_unfinished_run_may_disagree_as_well(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "PROBLEM      other.parquet: its footer calls it" in printed
     assert "did not finish" in printed
-    assert printed.endswith("the books disagree\n")
+    assert printed.endswith("parts, footers and manifest disagree\n")
 
 
 def test_a_finished_run_without_rows_has_no_statistics(tmp_path, capsys):

@@ -91,7 +91,7 @@ def test_totals_that_disagree_are_reported_first(tmp_path):
     part.unlink()
     run_report(out, page=str(tmp_path / "page.html"))
     words = Page((tmp_path / "page.html").read_text()).text
-    assert "The books disagree" in words
+    assert "Parts, footers and manifest disagree" in words
     assert "is planned, but has no part" in words
 
 
@@ -170,7 +170,7 @@ def test_run_that_was_cut_off_before_its_first_part(tmp_path):
     assert "0 rows" in run_report(out, page=str(tmp_path / "page.html"))
     words = Page((tmp_path / "page.html").read_text()).text
     assert "Not finished" in words
-    for wrong in ("The books disagree", "agree.", "Every image was embedded", "0 × 0"):
+    for wrong in ("Parts, footers and manifest disagree", "agree.", "Every image was embedded", "0 × 0"):
         assert wrong not in words
 
 
@@ -181,4 +181,4 @@ def test_an_unfinished_run_whose_totals_disagree_says_both(tmp_path):
     run_report(out, page=str(tmp_path / "page.html"))
     words = Page((tmp_path / "page.html").read_text()).text
     assert "Not finished" in words
-    assert "The books disagree" in words
+    assert "Parts, footers and manifest disagree" in words

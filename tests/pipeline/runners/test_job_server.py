@@ -159,7 +159,7 @@ def test_dataflow_gets_the_same_job_for_an_added_feature(store, monkeypatch):
     steps = {node.unique_name for node in pipeline.to_runner_api().components.transforms.values()}
     assert {"Chunks", "Units", "ExtractUnits"} <= steps
     assert "deep" in open_features(OUT).lacking
-    # The job ran elsewhere; the same command closes the books.
+    # The job ran elsewhere; the same command writes the totals.
     monkeypatch.undo()
     assert add("mem://bucket/in/*.tar", OUT).totals.rows_embedded == 84
     assert open_features(OUT).lacking == {}
