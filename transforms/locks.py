@@ -185,7 +185,7 @@ def _wait_for_readers(descriptor: int, what: str) -> None:
 
 
 def is_locked(folder: str) -> bool:
-    """True if a command of this machine holds the lock on a folder; looking takes no lock."""
+    """Returns whether a command of this machine holds the lock on a folder; looking takes no lock."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:

@@ -270,7 +270,7 @@ class Reader(io.BufferedIOBase):
     """A store's file for reading: in few and large requests, and none at the end of the file or for its size."""
 
     def __init__(self, file: "pa.NativeFile", size: int, ahead: int):
-        """Args: pyarrow's open file, its bytes, and how many to ask for at least."""
+        """Takes pyarrow's open file, its size in bytes, and how many to ask for at least."""
         self._file, self._size, self._ahead = file, size, ahead
         self._position = self._start = 0
         self._block = b""

@@ -103,7 +103,7 @@ def _fill_descriptors() -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the command line."""
     _fill_descriptors()
     args = sys.argv[1:]
     if "_FEATUREMILL_COMPLETE" in os.environ:

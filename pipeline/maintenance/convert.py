@@ -30,7 +30,7 @@ class Converted:
     """The files that were written, and their rows.
 
     Attributes:
-        source: OUT.
+        source: The folder that was read.
         output: The Parquet file, or the projector's folder.
         rows: N.
         columns: The vectors that are in it.

@@ -293,7 +293,7 @@ class _VectorSums:
         self.norm_sum, self.norm_min, self.norm_max = 0.0, float("inf"), 0.0
 
     def add(self, column: Any) -> None:
-        """Args: column: a fixed-size list array of N rows of D numbers."""
+        """Counts the rows of a column: a fixed-size list array of N rows of D numbers."""
         if not len(column):
             return
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)

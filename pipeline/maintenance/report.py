@@ -122,7 +122,7 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
     """Returns the page.
 
     Args:
-        inspection: Of OUT.
+        inspection: From `inspect`.
         rows: From `gather_rows`.
         mapped: Of which feature the sample is.
     """

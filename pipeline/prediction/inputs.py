@@ -74,7 +74,7 @@ def _is_output(location: str) -> bool:
 
 
 def _has_vectors(uri: str) -> bool:
-    """False too for what can't be read: whoever reads it then says why."""
+    """Returns whether it is Parquet with vectors; False too if it can't be read: who reads it then says why."""
     try:
         with storage.open_read(uri) as file:
             schema = pq.read_schema(file)

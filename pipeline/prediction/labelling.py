@@ -37,7 +37,7 @@ class Tally:
 
     Attributes:
         counts: C int64: answered rows by predicted class.
-        rows: All rows.
+        rows: All rows, answered or not.
         abstained: Rows without an answer.
         far: Rows far from what the head was trained on, where that is measured.
         known: Answered rows whose true label is a class of the head.

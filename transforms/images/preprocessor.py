@@ -1,4 +1,4 @@
-"""What `--normalise` names: a way by its name, or a file that says how a network's pixels were prepared.
+"""Reads `--normalise`: a way by its name, or a file that says how a network's pixels were prepared.
 
 The files are Hugging Face's `preprocessor_config.json` and timm's `config.json`, as their models come with.
 """
@@ -25,7 +25,7 @@ _MOST_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Prepared:
-    """How pixels are prepared.
+    """A network's way of preparing pixels.
 
     Attributes:
         normalise: As the feature spec has it.

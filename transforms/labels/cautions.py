@@ -1,4 +1,4 @@
-"""Where a set of labels looks wrong: names of sides, numbers of shards, one class in two spellings …"""
+"""Cautions about labels that look wrong: names of sides, numbers of shards, one class in two spellings …"""
 
 import re
 import unicodedata

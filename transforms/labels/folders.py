@@ -49,7 +49,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Stated:
-    """What the names of folders say about an image: its class and its side (of SIDES), None where they don't."""
+    """Class and side (of SIDES) of an image as its folders state them; None where they don't."""
 
     label: str | None = None
     split: str | None = None
@@ -163,7 +163,7 @@ def _descend(places: Sequence[tuple[Place, list[str]]], split: str | None, state
 
 
 def is_no_class(name: str) -> bool:
-    """True for a folder that is called like a side, or like what holds images of all classes."""
+    """Returns whether a folder is called like a side, or like what holds images of all classes."""
     return name in ("", ".", "..") or side_of(name) is not None or _is_holder(name)
 
 

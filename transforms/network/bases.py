@@ -52,12 +52,12 @@ class Base:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every layer takes what the one before it gives, so that any engine can compute it."""
+        """True if every layer takes what the one before it gives, so that any engine can compute it."""
         return not self.builder and not self.is_file
 
     @property
     def kind(self) -> str:
-        """What an engine must be able to compute: a `chain` of VGG's layers, a `graph` of Keras's, or `onnx`."""
+        """Kind that an engine must be able to compute: a `chain` of VGG's layers, a `graph` of Keras's, or `onnx`."""
         return "onnx" if self.file == ".onnx" else "chain" if self.is_chain else "graph"
 
     @property

@@ -83,7 +83,7 @@ class InOrder:
     """Batches one after the other, handed out by numbers of rows."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch], too_few: FeaturemillError):
-        """Args: at least one batch, and what is raised where more rows are wanted than there are."""
+        """Takes at least one batch, and the error to raise where more rows are wanted than there are."""
         self._batches, self._too_few, self._rest = batches, too_few, []
 
     def take(self, count: int) -> pa.Table:

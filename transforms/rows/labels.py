@@ -31,7 +31,7 @@ _LABEL_NAMES = (
 
 @dataclass(frozen=True)
 class LabelFile:
-    """What a label file says.
+    """A label file's columns, read.
 
     Attributes:
         path: The file, absolute.

@@ -45,7 +45,7 @@ class StoredGroup:
     """A row group of a part.
 
     Attributes:
-        part: The part.
+        part: The file that holds it.
         number: Which of its row groups.
         first: The number of the part's first row among the rows of all parts.
         inside: The group's rows in the part.

@@ -68,7 +68,7 @@ class _Candidate:
     """A file that an input led to.
 
     Attributes:
-        file: The file.
+        file: As it is listed.
         roots: The folders in which it was met, as they were given; None stands for an input that named it, by itself or
             by a pattern.
         hidden: Whether it, or a folder on the way to it, is hidden.

@@ -209,7 +209,7 @@ def _optional(shard: Shard, schema: pa.Schema, role: str, *, asked: str | None, 
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """True for what `as_text` can write: text, bytes and numbers, plain or in a dictionary."""
+    """Returns whether `as_text` can write it: text, bytes and numbers, plain or in a dictionary."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return not pa.types.is_nested(kind) and not pa.types.is_temporal(kind)
 

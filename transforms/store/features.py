@@ -114,7 +114,7 @@ class Features:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of all columns, the added features' behind the parts' own; there must be a part."""
+        """Schema of all columns, the added features' behind the parts' own; there must be a part."""
         with open_sealed(self.parts[0], cure="delete it and run extract again") as parquet:
             schema = parquet.schema_arrow.remove_metadata()
         for side in self.added:
