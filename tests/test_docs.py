@@ -51,6 +51,11 @@ def test_snippets_run(code, features, monkeypatch, capsys):
         assert printed == stated[1].replace(",", "")
 
 
+@pytest.mark.parametrize("code", [*SNIPPETS, (ROOT / "examples/embed_in_a_pipeline.py").read_text()])
+def test_users_import_featuremill_alone(code):
+    assert re.findall(r"^(?:from|import) (?:pipeline|transforms)\b", code, re.M) == []
+
+
 def test_the_example_embeds_every_image_or_says_why(features):
     command = [sys.executable, ROOT / "examples/embed_in_a_pipeline.py", "photos/*/*", "features"]
     printed = subprocess.run(command, cwd=features, capture_output=True, text=True, check=True).stdout

@@ -17,7 +17,7 @@ from pipeline.extraction.run import run
 from pipeline.maintenance import verify as verifying
 from tests.support.manifests import edit_manifest
 from transforms.errors import FeaturemillError, UsageError
-from transforms.network.weights import source_of
+from transforms.spec import source_of
 from transforms.store.features import open_features
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}
