@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from transforms.errors import UsageError
 from transforms.network import applications, vgg
+from transforms.network.files import NetworkFile, opened
 from transforms.network.keras_file import KerasFile
 from transforms.network.keras_import import import_keras
-from transforms.network.network_file import NetworkFile, opened
 from transforms.network.onnx_file import OnnxFile
 from transforms.network.published import Published, application_file
 from transforms.network.vgg import Layer, LayerInfo

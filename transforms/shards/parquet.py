@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
@@ -337,8 +338,6 @@ def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
         if name == path:
             return batch.column(name)
         if path.startswith(f"{name}."):
-            import pyarrow.compute as pc
-
             return pc.struct_field(batch.column(name), path.removeprefix(f"{name}.").split("."))
     raise KeyError(f"no column {path}")
 
