@@ -32,7 +32,7 @@ class EmbedOptions:
         None,
         help="Images per engine call",
         bounds=(AT_LEAST_ONE,),
-        unset="8, winograd, ncnn: 8 a thread; 64 on a GPU",
+        unset="the engine's own for this machine",
     )
     threads: int | None = declared(
         None, help="Engine threads per worker", bounds=(AT_LEAST_ONE,), unset="the cores, shared out"
