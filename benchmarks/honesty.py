@@ -60,9 +60,9 @@ class World:
 
     def draw(self, random: np.random.Generator, groups: np.ndarray | None, rows: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns (N×C probabilities, N true classes)."""
-        codes, taken, said = self.meet(random, groups, rows)
-        probabilities = np.repeat(((1 - said) / (self.classes - 1))[:, None], self.classes, axis=1)
-        probabilities[np.arange(rows), taken] = said
+        codes, taken, stated = self.meet(random, groups, rows)
+        probabilities = np.repeat(((1 - stated) / (self.classes - 1))[:, None], self.classes, axis=1)
+        probabilities[np.arange(rows), taken] = stated
         return probabilities, codes
 
 
@@ -77,11 +77,11 @@ def metrics_of(probabilities: np.ndarray, codes: np.ndarray, groups: np.ndarray 
 def truths(world: World, random: np.random.Generator) -> dict[str, float]:
     """Returns each metric of so many rows that chance has no part in it."""
     rows = 2_000_000
-    codes, taken, said = world.meet(random, np.arange(rows) if world.likeness else None, rows)
+    codes, taken, stated = world.meet(random, np.arange(rows) if world.likeness else None, rows)
     hits = codes == taken
-    losses = -np.log(np.where(hits, said, (1 - said) / (world.classes - 1)))
-    bins = np.clip(np.ceil(said * 15).astype(int) - 1, 0, 14)
-    gaps = np.bincount(bins, said - hits, 15) / rows
+    losses = -np.log(np.where(hits, stated, (1 - stated) / (world.classes - 1)))
+    bins = np.clip(np.ceil(stated * 15).astype(int) - 1, 0, 14)
+    gaps = np.bincount(bins, stated - hits, 15) / rows
     # Classes are alike, so the mean recall and the mean F1 are the accuracy.
     found = dict.fromkeys(("accuracy", "balanced_accuracy", "macro_f1"), float(hits.mean()))
     found["log_loss"] = float(losses.mean())
@@ -217,9 +217,9 @@ def splits(rounds: int) -> Iterator[dict[str, Any]]:
             sides = found.sides if found.folds is None else found.folds
             shares.append(np.bincount(sides[sides >= 0], minlength=2) / len(sides))
         first = [share[0] for share in shares]
-        told = f"{np.min(first):.2f} to {np.max(first):.2f}" if first else "none"
+        shown = f"{np.min(first):.2f} to {np.max(first):.2f}" if first else "none"
         what = "first fold's" if options["folds"] else "training"
-        say(f"{name}: {refused / rounds:.3f} of the seeds refused; {what} share of rows {told}")
+        say(f"{name}: {refused / rounds:.3f} of the seeds refused; {what} share of rows {shown}")
         yield {
             "case": name,
             "refused": refused / rounds,
@@ -264,15 +264,15 @@ def choice(rounds: int) -> Iterator[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
         path, head = Path(folder) / "noise.parquet", Path(folder) / "head"
         for judged, options in (("test", {"test": 0.3}), ("folds", {"folds": 4}), ("validation", {"validation": 0.3})):
-            said = []
+            gaps = []
             for seed in range(rounds):
                 write_noise(path, random, 200)
                 setting = FitSettings(**{**settings[seed % 2].__dict__, "seed": seed})
                 found = trained(path, head, kinds=("ridge", "logistic", "knn"), settings=setting, **options)
-                said.append(found.metrics["metrics"]["accuracy"]["value"] - 0.5)
-            error = np.std(said) / np.sqrt(len(said))
-            say(f"--compare on noise, judged on {judged}: accuracy {np.mean(said):+.4f} ± {error:.4f} above chance")
-            yield {"case": judged, "optimism": float(np.mean(said)), "error": float(error)}
+                gaps.append(found.metrics["metrics"]["accuracy"]["value"] - 0.5)
+            error = np.std(gaps) / np.sqrt(len(gaps))
+            say(f"--compare on noise, judged on {judged}: accuracy {np.mean(gaps):+.4f} ± {error:.4f} above chance")
+            yield {"case": judged, "optimism": float(np.mean(gaps)), "error": float(error)}
 
 
 def calibration(rounds: int) -> Iterator[dict[str, Any]]:
@@ -282,7 +282,7 @@ def calibration(rounds: int) -> Iterator[dict[str, Any]]:
         path, head = Path(folder) / "clouds.parquet", Path(folder) / "head"
         # Of 60 rows 18 find the temperature.
         for classes, rows in ((2, 60), (2, 1_000), (30, 600), (100, 2_000), (1_000, 20_000)):
-            said = []
+            measured = []
             for seed in range(rounds):
                 random = np.random.default_rng((classes, rows, seed))
                 centres = random.normal(size=(classes, dims)) * (0.15 if classes == 2 else 0.5)
@@ -295,8 +295,8 @@ def calibration(rounds: int) -> Iterator[dict[str, Any]]:
                 sharper = [_log_loss(logs * power, codes[rows:]) for power in np.geomspace(0.1, 10, 81)]
                 sure = probabilities.max(axis=1)
                 right = probabilities.argmax(axis=1) == codes[rows:]
-                said.append([right.mean(), sure.mean(), _log_loss(logs, codes[rows:]), min(sharper)])
-            accuracy, sure, loss, least = np.mean(said, axis=0).tolist()
+                measured.append([right.mean(), sure.mean(), _log_loss(logs, codes[rows:]), min(sharper)])
+            accuracy, sure, loss, least = np.mean(measured, axis=0).tolist()
             say(
                 f"{classes} classes, {rows} rows: accuracy {accuracy:.3f}, confidence {sure:.3f}; log loss {loss:.3f}, "
                 f"at the best temperature {least:.3f}"
@@ -373,8 +373,8 @@ def compared(rounds: int) -> Iterator[dict[str, Any]]:
         share, width = float(np.mean(held)), float(np.mean(widths))
         of = f" in {groups} groups" if groups else ""
         of += f", accuracies {first} and {second}"
-        said = f", none in {none}" if none else ""
-        say(f"{rows} rows{of}: difference held in {share:.3f} (width {width:.3f}{said})")
+        without = f", none in {none}" if none else ""
+        say(f"{rows} rows{of}: difference held in {share:.3f} (width {width:.3f}{without})")
         yield {"case": [first, second, rows, groups], "held": share, "width": width, "none": none}
 
 
@@ -397,7 +397,7 @@ def tuning(rounds: int) -> Iterator[dict[str, Any]]:
         # As labels are joined by the end of a path.
         names = [path.relative_to(folder).as_posix() for path in sorted((folder / "photos").rglob("*.jpg"))]
         for judged, options in (("folds", {"folds": 4}), ("validation", {"validation": 0.3}), ("test", {"test": 0.3})):
-            said = []
+            gaps = []
             for seed in range(rounds):
                 # Each by itself: of equal halves, a side with more of one class leaves fewer of it to train on.
                 codes = np.random.default_rng(seed).integers(0, 2, len(names))
@@ -407,10 +407,10 @@ def tuning(rounds: int) -> Iterator[dict[str, Any]]:
                 trained(folder / "out", folder / "head", settings=settings, labels=labels, **options)
                 asked = {"head": str(folder / "head"), "features": str(folder / "out"), "output": str(folder / "new")}
                 tuned = finetune(FinetuneOptions(**asked, overwrite=True, epochs=2))
-                said.append(tuned.runs[-1]["judged"]["metrics"]["accuracy"]["value"] - 0.5)
-            error = np.std(said) / np.sqrt(len(said))
-            say(f"finetune of a head trained with {judged}: accuracy {np.mean(said):+.4f} ± {error:.4f} above chance")
-            yield {"case": judged, "optimism": float(np.mean(said)), "error": float(error)}
+                gaps.append(tuned.runs[-1]["judged"]["metrics"]["accuracy"]["value"] - 0.5)
+            error = np.std(gaps) / np.sqrt(len(gaps))
+            say(f"finetune of a head trained with {judged}: accuracy {np.mean(gaps):+.4f} ± {error:.4f} above chance")
+            yield {"case": judged, "optimism": float(np.mean(gaps)), "error": float(error)}
 
 
 # What each is, and its share of the rounds.

@@ -1,7 +1,7 @@
-"""What a million units cost the driver: plan, commit, resume, books. A fake reader and engine, on one machine.
+"""What a million units cost the driver: plan, commit, resume, totals. A fake reader and engine, on one machine.
 
 Run as `python -m benchmarks.scale [--units 20000] [--folder FOLDER]`. With `--units 1000000` the plan, the listing of a
-million parts and the books are made in full; finding shards, commits and the reading of footers are measured on 20,000
+million parts and the totals are made in full; finding shards, commits and the reading of footers are measured on 20,000
 at most, because each of them waits for the disk. Every step runs in a process of its own, so that its peak of memory is
 its own. Figures are printed, never asserted.
 """

@@ -2,7 +2,8 @@
 
     python examples/embed_in_a_pipeline.py 'photos/*/*.jpg' features
 
-FEATURES is what `featuremill extract` wrote: its spec is used, so that the numbers are the same as the stored ones.
+FEATURES is what `featuremill extract` wrote: its spec and weights are used, so that the numbers are the same as the
+stored ones.
 """
 
 import argparse
@@ -10,14 +11,11 @@ import argparse
 import apache_beam as beam
 from apache_beam.io import fileio
 
-from featuremill import EmbedImages, open_features
-from transforms.network.weights import source_of
-from transforms.store.manifest import read_manifest
+import featuremill
 
 
 def main(pattern: str, features: str) -> None:
-    spec = open_features(features).spec
-    weights = source_of(read_manifest(features).weights)
+    stored = featuremill.open_features(features)
     with beam.Pipeline("FnApiRunner") as pipeline:
         images = (
             pipeline
@@ -25,7 +23,7 @@ def main(pattern: str, features: str) -> None:
             | fileio.ReadMatches()
             | beam.Map(lambda file: (file.metadata.path, file.read()))
         )
-        embedded = images | EmbedImages(spec, weights=weights)
+        embedded = images | featuremill.EmbedImages(stored.spec, weights=stored.weights)
         embedded.rows | "Rows" >> beam.Map(lambda row: print(row.key, row.features["embedding"][:3]))
         embedded.failures | "Failures" >> beam.Map(lambda failure: print(failure.key, failure.error))
 

@@ -29,7 +29,7 @@ NO_IMAGES = {
     ".DS_Store": bytes(20),
     "run.log": b"done",
 }
-UNREAD = {"scan.dcm": bytes(128) + b"DICM" + bytes(50), "new.jxl": b"\xff\x0a" + bytes(50), "torn.jpg": b"\xff\xd8\xff"}
+UNREAD = {"scan.dcm": bytes(128) + b"DICM" + bytes(50), "new.jxl": b"\xff\x0a" + bytes(50), "cut.jpg": b"\xff\xd8\xff"}
 
 
 def jpeg(number: int) -> bytes:

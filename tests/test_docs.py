@@ -44,11 +44,16 @@ def features(tmp_path_factory):
 def test_snippets_run(code, features, monkeypatch, capsys):
     monkeypatch.chdir(features)
     exec(compile(code, "README.md", "exec"), {})
-    said = re.search(r"print\(.+\)  # ([\d,]+)", code)
+    stated = re.search(r"print\(.+\)  # ([\d,]+)", code)
     printed = capsys.readouterr().out.strip()
     assert printed
-    if said:
-        assert printed == said[1].replace(",", "")
+    if stated:
+        assert printed == stated[1].replace(",", "")
+
+
+@pytest.mark.parametrize("code", [*SNIPPETS, (ROOT / "examples/embed_in_a_pipeline.py").read_text()])
+def test_users_import_featuremill_alone(code):
+    assert re.findall(r"^(?:from|import) (?:pipeline|transforms)\b", code, re.M) == []
 
 
 def test_the_example_embeds_every_image_or_says_why(features):

@@ -88,7 +88,7 @@ def test_from_photos_to_a_head_that_its_user_trusts(tmp_path, monkeypatch, capsy
     labels = json.loads((tmp_path / "better/head.json").read_text())["split"]["labels"]
     assert (labels["from_file"], labels["stored"]) == (len(rows), CLASSES * EACH - len(rows))
     run("predict", "better", "features", "-o", "predictions", "--evaluate", "-q", *corrected)
-    said = capsys.readouterr().out
-    assert "trained the head or chose its settings, and are left out above" in said
+    printed = capsys.readouterr().out
+    assert "trained the head or chose its settings, and are left out above" in printed
     pages = [tmp_path / name for name in ("head/errors.html", "suspects.html", "predictions/errors.html")]
     assert all("data:image/webp" in page.read_text() for page in pages)

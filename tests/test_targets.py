@@ -84,7 +84,7 @@ def test_every_command_is_here():
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_second_command_on_a_target_is_told(made, tmp_path, capsys, name):
+def test_the_second_command_on_a_target_is_reported(made, tmp_path, capsys, name):
     for target in targets(name, tmp_path):
         is_folder = name in ("extract", "predict", *ON_AN_OUT_THERE)
         if is_folder:
@@ -92,8 +92,8 @@ def test_the_second_command_on_a_target_is_told(made, tmp_path, capsys, name):
         with Output(target).locked() if is_folder else held(target):
             before = sorted(tmp_path.rglob("*"))
             assert run_cli(arguments(name, made, tmp_path)) == 1
-            said = capsys.readouterr().err.splitlines()[-1]
-            assert f"is in use by another command (process {os.getpid()} on " in said
+            line = capsys.readouterr().err.splitlines()[-1]
+            assert f"is in use by another command (process {os.getpid()} on " in line
             assert sorted(tmp_path.rglob("*")) == before
 
 

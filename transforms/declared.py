@@ -83,8 +83,8 @@ def check(options: Any) -> None:
             if option.choices and part not in option.choices:
                 # "no backbone 'x'" is a sentence, "no engine per 'x'" and "no by 'x'" aren't.
                 is_noun = "-" not in flag[2:] and flag != "--by"
-                said = f"no {flag[2:]} {part!r}" if is_noun else f"no {part!r} for {flag}"
-                raise UsageError(f"{said}{did_you_mean(str(part), option.choices)}")
+                problem = f"no {flag[2:]} {part!r}" if is_noun else f"no {part!r} for {flag}"
+                raise UsageError(f"{problem}{did_you_mean(str(part), option.choices)}")
             for bound in option.bounds:
                 if not bound.holds(part):
                     raise UsageError(bound.error.format(flag=flag, value=part))

@@ -1,4 +1,4 @@
-"""The errors that people are told: the thing, the cause and the cure, on one line."""
+"""Errors that the user reads: the thing, the cause and the cure, on one line."""
 
 
 class FeaturemillError(Exception):

@@ -46,7 +46,7 @@ _BEGAN, _VALUE, _ITEM, _ERROR, _END = "began", "value", "item", "error", "end"
 
 
 class Crashed(Exception):
-    """What was called ended its process, or had to be ended.
+    """The call ended its process, or had to be ended.
 
     Attributes:
         reason: `crashed` or `too slow`.

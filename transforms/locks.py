@@ -1,4 +1,4 @@
-"""Locks: while a command works on a folder or a file, others that would write there are told who it is.
+"""Locks: while a command works on a folder or a file, others that would write there learn who it is.
 
 They are `flock`'s, so they go with the process. Some network file systems have none; there, as on object stores,
 nothing keeps a second command away.
@@ -185,7 +185,7 @@ def _wait_for_readers(descriptor: int, what: str) -> None:
 
 
 def is_locked(folder: str) -> bool:
-    """True if a command of this machine holds the lock on a folder; looking takes no lock."""
+    """Returns whether a command of this machine holds the lock on a folder; looking takes no lock."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -205,9 +205,9 @@ def _holder(descriptor: int) -> str:
     A lock file says it itself. Of a folder's only Linux knows, and of this machine's processes alone.
     """
     with suppress(OSError, UnicodeDecodeError):
-        said = os.pread(descriptor, 400, 0).decode()
-        if said.startswith(_SIGN):
-            return f" ({printable(said.removeprefix(_SIGN).strip())})"
+        content = os.pread(descriptor, 400, 0).decode()
+        if content.startswith(_SIGN):
+            return f" ({printable(content.removeprefix(_SIGN).strip())})"
     with suppress(OSError, ValueError, IndexError):
         inode = str(os.fstat(descriptor).st_ino)
         with open("/proc/locks") as file:

@@ -1,4 +1,4 @@
-"""Object stores and HDFS by pyarrow's file systems: which one a URL means, patience that ends, errors that say why.
+"""Object stores and HDFS by pyarrow's file systems: which one a URL means, timeouts, errors in one line.
 
 pyarrow has limits for S3 (seconds, tries) and for how long Google's store is asked again, but none for a Google, Azure
 or HDFS server that takes a request and says nothing. So each request is made in a thread of its own, and waited for so
@@ -39,8 +39,8 @@ _SECONDS, _BYTES_PER_SECOND = 24.0, 1 << 20
 _CONNECT_SECONDS, _SILENT_SECONDS, _TRIES = 5, 7, 3
 # Google's client counts seconds instead.
 _GCS_SECONDS = 20
-# A store that has used up a caller's patience gets no more of it from those who only tidy up after the error.
-_HASTY_SECONDS, _HASTY_WAIT = 2, 3.0
+# A store that was once waited for in vain is waited for no longer than this by those who tidy up after the error.
+_SHORT_SECONDS, _SHORT_WAIT = 2, 3.0
 # What is written stays in memory up to so much, and on the local disk from there on, until it is uploaded.
 _SPOOL_BYTES = 64 << 20
 # What stores say of one object or of who asks, as pyarrow words it. 408 and 429 say "later": trouble, and no answer.
@@ -62,40 +62,40 @@ class StoreError(OSError):
         self.is_answer = is_answer
 
 
-class _Patience:
-    """Returns whether a store that doesn't answer is waited for: until it was once in vain, and again after it answers.
+class _Timeout:
+    """Decides between the full timeout and a short one, which holds from the first wait in vain to the next answer.
 
     Without it, an error of half a minute would take minutes to come out, as files are closed and removed on the way.
     """
 
     def __init__(self) -> None:
-        self.is_lost = False
+        self.is_silent = False
         self.answered = -math.inf
-        # Of this thread: it asks for what it can do without.
-        self.is_spared = ContextVar("is_spared", default=False)
+        # Of this thread: it can do without what it asks for.
+        self.is_optional = ContextVar("is_optional", default=False)
 
     @property
-    def is_hasty(self) -> bool:
-        return self.is_lost or self.is_spared.get()
+    def is_short(self) -> bool:
+        return self.is_silent or self.is_optional.get()
 
     def note(self, is_answer: bool) -> None:
         if is_answer:
-            self.is_lost, self.answered = False, time.monotonic()
-        elif not self.is_spared.get():
-            self.is_lost = True
+            self.is_silent, self.answered = False, time.monotonic()
+        elif not self.is_optional.get():
+            self.is_silent = True
 
 
-_PATIENCE = _Patience()
+_TIMEOUT = _Timeout()
 
 
 @contextmanager
-def hastily() -> Iterator[None]:
-    """For requests that their caller can do without: no store is waited for, and who needs an answer still waits."""
-    token = _PATIENCE.is_spared.set(True)
+def short_timeout() -> Iterator[None]:
+    """Shortens the timeout of requests that the caller can do without; others wait as long as ever."""
+    token = _TIMEOUT.is_optional.set(True)
     try:
         yield
     finally:
-        _PATIENCE.is_spared.reset(token)
+        _TIMEOUT.is_optional.reset(token)
 
 
 def is_answer(error: OSError) -> bool:
@@ -105,7 +105,7 @@ def is_answer(error: OSError) -> bool:
 
 def has_answered() -> bool:
     """Returns whether a store answered in the last minute."""
-    return time.monotonic() - _PATIENCE.answered < 2 * _SECONDS
+    return time.monotonic() - _TIMEOUT.answered < 2 * _SECONDS
 
 
 def ask(call: Callable[[], T], *, more: float = 0, is_answered: bool = True) -> T:
@@ -120,17 +120,17 @@ def ask(call: Callable[[], T], *, more: float = 0, is_answered: bool = True) -> 
         OSError: The store's error in one line, a FileNotFoundError where something isn't there; or it was silent.
     """
     try:
-        result = _within(_HASTY_WAIT if _PATIENCE.is_hasty else _SECONDS * _tries() / _TRIES + more, call)
+        result = _within(_SHORT_WAIT if _TIMEOUT.is_short else _SECONDS * _tries() / _TRIES + more, call)
     except MemoryError:
         raise
     except Exception as error:
         is_missing = isinstance(error, FileNotFoundError)
-        is_told = is_missing or _ANSWERS.search(str(error)) is not None
-        _PATIENCE.note(is_told)
+        is_reply = is_missing or _ANSWERS.search(str(error)) is not None
+        _TIMEOUT.note(is_reply)
         text = " ".join(_GOOGLES.sub(r"\1: \2", _NOISE.sub("", str(error))).split()) or type(error).__name__
-        raise (FileNotFoundError(errno.ENOENT, text) if is_missing else StoreError(text, is_told)) from error
+        raise (FileNotFoundError(errno.ENOENT, text) if is_missing else StoreError(text, is_reply)) from error
     if is_answered:
-        _PATIENCE.note(True)
+        _TIMEOUT.note(True)
     return result
 
 
@@ -174,7 +174,7 @@ class Place:
         return self.root + path.removeprefix(self.base)
 
 
-# By process (a fork can't use its parent's connections), scheme, server and haste.
+# By process (a fork can't use its parent's connections), scheme, server and timeout.
 _MADE: dict[tuple, "fs.FileSystem"] = {}
 
 
@@ -199,9 +199,9 @@ def place(uri: str) -> Place:
     elif scheme in ("hdfs", "viewfs"):
         server, slash, name = rest.partition("/")
         path = slash + name
-    key = (os.getpid(), scheme, server, _PATIENCE.is_hasty)
+    key = (os.getpid(), scheme, server, _TIMEOUT.is_short)
     if key not in _MADE:
-        _MADE[key] = FILE_SYSTEMS[scheme](server, _PATIENCE.is_hasty)
+        _MADE[key] = FILE_SYSTEMS[scheme](server, _TIMEOUT.is_short)
     root = uri[: len(uri) - len(rest)] + (f"{base}@" if base else "") + server
     return Place(_MADE[key], path.rstrip("/"), root, base)
 
@@ -218,25 +218,25 @@ def _server(*names: str) -> dict[str, str]:
     return {"endpoint_override": host, "scheme": scheme if found else "http"} if host else {}
 
 
-def _s3(_: str, is_hasty: bool) -> "fs.FileSystem":
+def _s3(_: str, is_short: bool) -> "fs.FileSystem":
     from pyarrow import fs
 
     return fs.S3FileSystem(
         **_server("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
-        connect_timeout=_HASTY_SECONDS if is_hasty else _CONNECT_SECONDS,
-        request_timeout=_HASTY_SECONDS if is_hasty else _SILENT_SECONDS,
-        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1 if is_hasty else _tries()),
+        connect_timeout=_SHORT_SECONDS if is_short else _CONNECT_SECONDS,
+        request_timeout=_SHORT_SECONDS if is_short else _SILENT_SECONDS,
+        retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=1 if is_short else _tries()),
         # What fits into one request is one, and its error comes before anything else is done.
         allow_delayed_open=True,
         background_writes=False,
     )
 
 
-def _gcs(_: str, is_hasty: bool) -> "fs.FileSystem":
+def _gcs(_: str, is_short: bool) -> "fs.FileSystem":
     from pyarrow import fs
 
     server = _server("STORAGE_EMULATOR_HOST")
-    seconds = _HASTY_SECONDS if is_hasty else _GCS_SECONDS
+    seconds = _SHORT_SECONDS if is_short else _GCS_SECONDS
     # An emulator is sent no credentials.
     return fs.GcsFileSystem(anonymous=bool(server), **server, retry_time_limit=timedelta(seconds=seconds))
 
@@ -255,7 +255,7 @@ def _hdfs(server: str, _: bool) -> "fs.FileSystem":
     return fs.HadoopFileSystem(host or "default", int(port or 0))
 
 
-# How each scheme's file system is made, from the server that the URL names and whether there is haste.
+# How each scheme's file system is made, from the server that the URL names and whether its timeout is short.
 FILE_SYSTEMS: "dict[str, Callable[[str, bool], fs.FileSystem]]" = {
     "s3": _s3,
     "gs": _gcs,
@@ -270,7 +270,7 @@ class Reader(io.BufferedIOBase):
     """A store's file for reading: in few and large requests, and none at the end of the file or for its size."""
 
     def __init__(self, file: "pa.NativeFile", size: int, ahead: int):
-        """Args: pyarrow's open file, its bytes, and how many to ask for at least."""
+        """Takes pyarrow's open file, its size in bytes, and how many to ask for at least."""
         self._file, self._size, self._ahead = file, size, ahead
         self._position = self._start = 0
         self._block = b""

@@ -140,6 +140,12 @@ class FeatureSpec(SpecOptions, Computed):
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
+def source_of(origin: str) -> str:
+    """Returns the `source` by which weights of this origin, as the manifest has it, are loaded again."""
+    # For the published file, the origin adds its name in brackets.
+    return "imagenet" if origin.startswith("imagenet ") else origin
+
+
 def is_feature_name(name: str) -> bool:
     """Returns whether a feature's column can be called so."""
     return bool(re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name)) and name.lower() not in OWN_COLUMNS

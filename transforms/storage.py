@@ -284,7 +284,7 @@ def _listed(folder: str, *, recursive: bool) -> list[FileInfo]:
 
     def listed() -> "list[fs.FileInfo]":
         if not has_answered():
-            # A silent store is found out here, because the listing's patience is long.
+            # A silent store is found out here, because the listing's timeout is long.
             _info(there)
         selector = FileSelector(there.path, allow_not_found=True, recursive=recursive)
         return ask(lambda: there.files.get_file_info(selector), more=_LISTING_SECONDS) or _check_bucket(there)
@@ -309,7 +309,7 @@ def _check_bucket(there: Place) -> list:
 
 
 def is_folder(uri: str) -> bool:
-    """True for a folder, or a prefix under which an object store holds something."""
+    """Returns whether it is a folder, or a prefix under which an object store holds something."""
     if is_local(uri):
         return os.path.isdir(uri)
     there = place(uri)
@@ -385,7 +385,7 @@ def remove_tree(folder: str, is_ours: Callable[[str], object] | None = None) -> 
     """Removes a folder of ours and what is in it, if it is there; where it is a link, only the link.
 
     Args:
-        folder: The folder.
+        folder: Its path or URL.
         is_ours: Tells whether a file of such a name in it is ours. Only such are removed then, and the folder if
             nothing else is in it; where it is a link, nothing is.
     """

@@ -2,7 +2,7 @@
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the command line, whose modules are imported only now."""
     from pipeline.cli import app
 
     app.main()

@@ -65,7 +65,7 @@ def run_cli(args: list[str]) -> int:
     except BaseException as error:
         if "--debug" in args:
             click.echo(shown(traceback.format_exc()), err=True)
-        if getattr(error, "is_told", False):
+        if getattr(error, "is_reported", False):
             # Whoever supervises this process says so, or goes on.
             return 1
         code, message = _explain(error, args)
@@ -83,8 +83,8 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
     if isinstance(error, FeaturemillError):
         return (2 if isinstance(error, UsageError) else 1), str(error)
     if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
-        said = " ".join(str(error).split())
-        return 1, f"out of memory{f' ({said})' if said else ''}; free some, or raise the limit (ulimit -v)"
+        message = " ".join(str(error).split())
+        return 1, f"out of memory{f' ({message})' if message else ''}; free some, or raise the limit (ulimit -v)"
     cure = _CURES.get(error.errno) if isinstance(error, OSError) else None
     if cure:
         return 1, f"{' '.join(str(error).split())}; {cure}"
@@ -92,7 +92,7 @@ def _explain(error: BaseException, args: list[str]) -> tuple[int, str]:
 
 
 def _fill_descriptors() -> None:
-    """Opens standard streams that were closed (`2>&-`), or the next file would get their number, and what is said."""
+    """Opens standard streams that were closed (`2>&-`), or the next file would get their number, and messages."""
     for number, mode in enumerate("rww"):
         try:
             os.fstat(number)
@@ -103,7 +103,7 @@ def _fill_descriptors() -> None:
 
 
 def main() -> None:
-    """The console script."""
+    """Runs the command line."""
     _fill_descriptors()
     args = sys.argv[1:]
     if "_FEATUREMILL_COMPLETE" in os.environ:

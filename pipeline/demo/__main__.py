@@ -29,7 +29,7 @@ What to try next
   {command} train {output} --output {folder}/better --labels labels.csv --labels-mode update
       the head again, with the labels that you corrected
   {command} inspect {output}
-      the spec, the books, rows per label, the vectors
+      the spec, the totals, rows per label, the vectors
   {command} extract {inputs} --output {output} --weights {weights}
       the same again: nothing is done twice
   {command} extract YOUR_PHOTOS --output YOUR_FEATURES --weights {weights}

@@ -136,7 +136,7 @@ def _text(whole: bytes) -> tuple[str, bytes]:
 
 
 def _giant(whole: bytes) -> tuple[str, bytes]:
-    """A PNG of a hundred bytes that claims 60,000 by 60,000 pixels."""
+    """Returns a PNG of a hundred bytes that claims 60,000 by 60,000 pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -241,7 +241,7 @@ class ExtractOptions(ImageOptions, SpecOptions):
 
     @property
     def shares_engine(self) -> bool:
-        """Whether the workers of this machine share an engine. Elsewhere each worker finds out."""
+        """True if the workers of this machine share an engine. Elsewhere each worker finds out."""
         if self.engine_per == "auto" and self.gpus is None:
             return self.workers > 1 and on_gpu(self.engine_name)
         return self.engine_per == "machine" or self.gpus is not None

@@ -192,7 +192,7 @@ def _remove_parts(output: Output, plan: Plan) -> None:
     # A part can only be replaced or removed where it is the unit's own.
     for name in output.listing.merged_with(taken):
         split_part(output, name)
-    # The parts first: a part without its failures would be a book that doesn't balance.
+    # The parts first: a part without its failures would leave totals that don't balance.
     storage.delete(part_uri(output.folder, unit_id) for unit_id in plan.remove)
     listed = output.failed_ids if plan.remove else set()
     storage.delete(failures_uri(output.folder, unit_id) for unit_id in plan.remove if unit_id in listed)

@@ -9,7 +9,7 @@ from typing import TextIO
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.object_stores import hastily
+from transforms.object_stores import short_timeout
 from transforms.store.layout import part_uri
 from transforms.store.listing import read_footer
 from transforms.store.units import PlannedUnit
@@ -138,7 +138,7 @@ class Progress:
 
     def _look(self, seconds: float) -> None:
         # A store that is silent is the run's to report, whose end no look may hold up.
-        with suppress(OSError, FeaturemillError), hastily():
+        with suppress(OSError, FeaturemillError), short_timeout():
             self._show(self._committed.count(), seconds)
 
     def _show(self, count: Count, seconds: float) -> None:

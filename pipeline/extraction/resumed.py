@@ -20,7 +20,7 @@ def resumed(
 ) -> ExtractOptions:
     """Returns the options, with OUT's own settings in the place of those that nobody named.
 
-    Whoever names others is told by the run that OUT holds features of another spec. So is everybody on a store: a look
+    Where others are named, the run reports that OUT holds features of another spec. So is everybody on a store: a look
     at what OUT holds is a request there, and none goes out before all options are checked.
 
     Args:

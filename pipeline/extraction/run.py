@@ -93,7 +93,7 @@ def run(
     if options.beam_args or options.runner != "FnApiRunner":
         import apache_beam as beam
 
-        # A wrong runner or option is said now, not after the work of planning.
+        # A wrong runner or option is reported now, not after the work of planning.
         try:
             beam.Pipeline(**beam_settings(options))
         except ValueError as error:

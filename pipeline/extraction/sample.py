@@ -90,11 +90,11 @@ def draw(found: shards.Found, *, images: int, seconds: float) -> Sample:
     Raises:
         FeaturemillError: A shard or folder has vanished, or its disk or store fails.
     """
-    dice = random.Random(0)
+    rng = random.Random(0)
     shard_bytes = sum(shard.file.size for shard in found.shards)
     file_bytes = sum(listed.file.size for listed in found.files)
     # Of clocks that ring at random, those with the higher rates tend to ring first.
-    drawn = sorted(found.shards, key=lambda shard: dice.expovariate(max(1, shard.file.size)))
+    drawn = sorted(found.shards, key=lambda shard: rng.expovariate(max(1, shard.file.size)))
     share = round(images * file_bytes / max(1, shard_bytes + file_bytes))
     known = _known_counts(found.shards)
     deadline = perf_counter() + seconds
@@ -104,10 +104,10 @@ def draw(found: shards.Found, *, images: int, seconds: float) -> Sample:
         sources = [_Source(Unit(shard, input_bytes=shard.file.size)) for shard in drawn]
         # At least a turn: without one nothing would be known of the shards.
         _take_turns(iter(sources), records, count=min(images, max(_TURN, images - share)), deadline=deadline)
-        files = dice.sample(found.files, max(0, min(len(found.files), images - len(records))))
+        files = rng.sample(found.files, max(0, min(len(found.files), images - len(records))))
         listings = (_Source(unit) for unit in shards.slice_files(files, max(1, len(files))))
         _take_turns(listings, records, count=images, deadline=deadline)
-    dice.shuffle(records)
+    rng.shuffle(records)
     counted = known | {source.shard.file.uri: source.count for source in sources if source.is_read}
     return Sample(
         tuple(records),

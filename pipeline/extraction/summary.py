@@ -97,9 +97,9 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")
     if found.skipped:
         # Those that say the most first.
-        said = sorted(found.skipped, key=lambda each: (each.reason == HIDDEN, each.reason == BY_NAME))
-        such = f", such as {readable(said[0].file.uri)} ({shown_within(said[0].reason)})"
-        lines.append(f"note     {skipped_text(len(said), count_by_ending(said))}{such}")
+        skipped = sorted(found.skipped, key=lambda each: (each.reason == HIDDEN, each.reason == BY_NAME))
+        such = f", such as {readable(skipped[0].file.uri)} ({shown_within(skipped[0].reason)})"
+        lines.append(f"note     {skipped_text(len(skipped), count_by_ending(skipped))}{such}")
     if plan.todo:
         # A look costs requests on a store, for labels that the summary may count anyway.
         lines += describe_labels(look_at_labels(found, options.fields), options, found)

@@ -53,7 +53,7 @@ class Converted:
     """The files that were written, and their rows.
 
     Attributes:
-        source: OUT.
+        source: The folder that was read.
         output: The Parquet file, or the projector's folder.
         rows: N.
         columns: The vectors that are in it.
@@ -246,5 +246,5 @@ def converted_text(converted: Converted) -> str:
     return (
         f"{readable(converted.output)}: {counted(converted.rows, 'row')}, {', '.join(converted.columns)} as {what}, "
         f"{size_text(converted.bytes)}\n"
-        f"a copy for readers: books, failures and fingerprint stay in {readable(converted.source)}"
+        f"a copy for readers: totals, failures and fingerprint stay in {readable(converted.source)}"
     )

@@ -293,7 +293,7 @@ class _VectorSums:
         self.norm_sum, self.norm_min, self.norm_max = 0.0, float("inf"), 0.0
 
     def add(self, column: Any) -> None:
-        """Args: column: a fixed-size list array of N rows of D numbers."""
+        """Counts the rows of a column: a fixed-size list array of N rows of D numbers."""
         if not len(column):
             return
         vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)
@@ -352,7 +352,7 @@ def inspection_text(inspection: Inspection) -> str:
         f"spec         {', '.join(f'{n} {value}' for n, value in spec.items() if n not in ('features', 'weights'))}",
         f"weights      {manifest.weights} ({manifest.spec.weights[:12]})"
         + (", never trained: these features mean nothing" if manifest.weights_are_random else ""),
-        f"books        read {totals.rows_read} = embedded {totals.rows_embedded} + failed {totals.rows_failed}, "
+        f"totals       read {totals.rows_read} = embedded {totals.rows_embedded} + failed {totals.rows_failed}, "
         f"{counted(totals.units, 'unit')} in {counted(inspection.parts, 'part')}, {size_text(inspection.stored_bytes)}",
         "failures     " + (", ".join(f"{n} × {reason}" for reason, n in inspection.failures.items()) or "none"),
         f"labels       {_label_text(inspection.labels)}",
@@ -376,7 +376,7 @@ def inspection_text(inspection: Inspection) -> str:
     if not inspection.finished:
         lines.append(inspection.problems[len(inspection.disagreements)])
     if inspection.disagreements:
-        lines.append("the books disagree")
+        lines.append("parts, footers and manifest disagree")
     elif inspection.finished:
         lines.append(f"parts, footers and manifest agree{', but ' if lacking else ''}{'; '.join(lacking)}")
     return "\n".join(lines)

@@ -26,7 +26,7 @@ _LOG = "_delta_log"
 
 @dataclass(frozen=True)
 class Registered:
-    """What became of the table.
+    """The table, and the parts that came and went.
 
     Attributes:
         table: `CATALOG.NS.TABLE`, or the folder of a Delta table.

@@ -24,7 +24,7 @@ from transforms.store.predictions import features_behind
 from transforms.text import counted, printable, size_text
 
 STAGES = ("read", "decode", "embed", "write")
-# Rows of the small map: as many as are told apart in a picture of that size.
+# Rows of the small map: as many as can be distinguished in a picture of that size.
 MAP_ROWS = 2000
 # Their vectors are held in memory.
 _MAP_BYTES = 256 * 2**20
@@ -122,7 +122,7 @@ def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:
     """Returns the page.
 
     Args:
-        inspection: Of OUT.
+        inspection: From `inspect`.
         rows: From `gather_rows`.
         mapped: Of which feature the sample is.
     """

@@ -23,7 +23,7 @@ _PREDICTED = ["key", "position", "label", "score"]
 
 @dataclass
 class MapRows:
-    """The rows of a map.
+    """Rows of OUT with their vectors and what a map colours them by.
 
     Attributes:
         numbers: N int64: which rows of OUT.

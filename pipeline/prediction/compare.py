@@ -56,7 +56,7 @@ class CompareOptions(LabelOptions):
 
 @dataclass(frozen=True)
 class Difference:
-    """How much better one head is than another on the same rows.
+    """The difference between two heads on the same rows.
 
     Attributes:
         one, other: Their numbers.

@@ -74,7 +74,7 @@ def _is_output(location: str) -> bool:
 
 
 def _has_vectors(uri: str) -> bool:
-    """False too for what can't be read: whoever reads it then says why."""
+    """Returns whether it is Parquet with vectors; False too if it can't be read: who reads it then says why."""
     try:
         with storage.open_read(uri) as file:
             schema = pq.read_schema(file)
@@ -211,7 +211,7 @@ def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:
 def open_tables(
     options: PredictOptions, predictor: Predictor, locations: Sequence[str], *, ours: bool
 ) -> "tuple[list[Table], tuple[str, ...]]":
-    """Opens features, with true labels from a file where one is named; also returns what is to be said of that file.
+    """Opens features, with true labels from a file where one is named; also returns notes about that file.
 
     Args:
         options: Names columns and the file.

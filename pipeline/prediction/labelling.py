@@ -37,7 +37,7 @@ class Tally:
 
     Attributes:
         counts: C int64: answered rows by predicted class.
-        rows: All rows.
+        rows: All rows, answered or not.
         abstained: Rows without an answer.
         far: Rows far from what the head was trained on, where that is measured.
         known: Answered rows whose true label is a class of the head.
@@ -110,12 +110,12 @@ class Tally:
             np.concatenate(codes).astype(np.int32),
             np.concatenate(groups),
         )
-        keys, said = pa.chunked_array(keys), {}
+        keys, details = pa.chunked_array(keys), {}
         if seen is not None and seen[rows.numbers].any():
             of_seen = seen[rows.numbers]
             right = (rows.scores.predicted == rows.codes)[of_seen]
             accuracy = share(right, Units.of(len(right), rows.groups[of_seen]))
-            said = {"seen": {"rows": len(right), "accuracy": accuracy, "apart": not of_seen.all()}}
+            details = {"seen": {"rows": len(right), "accuracy": accuracy, "apart": not of_seen.all()}}
             if not of_seen.all():
                 keys, rows = keys.filter(pa.array(~of_seen)), rows.only(~of_seen)
         metrics = judge(
@@ -129,12 +129,12 @@ class Tally:
         )
         if predictor.threshold:
             right = rows.scores.predicted == rows.codes
-            said["abstaining"] = selective(rows.scores.top, right, rows.groups, predictor.threshold)
-        return {**metrics, **said}, rows
+            details["abstaining"] = selective(rows.scores.top, right, rows.groups, predictor.threshold)
+        return {**metrics, **details}, rows
 
 
 def kept_together(tables: "Sequence[Table]") -> tuple[dict[str, str], tuple[str, ...]]:
-    """Returns {column that came along: name of its type} of all tables, and what is to be said of those left out."""
+    """Returns {column that came along: name of its type} of all tables, and notes about those left out."""
     found: dict[str, dict[tuple[str, str], None]] = {}
     for table in tables:
         for name, kind in table.kept.items():

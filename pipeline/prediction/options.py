@@ -80,7 +80,7 @@ class PredictOptions(LabelOptions, AbstainOptions, ImageOptions):
 
     @property
     def is_file(self) -> bool:
-        """Whether the rows go to one file instead of a folder."""
+        """True if the rows go to one file instead of a folder."""
         return self.output is not None and self.output.lower().endswith(ROWS)
 
     @property

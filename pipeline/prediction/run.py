@@ -136,7 +136,7 @@ def _predict(
     say: Callable[[str], None],
 ) -> PredictSummary:
     started = time.perf_counter()
-    # A wrong place is said before weights are loaded.
+    # A wrong place is reported before weights are loaded.
     there = output.manifest
     source = _open_source(options, output, weights)
     settings = _settings(options, source)
@@ -311,14 +311,14 @@ def _open_features(options: PredictOptions, source: _Source, locations: Sequence
     Raises:
         FeaturemillError: They aren't, or can't be judged by.
     """
-    tables, said = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
-    notes = dict.fromkeys(said)
+    tables, remarks = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
+    notes = dict.fromkeys(remarks)
     if source.head is not None:
         notes |= dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
     if options.evaluate:
         check_true_labels(tables, source.predictor)
-    kept, said = kept_together(tables)
-    return _Opened(tables, (*notes, *said), kept)
+    kept, remarks = kept_together(tables)
+    return _Opened(tables, (*notes, *remarks), kept)
 
 
 def _outcome(

@@ -17,7 +17,7 @@ class Tile:
 
     Attributes:
         thumbnail: The image, or why there is none.
-        score: What is said of it in the first line, such as its cosine.
+        score: First line of its caption, such as its cosine.
         key: Empty for what isn't a stored row.
         label: None if unknown.
         source: Where it lies, None if unknown.

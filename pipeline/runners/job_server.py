@@ -133,9 +133,9 @@ def _wait_for(process: subprocess.Popen, endpoint: str, log: BinaryIO) -> None:
             log.seek(0)
             lines = [line.strip() for line in log.read().decode(errors="backslashreplace").splitlines()]
             errors = [line for line in lines if re.search(r"error|exception", line, re.I)]
-            said = " ".join((errors or lines or ["it said nothing"])[0].split())
+            message = " ".join((errors or lines or ["it said nothing"])[0].split())
             how = "ended at once" if process.poll() is not None else f"did not listen within {_START_SECONDS:.0f} s"
-            raise FeaturemillError(f"the job server {how}: {said}; check its jar and java -version (11 or 17)")
+            raise FeaturemillError(f"the job server {how}: {message}; check its jar and java -version (11 or 17)")
         time.sleep(0.1)
 
 
@@ -194,12 +194,12 @@ def failures(result: "PipelineResult", options: "PipelineOptions") -> str:
     Beam hands on the last failure alone, and that may be the interruption of a task by the failure of another. Flink
     itself may tell of that other one in its history, among the failures at the same time, or with its task alone.
     """
-    said: list[str] = []
+    messages: list[str] = []
     with suppress(OSError, ValueError, KeyError, TypeError):
         for url in _flink_jobs(result, options):
             with urllib.request.urlopen(f"{url}/exceptions", timeout=_ASK_SECONDS) as answer:
-                said += _strings(json.load(answer))
-    return "\n".join(said)
+                messages += _strings(json.load(answer))
+    return "\n".join(messages)
 
 
 def _strings(value: object) -> Iterator[str]:

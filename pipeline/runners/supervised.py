@@ -47,7 +47,7 @@ def supervise(args: Sequence[str]) -> list[str]:
     """
     global _earlier
     args = list(args)
-    # Where it is ignored, nothing is said of a child's end.
+    # Where it is ignored, a child's end isn't reported.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     if not (hasattr(os, "fork") and hasattr(signal, "sigwaitinfo")):
         return args
@@ -60,25 +60,25 @@ def supervise(args: Sequence[str]) -> list[str]:
             _become_child(reader, writer, mask)
             return args
         os.close(writer)
-        told: dict[str, str] = {}
+        reported: dict[str, str] = {}
         status = _wait(child)
         with open(reader) as file:
             for line in file:
-                told |= json.loads(line)
+                reported |= json.loads(line)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = os.waitstatus_to_exitcode(status)
         # What ends by itself says so; native code may also have called exit.
-        is_crash = -code in _CRASHES or (code >= 0 and "ended" not in told)
-        if not is_crash and "died" not in told:
+        is_crash = -code in _CRASHES or (code >= 0 and "ended" not in reported)
+        if not is_crash and "died" not in reported:
             _end_as(code)
-        how = described(code) if is_crash else told["died"]
-        state = _state(told.get("output"))
+        how = described(code) if is_crash else reported["died"]
+        state = _state(reported.get("output"))
         if state is None or state == before:
-            _give_up(told, how, units=before[1] if before else frozenset())
+            _give_up(reported, how, units=before[1] if before else frozenset())
         names = ", ".join(sorted(state[1])[:3])
         _say(f"crashed ({how}) while {names} was under way; going on, and decoding that in processes of its own")
-        before, _earlier = state, told["output"]
-        if "begun" in told:
+        before, _earlier = state, reported["output"]
+        if "begun" in reported:
             args = [arg for arg in args if arg != _ANEW]
 
 
@@ -145,9 +145,9 @@ def _state(output: str | None) -> tuple[int, frozenset[str]] | None:
         return None
 
 
-def _give_up(told: dict[str, str], how: str, units: frozenset[str]) -> NoReturn:
-    if "message" in told:
-        _say(told["message"])
+def _give_up(reported: dict[str, str], how: str, units: frozenset[str]) -> NoReturn:
+    if "message" in reported:
+        _say(reported["message"])
     else:
         cure = "raise the limit" if _LIMITED in how else "please report this with what --debug shows"
         again = f" again while {sorted(units)[0]} was under way, and not by decoding it" if units else ""

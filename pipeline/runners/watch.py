@@ -66,10 +66,10 @@ class WorkerDied(FeaturemillError):
     """A worker process is gone. Whatever it was running on top of can't be waited for.
 
     Attributes:
-        is_told: Whether the process that supervises this one was told, and says what comes of it.
+        is_reported: Whether the process that supervises this one knows, and prints the error itself.
     """
 
-    is_told = False
+    is_reported = False
 
 
 def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
@@ -106,7 +106,7 @@ def run_watched(pipeline: "beam.Pipeline", tick: Callable[[], None]) -> None:
                     raise _worker_died(deaths.seen)
         except BaseException:
             if results:
-                # A remote job would go on without us; it gets a moment to be told.
+                # A remote job would go on without us; it gets a moment to hear of it.
                 ending = threading.Thread(target=cancel, args=(results[0], pipeline.options), daemon=True)
                 ending.start()
                 ending.join(_CANCEL_SECONDS)
@@ -125,7 +125,7 @@ def _worker_died(seen: str) -> WorkerDied:
         "again to go on, with fewer --workers if it happens again"
     )
     code = _RETURN_CODE.search(seen)
-    died.is_told = tell(died=described(int(code[1])) if code else seen, message=str(died))
+    died.is_reported = tell(died=described(int(code[1])) if code else seen, message=str(died))
     return died
 
 

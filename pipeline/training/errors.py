@@ -129,10 +129,10 @@ def _tiles(rows: JudgedRows, chosen: Chosen, labels: Sequence[str]) -> dict[int,
         pictures = _pictures(table, stored)
         for place, row in zip(here.tolist(), stored, strict=True):
             taken, true = rows.scores.predicted[place], rows.codes[place]
-            said = f"{rows.scores.top[place]:.2f} {short(labels[taken], 40)}"
+            text = f"{rows.scores.top[place]:.2f} {short(labels[taken], 40)}"
             # What was judged by, not what is stored: a file of labels may say otherwise.
             row = replace(row, label=labels[true])
-            found[place] = row_tile(row, pictures, said, marked=bool(taken != true))
+            found[place] = row_tile(row, pictures, text, marked=bool(taken != true))
         start += table.vectors.rows
     room = _THUMBNAIL_BYTES
     for place in sorted(found, key=lambda place: order.get(place, len(order))):

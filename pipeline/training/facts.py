@@ -14,7 +14,7 @@ from transforms.text import counted, printable
 
 # Layers named of those that are still random.
 _NAMED = 3
-# A side whose share of the rows differs by more of what was asked for is said to.
+# A side whose share of the rows differs by more than this part of what was asked for is reported.
 _FAR_OFF = 0.25
 NO_FINGERPRINT = "no fingerprint: this Parquet doesn't say what made its vectors; using the head on others is on trust"
 

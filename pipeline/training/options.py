@@ -44,7 +44,7 @@ class LabelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AbstainOptions:
-    """Which rows stay without an answer; without either option all are answered, or those that HEAD says."""
+    """The rule for rows without an answer; without either option all are answered, or those that HEAD says."""
 
     threshold: float | None = declared(
         None,
@@ -61,7 +61,7 @@ class AbstainOptions:
 
     @property
     def abstains(self) -> bool:
-        """Whether one of the options is given."""
+        """True if one of the options is given."""
         return self.threshold is not None or self.abstain is not None
 
     def check_abstaining(self) -> None:

@@ -184,10 +184,10 @@ def _with_stored_sides(
     It is used unless another split was asked for, and if it says for every labelled row where it belongs, and there are
     rows to train on and others.
     """
-    told = options.split_column is not None or options.folds is not None or options.test > 0
+    is_stated = options.split_column is not None or options.folds is not None or options.test > 0
     if options.test_of:
         return options, *_with_test_rows(options, *labelled_table(options))
-    if told or not _has_sides(options.features):
+    if is_stated or not _has_sides(options.features):
         return options, *labelled_table(options)
     asked = replace(options, split_column=SPLIT_COLUMN)
     table, joined = labelled_table(asked)

@@ -263,7 +263,7 @@ def write_suspects_page(found: Suspects, path: str) -> None:
     shown = found.found[: found.options.top]
     images = thumbnails(found.table.location, [one.row for one in shown])
     tiles = tuple(
-        row_tile(one.row, images, _said(number, one), marked=one.copies > 0, suggested=one.suggested)
+        row_tile(one.row, images, _caption(number, one), marked=one.copies > 0, suggested=one.suggested)
         for number, one in enumerate(shown, 1)
     )
     note = f"The first {len(shown)} are shown." if len(found.found) > len(shown) else ""
@@ -280,6 +280,6 @@ def write_suspects_page(found: Suspects, path: str) -> None:
     )
 
 
-def _said(number: int, one: Suspect) -> str:
-    said = f"{number}. rather {one.suggested} ({one.other:.2f} to {one.own:.2f})"
-    return f"{said}, {one.copies} near" if one.copies else said
+def _caption(number: int, one: Suspect) -> str:
+    caption = f"{number}. rather {one.suggested} ({one.other:.2f} to {one.own:.2f})"
+    return f"{caption}, {one.copies} near" if one.copies else caption

@@ -52,7 +52,7 @@ class Flink:
         jar = f"--flink_job_server_jar={self.jar}"
         return [*self.cluster.options, *self.pool.options, f"--parallelism={parallelism}", jar]
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Brings everything back to how it was before a fault."""
         if not self.pool.process.is_alive:
             self.pool.restart()
@@ -85,7 +85,7 @@ def _flink(logs, pool) -> Iterator[Flink]:
 @pytest.fixture
 def flink(_flink) -> Iterator[Flink]:
     """The cluster, whole before a test and quiet after it."""
-    _flink.mend()
+    _flink.repair()
     yield _flink
     _flink.assert_quiet()
 

@@ -189,7 +189,7 @@ def _build_prism(place: Path) -> None:
     module = f"github.com/apache/beam/sdks/v2/go/cmd/prism@v{PRISM_BEAM}"
     _run(["go", "install", module], place.parent, "Prism", GOBIN=str(place.parent), GOTOOLCHAIN="local")
     built = place.parent / "prism"
-    said = _run(["go", "version", "-m", str(built)], place.parent, "Prism")
-    if _PRISM_H1 not in said:
-        raise RuntimeError(f"Prism was not built from the module {_PRISM_H1}: {said[:500]}")
+    printed = _run(["go", "version", "-m", str(built)], place.parent, "Prism")
+    if _PRISM_H1 not in printed:
+        raise RuntimeError(f"Prism was not built from the module {_PRISM_H1}: {printed[:500]}")
     os.rename(built, place)

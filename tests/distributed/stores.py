@@ -64,7 +64,7 @@ class Proxy:
         cut: Which answers break off halfway, with the connection.
         hang_up: Which requests break off without an answer.
         keep_silent: Which requests are taken and never answered.
-        mend: Changes what a request's body says before it is passed on.
+        fix: Changes what a request's body says before it is passed on.
     """
 
     backend: int
@@ -73,7 +73,7 @@ class Proxy:
     cut: Callable[[str, str], bool] = lambda method, path: False
     hang_up: Callable[[str, str], bool] = lambda method, path: False
     keep_silent: Callable[[str, str], bool] = lambda method, path: False
-    mend: Callable[[str, bytes], bytes] = lambda path, body: body
+    fix: Callable[[str, bytes], bytes] = lambda path, body: body
 
     def __post_init__(self) -> None:
         handler = type("Handler", (_Handler,), {"proxy": self})
@@ -122,7 +122,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             headers = {name: value for name, value in self.headers.items() if name.lower() not in _HOP_BY_HOP}
             headers.pop("Expect", None)
-            body = self.proxy.mend(self.path, body)
+            body = self.proxy.fix(self.path, body)
             headers["Content-Length"] = str(len(body))
             server.request(self.command, self.path, body=body, headers=headers)
             self._pass_on(server.getresponse())
@@ -288,7 +288,7 @@ class Gcs:
         """Args: where the log goes."""
         folder.mkdir(parents=True, exist_ok=True)
         port = free_port()
-        self.proxy = Proxy(port, mend=_number_parts)
+        self.proxy = Proxy(port, fix=_number_parts)
         self._direct = f"http://127.0.0.1:{port}"
         command = [str(fetch_gcs_server()), "-scheme", "http", "-host", "127.0.0.1", "-port", str(port)]
         # Uploads are answered with the address where they go on.

@@ -128,8 +128,8 @@ def test_a_hundred_thousand_shards(store, monkeypatch):
     assert pq.ParquetFile(io.BytesIO(store.objects()[todo])).metadata.num_rows == 100_000
 
 
-def test_books_of_a_job_that_ran_elsewhere(store, monkeypatch, tmp_path):
-    """The job is written down, somebody runs it (here: a local run), and the same command closes the books."""
+def test_totals_of_a_job_that_ran_elsewhere(store, monkeypatch, tmp_path):
+    """The job is written down, somebody runs it (here: a local run), and the same command writes the totals."""
     ts.fill(store, tmp_path)
     job(store, monkeypatch)
     assert b'"running"' in store.objects()["out/manifest.json"]
@@ -147,7 +147,7 @@ def test_books_of_a_job_that_ran_elsewhere(store, monkeypatch, tmp_path):
         ((*COMMON[:2], COMMON[3]), "--temp_location"),
     ],
 )
-def test_what_is_missing_is_said_at_once(args, what, capsys):
+def test_what_is_missing_is_reported_at_once(args, what, capsys):
     given = [
         "extract",
         "gs://bucket/in/*.tar",

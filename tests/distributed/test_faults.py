@@ -71,7 +71,7 @@ def assert_survives(command: subprocess.Popen, output: Path, expected: dict[str,
 def assert_resumes(shards: Path, output: Path, flink, expected: dict[str, tuple]) -> None:
     before = {part.name: part.stat().st_mtime_ns for part in (output / "features").iterdir()}
     assert 2 <= len(before) < 12
-    flink.mend()
+    flink.repair()
     again = start(shards, output, SETTINGS, "FlinkRunner", flink.options(), fake=True)
     assert_survives(again, output, expected)
     # What was committed wasn't done again.
@@ -105,7 +105,7 @@ def test_a_killed_worker_pool_that_stays_away(shards, expected, tmp_path, flink,
 def test_a_killed_task_manager_is_replaced(shards, expected, tmp_path, flink, time):
     command = in_the_middle(shards, tmp_path / "out", flink)
     flink.cluster.task_managers[0].kill()
-    flink.mend()
+    flink.repair()
     assert_survives(command, tmp_path / "out", expected)
 
 

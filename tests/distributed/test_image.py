@@ -159,5 +159,7 @@ def test_the_package_works_away_from_the_checkout(installed, tmp_path):
     assert len(imported) > 100
     assert {path for path in imported if not path.startswith(f"{installed}/")} == set()
     version = re.search(r'version="(.+)"', (ROOT / "setup.py").read_text()).group(1)
-    said = run([sys.executable, str(installed / "bin/featuremill"), "--version"], tmp_path, PYTHONPATH=str(installed))
-    assert said == f"featuremill, version {version}\n"
+    printed = run(
+        [sys.executable, str(installed / "bin/featuremill"), "--version"], tmp_path, PYTHONPATH=str(installed)
+    )
+    assert printed == f"featuremill, version {version}\n"

@@ -16,7 +16,7 @@ from tests.support.factories import draw_items, write_folder, write_parquet, wri
 
 SHARDS = 6
 # Of the store in trouble until the command has given up.
-PATIENCE_SECONDS = 60.0
+TIMEOUT_SECONDS = 60.0
 # What the lines of the plan begin with, which are said before any work.
 PLAN = {"inputs", "units", "features", "weights", "engine", "output", "labels"}
 
@@ -137,7 +137,7 @@ def test_no_request_per_image_and_no_listing_per_unit(store, tmp_path):
     double, lists_of_double = requests("double", shards=2 * SHARDS, per_class=2)
     assert many == few
     assert lists == lists_of_many == lists_of_double
-    # A look, a note, the unit itself, its part and failures, each written and moved, and their way into the books: 20
+    # A look, a note, the unit itself, its part and failures, each written and moved, and their way into the totals: 20
     # on S3, and 28 on Google's store, where opening and writing take two requests each.
     assert (double - few) / SHARDS <= 28
 
@@ -163,7 +163,7 @@ def fails(store, *args: str, env: dict | None = None) -> str:
     started = time.monotonic()
     done = extract(store, *args, env=env)
     assert done.returncode == 1, done.stdout + done.stderr
-    assert time.monotonic() - started < PATIENCE_SECONDS
+    assert time.monotonic() - started < TIMEOUT_SECONDS
     *plan, line = done.stderr.splitlines()
     assert line.startswith("featuremill: ")
     assert not [before for before in plan if before.split(" ")[0] not in PLAN], done.stderr

@@ -17,7 +17,7 @@ import pytest
 from tests.elsewhere.snippets import commands, in_shell, shell, snippets
 from transforms.store.features import open_features
 
-_PATIENCE_SECONDS = 240
+_TIMEOUT_SECONDS = 240
 
 
 @pytest.mark.parametrize("number", range(len(commands("Without any other tool"))))
@@ -60,7 +60,7 @@ def serving(line: str, ready: str) -> Iterator[str]:
 
 
 def wait_for(address: str, server: subprocess.Popen) -> None:
-    end = time.monotonic() + _PATIENCE_SECONDS
+    end = time.monotonic() + _TIMEOUT_SECONDS
     while time.monotonic() < end:
         assert server.poll() is None, "the server ended: see server.log"
         try:
@@ -79,7 +79,7 @@ def get(address: str, data: bytes | None = None) -> bytes:
 
 def eventually(ask: Callable[[], object]) -> object:
     """Returns the first answer that isn't empty."""
-    end = time.monotonic() + _PATIENCE_SECONDS
+    end = time.monotonic() + _TIMEOUT_SECONDS
     while time.monotonic() < end:
         answer = ask()
         if answer:

@@ -45,9 +45,9 @@ def test_examples_run(name, folder, monkeypatch):
     text = inspect.getdoc(getattr(featuremill, name))
     example = doctest.DocTestParser().get_doctest(text, {"featuremill": featuremill}, name, None, None)
     assert example.examples
-    said = []
-    doctest.DocTestRunner().run(example, out=said.append)
-    assert "".join(said) == ""
+    printed = []
+    doctest.DocTestRunner().run(example, out=printed.append)
+    assert "".join(printed) == ""
 
 
 def test_everything_has_an_example():
@@ -117,9 +117,9 @@ def hiding(request, tmp_path):
 def test_in_a_users_program_one_line_names_what_hides_ours(hiding, tmp_path):
     code = "import featuremill\ntry:\n    featuremill.extract\nexcept ImportError as error:\n    print(error)"
     name = hiding.relative_to(tmp_path).parts[0].removesuffix(".py")
-    said = f"{hiding} hides featuremill's own package {name}; rename it, or take its folder off Python's path\n"
-    assert python("-c", code, cwd=tmp_path).stdout == said
-    assert said in python("-c", "import transforms, pipeline, featuremill; featuremill.train", cwd=tmp_path).stderr
+    message = f"{hiding} hides featuremill's own package {name}; rename it, or take its folder off Python's path\n"
+    assert python("-c", code, cwd=tmp_path).stdout == message
+    assert message in python("-c", "import transforms, pipeline, featuremill; featuremill.train", cwd=tmp_path).stderr
 
 
 @pytest.mark.parametrize("module", ["featuremill", "featuremill.own pipeline.cli"])
@@ -177,8 +177,8 @@ def test_a_pool_and_its_workers_never_import_a_users_modules(users):
             answer = stub.StartWorker(beam_fn_api_pb2.StartWorkerRequest(worker_id="w1", control_endpoint=control))
             assert answer.error == ""
             # The worker was up, and found a runner that hangs up; else this is a line of its traceback, or none.
-            said = next(line for line in pool.stderr if not line.startswith("WARNING"))
-            assert f"worker w1 of localhost:{ports[1]} ended" in said
+            printed = next(line for line in pool.stderr if not line.startswith("WARNING"))
+            assert f"worker w1 of localhost:{ports[1]} ended" in printed
     finally:
         pool.kill()
         pool.communicate()

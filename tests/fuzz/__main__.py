@@ -47,12 +47,12 @@ class _Child:
             process.stdin.write(f"{path}\n")
             process.stdin.flush()
         ready, _, _ = select.select([process.stdout], [], [], _HUNG_SECONDS)
-        said = process.stdout.readline() if ready else None
-        if said:
-            peak_mb, _, result = said.rstrip("\n").partition(" ")
+        line = process.stdout.readline() if ready else None
+        if line:
+            peak_mb, _, result = line.rstrip("\n").partition(" ")
             return f"memory: {peak_mb} MB" if int(peak_mb) > _MOST_MB else result
         self.close()
-        return "hung" if said is None else f"crashed with {process.returncode}"
+        return "hung" if line is None else f"crashed with {process.returncode}"
 
     def close(self) -> None:
         if self._process is not None:

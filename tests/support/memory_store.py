@@ -84,4 +84,4 @@ class MemoryStore(FileSystemHandler):
     open_input_stream = open_append_stream = _is_refused
 
 
-object_stores.FILE_SYSTEMS["mem"] = lambda server, is_hasty: PyFileSystem(MemoryStore())
+object_stores.FILE_SYSTEMS["mem"] = lambda server, is_short: PyFileSystem(MemoryStore())

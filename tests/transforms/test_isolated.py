@@ -80,7 +80,7 @@ def raise_unlike() -> None:
         (deadly.loop, "too slow", "over 1 s"),
     ],
 )
-def test_what_ends_it_is_said_and_the_next_call_goes_on(child, function, reason, how):
+def test_what_ends_it_is_reported_and_the_next_call_goes_on(child, function, reason, how):
     with pytest.raises(Crashed) as caught:
         child.call(function)
     assert (caught.value.reason, caught.value.how) == (reason, how)

@@ -40,11 +40,11 @@ def holder(kind: str, path):
 
 
 @pytest.mark.parametrize(("kind", "locked"), [("folder", locked_folder), ("name", locked_name)])
-def test_the_second_is_told_who_it_is_and_a_killed_one_holds_nothing(tmp_path, kind, locked):
+def test_the_second_learns_who_holds_it_and_a_killed_one_holds_nothing(tmp_path, kind, locked):
     path = str(tmp_path / "target")
     with holder(kind, path) as process:
-        said = rf"target is in use by another command \(process {process.pid} on {socket.gethostname()}, since 20"
-        with pytest.raises(FeaturemillError, match=said), locked(path):
+        message = rf"target is in use by another command \(process {process.pid} on {socket.gethostname()}, since 20"
+        with pytest.raises(FeaturemillError, match=message), locked(path):
             pass
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -13,7 +13,7 @@ from pyarrow.fs import FileInfo, FileType, PyFileSystem
 
 from tests.support import memory_store
 from transforms import object_stores, storage
-from transforms.object_stores import Place, Reader, ask, hastily, is_answer, place
+from transforms.object_stores import Place, Reader, ask, is_answer, place, short_timeout
 
 DATA = bytes(range(256)) * 5
 STEPS = st.lists(
@@ -38,8 +38,8 @@ class Counted:
 
 
 @pytest.fixture(autouse=True)
-def _patience(monkeypatch):
-    monkeypatch.setattr(object_stores, "_PATIENCE", object_stores._Patience())
+def _timeout(monkeypatch):
+    monkeypatch.setattr(object_stores, "_TIMEOUT", object_stores._Timeout())
 
 
 @given(STEPS, st.integers(1, 2000))
@@ -102,7 +102,7 @@ def test_errors_become_os_errors_of_one_line():
     assert str(asked(OSError(google))) == "PERMISSION_DENIED: No"
 
 
-def test_what_is_not_there_is_said_to_be():
+def test_what_is_not_there_is_reported_as_missing():
     error = asked(FileNotFoundError(errno.ENOENT, "Path does not exist 'b/x'. Detail: [errno 2] No such file"))
     assert isinstance(error, FileNotFoundError)
     assert error.errno == errno.ENOENT
@@ -124,15 +124,15 @@ def test_what_is_not_there_is_said_to_be():
         ("google::cloud::Status(UNAVAILABLE: Retry policy exhausted)", False),
     ],
 )
-def test_an_answer_about_one_object_is_told_from_trouble(text, expected):
+def test_an_answer_about_one_object_is_no_trouble(text, expected):
     assert is_answer(asked(OSError(text))) is expected
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """Patience of half a second, and haste of a twentieth."""
+    """Timeouts of half a second and, if short, a twentieth."""
     monkeypatch.setattr(object_stores, "_SECONDS", 0.5)
-    monkeypatch.setattr(object_stores, "_HASTY_WAIT", 0.05)
+    monkeypatch.setattr(object_stores, "_SHORT_WAIT", 0.05)
 
 
 def seconds(call) -> float:
@@ -156,23 +156,23 @@ def test_a_silent_store_is_waited_for_once(short):
 def test_bytes_in_a_buffer_are_no_answer(short):
     asked(OSError("AWS Error NETWORK_CONNECTION"))
     ask(lambda: None, is_answered=False)
-    assert object_stores._PATIENCE.is_hasty
+    assert object_stores._TIMEOUT.is_short
 
 
-def test_who_can_do_without_an_answer_takes_no_patience_from_others(short):
+def test_a_short_timeout_holds_for_its_caller_alone(short):
     def silent():
         time.sleep(3)
 
-    with hastily():
+    with short_timeout():
         assert seconds(silent) < 0.45
     assert seconds(silent) >= 0.5
 
 
-def test_a_refusal_takes_no_patience():
+def test_a_refusal_shortens_no_timeout():
     asked(OSError("AWS Error ACCESS_DENIED"))
-    assert not object_stores._PATIENCE.is_hasty
+    assert not object_stores._TIMEOUT.is_short
     asked(OSError("AWS Error NETWORK_CONNECTION"))
-    assert object_stores._PATIENCE.is_hasty
+    assert object_stores._TIMEOUT.is_short
 
 
 def test_a_failed_upload_is_an_os_error(monkeypatch):
@@ -220,8 +220,8 @@ def made(monkeypatch):
     """What the file systems were made from."""
     calls = []
 
-    def make(server, is_hasty):
-        calls.append((server, is_hasty))
+    def make(server, is_short):
+        calls.append((server, is_short))
         return PyFileSystem(memory_store.MemoryStore())
 
     monkeypatch.setattr(object_stores, "_MADE", {})

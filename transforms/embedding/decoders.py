@@ -68,7 +68,7 @@ class Decoders:
         apart: bool = False,
         done: Callable[[EncodedImage], None] = lambda image: None,
     ):
-        """Args: how many threads, how to decode, whether all is decoded apart, and what is called after each image."""
+        """Takes the number of threads, how to decode, whether all is decoded apart, and a call after each image."""
         self.seconds = 0.0
         self._how, self._done = how, done
         self._apart = apart or any(thread.is_alive() for thread in self._left_behind)

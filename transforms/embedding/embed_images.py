@@ -53,11 +53,11 @@ class EmbedImages(beam.PTransform):
 
     Example:
         >>> import apache_beam as beam
-        >>> spec = featuremill.open_features("features").spec
+        >>> stored = featuremill.open_features("features")
         >>> image = open("photos/disc/disc_000.jpg", "rb").read()
         >>> with beam.Pipeline("FnApiRunner") as pipeline:
         ...     images = pipeline | beam.Create([("mine", image)])
-        ...     embedded = images | featuremill.EmbedImages(spec, weights="random:0")
+        ...     embedded = images | featuremill.EmbedImages(stored.spec, weights=stored.weights)
         ...     _ = embedded.rows | beam.Map(lambda row: print(row.key, row.features["embedding"].shape))
         mine (512,)
 
@@ -65,10 +65,10 @@ class EmbedImages(beam.PTransform):
         spec: What decides the numbers, such as `open_features(OUT).spec`.
         load: Makes the engine, once per worker process. Tests inject one without weights.
         settings: The other fields of `Embedding`, such as `weights` (`imagenet`, a path that workers can read, or
-            `random:SEED`; they must be those that the spec names by hash), `engine`, `batch_size`, `threads`,
-            `max_pixels` and `record_seconds`. An image that takes longer is a failure. One that crashes its decoder
-            ends the worker, and the runner's next attempt too; `apart=True` decodes in child processes, where it is a
-            failure.
+            `random:SEED`, such as `open_features(OUT).weights`; the spec names them by hash), `engine`, `batch_size`,
+            `threads`, `max_pixels` and `record_seconds`. An image that takes longer is a failure. One that crashes its
+            decoder ends the worker, and the runner's next attempt too; `apart=True` decodes in child processes, where
+            it is a failure.
 
     Raises:
         UsageError: A setting that can't be.

@@ -77,7 +77,7 @@ class HeldUp:
 
 
 class ReaderClock:
-    """What the thread that reads has computed since another thread first saw it at the record that it is at.
+    """CPU time of the thread that reads, since another thread first saw it at its present record.
 
     The reader only counts: its own look at its clock would be a system call for each record.
     """

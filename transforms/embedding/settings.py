@@ -44,7 +44,7 @@ class EmbedOptions:
         bounds=(AT_LEAST_ONE,),
         metavar="auto|N",
         parse=_parse_batch_size,
-        unset="auto: measured on a GPU; 8 on a CPU, with winograd or ncnn 8 a thread",
+        unset="auto: measured on a GPU, else the engine's own for this machine",
     )
     threads: int | None = declared(
         None, help="Engine threads per worker", bounds=(AT_LEAST_ONE,), unset="the cores, shared out"

@@ -125,7 +125,7 @@ def _triangle(x: Any) -> Any:
 
 
 def _cubic(x: Any) -> Any:
-    """Keys's cubic with a = -1/2."""
+    """Returns Keys's cubic with a = -1/2."""
     near = (1.5 * x - 2.5) * x * x + 1.0
     far = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
     return ops.where(x < 1.0, near, ops.where(x < _SUPPORT["bicubic"], far, 0.0))

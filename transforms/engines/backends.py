@@ -1,4 +1,4 @@
-"""What differs between Keras's backends: threads, devices, and how float32 is multiplied."""
+"""Differences between Keras's backends: threads, devices, and how float32 is multiplied."""
 
 import logging
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Gpu:
 
 
 class Backend(Protocol):
-    """What the engine asks of a backend beside Keras's own operations.
+    """A backend's part of the engine, beside Keras's own operations.
 
     Attributes:
         version: Name and version, such as `tensorflow 2.21.0`.
@@ -97,7 +97,7 @@ class _Jax:
         self.version = f"jax {jax.__version__}"
 
     def prepare(self, threads: int | None) -> None:
-        """Nothing: JAX takes all cores, and `import_keras` has told it not to take all of a GPU's memory."""
+        """Does nothing: JAX takes all cores, and `import_keras` has told it not to take all of a GPU's memory."""
 
     def threads(self) -> int:
         return 0

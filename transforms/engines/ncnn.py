@@ -70,13 +70,13 @@ class NcnnEngine:
         return {feature.name: np.stack([image[i] for image in images]) for i, feature in enumerate(self._spec.features)}
 
     def _embed_image(self, pixels: np.ndarray) -> list[np.ndarray]:
-        """Args: pixels: S×S×3 uint8. Returns: D float32 for each feature."""
+        """Returns D float32 for each feature of S×S×3 uint8 pixels."""
         outputs = _run(self._net, pixels, self._taps)
         return [pool_planes(outputs[feature.tap], feature.pool) for feature in self._spec.features]
 
 
 def import_ncnn() -> Any:
-    """Imports ncnn.
+    """Returns the module.
 
     Raises:
         FeaturemillError: It isn't installed, or can't be loaded on this machine.

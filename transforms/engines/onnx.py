@@ -11,7 +11,7 @@ from transforms.engines.engine import EngineInfo, OutOfMemory
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
 from transforms.network.bases import open_file
-from transforms.network.network_file import forget
+from transforms.network.files import forget
 from transforms.network.normalise import preprocess
 from transforms.network.onnx_file import import_onnx
 from transforms.spec import FeatureSpec

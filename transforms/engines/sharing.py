@@ -87,17 +87,17 @@ class SharedEngine:
             return self._embed(slot, pixels)
 
     def _embed(self, slot: "_Slot", pixels: "np.ndarray | Sequence[np.ndarray]") -> dict[str, np.ndarray]:
-        kind, told = slot.embed(pixels, self.batch_size)
+        kind, reply = slot.embed(pixels, self.batch_size)
         if kind == _DONE:
-            return told
+            return reply
         if kind == _NO_MEMORY:
-            raise OutOfMemory(told)
+            raise OutOfMemory(reply)
         if kind == _FAILED:
-            error, cause = told
+            error, cause = reply
             raise error from cause
         # Since this batch was gathered, another worker ran out of memory.
-        self.batch_size = told
-        pieces = [self._embed(slot, pixels[start : start + told]) for start in range(0, len(pixels), told)]
+        self.batch_size = reply
+        pieces = [self._embed(slot, pixels[start : start + reply]) for start in range(0, len(pixels), reply)]
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
 
     def resize(self, batch_size: int) -> None:
@@ -130,10 +130,10 @@ class SharedEngine:
                     pipe = _connected(address)
             with suppress(*_HUNG_UP):
                 if pipe is not None:
-                    kind, told = pipe.recv()
+                    kind, reply = pipe.recv()
                     if kind == _READY:
-                        return pipe, told
-                    error, cause = told
+                        return pipe, reply
+                    error, cause = reply
                     raise error from cause
         raise FeaturemillError(f"the process with the engine ended before it was there{self._how()}; run again")
 
@@ -163,16 +163,16 @@ class _Slot:
         for place, image in zip(batch, pixels, strict=True):
             place[:] = image
         self.pipe.send((_BATCH, batch.shape))
-        kind, told = self.pipe.recv()
+        kind, reply = self.pipe.recv()
         if kind == _DONE:
-            arrays = {name: np.frombuffer(self.pipe.recv_bytes(), dtype).reshape(shape) for name, dtype, shape in told}
+            arrays = {name: np.frombuffer(self.pipe.recv_bytes(), dtype).reshape(shape) for name, dtype, shape in reply}
             return _DONE, arrays
-        return kind, told
+        return kind, reply
 
     def _share(self, size: int) -> mmap.mmap:
         handle = os.memfd_create("featuremill batch")
         try:
-            # Where there is no room, it is said here, and doesn't end the process later.
+            # Where there is no room, it is reported here, and doesn't end the process later.
             os.posix_fallocate(handle, 0, size)
             memory = mmap.mmap(handle, size)
             self.pipe.send((_MEMORY, size))
@@ -185,8 +185,8 @@ class _Slot:
 
 def _name(load: Callable[[Any], Engine], settings: Any) -> str:
     # Not its pickle, which differs between processes.
-    told = repr((load.__module__, load.__qualname__, settings))
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
+    text = repr((load.__module__, load.__qualname__, settings))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _folder() -> str:

@@ -18,7 +18,7 @@ Blocks = Iterator[tuple[np.ndarray, np.ndarray]]
 
 @dataclass(frozen=True)
 class Doubts:
-    """What probabilities say of N labels; of rows that no block holds, or without a label, nothing: -1 and NaN.
+    """Probabilities against N labels; -1 and NaN for rows that no block holds, or without a label.
 
     Attributes:
         confident: N booleans: whether a row is confidently of another class than its label's.

@@ -1,4 +1,4 @@
-"""Which judged rows a person should look at, how sure each class's figures are, and what abstaining would bring."""
+"""Judged rows that a person should look at, intervals of each class's figures, and the gain of abstaining."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

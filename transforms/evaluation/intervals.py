@@ -34,7 +34,7 @@ def _interval(value: float, low: float, high: float) -> Interval:
 
 @dataclass(frozen=True)
 class Units:
-    """What is independent among N rows.
+    """Independent units among N rows.
 
     Attributes:
         of_row: N int64, each 0 … U-1: the row's unit.

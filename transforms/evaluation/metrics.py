@@ -157,7 +157,7 @@ def judge(
     seed: int,
     judged_on: str,
 ) -> dict[str, Any]:
-    """Returns all that is said of a head's predictions, as JSON values without NaN.
+    """Returns all metrics of a head's predictions, as JSON values without NaN.
 
     Balanced accuracy is the mean recall over the classes with judged rows; macro F1 the mean F1 over those that have
     judged rows or were predicted: both as in scikit-learn. Of equal probabilities the first class is the likelier here,

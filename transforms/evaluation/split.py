@@ -166,7 +166,7 @@ def _contents(table: Table) -> np.ndarray:
     """Returns N int64: rows of one number have the same content, by hash or else by equal vectors; -1 is unknown."""
     if table.sha256 is not None:
         return encode(table.sha256)[0]
-    # Rows whose bits have one weighted sum may be equal; only these are read again, to be told apart by a hash.
+    # Rows whose bits have one weighted sum may be equal; only these are read again, to be distinguished by a hash.
     vectors = table.vectors
     factors = np.random.default_rng(0).integers(0, 2**63, (vectors.dims + 1) // 2, np.uint64) * 2 + 1
     sums = np.empty(vectors.rows, np.uint64)

@@ -1,4 +1,4 @@
-"""How far a vector is from all that a head was trained on, by a bounded sample of its training rows."""
+"""Distance of a vector from all that a head was trained on, by a bounded sample of its training rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

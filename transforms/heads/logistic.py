@@ -177,10 +177,10 @@ class _Problem:
                 strength /= 2
             estimator.set_params(C=1 / strength if strength else np.inf)
             # The solver's products are thin: on two cores two threads took twice as long as one.
-            with warnings.catch_warnings(record=True) as said, threadpool_limits(1, user_api="blas"):
+            with warnings.catch_warnings(record=True) as caught, threadpool_limits(1, user_api="blas"):
                 warnings.simplefilter("always")
                 estimator.fit(self.rows, self.codes, sample_weight=self.class_weights[self.codes])
-            converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in said)
+            converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
             weights, intercept = estimator.coef_.T, estimator.intercept_
             if len(present) == 2:
                 weights, intercept = np.hstack([-weights, weights]) / 2, np.append(-intercept, intercept) / 2

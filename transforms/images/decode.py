@@ -245,14 +245,14 @@ def _load(image: Image.Image, data: bytes) -> Samples | None:
 
 
 def _is_new(image: Image.Image, samples: Samples | None) -> bool:
-    """True for an image of which the earlier rules made other pixels, or none."""
+    """Returns whether it is an image of which the earlier rules made other pixels, or none."""
     if samples is None:
         return image.mode in ("F", "I")
     return not samples.is_old
 
 
 def _icon_size(data: bytes) -> tuple[int, int]:
-    """Size of the picture in an icon that Pillow takes; the icon's own directory can't be trusted with it."""
+    """Returns the size of the picture in an icon that Pillow takes; the icon's own directory may be wrong."""
     entry = IcoImagePlugin.IcoFile(BytesIO(data)).entry[0]
     picture = data[entry.offset :]
     if picture.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -326,7 +326,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
 
 
 def _whole_size(size: tuple[int, int], spec: FeatureSpec) -> tuple[int, int]:
-    """The size that a whole image of this size is brought to, before anything is cut off or padded."""
+    """Returns the size that a whole image of this size is brought to, before anything is cut off or padded."""
     if spec.resize == "squash":
         return spec.image_size, spec.image_size
     scale = spec.image_size / max(size) if spec.resize == "pad" else short_side(spec.image_size) / min(size)

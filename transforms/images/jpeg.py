@@ -1,4 +1,4 @@
-"""What Pillow doesn't tell of a JPEG, the kind of its frame, and what it does not bear, some broken metadata."""
+"""Reads what Pillow doesn't of JPEGs: the kind of the frame, and pixels beside broken metadata."""
 
 import struct
 from collections.abc import Iterator

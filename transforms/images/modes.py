@@ -50,7 +50,7 @@ _NOTED_SHARE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Samples:
-    """How the bytes of a Pillow image are to be read, where its mode doesn't tell.
+    """Types and ranges of a Pillow image's samples, where its mode doesn't tell.
 
     Attributes:
         dtype: numpy's type of a sample.

@@ -1,4 +1,4 @@
-"""What Pillow does not do for PNGs: samples of 16 bits whole, and pixels whose metadata are broken or too large."""
+"""Reads what Pillow doesn't of PNGs: samples of 16 bits whole, and pixels whose metadata are broken or too large."""
 
 import struct
 import zlib
@@ -37,7 +37,7 @@ def without_metadata(data: bytes) -> bytes:
 
 
 def _turns(kind: bytes, chunk: bytes) -> bool:
-    """True for a text that may hold the orientation, is whole, and small when unpacked."""
+    """Returns whether a chunk is text that may hold the orientation, is whole, and small when unpacked."""
     body = chunk[8:-4]
     if kind not in (b"tEXt", b"zTXt", b"iTXt") or not body.startswith(_TURNING_TEXTS) or len(body) > _MOST_TEXT:
         return False

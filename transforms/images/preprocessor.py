@@ -1,4 +1,4 @@
-"""What `--normalise` names: a way by its name, or a file that says how a network's pixels were prepared.
+"""Reads `--normalise`: a way by its name, or a file that says how a network's pixels were prepared.
 
 The files are Hugging Face's `preprocessor_config.json` and timm's `config.json`, as their models come with.
 """
@@ -25,12 +25,12 @@ _MOST_BYTES = 2**20
 
 @dataclass(frozen=True)
 class Prepared:
-    """How pixels are prepared.
+    """A network's way of preparing pixels.
 
     Attributes:
         normalise: As the feature spec has it.
-        image: {field of `SpecOptions`: its value}, of image size, resize and interpolation those that are said.
-        notes: Lines about what is said and can't be done exactly so.
+        image: {field of `SpecOptions`: its value}, of image size, resize and interpolation those that are stated.
+        notes: Lines about what is stated and can't be done exactly so.
     """
 
     normalise: str
@@ -53,9 +53,9 @@ def read_prepared(given: str) -> Prepared:
             raise UsageError(f"--normalise {given!r} is no file, nor one of {', '.join(_NAMES)}")
         if info.size > _MOST_BYTES:
             raise ValueError("it is far too large")
-        said = json.loads(storage.read_bytes(path))
-        said = said.get("pretrained_cfg", said)
-        return (_timm if "input_size" in said else _hugging_face)(said, path)
+        config = json.loads(storage.read_bytes(path))
+        config = config.get("pretrained_cfg", config)
+        return (_timm if "input_size" in config else _hugging_face)(config, path)
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError, ZeroDivisionError) as error:
         raise FeaturemillError(
             f"{path} isn't a preprocessor_config.json or timm's config.json that can be followed: {one_line(error)}; "
@@ -63,33 +63,33 @@ def read_prepared(given: str) -> Prepared:
         ) from error
 
 
-def _timm(said: dict[str, Any], path: str) -> Prepared:
-    _, height, side = said["input_size"]
-    mode = said.get("crop_mode", "center")
-    share = 1 if mode == "squash" else said.get("crop_pct", 0.875)
-    image = {"image_size": _square(height, side), "resize": _FITS[mode], "interpolation": said["interpolation"]}
-    return _prepared(said["mean"], said["std"], 1 / 255, image, math.floor(side / share), path)
+def _timm(config: dict[str, Any], path: str) -> Prepared:
+    _, height, side = config["input_size"]
+    mode = config.get("crop_mode", "center")
+    share = 1 if mode == "squash" else config.get("crop_pct", 0.875)
+    image = {"image_size": _square(height, side), "resize": _FITS[mode], "interpolation": config["interpolation"]}
+    return _prepared(config["mean"], config["std"], 1 / 255, image, math.floor(side / share), path)
 
 
-def _hugging_face(said: dict[str, Any], path: str) -> Prepared:
-    if said.get("rescale_offset"):
+def _hugging_face(config: dict[str, Any], path: str) -> Prepared:
+    if config.get("rescale_offset"):
         raise ValueError("rescale_offset moves the pixels before they are normalised")
-    scale = said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1
-    normalises = said.get("do_normalize", True)
-    mean, std = (said["image_mean"], said["image_std"]) if normalises else ([0, 0, 0], [1, 1, 1])
+    scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
+    normalises = config.get("do_normalize", True)
+    mean, std = (config["image_mean"], config["image_std"]) if normalises else ([0, 0, 0], [1, 1, 1])
     image: dict[str, Any] = {}
     whole = 0
-    if said.get("do_resize", True):
-        image["interpolation"] = _RESAMPLING[said.get("resample", 2)]
-        size, cuts = said["size"], said.get("do_center_crop", False)
+    if config.get("do_resize", True):
+        image["interpolation"] = _RESAMPLING[config.get("resample", 2)]
+        size, cuts = config["size"], config.get("do_center_crop", False)
         size = size if isinstance(size, dict) else {"shortest_edge": size} if cuts else {"height": size, "width": size}
         whole = size["shortest_edge"] if "shortest_edge" in size else _square(size["height"], size["width"])
         side, image["resize"] = whole, "crop" if "shortest_edge" in size else "squash"
         if cuts:
-            side = said["crop_size"]
+            side = config["crop_size"]
             side = _square(side["height"], side["width"]) if isinstance(side, dict) else side
-        elif "crop_pct" in said and "shortest_edge" in size:
-            whole = math.floor(side / said["crop_pct"])
+        elif "crop_pct" in config and "shortest_edge" in size:
+            whole = math.floor(side / config["crop_pct"])
         image["image_size"] = side
     return _prepared(mean, std, scale, image, whole, path)
 

@@ -53,7 +53,7 @@ _COMPRESSION, _JPEG = 259, 7
 
 
 class _Layout:
-    """What the tags say of a picture's samples; damaged tags count as absent."""
+    """Layout of a picture's samples by its tags; damaged tags count as absent."""
 
     def __init__(self, tags: Any):
         self.photometric = _number(tags, _PHOTOMETRIC, 0)
@@ -250,7 +250,7 @@ def _catch_messages() -> list[Any]:
 
 
 def _hear(module: bytes | None, pattern: bytes, arguments: int) -> None:
-    """libtiff's error handler. It is called in the thread that decodes; C's list of arguments is a pointer here."""
+    """Keeps what libtiff reports. It is called in the thread that decodes; C's list of arguments is a pointer here."""
     buffer = ctypes.create_string_buffer(256)
     ctypes.CDLL(None).vsnprintf(buffer, ctypes.c_size_t(256), pattern, ctypes.c_void_p(arguments))
     words = getattr(_heard, "words", None)

@@ -1,4 +1,4 @@
-"""Where a set of labels looks wrong: names of sides, numbers of shards, one class in two spellings …"""
+"""Cautions about labels that look wrong: names of sides, numbers of shards, one class in two spellings …"""
 
 import re
 import unicodedata
@@ -24,7 +24,7 @@ def cautions(counts: Mapping[str | None, int], *, whole: bool = True) -> list[st
 
     Args:
         counts: {label: rows}; None stands for rows without a label.
-        whole: Whether these are all labels. Of a look at the first rows nothing is said that more rows may disprove.
+        whole: Whether these are all labels. Of the first rows alone nothing is reported that more rows may disprove.
     """
     labels = sorted(label for label, count in counts.items() if label is not None and count)
     if not labels:

@@ -48,8 +48,8 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What the names of folders say about an image: its class and its side (of SIDES), None where they don't."""
+class Stated:
+    """Class and side (of SIDES) of an image as its folders state them; None where they don't."""
 
     label: str | None = None
     split: str | None = None
@@ -97,7 +97,7 @@ def by_pattern(rule: str, uri: str) -> str | None:
     return (match.group("label") if "label" in named else match.group(1) if match.re.groups else match.group()) or None
 
 
-def read_folders(rule: str, places: Collection[Place]) -> dict[Place, Said]:
+def read_folders(rule: str, places: Collection[Place]) -> dict[Place, Stated]:
     """Returns what the folders say, by one of `RULES`; with a pattern, their sides only.
 
     The rule `folder`: the first folder below the given one that isn't called like a side (train, val, test …) or like
@@ -111,14 +111,14 @@ def read_folders(rule: str, places: Collection[Place]) -> dict[Place, Said]:
     return {place: _by_depth(place, up) for place in places}
 
 
-def _by_depth(place: Place, up: int | None) -> Said:
+def _by_depth(place: Place, up: int | None) -> Stated:
     names = _names(place.folder)
     label = names[-up] if up is not None and len(names) >= up else None
     above = names[:-up] if up is not None else names
     # No further up than the given folder's own name: who keeps photos in /test/me/photos means no side.
     most = len(place.below) + 1 if place.root is not None else 2
     sides = (side_of(name) for name in reversed(above[-most:]))
-    return Said(_text(label), next(filter(None, sides), None))
+    return Stated(_text(label), next(filter(None, sides), None))
 
 
 def _names(folder: str) -> list[str]:
@@ -131,39 +131,39 @@ def _text(name: str | None) -> str | None:
     return clean(partition_label(f"{name}/") or name)
 
 
-def _by_folder(places: Iterable[Place]) -> dict[Place, Said]:
+def _by_folder(places: Iterable[Place]) -> dict[Place, Stated]:
     by_root: dict[str | None, list[Place]] = defaultdict(list)
     for place in places:
         by_root[place.root].append(place)
     named = by_root.pop(None, [])
-    said: dict[Place, Said] = {}
+    stated: dict[Place, Stated] = {}
     for root, some in by_root.items():
         names = _names(root)
-        _descend([(place, place.below) for place in some], side_of(names[-1]) if names else None, said)
-    own, parents = _own_names(said)
-    said |= own
-    return said | _of_named(named, parents)
+        _descend([(place, place.below) for place in some], side_of(names[-1]) if names else None, stated)
+    own, parents = _own_names(stated)
+    stated |= own
+    return stated | _of_named(named, parents)
 
 
-def _descend(places: Sequence[tuple[Place, list[str]]], split: str | None, said: dict[Place, Said]) -> None:
-    """Fills in what is said about places below a folder, given the names of the folders that are left of each."""
+def _descend(places: Sequence[tuple[Place, list[str]]], split: str | None, stated: dict[Place, Stated]) -> None:
+    """Fills in what is stated about places below a folder, given the names of the folders that are left of each."""
     branches: dict[str, list[tuple[Place, list[str]]]] = defaultdict(list)
     for place, names in places:
         if names:
             branches[names[0]].append((place, names[1:]))
         else:
-            said[place] = Said(None, split)
+            stated[place] = Stated(None, split)
     # `train` beside `bus` and `car` is a class.
     none_is_a_class = all(is_no_class(name) for name in branches)
     for name, branch in branches.items():
         if none_is_a_class:
-            _descend(branch, side_of(name) or split, said)
+            _descend(branch, side_of(name) or split, stated)
         else:
-            said |= {place: Said(_text(name), split) for place, _ in branch}
+            stated |= {place: Stated(_text(name), split) for place, _ in branch}
 
 
 def is_no_class(name: str) -> bool:
-    """True for a folder that is called like a side, or like what holds images of all classes."""
+    """Returns whether a folder is called like a side, or like what holds images of all classes."""
     return name in ("", ".", "..") or side_of(name) is not None or _is_holder(name)
 
 
@@ -171,11 +171,11 @@ def _is_holder(name: str) -> bool:
     return name.casefold() in HOLDERS
 
 
-def _own_names(said: dict[Place, Said]) -> tuple[dict[Place, Said], set[str]]:
-    """Returns what is said about folders given by themselves, side by side; and the folders that these lie in."""
-    labelled = {place.root for place in said if said[place].label is not None}
+def _own_names(stated: dict[Place, Stated]) -> tuple[dict[Place, Stated], set[str]]:
+    """Returns what is stated about folders given by themselves, side by side; and the folders that these lie in."""
+    labelled = {place.root for place in stated if stated[place].label is not None}
     groups: dict[str, dict[str, list[Place]]] = defaultdict(lambda: defaultdict(list))
-    for place in said:
+    for place in stated:
         # The images lie in it, or in `images` in it; in a side of it there is no class.
         if place.root and place.root not in labelled and not any(map(side_of, place.below)):
             # Of `n01/images` and `n02/images` the class is what differs.
@@ -183,23 +183,23 @@ def _own_names(said: dict[Place, Said]) -> tuple[dict[Place, Said], set[str]]:
             if side_of(_last(folder)) is None:
                 above = _parent(folder)
                 groups[_parent(above) if side_of(_last(above)) else above][folder].append(place)
-    own: dict[Place, Said] = {}
+    own: dict[Place, Stated] = {}
     parents = set()
     for folders in groups.values():
         for folder, some in folders.items() if len(folders) > 1 else ():
             parents.add(_parent(folder))
-            own |= {place: Said(_text(_last(folder)), side_of(_last(_parent(folder)))) for place in some}
+            own |= {place: Stated(_text(_last(folder)), side_of(_last(_parent(folder)))) for place in some}
     return own, parents
 
 
-def _of_named(places: Sequence[Place], parents: set[str]) -> dict[Place, Said]:
-    """Returns what is said about files that were named.
+def _of_named(places: Sequence[Place], parents: set[str]) -> dict[Place, Stated]:
+    """Returns what is stated about files that were named.
 
     Args:
         places: Where they lie.
         parents: Folders of which class folders were given beside the files, as `photos/*` does: these have no label.
     """
-    said = {}
+    stated = {}
     # `tiny/*/images/*`: the class is what differs.
     holders = {place.folder for place in places if _is_holder(_last(place.folder))}
     above = {_parent(folder) for folder in holders}
@@ -210,10 +210,10 @@ def _of_named(places: Sequence[Place], parents: set[str]) -> dict[Place, Said]:
         name = _last(folder)
         if only_sides or place.folder in parents or (place.folder in holders and len(above) < 2):
             split = next(filter(None, map(side_of, (_last(place.folder), name))), None)
-            said[place] = Said(None, split)
+            stated[place] = Stated(None, split)
         else:
-            said[place] = Said(_text(name) or None, side_of(_last(_parent(folder))))
-    return said
+            stated[place] = Stated(_text(name) or None, side_of(_last(_parent(folder))))
+    return stated
 
 
 def _last(folder: str) -> str:

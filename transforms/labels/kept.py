@@ -4,16 +4,14 @@ import datetime
 from collections.abc import Collection, Iterable
 from decimal import Decimal
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from transforms.errors import UsageError
 from transforms.labels.values import WrongFieldError, as_text
 from transforms.records import Kept
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 # Values of more bytes don't come along: some hundred of them are in memory before a part's rows are written.
 KEPT_BYTES = 256 << 10
@@ -22,14 +20,12 @@ _NOT_UTF8 = "text that isn't UTF-8"
 
 # Asked for with each value of each image.
 @cache
-def arrow_type(text: str) -> "pa.DataType":
+def arrow_type(text: str) -> pa.DataType:
     """Returns the Arrow type of a name such as `int64`, `double`, `timestamp[us]` or `list<string>`.
 
     Raises:
         ValueError: There is no such type, or values of it can't come along.
     """
-    import pyarrow as pa
-
     if text.startswith("list<") and text.endswith(">"):
         return pa.list_(arrow_type(text[5:-1]))
     kind = pa.type_for_alias(text)
@@ -42,10 +38,8 @@ def arrow_type(text: str) -> "pa.DataType":
     return kind
 
 
-def type_name(kind: "pa.DataType") -> str:
+def type_name(kind: pa.DataType) -> str:
     """Returns the name of the type in which a column of this one comes along, empty if it can't."""
-    import pyarrow as pa
-
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
@@ -101,10 +95,8 @@ def names_beside(names: Iterable[str], own: Collection[str]) -> dict[str, str]:
     return found
 
 
-def fit(value: object, kind: "pa.DataType") -> tuple[Any, str]:
+def fit(value: object, kind: pa.DataType) -> tuple[Any, str]:
     """Returns (a value as one of this type, None if it is missing or doesn't fit; why it doesn't, or empty)."""
-    import pyarrow as pa
-
     if isinstance(value, bytes):
         try:
             value = value[: KEPT_BYTES + 1].decode()
@@ -152,7 +144,7 @@ def as_plain(value: object) -> object:
     return float(value) if isinstance(value, np.floating) else str(value)
 
 
-def _fit_all(values: list | tuple, kind: "pa.DataType") -> tuple[Any, str]:
+def _fit_all(values: list | tuple, kind: pa.DataType) -> tuple[Any, str]:
     if 8 * len(values) > KEPT_BYTES:
         return None, _TOO_LONG
     fitted = [fit(value, kind) for value in values]

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from transforms.errors import UsageError
 from transforms.network import applications, vgg
+from transforms.network.files import NetworkFile, opened
 from transforms.network.keras_file import KerasFile
 from transforms.network.keras_import import import_keras
-from transforms.network.network_file import NetworkFile, opened
 from transforms.network.onnx_file import OnnxFile
 from transforms.network.published import Published, application_file
 from transforms.network.vgg import Layer, LayerInfo
@@ -52,12 +52,12 @@ class Base:
 
     @property
     def is_chain(self) -> bool:
-        """Whether every layer takes what the one before it gives, so that any engine can compute it."""
+        """True if every layer takes what the one before it gives, so that any engine can compute it."""
         return not self.builder and not self.is_file
 
     @property
     def kind(self) -> str:
-        """What an engine must be able to compute: a `chain` of VGG's layers, a `graph` of Keras's, or `onnx`."""
+        """Kind that an engine must be able to compute: a `chain` of VGG's layers, a `graph` of Keras's, or `onnx`."""
         return "onnx" if self.file == ".onnx" else "chain" if self.is_chain else "graph"
 
     @property

@@ -13,8 +13,8 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
+from transforms.network.files import NetworkFile, Tap
 from transforms.network.keras_import import import_keras
-from transforms.network.network_file import NetworkFile, Tap
 from transforms.pools import extra_tokens
 from transforms.text import did_you_mean, one_line, size_text
 

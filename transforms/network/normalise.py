@@ -1,4 +1,4 @@
-"""How pixels become what a base takes: the order of the channels, and a scale and an offset for each."""
+"""Turns pixels into the input of a base: the order of the channels, and a scale and an offset for each."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -12,7 +12,7 @@ import numpy as np
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.machine import available_cores
-from transforms.network.network_file import NetworkFile, Tap
+from transforms.network.files import NetworkFile, Tap
 from transforms.pools import extra_tokens
 from transforms.text import counted, did_you_mean, one_line, size_text
 

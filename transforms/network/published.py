@@ -64,7 +64,7 @@ def cached_file(file: Published, *, otherwise: str = "") -> str:
     """Returns the local path of a published file, downloading it if Keras's cache lacks it.
 
     Args:
-        file: Which one.
+        file: Its name, address and hash.
         otherwise: What else the user can do about a file that isn't to be had; empty if nothing.
 
     Raises:

@@ -57,7 +57,7 @@ class Layer:
 
     @property
     def is_vector(self) -> bool:
-        """Whether the output has no positions to pool over."""
+        """True if the output has no positions to pool over."""
         return self.kind in ("flatten", "dense")
 
 
@@ -114,7 +114,7 @@ class LayerInfo:
 
     @property
     def arrays(self) -> "tuple[Array, ...]":
-        """What its weights are: the kernel, height×width×in×out or in×out, and the bias."""
+        """Its weights: the kernel, height×width×in×out or in×out, and the bias."""
         window = (KERNEL, KERNEL) if self.layer.kind == "conv" else ()
         kernel = (*window, self.input_shape[-1], self.layer.units)
         return (

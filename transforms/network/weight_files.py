@@ -96,14 +96,14 @@ def _read_hdf5(file: BinaryIO, path: str, needed: Sequence[LayerInfo], *, backbo
 
 
 def _published_layout(root: "h5py.Group") -> _Found:
-    """{layer name: [kernel, bias]} of the layout of the published files and of `model.save("x.h5")`."""
+    """Returns {layer name: [kernel, bias]} of the layout of the published files and of `model.save("x.h5")`."""
     root = root.get("model_weights", root)
     weight_names = {name: root[name].attrs.get("weight_names", ()) for name in root}
     return {name: [root[name][_text(weight)] for weight in names] for name, names in weight_names.items() if len(names)}
 
 
 def _saved_layers(root: "h5py.Group") -> _Found:
-    """{layer name: its arrays} of either layout, in the file's order where it has one."""
+    """Returns {layer name: its arrays} of either layout, in the file's order where it has one."""
     root = root.get("model_weights", root)
     if "layer_names" not in root.attrs:
         # Seeds of dropout are saved as weights are, and are none.
@@ -152,7 +152,7 @@ def _text(value: bytes | str) -> str:
 
 
 def _keras3_layout(root: "h5py.Group", backbone: str) -> _Found:
-    """{layer name: [kernel, bias]} of what Keras 3's `save_weights` writes: groups `…/conv2d_7/vars` with `0` and `1`.
+    """Returns {layer name: [kernel, bias]} of a file of Keras 3's `save_weights`: `…/conv2d_7/vars` with `0`, `1`.
 
     Newer versions note the layer's own name. Without it the numbers count the layers of a kind in their order.
     """
@@ -253,7 +253,7 @@ def _pick(found: _Found, path: str, needed: Sequence[LayerInfo], *, backbone: st
 
 
 def _check_network(found: _Found, path: str, backbone: str) -> None:
-    """VGG19 has every layer of VGG16, in the same shapes, so only the layers beyond tell them apart."""
+    """Refuses the other network's weights: VGG19 has every layer of VGG16 in the same shapes, so the rest decides."""
     convs = {name for name in found if re.fullmatch(r"block\d_conv\d", name)}
     for other in BACKBONES:
         names = {layer.name for layer in layers(other) if layer.has_weights}

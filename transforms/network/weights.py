@@ -13,6 +13,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.network import published, weight_files
 from transforms.network.bases import base_of, describe, open_file
 from transforms.network.vgg import Array, Layer, LayerInfo
+from transforms.spec import source_of
 from transforms.text import did_you_mean
 
 _ENDINGS = (".h5", ".hdf5", ".keras")
@@ -68,12 +69,6 @@ def load_weights(source: str, layers: Sequence[Layer], *, backbone: str) -> Weig
     _check_source(source)
     path = storage.absolute(source)
     return _weights(weight_files.read_arrays(path, needed, backbone=backbone), needed, path, is_random=False)
-
-
-def source_of(origin: str) -> str:
-    """Returns the `source` by which weights of this `Weights.origin` are loaded again."""
-    # For the published file, the origin adds its name in brackets.
-    return "imagenet" if origin.startswith("imagenet ") else origin
 
 
 def stored_source(weights: str | None, origin: str) -> str:

@@ -58,7 +58,7 @@ def batches_beside(
 
 
 def other_rows(uri: str) -> FeaturemillError:
-    """Returns what is to be said of a file that hasn't the rows of the part that it belongs to."""
+    """Returns the problem of a file that hasn't the rows of the part that it belongs to."""
     return FeaturemillError(
         f"{uri} hasn't the rows of its part in the folder features; delete it and add the feature again"
     )
@@ -83,7 +83,7 @@ class InOrder:
     """Batches one after the other, handed out by numbers of rows."""
 
     def __init__(self, batches: Iterator[pa.RecordBatch], too_few: FeaturemillError):
-        """Args: at least one batch, and what is raised where more rows are wanted than there are."""
+        """Takes at least one batch, and the error to raise where more rows are wanted than there are."""
         self._batches, self._too_few, self._rest = batches, too_few, []
 
     def take(self, count: int) -> pa.Table:

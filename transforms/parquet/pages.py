@@ -29,7 +29,7 @@ _DEPTH = 4
 
 @dataclass(frozen=True, order=True)
 class Chunk:
-    """Where the pages of a column of a row group lie.
+    """Place of the pages of a column in a row group.
 
     Attributes:
         start: Of the first page, in bytes.
@@ -42,7 +42,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class PageHeader:
-    """What a page says of itself, in bytes.
+    """Header of a page; sizes in bytes.
 
     Attributes:
         unpacked: Its size in memory.

@@ -45,7 +45,7 @@ class SealedWriter:
     """Writes a Parquet file with checksums of its pages and a seal."""
 
     def __init__(self, file: BinaryIO, schema: pa.Schema, **options: Any):
-        """Args: the file, which stays open; the schema; and more options of `pq.ParquetWriter`."""
+        """Takes the file, which stays open; the schema; and more options of `pq.ParquetWriter`."""
         self._sink = _Sink(file)
         self._parquet = pq.ParquetWriter(self._sink, schema, compression="zstd", write_page_checksum=True, **options)
 
@@ -115,7 +115,7 @@ class _Sink:
         self.held = bytearray()
 
     def flush(self) -> None:
-        """Nothing: who has the file flushes it."""
+        """Does nothing: who has the file flushes it."""
 
 
 @contextmanager

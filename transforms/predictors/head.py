@@ -90,7 +90,7 @@ class Head:
 
     @property
     def origin(self) -> str:
-        """What it was trained on, in words, where that isn't one network's features."""
+        """Name of what it was trained on, where that isn't one network's features."""
         return "features of several networks" if self.fingerprints else "vectors of unknown origin"
 
     @property
@@ -109,14 +109,14 @@ class Head:
 
     @cached_property
     def far(self) -> Far | None:
-        """What tells rows that are far from all training rows; None where the head doesn't keep it."""
+        """Detector of rows far from all training rows; None where the head doesn't keep it."""
         if self.far_vectors is None or "far" not in self.metrics:
             return None
         return Far(self.far_vectors, self.metrics["far"]["distance"], self.model.transform)
 
     @property
     def confidences(self) -> tuple[float, ...]:
-        """How sure the head was of its validation rows, ascending; empty where it doesn't say."""
+        """Confidences of the head on its validation rows, ascending; empty where it doesn't say."""
         return tuple(self.metrics.get("confidences", ()))
 
     def probabilities(self, vectors: np.ndarray) -> np.ndarray:
@@ -350,7 +350,7 @@ def check_features(head: Head, table: Table) -> str | None:
     of the same layers and poolings.
 
     Returns:
-        None, or a sentence to be said where it can't be known.
+        None, or a sentence to print where it can't be known.
 
     Raises:
         FeaturemillError: It may not.

@@ -167,7 +167,7 @@ class PredictionWriter:
     """Writes batches into parts of bounded size, each of them there whole or not at all."""
 
     def __init__(self, output: str, schema: pa.Schema):
-        """Args: the folder PRED, in which `_tmp` and `predictions` are, and the schema."""
+        """Takes the folder PRED, in which `_tmp` and `predictions` are, and the schema."""
         self.output, self.schema = output, schema
         self.rows = 0
         # {path in PRED: seal} of the parts that are written.

@@ -2,8 +2,9 @@
 
 from transforms import storage
 from transforms.errors import FeaturemillError
-from transforms.network.weights import Weights, source_of
+from transforms.network.weights import Weights
 from transforms.predictors.head import Head
+from transforms.spec import source_of
 
 
 def weights_source(head: Head, folder: str, given: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Whether sources still hold the bytes that OUT's rows were made of, by the hashes that are stored with the rows."""
+"""Checks whether sources still hold the bytes that OUT's rows were made of, by the hashes stored with the rows."""
 
 import hashlib
 from collections import defaultdict
@@ -30,7 +30,6 @@ class Compared:
     """The result for one unit.
 
     Attributes:
-        unit_id: Its id.
         records: How many there are, rows and failures.
         difference: The first one that was found, in words; empty if all is what it was.
     """

@@ -46,7 +46,7 @@ Choose = Callable[[list[str]], Mapping[str, str]]
 
 
 class _Unreadable(Exception):
-    """Why a file can't be read, and the cure, as the end of a sentence that begins with its name."""
+    """A file can't be read; cause and cure, as the end of a sentence that begins with its name."""
 
 
 def read_columns(path: str, choose: Choose) -> tuple[dict[str, pa.ChunkedArray], Mapping[str, str]]:

@@ -31,7 +31,7 @@ _LABEL_NAMES = (
 
 @dataclass(frozen=True)
 class LabelFile:
-    """What a label file says.
+    """A label file's columns, read.
 
     Attributes:
         path: The file, absolute.
@@ -267,11 +267,11 @@ def _nothing(keys: pa.ChunkedArray, file: LabelFile, tables: Sequence[Table]) ->
 def _ambiguous(match: Ambiguity, file: LabelFile) -> str:
     names = " and ".join(repr(printable(key)) for key in match.file_keys)
     if len(match.file_keys) > 1:
-        said = f"{names} of the file are the same" + (f", {printable(match.keys[0])}" if match.keys else "")
+        reason = f"{names} of the file are the same" + (f", {printable(match.keys[0])}" if match.keys else "")
     else:
-        said = f"{names} of the file may be {' or '.join(map(printable, match.keys))}"
+        reason = f"{names} of the file may be {' or '.join(map(printable, match.keys))}"
     return (
-        f"{counted(match.file_rows, 'row')} of {file.path} can't be told apart by {match.rule}: {said}; write more "
+        f"{counted(match.file_rows, 'row')} of {file.path} can't be told apart by {match.rule}: {reason}; write more "
         f"of the path in column {file.columns['key']!r}"
     )
 

@@ -1,4 +1,4 @@
-"""Which row of a label file is which row of features: by the first rule under which that is certain.
+"""Matches rows of a label file to rows of features, by the first rule under which that is certain.
 
 Keys are compared in one Unicode form (NFC) and with `/` for Windows's separators. All is done on Arrow's and NumPy's
 arrays: both sides may have a million rows.
@@ -32,7 +32,7 @@ class Match:
 
 @dataclass(frozen=True)
 class Ambiguity:
-    """Why a rule under which something is found can't be taken.
+    """The reason against a rule under which something is found.
 
     Attributes:
         rule: Its name, in words.
@@ -131,7 +131,7 @@ def _by_key(features: _Paths, file: _Paths) -> tuple[str, _Pairs]:
 
 
 def _by_bytes(features: _Paths, file: _Paths) -> tuple[str, _Pairs]:
-    """For keys that only differ by their Unicode form."""
+    """Matches keys that only differ by their Unicode form."""
     return "full key, letter by letter", _equal(features.keys, file.keys)
 
 

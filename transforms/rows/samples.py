@@ -1,4 +1,4 @@
-"""Which rows of a tar are images of one sample, told by their keys alone."""
+"""Finds the rows of a tar that are images of one sample, by their keys alone."""
 
 import numpy as np
 import pyarrow as pa

@@ -133,7 +133,7 @@ def stored_only(
     What is gone or has another content is a failure: it must not get the row's place.
 
     Args:
-        unit: The unit.
+        unit: The one that is read again.
         rows: From `stored_rows`.
         read: Reads a unit.
     """

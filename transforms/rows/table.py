@@ -68,7 +68,7 @@ class Table:
 
     @property
     def is_output(self) -> bool:
-        """Whether `extract` wrote it."""
+        """True if `extract` wrote it."""
         return self.spec is not None or bool(self.fingerprints)
 
 

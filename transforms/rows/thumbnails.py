@@ -35,7 +35,7 @@ class Thumbnailer:
     """
 
     def __init__(self, *, side: int = SIDE, quality: int = QUALITY):
-        """Args: pixels of the longer side, and the quality of the WebP, 0 to 100."""
+        """Takes the pixels of the longer side, and the quality of the WebP, 0 to 100."""
         self._make = partial(thumbnail, side=side, quality=quality)
         self._decoder = Isolated(seconds=SECONDS, memory=MEMORY)
         self.reader = Isolated(seconds=SECONDS, memory=MEMORY, may_wait=True)

@@ -45,7 +45,7 @@ class StoredGroup:
     """A row group of a part.
 
     Attributes:
-        part: The part.
+        part: The file that holds it.
         number: Which of its row groups.
         first: The number of the part's first row among the rows of all parts.
         inside: The group's rows in the part.
@@ -177,7 +177,7 @@ class StoredVectors:
                     f"{part.uri}: column {name!r} doesn't hold {width} numbers in every row; leave out the other rows"
                 )
             values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), width)
-            # A float64 beyond float32 becomes infinite, which is told below.
+            # A float64 beyond float32 becomes infinite, which is reported below.
             with np.errstate(over="ignore"):
                 matrix[:, at : at + width] = values
             at += width

@@ -101,7 +101,7 @@ def reading_child() -> Isolated:
 
 
 def is_native(unit: Unit) -> bool:
-    """Whether a unit is read by native code, which damaged data may crash."""
+    """Returns whether a unit is read by native code, which damaged data may crash."""
     return not unit.shard.is_listing and FORMATS[unit.shard.format].is_native
 
 

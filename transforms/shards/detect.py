@@ -74,7 +74,7 @@ def named_format(uri: str) -> str:
 
 
 def may_be_anything(uri: str) -> bool:
-    """True for a name that says nothing: without an ending, or with one of any data; other tools' own marks aside."""
+    """Returns whether a name says nothing: no ending, or one of any data; other tools' own marks aside."""
     name = base_name(uri)
     return extension(name) in _ANYTHING or not (has_ending(name) or name.startswith("_"))
 

@@ -13,7 +13,7 @@ import bracex
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.labels.folders import REGEX, Place, Said, by_pattern, read_folders
+from transforms.labels.folders import REGEX, Place, Stated, by_pattern, read_folders
 from transforms.machine import ahead
 from transforms.records import FileInfo, ListedFile, Shard, SkippedFile
 from transforms.shards.detect import (
@@ -68,7 +68,7 @@ class _Candidate:
     """A file that an input led to.
 
     Attributes:
-        file: The file.
+        file: As it is listed.
         roots: The folders in which it was met, as they were given; None stands for an input that named it, by itself or
             by a pattern.
         hidden: Whether it, or a folder on the way to it, is hidden.
@@ -175,8 +175,10 @@ def _listed(images: Sequence[_Candidate], rule: str) -> list[ListedFile]:
     # By folder: a million files lie in a few.
     at = [(candidate.file.uri.rpartition("/")[0], candidate.roots) for candidate in images]
     folders = set(at)
-    said = read_folders(rule, {Place(folder, root) for folder, roots in folders for root in roots})
-    found = {(folder, roots): _first_said([said[Place(folder, root)] for root in roots]) for folder, roots in folders}
+    stated = read_folders(rule, {Place(folder, root) for folder, roots in folders for root in roots})
+    found = {
+        (folder, roots): _first_stated([stated[Place(folder, root)] for root in roots]) for folder, roots in folders
+    }
     if rule.startswith(REGEX):
         return [
             ListedFile(candidate.file, by_pattern(rule, candidate.file.uri), found[place].split)
@@ -188,10 +190,10 @@ def _listed(images: Sequence[_Candidate], rule: str) -> list[ListedFile]:
     ]
 
 
-def _first_said(several: Sequence[Said]) -> Said:
+def _first_stated(several: Sequence[Stated]) -> Stated:
     # Of several labels the first counts, but any label is better than none, in whatever order inputs are given.
-    first = next((said for said in several if said.label is not None), several[0])
-    return Said(first.label, next(filter(None, (said.split for said in (first, *several))), None))
+    first = next((each for each in several if each.label is not None), several[0])
+    return Stated(first.label, next(filter(None, (each.split for each in (first, *several))), None))
 
 
 def _check_apart(uris: Iterable[str], output: str | None) -> None:

@@ -73,17 +73,17 @@ def extension(name: str) -> str:
 
 
 def has_ending(name: str) -> bool:
-    """True if a file's name ends in what says a kind: not `photo`, `2021.05.03` or `Mr. Smith`."""
+    """Returns whether a file's name ends in a kind: not `photo`, `2021.05.03` or `Mr. Smith`."""
     return _ENDING.search(base_name(name)) is not None
 
 
 def is_image(name: str) -> bool:
-    """True if the last extension of a file's or member's name is that of an image: of `1.jpg?width=400` too."""
+    """Returns whether the last extension of a file's or member's name is an image's: of `1.jpg?width=400` too."""
     return extension(name) in IMAGE_EXTENSIONS or _BEHIND.search(base_name(name)) is not None
 
 
 def is_picture(name: str) -> bool:
-    """True if it is that of an image, or of a picture of a kind that isn't read."""
+    """Returns whether it is that of an image, or of a picture of a kind that isn't read."""
     return is_image(name) or extension(name) in UNREAD_EXTENSIONS
 
 
@@ -101,6 +101,6 @@ def count_by_ending(skipped: Iterable[SkippedFile]) -> dict[str, int]:
 
 
 def is_hidden(path: str) -> bool:
-    """True if a part of a relative path starts with a dot, or is the shadow folder that macOS puts into archives."""
+    """Returns whether a part of a relative path starts with a dot, or is the shadow folder of macOS in archives."""
     parts = path.split("/")
     return any((part.startswith(".") and part not in (".", "..")) or part == "__MACOSX" for part in parts)

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
@@ -209,7 +210,7 @@ def _optional(shard: Shard, schema: pa.Schema, role: str, *, asked: str | None, 
 
 
 def _is_text(kind: pa.DataType) -> bool:
-    """True for what `as_text` can write: text, bytes and numbers, plain or in a dictionary."""
+    """Returns whether `as_text` can write it: text, bytes and numbers, plain or in a dictionary."""
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return not pa.types.is_nested(kind) and not pa.types.is_temporal(kind)
 
@@ -337,8 +338,6 @@ def _column(batch: pa.RecordBatch, path: str) -> pa.Array | None:
         if name == path:
             return batch.column(name)
         if path.startswith(f"{name}."):
-            import pyarrow.compute as pc
-
             return pc.struct_field(batch.column(name), path.removeprefix(f"{name}.").split("."))
     raise KeyError(f"no column {path}")
 

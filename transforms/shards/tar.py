@@ -222,7 +222,7 @@ class _Sample:
 
     @property
     def gives_label(self) -> bool:
-        """Whether a member gives a label, usable or not."""
+        """True if a member gives a label, usable or not."""
         return any(map(self._text_gives_label, self.texts))
 
     def _text_gives_label(self, name: str) -> bool:
@@ -429,7 +429,7 @@ def _is_from_folders(shard: Shard, samples: list[_Sample]) -> bool:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What the headers of a whole tar tell: whether any member may hold a label, and whether some lie apart."""
+    """Findings in the headers of a whole tar: whether any member may hold a label, and whether some lie apart."""
 
     labels: bool = False
     apart: bool = False

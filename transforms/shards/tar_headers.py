@@ -78,7 +78,7 @@ class Member:
 
 
 def starts_like(head: bytes) -> bool:
-    """True if the bytes start with a header whose checksum is right (ustar, GNU or v7)."""
+    """Returns whether the bytes start with a header whose checksum is right (ustar, GNU or v7)."""
     try:
         tarfile.TarInfo.frombuf(head[:BLOCK_BYTES], "utf-8", "backslashreplace")
     except tarfile.HeaderError:

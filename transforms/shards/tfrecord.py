@@ -52,7 +52,7 @@ def frame(data: bytes) -> bytes:
 
 
 def starts_like(head: bytes) -> bool:
-    """True if the bytes start with a length and its right checksum."""
+    """Returns whether the bytes start with a length and its right checksum."""
     if len(head) < _HEADER_BYTES:
         return False
     return struct.unpack("<I", head[8:_HEADER_BYTES])[0] == masked_crc(head[:8])

@@ -15,7 +15,7 @@ from transforms.locks import Reading
 from transforms.parquet.beside import batches_beside
 from transforms.parquet.files import open_sealed
 from transforms.records import UnitReport
-from transforms.spec import ROW_COLUMNS, FeatureSpec
+from transforms.spec import ROW_COLUMNS, FeatureSpec, source_of
 from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest
 from transforms.store.output import Output
@@ -42,6 +42,7 @@ class Features:
         reading: Keeps a compaction from removing the parts meanwhile.
         added: Added features, which have the same rows, part by part; read as if they were columns of the parts.
         lacking: {added feature that can't be read: why, and which command finishes it}.
+        weights: By what the network's weights are loaded again: `imagenet`, a file, or `random:SEED`.
     """
 
     output: str
@@ -54,6 +55,7 @@ class Features:
     reading: Reading | None = field(default=None, repr=False, compare=False)
     added: "tuple[Features, ...]" = ()
     lacking: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    weights: str = ""
 
     def __repr__(self) -> str:
         rows = f"{counted(self.rows, 'row')}{'' if self.complete else ' so far'}"
@@ -114,7 +116,7 @@ class Features:
 
     @cached_property
     def schema(self) -> pa.Schema:
-        """Of all columns, the added features' behind the parts' own; there must be a part."""
+        """Schema of all columns, the added features' behind the parts' own; there must be a part."""
         with open_sealed(self.parts[0], cure="delete it and run extract again") as parquet:
             schema = parquet.schema_arrow.remove_metadata()
         for side in self.added:
@@ -200,9 +202,16 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
                 f"{output} has other parts than it was finished with: one was replaced or lost; featuremill inspect "
                 "names it: delete it and run the same extract command again"
             )
-    between, reading = manifest.between, output.reading
     features = Features(
-        output.folder, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, between, reading
+        output.folder,
+        manifest.spec,
+        manifest.fingerprint,
+        complete,
+        tuple(parts),
+        rows,
+        manifest.between,
+        output.reading,
+        weights=source_of(manifest.weights),
     )
     return _with_added(features, output) if manifest.added_features else features
 

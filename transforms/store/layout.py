@@ -70,7 +70,7 @@ def writing(what: str, output: object, *, then: str = "") -> Iterator[None]:
 
 
 def is_own(folders: Mapping[str, str], folder: str, name: str) -> bool:
-    """True for a file's name that one of ours can have in a folder of OUT or PRED."""
+    """Returns whether a file's name is one that ours can have in a folder of OUT or PRED."""
     return re.fullmatch(folders[folder], name) is not None
 
 

@@ -134,7 +134,7 @@ def try_footers(parts: Sequence[str]) -> Iterator[Footer | str]:
 
 
 def is_merged(name: str) -> bool:
-    """True for the name of a merged part's file."""
+    """Returns whether it is the name of a merged part's file."""
     return MERGED_STEM.fullmatch(name.removesuffix(_ENDING)) is not None
 
 
@@ -205,7 +205,7 @@ def list_parts(output: str, names: Collection[str] | None = None) -> Listing:
 
 @dataclass(frozen=True)
 class Looked:
-    """What a look at the parts found, without opening those whose size is as it was.
+    """Findings of a look at the parts, without opening those whose size is as it was.
 
     Attributes:
         broken: {file name: why it isn't the part of that name}.

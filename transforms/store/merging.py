@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from transforms import storage
@@ -120,9 +121,6 @@ def _sort(uris: Sequence[str]) -> tuple[list[_Part], np.ndarray]:
         if (part.schema, part.settings) != (parts[0].schema, parts[0].settings):
             raise FeaturemillError(f"{uri} was written with other settings than {uris[0]}; move it elsewhere")
     # Equal keys stay in the order of the parts: the sort is stable.
-    # Here, because extract imports this module to split parts, and pyarrow.compute takes long to import.
-    import pyarrow.compute as pc
-
     return parts, pc.sort_indices(pa.chunked_array(keys, pa.string())).to_numpy().astype(np.int64)
 
 

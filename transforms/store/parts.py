@@ -52,7 +52,7 @@ class PartWriter:
     def __init__(
         self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str] = NONE
     ):
-        """Args: the folder, the unit's id, the spec, {feature name: D}, and the columns between: see `part_schema`."""
+        """Takes the folder, the unit's id, the spec, {feature name: D}, and the columns between: see `part_schema`."""
         self.output, self.unit_id, self.spec = output, unit_id, spec
         self.embedded = self.failed = 0
         self.seconds = 0.0

@@ -97,7 +97,7 @@ class Predictions(Folder):
 
     @property
     def is_as_written(self) -> bool:
-        """Whether its files are those that the manifest names, by one small read each; True if it names none."""
+        """True if its files are those that the manifest names, by one small read each; True if it names none."""
         for name, expected in (self.manifest.files or {}).items():
             try:
                 if name.endswith(".parquet"):

@@ -60,7 +60,7 @@ def find_repeats(features: Features) -> Repeats | None:
 
 
 def _find_repeats(features: Features, broken: list[FeaturemillError]) -> Repeats:
-    """Args: as `find_repeats`; what can't be read goes into `broken`, too."""
+    """Finds repeats as `find_repeats` does; errors of reading go into `broken`, too."""
     import duckdb
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -40,7 +40,7 @@
   thumbnailRows.forEach((row, i) => { thumbnails.set(row, [offset, offset += thumbnailSizes[i]]); });
 
   // ---- words -------------------------------------------------------------------------------------------------
-  const tame = (text) => {
+  const printable = (text) => {
     const short = text.length > MOST_LETTERS
       ? `${text.slice(0, MOST_LETTERS / 2)} … ${text.slice(-MOST_LETTERS / 2)}` : text;
     return short.replace(/[\u0000-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]/g, "\ufffd");
@@ -76,7 +76,7 @@
     return image;
   };
   const brief = (row, more) => {
-    const text = element("span", "text", element("bdi", "key", tame(keys[row])));
+    const text = element("span", "text", element("bdi", "key", printable(keys[row])));
     text.append(element("bdi", "line", [label(row), more].filter(Boolean).join(" · ")));
     return text;
   };
@@ -204,8 +204,8 @@
       box.type = "checkbox";
       box.checked = one.visible;
       box.addEventListener("change", () => setVisible([i], box.checked));
-      const name = element("bdi", "name", tame(one.name));
-      name.title = tame(one.name);
+      const name = element("bdi", "name", printable(one.name));
+      name.title = printable(one.name);
       return element("li", "", element("label", "", box, mark(one), name, element("span", "rows", count(one.rows.length))));
     }));
   };
@@ -233,10 +233,10 @@
 
   const show = async (row, move) => {
     marked = row;
-    const head = element("div", "picked", thumbnail(row), element("bdi", "key text", tame(keys[row])));
+    const head = element("div", "picked", thumbnail(row), element("bdi", "key text", printable(keys[row])));
     const facts = element("dl");
     for (const column of columns.values()) {
-      facts.append(element("dt", "", column.name), element("dd", "", element("bdi", "", tame(value(column, row)))));
+      facts.append(element("dt", "", column.name), element("dd", "", element("bdi", "", printable(value(column, row)))));
     }
     const near = element("ol", "near");
     for (let i = row * data.k; i < (row + 1) * data.k; i++) {
@@ -244,7 +244,7 @@
     }
     const title = data.k ? `The ${data.k} nearest, by cosine of the vectors` : "It is the only row";
     $("row").replaceChildren(head, facts, element("p", "line", title), near);
-    say(`Row ${tame(keys[row])}.`);
+    say(`Row ${printable(keys[row])}.`);
     await Plotly.relayout(plot, { shapes: rings(), ...(move ? centred(row) : {}) });
   };
 
@@ -304,7 +304,7 @@
       return cell;
     }));
     const body = Array.from(selection.subarray(0, MOST_CHOSEN), (row) => element("tr", "",
-      element("td", "", element("bdi", "key", tame(keys[row]))), element("td", "", element("bdi", "", tame(corrections.get(keys[row]) ?? label(row))))));
+      element("td", "", element("bdi", "key", printable(keys[row]))), element("td", "", element("bdi", "", printable(corrections.get(keys[row]) ?? label(row))))));
     $("chosen").replaceChildren(element("table", "", element("caption", "", "Selected rows"), element("thead", "", head),
       element("tbody", "", ...body)));
   };
@@ -347,7 +347,7 @@
     correct(Array.from(selection, (row) => keys[row]), text);
     give.elements.save.disabled = false;
     showSelection();
-    say(`${count(selection.length)} rows labelled ${tame(text)}; ${count(corrections.size)} not saved yet.`);
+    say(`${count(selection.length)} rows labelled ${printable(text)}; ${count(corrections.size)} not saved yet.`);
   });
   give.elements.file.addEventListener("change", async () => {
     const rows = await continueFrom(give.elements.file);

@@ -239,17 +239,17 @@ def test_no_home_folder(monkeypatch, function):
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (MemoryError(), "featuremill: out of memory; free some, or raise the limit (ulimit -v)"),
         (RuntimeError("can't start new thread"), "featuremill: out of memory (can't start new thread); free some, or"),
         (ImportError("a.so: failed to map segment from shared object"), "featuremill: out of memory (a.so: failed to"),
     ],
 )
-def test_a_lack_of_memory_is_told_with_its_cure(monkeypatch, capsys, error, said):
+def test_a_lack_of_memory_is_reported_with_its_cure(monkeypatch, capsys, error, message):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(app.cli, "main", fail)
     assert run_cli(["inspect", "x"]) == 1
-    assert capsys.readouterr().err.startswith(said)
+    assert capsys.readouterr().err.startswith(message)

@@ -61,12 +61,12 @@ def made(tmp_path, monkeypatch) -> Path:
 
 def check(capsys, args: list[object], *, codes: tuple[int, ...] = (0,), quotes: bool = True) -> str:
     assert run_cli([*map(str, args)]) in codes
-    said = "".join(capsys.readouterr())
-    assert not STEERS.search(said), [args[0], STEERS.search(said)]
-    assert not re.search("^FORGED", said, re.MULTILINE), said
+    printed = "".join(capsys.readouterr())
+    assert not STEERS.search(printed), [args[0], STEERS.search(printed)]
+    assert not re.search("^FORGED", printed, re.MULTILINE), printed
     if quotes:
-        assert ESCAPED in said or "\N{REPLACEMENT CHARACTER}[2J" in said, said
-    return said
+        assert ESCAPED in printed or "\N{REPLACEMENT CHARACTER}[2J" in printed, printed
+    return printed
 
 
 def test_no_command_hands_it_on(made, capsys, monkeypatch):

@@ -272,8 +272,8 @@ def test_resumed_it_is_as_if_it_had_never_stopped(made, tmp_path, monkeypatch, a
     whole = tuned(made, tmp_path / "whole", **asked)
     write = finetune_module.write_checkpoint
 
-    def cut_off(uri, checkpoint, said):
-        write(uri, checkpoint, said)
+    def cut_off(uri, checkpoint, description):
+        write(uri, checkpoint, description)
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch:

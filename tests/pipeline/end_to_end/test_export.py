@@ -214,7 +214,7 @@ def test_a_transform_is_in_the_model():
     assert np.abs(found - expected(plain, [draw(40, 50)])).max() > 1e-3
 
 
-def test_random_weights_are_said_and_the_result_told(exported, tmp_path):
+def test_random_weights_and_the_result_are_reported(exported, tmp_path):
     lines = []
     result = export(ExportOptions(exported.folder, str(tmp_path / "new" / "m.keras")), say=lines.append)
     assert any("RANDOM" in line for line in lines)

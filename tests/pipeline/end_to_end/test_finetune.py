@@ -116,10 +116,14 @@ def judged(head, out, side):
     table = open_table(str(out), columns=head.columns)
     sides = split(table, folds=None, seed=0, near=None, **SPLIT).sides
     matrix = np.concatenate([batch for _, batch in table.vectors.batches()])
-    said = head.probabilities(matrix)[sides == side]
+    probabilities = head.probabilities(matrix)[sides == side]
     codes = np.array([head.classes.index(label.as_py()) for label in table.labels])[sides == side]
-    right = said[np.arange(len(codes)), codes]
-    return {"rows": len(codes), "log_loss": -np.log(right).mean(), "accuracy": (said.argmax(axis=1) == codes).mean()}
+    right = probabilities[np.arange(len(codes)), codes]
+    return {
+        "rows": len(codes),
+        "log_loss": -np.log(right).mean(),
+        "accuracy": (probabilities.argmax(axis=1) == codes).mean(),
+    }
 
 
 def fitted_alone(head, out):
@@ -423,9 +427,9 @@ def refuses(made, tmp_path, *words, **more):
     before = sorted(tmp_path.iterdir())
     with pytest.raises(FeaturemillError) as caught:
         tuned(made, tmp_path / "new", **more)
-    said = str(caught.value)
-    assert len(said.splitlines()) == 1
-    assert all(word in said for word in words), said
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    assert all(word in message for word in words), message
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -595,8 +599,10 @@ def judged_all(head, out, labels):
     """Accuracy on all rows, most of which the stored head was trained on."""
     table = open_table(str(out), columns=head.columns)
     true = dict(line.rsplit(",", 1) for line in Path(labels).read_text().splitlines()[1:])
-    said = np.concatenate([head.probabilities(batch) for _, batch in table.vectors.batches()]).argmax(axis=1)
-    return np.mean([head.classes[code] == true[key] for code, key in zip(said, table.keys.to_pylist(), strict=True)])
+    predicted = np.concatenate([head.probabilities(batch) for _, batch in table.vectors.batches()]).argmax(axis=1)
+    return np.mean(
+        [head.classes[code] == true[key] for code, key in zip(predicted, table.keys.to_pylist(), strict=True)]
+    )
 
 
 class Killed(BaseException):
@@ -645,11 +651,11 @@ def test_cut_off_and_resumed_it_is_as_if_it_had_never_stopped(made, tmp_path, mo
     start_is_never_kept(monkeypatch)
     cut_off(monkeypatch, 2, KeyboardInterrupt())
     stopped = tuned(made, tmp_path / "new", **asked, resume=True)
-    said = (
+    message = (
         f"interrupted: this is epoch {stopped.tuning.best_epoch}, of 2 epochs; the same command with --resume goes on"
     )
-    assert said in finetuned_text(stopped)
-    assert said in stopped.facts["CAUTION"]
+    assert message in finetuned_text(stopped)
+    assert message in stopped.facts["CAUTION"]
     assert load_head(str(tmp_path / "new")).model.settings["finetuned"]["best_epoch"] == stopped.tuning.best_epoch
     assert len(of(tmp_path / "new")[1]) == 2
 
@@ -679,7 +685,7 @@ def test_ctrl_c_before_an_epoch_is_done_leaves_nothing(made, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("after", "said"),
+    ("after", "message"),
     [
         ((0.9, 0.2), ""),
         ((0.8, 0.2), "accuracy 0.8000 after 0.9000; "),
@@ -688,7 +694,7 @@ def test_ctrl_c_before_an_epoch_is_done_leaves_nothing(made, tmp_path, monkeypat
     ],
     ids=["better", "accuracy", "both", "log loss"],
 )
-def test_worse_than_the_start_is_said(after, said):
+def test_worse_than_the_start_is_reported(after, message):
     start, end = (
         {
             "rows": 1200,
@@ -699,5 +705,5 @@ def test_worse_than_the_start_is_said(after, said):
     )
     tuning = Tuning(({"epoch": 1},), 1.0, 1.0, 1)
     cautions = finetune_module._doubts(tuning, ({"judged": start}, {"judged": end}))
-    assert len(cautions) == bool(said)
-    assert all(f"worse than the start on the 1,200 test rows: {said}" in caution for caution in cautions)
+    assert len(cautions) == bool(message)
+    assert all(f"worse than the start on the 1,200 test rows: {message}" in caution for caution in cautions)

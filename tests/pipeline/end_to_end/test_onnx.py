@@ -33,7 +33,7 @@ from transforms.network.bases import open_file
 from transforms.network.normalise import preprocess
 from transforms.store.features import open_features
 
-SAID = {
+CONFIG = {
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.25, 0.25, 0.25],
     "resample": 3,
@@ -47,14 +47,14 @@ SAID = {
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("onnx")
     (folder / "net.onnx").write_bytes(onnx_files.transformer().SerializeToString())
-    (folder / "said.json").write_text(json.dumps(SAID))
+    (folder / "config.json").write_text(json.dumps(CONFIG))
     items = [item for item in draw_items(per_class=6, size=64, seed=2) if item.name.endswith("jpg")]
     write_folder(folder / "photos", items)
     return folder
 
 
 def options(folder, **more):
-    asked = {"backbone": str(folder / "net.onnx"), "normalise": str(folder / "said.json"), "engine": "auto"}
+    asked = {"backbone": str(folder / "net.onnx"), "normalise": str(folder / "config.json"), "engine": "auto"}
     return ExtractOptions(inputs=(str(folder / "photos"),), output=str(folder / "out"), **{**asked, **more})
 
 

@@ -34,9 +34,9 @@ def test_a_log_has_a_line_every_half_minute():
 
 def test_a_terminal_has_a_bar(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
-    said = shown(Terminal())
-    assert "epoch 2 of 3" in said
-    assert "step 10 of 10, loss 0.1000, 0 s left in this epoch" in said
+    printed = shown(Terminal())
+    assert "epoch 2 of 3" in printed
+    assert "step 10 of 10, loss 0.1000, 0 s left in this epoch" in printed
 
 
 @pytest.mark.parametrize("stream", [io.StringIO, Terminal])

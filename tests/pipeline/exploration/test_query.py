@@ -206,7 +206,7 @@ def test_what_is_not_one_condition_on_a_row_is_refused(tmp_path, where):
 
 
 @pytest.mark.parametrize(
-    ("where", "said"),
+    ("where", "message"),
     [
         ("", "the condition is empty; write one"),
         (" \n", "the condition is empty; write one"),
@@ -220,11 +220,11 @@ def test_what_is_not_one_condition_on_a_row_is_refused(tmp_path, where):
         ("label =", "syntax error"),
     ],
 )
-def test_a_wrong_condition_is_told_in_our_words(tmp_path, capsys, where, said):
+def test_a_wrong_condition_is_reported_in_our_words(tmp_path, capsys, where, message):
     path = write_rows(tmp_path / "x.parquet", np.ones((4, 8)), labels=["bees"] * 4, width=[1] * 4)
     assert run_cli(["query", path, "--key", "k00001", "--where", where]) == 2
     [line] = capsys.readouterr().err.splitlines()
-    assert said in line
+    assert message in line
     assert "featuremill_row" not in line
 
 
@@ -338,7 +338,7 @@ def test_a_column_that_only_has_the_name_is_none(tmp_path, capsys, columns, kept
     assert pq.read_table(found)["width"].to_pylist() == [kept.get("width")]
 
 
-def test_what_breaks_under_a_condition_is_told_as_it_is(tmp_path, capsys):
+def test_what_breaks_under_a_condition_is_reported_as_it_is(tmp_path, capsys):
     path = tmp_path / "x.parquet"
     write_rows(path, np.ones((4, 8)), source=["some"] * 4)
     chunk = pq.read_metadata(path).row_group(0).column(2)
@@ -364,7 +364,7 @@ def test_ctrl_c_under_a_condition_is_ctrl_c():
         matching_rows(batches(), pa.schema([("key", pa.string())]), "key = 'a'", 1)
 
 
-def test_a_condition_too_deep_is_said(tmp_path, capsys):
+def test_a_condition_too_deep_is_reported(tmp_path, capsys):
     path = write_rows(tmp_path / "x.parquet", np.ones((4, 8)), width=[1] * 4)
     assert run_cli(["query", path, "--key", "k00001", "--where", "width" + " + 1" * 400 + " > 5"]) == 1
     [line] = capsys.readouterr().err.splitlines()
@@ -409,9 +409,9 @@ def test_an_image_finds_itself(made, capsys):
 def test_an_image_with_other_weights_is_refused(made, tmp_path, capsys):
     [image, *_] = open_features(str(made / "out")).keys
     assert run_cli(["query", str(made / "out"), "--image", image, "--weights", "random:1"]) == 1
-    said = capsys.readouterr().err
-    assert "made with weights random:0, not random:1; leave --weights out" in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "made with weights random:0, not random:1; leave --weights out" in message
+    assert message.count("\n") == 1
     (tmp_path / "no.jpg").write_bytes(b"no image")
     for path in (tmp_path / "no.jpg", tmp_path / "gone.jpg"):
         assert run_cli(["query", str(made / "out"), "--image", str(path)]) == 1
@@ -421,7 +421,7 @@ def test_an_image_with_other_weights_is_refused(made, tmp_path, capsys):
     assert "wasn't written by featuremill extract" in capsys.readouterr().err
 
 
-def test_an_image_that_holds_up_its_decoder_is_told(made, tmp_path, monkeypatch, capsys):
+def test_an_image_that_holds_up_its_decoder_is_reported(made, tmp_path, monkeypatch, capsys):
     for name, value in deadly.codecs(tmp_path / "codecs").items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(questions, "_DECODE_SECONDS", 0.5)

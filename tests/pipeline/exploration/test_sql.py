@@ -75,7 +75,7 @@ def test_four_ways_out(made, tmp_path, capsys):
     assert ask(made, text, "--csv", "--json") == 2
 
 
-def test_a_type_that_parquet_lacks_is_said(made, tmp_path, capsys):
+def test_a_type_that_parquet_lacks_is_reported(made, tmp_path, capsys):
     assert ask(made, "SELECT INTERVAL 1 DAY AS long", "-o", str(tmp_path / "x.parquet")) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert "interval" in line
@@ -135,7 +135,7 @@ def test_text_is_written_while_the_rows_are_read(write):
 
 @pytest.mark.parametrize("value", ["DATE '12000-01-01'", "DATE '4000-01-01 (BC)'", "TIMESTAMP 'infinity'"])
 @pytest.mark.parametrize("how", [[], ["--json"], ["--csv"]])
-def test_a_time_that_python_lacks_is_said(made, capsys, value, how):
+def test_a_time_that_python_lacks_is_reported(made, capsys, value, how):
     assert ask(made, f"SELECT {value} AS d", *how) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("featuremill: SQL: column d holds")
@@ -145,16 +145,16 @@ def test_a_time_that_python_lacks_is_said(made, capsys, value, how):
 
 def test_a_terminal_gets_no_control_characters(made, capsys):
     assert ask(made, "SELECT chr(27) || '[31m' || chr(10) || chr(8238) || repeat('x', 5000) AS odd") == 0
-    said = capsys.readouterr().out
-    assert "\x1b" not in said
-    assert "\u202e" not in said
-    assert len(said) < 200
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    assert len(printed) < 200
     assert ask(made, "SELECT * FROM range(1000)") == 0
     assert "more than these 200 rows" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("SELEC 1", "syntax error"),
         ("SELECT nope FROM features", 'Referenced column "nope" not found'),
@@ -165,10 +165,10 @@ def test_a_terminal_gets_no_control_characters(made, capsys):
         ("SELECT 1; SELECT 2", "2 statements"),
     ],
 )
-def test_broken_sql_is_one_line(made, capsys, text, said):
+def test_broken_sql_is_one_line(made, capsys, text, message):
     assert ask(made, text) == 1
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -222,9 +222,9 @@ def test_nothing_gets_out_or_in(made, tmp_path, capsys, text):
     # A Python variable that a careless connection would take for a table.
     features_dataset = pq.read_table(part)
     assert ask(made, text.format(**places)) == 1
-    said = capsys.readouterr()
-    assert "hunter" not in said.out + said.err
-    assert said.err.count("\n") == 1
+    printed = capsys.readouterr()
+    assert "hunter" not in printed.out + printed.err
+    assert printed.err.count("\n") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["secret.csv"]
     assert features_dataset.num_rows
 
@@ -258,15 +258,15 @@ def test_columns_of_one_name_are_not_lost(made, tmp_path, monkeypatch, capsys, h
     monkeypatch.chdir(tmp_path)
     join = "SELECT a.key, b.key FROM features a JOIN features b ON a.label = b.label AND a.key < b.key"
     assert ask(made, join, *how) == 1
-    said = capsys.readouterr()
-    assert "several columns are named key" in said.err
-    assert not said.out
+    printed = capsys.readouterr()
+    assert "several columns are named key" in printed.err
+    assert not printed.out
     assert not list(tmp_path.iterdir())
     assert ask(made, join, "--csv") == 0
     assert capsys.readouterr().out.startswith("key,key")
 
 
-def test_an_unfinished_run_is_said(tmp_path, capsys):
+def test_an_unfinished_run_is_reported(tmp_path, capsys):
     out = write_out(tmp_path / "out", clusters(30)[0], complete=False)
     assert run_cli(["sql", out, "SELECT count(*) FROM features", "--csv"]) == 0
     assert "not finished" in capsys.readouterr().err

@@ -307,7 +307,7 @@ def test_overwrite_removes_it_too(small):
 
 
 @pytest.mark.parametrize(
-    ("feature", "said"),
+    ("feature", "message"),
     [
         ("deep", "not of the form"),
         ("deep=vgg61:block2_pool:avg", "no backbone 'vgg61'"),
@@ -316,8 +316,8 @@ def test_overwrite_removes_it_too(small):
         ("deep=block9_pool:avg", "no layer 'block9_pool'"),
     ],
 )
-def test_what_cannot_be_added_is_said(own, made, feature, said):
-    with pytest.raises(FeaturemillError, match=said):
+def test_what_cannot_be_added_is_reported(own, made, feature, message):
+    with pytest.raises(FeaturemillError, match=message):
         add(own, feature, inputs=[made / "in/photos"])
 
 

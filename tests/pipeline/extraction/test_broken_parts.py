@@ -61,9 +61,9 @@ def test_it_is_named_and_done_again(tar, out, how, finished):
         edit_manifest(out, status="running")
         (out / "units.parquet").unlink()
     SPOILED[how](spoiled, out)
-    said: list[str] = []
-    summary = te.extract(tar, out, unit_bytes=6000, say=said.append)
-    [line] = [line for line in said if line.startswith("broken")]
+    lines: list[str] = []
+    summary = te.extract(tar, out, unit_bytes=6000, say=lines.append)
+    [line] = [line for line in lines if line.startswith("broken")]
     assert spoiled.name in line
     assert summary.this_run.units == 1
     assert te.rows(out) == rows
@@ -87,9 +87,9 @@ def test_a_merged_part(tar, out):
     compact(CompactOptions(str(out)))
     [merged] = parts(out)
     cut(merged, out)
-    said: list[str] = []
-    te.extract(tar, out, unit_bytes=6000, say=said.append)
-    assert any(line.startswith(f"broken   part {merged.name}") for line in said)
+    lines: list[str] = []
+    te.extract(tar, out, unit_bytes=6000, say=lines.append)
+    assert any(line.startswith(f"broken   part {merged.name}") for line in lines)
     assert te.rows(out) == rows
     assert merged not in parts(out)
 
@@ -180,9 +180,9 @@ def test_deep_names_every_file_and_its_cure(out, capsys):
         data[20] ^= 4
         (out / name).write_bytes(data)
     assert run_cli(["inspect", str(out), "--deep"]) == 1
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in names:
-        assert f"PROBLEM      {name}: its content was changed since it was written; delete it and" in said
+        assert f"PROBLEM      {name}: its content was changed since it was written; delete it and" in printed
 
 
 @pytest.mark.parametrize("finished", [True, False])
@@ -196,9 +196,9 @@ def test_a_lost_manifest_is_written_anew(tar, out, finished):
         open_features(str(out))
     with pytest.raises(FeaturemillError, match="made with other settings"):
         te.extract(tar, out, unit_bytes=6000, image_size=40)
-    said: list[str] = []
-    summary = te.extract(tar, out, unit_bytes=6000, say=said.append)
-    assert [line for line in said if line.startswith("lost ")]
+    lines: list[str] = []
+    summary = te.extract(tar, out, unit_bytes=6000, say=lines.append)
+    assert [line for line in lines if line.startswith("lost ")]
     assert summary.this_run.units == (0 if finished else 1)
     assert te.rows(out) == rows
     assert [part.stat().st_mtime_ns for part in parts(out)][1:] == written[1:]

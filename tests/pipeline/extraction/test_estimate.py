@@ -208,8 +208,8 @@ def test_measuring_ends_when_its_time_is_up(tmp_path, clock):
 
 def noisy(count: int, size: int, seed: int) -> list[Item]:
     """Items that are no images, and that gzip can't make smaller."""
-    dice = random.Random(seed)
-    return [Item(f"{i:05}.jpg", "a", dice.randbytes(size // 2 + dice.randrange(size))) for i in range(count)]
+    rng = random.Random(seed)
+    return [Item(f"{i:05}.jpg", "a", rng.randbytes(size // 2 + rng.randrange(size))) for i in range(count)]
 
 
 def drawn(folder, **more):
@@ -490,20 +490,20 @@ def test_wrong_numbers_exit_2(tmp_path, capsys, args, message):
 
 @pytest.mark.usefixtures("fake_engine")
 def test_inputs_without_an_image_exit_1(tmp_path, temporary, capsys):
-    def said(path) -> str:
+    def error_of(path) -> str:
         assert run_cli(["estimate", str(path), "--image-size", "32"]) == 1
         err = capsys.readouterr().err
         assert len(err.splitlines()) == 1
         return err
 
     write_folder(tmp_path / "bad", [Item(f"{i}.jpg", "a", b"no image" * (i % 2)) for i in range(6)])
-    err = said(tmp_path / "bad")
+    err = error_of(tmp_path / "bad")
     assert "none of the sample's 6 images can be embedded" in err
     assert "decode: not an image (3)" in err
     assert "decode: empty (3)" in err
     write_tar(tmp_path / "empty.tar", [])
-    assert "hold no image" in said(tmp_path / "empty.tar")
-    assert "no match" in said(tmp_path / "missing.tar")
+    assert "hold no image" in error_of(tmp_path / "empty.tar")
+    assert "no match" in error_of(tmp_path / "missing.tar")
     assert list(temporary.iterdir()) == []
 
 

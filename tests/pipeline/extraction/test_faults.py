@@ -1,4 +1,4 @@
-"""Faults injected for real: kills, Ctrl-C, full and read-only disks, inputs that vanish. After each, the books balance.
+"""Faults injected for real: kills, Ctrl-C, full and read-only disks, vanished inputs. After each, the totals balance.
 
 The command runs in a process of its own, with the fake engine of `tests.support.fakes` slowed down.
 """
@@ -290,10 +290,10 @@ def test_two_runs_on_one_output_at_once(inputs, clean, tmp_path):
     commands = [start(*inputs, "-o", output, pause=0.05) for _ in range(2)]
     ended = [finish(command) for command in commands]
     # The second never touches a new OUT that the first holds, and names its process.
-    [(_, _, said)] = [command for command in ended if command[0] == 1]
+    [(_, _, error)] = [command for command in ended if command[0] == 1]
     assert [code for code, _, _ in sorted(ended)] == [0, 1]
     pids = [command.pid for command in commands]
-    assert re.search(rf"out is in use by another command \(process ({pids[0]}|{pids[1]}) on ", said)
+    assert re.search(rf"out is in use by another command \(process ({pids[0]}|{pids[1]}) on ", error)
     assert_resumes(inputs, output, clean)
 
 

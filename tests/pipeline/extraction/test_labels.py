@@ -38,7 +38,7 @@ def write(folder, *names):
     return folder
 
 
-def said(inputs, output, **more):
+def lines_of(inputs, output, **more):
     lines = []
     summary = extract(inputs, output, say=lines.append, **more)
     return lines, summary
@@ -48,7 +48,7 @@ def test_classes_and_sides_of_folders(tmp_path):
     data = write(
         tmp_path / "data", *(f"{s}/{c}/{i}.jpg" for s in ("train", "val") for c in ("ants", "bees") for i in "12")
     )
-    lines, summary = said(data, tmp_path / "out")
+    lines, summary = lines_of(data, tmp_path / "out")
     assert "labels   2 classes: ants 4, bees 4; from folder names" in lines
     assert not [line for line in lines if line.startswith("CAUTION  ") and "trained" not in line]
     assert "labels   2 classes: ants 4, bees 4" in summary_text(summary).splitlines()
@@ -72,8 +72,8 @@ def test_classes_and_sides_of_folders(tmp_path):
         (["00000/a.jpg", "00001/b.jpg"], "CAUTION  the labels are '00000', '00001': they look like numbers of shards"),
     ],
 )
-def test_what_looks_wrong_is_said_before_any_work(tmp_path, names, expected):
-    lines, _ = said(write(tmp_path / "in", *names), tmp_path / "out")
+def test_what_looks_wrong_is_reported_before_any_work(tmp_path, names, expected):
+    lines, _ = lines_of(write(tmp_path / "in", *names), tmp_path / "out")
     assert [line for line in lines if line.startswith(expected)]
 
 
@@ -83,7 +83,7 @@ def test_shards(tmp_path):
     path.write_bytes(b"".join(tfrecord.frame(example.serialize(values)) for values in records))
     table = {"image": PICTURES[4:7], "label": ["cat", None, "dog"]}
     pq.write_table(pa.table(table), tmp_path / "y.parquet")
-    lines, summary = said(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
+    lines, summary = lines_of(tmp_path, tmp_path.parent / f"{tmp_path.name}-out")
     [labels] = [line for line in lines if line.startswith("labels")]
     assert labels == "labels   4 classes: 1 1, 2 1, cat 1, dog 1; from field label of TFRecord, field label of Parquet"
     assert [line for line in lines if "labels are numbers ('1', '2'), others names" in line]
@@ -97,7 +97,7 @@ def test_shards(tmp_path):
 def test_a_look_at_many_records_is_bounded(tmp_path):
     labels = [f"{i % 3}" for i in range(1000)]
     pq.write_table(pa.table({"image": [PICTURES[0]] * 1000, "label": labels}), tmp_path / "x.parquet")
-    lines, _ = said(tmp_path / "x.parquet", tmp_path / "out", limit=3)
+    lines, _ = lines_of(tmp_path / "x.parquet", tmp_path / "out", limit=3)
     assert "labels   3 classes: 0 84, 1 83, 2 83; from field label of Parquet (a look at the first 250 images)" in lines
 
 
@@ -136,7 +136,7 @@ def clouds(folder, sides):
     return str(folder / "out")
 
 
-def test_train_uses_the_sides_unless_told_otherwise(tmp_path):
+def test_train_uses_the_sides_unless_another_split_is_stated(tmp_path):
     features = clouds(tmp_path, {"train": 40, "val": 10, "test": 10})
     lines = []
     trained = train(TrainOptions(features=features, output=str(tmp_path / "head")), say=lines.append)

@@ -1,4 +1,4 @@
-"""The books after accidents: what was cut off halfway, lost, left behind, or done by two runs at once."""
+"""Totals and reports after accidents: what was cut off halfway, lost, left behind, or done by two runs at once."""
 
 import os
 import shutil
@@ -76,7 +76,7 @@ def test_retry_failed_that_is_cut_off(tar, tmp_path, monkeypatch):
     with pytest.raises(Stop):
         te.extract(tar, tmp_path / "out", retry_failed=True, **settings)
     monkeypatch.undo()
-    # Nothing that was there is gone, but the books are open.
+    # Nothing that was there is gone, but the run is open.
     assert open_features(str(tmp_path / "out")).rows == 8
     assert not open_features(str(tmp_path / "out")).complete
     assert te.extract(tar, tmp_path / "out", **settings).totals.rows_embedded == 8
@@ -265,7 +265,7 @@ def test_an_unfinished_input_that_changed_is_planned_anew_without_being_named(ta
     assert problems(tmp_path / "out") == ()
 
 
-def test_a_plan_with_a_gap_is_noticed_and_mended(tar, tmp_path):
+def test_a_plan_with_a_gap_is_noticed_and_fixed(tar, tmp_path):
     settings = {"unit_bytes": 4000}
     te.extract(tar, tmp_path / "out", **settings)
     # As a run leaves it that replaced the plan of another.
@@ -273,8 +273,8 @@ def test_a_plan_with_a_gap_is_noticed_and_mended(tar, tmp_path):
     write_plan(str(tmp_path / "out"), [units[0], *units[2:]])
     (tmp_path / "out/features" / f"{units[1].unit_id}.parquet").unlink()
     assert f"{tar} is in the plan only in part" in "\n".join(problems(tmp_path / "out"))
-    mended = te.extract(tar, tmp_path / "out", **settings)
-    assert (mended.this_run.units, mended.totals.rows_read) == (1, 32)
+    fixed = te.extract(tar, tmp_path / "out", **settings)
+    assert (fixed.this_run.units, fixed.totals.rows_read) == (1, 32)
     assert problems(tmp_path / "out") == ()
     # Cut in another way, the old parts are in nobody's plan.
     write_plan(str(tmp_path / "out"), [units[0], *units[2:]])
@@ -291,7 +291,7 @@ def test_a_link_to_nothing_does_not_block_other_inputs(tar, tmp_path):
     assert te.extract(tar, tmp_path / "out").totals.rows_read == 33
 
 
-def test_many_copies_of_one_content_do_not_keep_the_books_open(tar, tmp_path, monkeypatch):
+def test_many_copies_of_one_content_do_not_keep_a_run_open(tar, tmp_path, monkeypatch):
     import duckdb
 
     def out_of_memory(*_):
@@ -333,7 +333,7 @@ def test_units_parquet_in_several_row_groups(tmp_path, monkeypatch):
         assert read_units(str(tmp_path)) == some
 
 
-def test_labels_of_others_are_shown_tamed(tmp_path):
+def test_labels_of_others_are_shown_printable(tmp_path):
     labels = ["a\nbooks  balance", "\x1b[2J", "\u202egnp", "x" * 4096]
     out = write_out(tmp_path / "out", clusters(4)[0], labels=labels)
     text = inspection_text(inspect(out))

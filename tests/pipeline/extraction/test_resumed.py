@@ -25,16 +25,16 @@ def asked(out, **more):
     return ExtractOptions(inputs=(str(out.parent / "photos"),), output=str(out), **more)
 
 
-def test_settings_of_out_are_taken_and_said(out):
-    said = []
-    options = resumed(asked(out), (), say=said.append)
+def test_settings_of_out_are_taken_and_reported(out):
+    lines = []
+    options = resumed(asked(out), (), say=lines.append)
     assert {name: getattr(options, name) for name in BEGUN} == BEGUN
     assert options.spec(WEIGHTS) == open_features(str(out)).spec
-    [line] = said
+    [line] = lines
     assert "--image-size 32" in line
     assert "--feature texture=block1_conv2:max" in line
-    again = resumed(asked(out, weights="fake", **BEGUN), BEGUN, say=said.append)
-    assert len(said) == 1, "nothing to say where all is as it was"
+    again = resumed(asked(out, weights="fake", **BEGUN), BEGUN, say=lines.append)
+    assert len(lines) == 1, "nothing to say where all is as it was"
     assert again.spec(WEIGHTS) == options.spec(WEIGHTS)
 
 

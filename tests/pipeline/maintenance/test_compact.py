@@ -109,7 +109,7 @@ def check_same(output: Path, rows: dict[str, tuple]) -> None:
 
 @pytest.mark.parametrize("target_bytes", [12_000, 40_000, 10**9])
 @pytest.mark.parametrize("row_group", [2**26, 5000])
-def test_rows_books_and_reports_stay_what_they_are(copy, monkeypatch, target_bytes, row_group):
+def test_rows_totals_and_reports_stay_what_they_are(copy, monkeypatch, target_bytes, row_group):
     monkeypatch.setattr(merging, "ROW_GROUP_BYTES", row_group)
     monkeypatch.setattr(merging, "_BATCH_BYTES", row_group // 2)
     rows, before, units = te.rows(copy), whole(copy), reports(copy)
@@ -360,7 +360,7 @@ def test_only_a_complete_output(copy, tmp_path):
         compact(CompactOptions(str(copy)))
 
 
-def test_a_lost_part_is_told(copy):
+def test_a_lost_part_is_reported(copy):
     lost = sorted((copy / "features").iterdir())[0]
     count = pq.read_metadata(lost).num_rows
     lost.unlink()
@@ -447,7 +447,7 @@ def test_parts_are_only_removed_while_their_merged_one_is_there(copy, monkeypatc
     assert te.rows(copy) == rows
 
 
-def test_two_merged_parts_with_the_same_unit_are_told(copy):
+def test_two_merged_parts_with_the_same_unit_are_reported(copy):
     names = list_parts(str(copy)).names
     for some in (names[:3], names[2:4]):
         merging.merge_parts(Output(str(copy)), some, before_commit=lambda: None)
@@ -495,7 +495,7 @@ def test_on_an_object_store(tmp_path):
     check_same(out, rows)
 
 
-def test_what_is_said(copy):
+def test_printed_lines(copy):
     lines = []
     summary = compact(CompactOptions(str(copy), target_bytes=40_000), say=lines.append)
     assert lines[0].startswith(f"1 of {summary.written} merged, from ")

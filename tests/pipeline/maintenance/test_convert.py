@@ -102,7 +102,7 @@ def test_a_copy_is_replaced_when_asked_and_else_kept(tmp_path, matrix, name, cap
 
 
 @pytest.mark.parametrize(
-    ("args", "code", "said"),
+    ("args", "code", "problem"),
     [
         (["nowhere", "-o", "c.parquet"], 1, "holds no features"),
         (["unfinished", "-o", "c.parquet"], 1, "not finished"),
@@ -122,7 +122,7 @@ def test_a_copy_is_replaced_when_asked_and_else_kept(tmp_path, matrix, name, cap
         (["out", "-o", "missing/c"], 1, "cannot write"),
     ],
 )
-def test_bad_input_is_one_line(tmp_path, matrix, monkeypatch, capsys, args, code, said):
+def test_bad_input_is_one_line(tmp_path, matrix, monkeypatch, capsys, args, code, problem):
     monkeypatch.chdir(tmp_path)
     out = write_out(tmp_path / "out", matrix[:4])
     write_out(tmp_path / "unfinished", matrix[:4], complete=False)
@@ -136,7 +136,7 @@ def test_bad_input_is_one_line(tmp_path, matrix, monkeypatch, capsys, args, code
     before = sorted(map(str, tmp_path.rglob("*")))
     assert converted(*args) == code
     message = capsys.readouterr().err
-    assert said in message.splitlines()[-1]
+    assert problem in message.splitlines()[-1]
     assert message.count("\n") == 1
     assert sorted(map(str, tmp_path.rglob("*"))) == before
 

@@ -32,12 +32,12 @@ def test_an_unfinished_run_does_not_disagree(tmp_path, capsys, rows):
     if not rows:
         shutil.rmtree(tmp_path / "out/features")
     assert run_cli(["inspect", out]) == 1
-    said = capsys.readouterr().out
-    assert said.endswith("the last run did not finish (status running): run the same extract command again\n")
-    assert "PROBLEM" not in said
-    assert "agree" not in said
-    assert ("embedding    10 × 16" in said) == bool(rows)
-    assert "0 × 0" not in said
+    printed = capsys.readouterr().out
+    assert printed.endswith("the last run did not finish (status running): run the same extract command again\n")
+    assert "PROBLEM" not in printed
+    assert "agree" not in printed
+    assert ("embedding    10 × 16" in printed) == bool(rows)
+    assert "0 × 0" not in printed
     assert run_cli(["inspect", out, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert (len(found["problems"]), found["disagreements"]) == (1, [])
@@ -48,17 +48,17 @@ def test_an_unfinished_run_may_disagree_as_well(tmp_path, capsys):
     part = sorted((tmp_path / "out/features").iterdir())[0]
     part.rename(part.with_name("other.parquet"))
     assert run_cli(["inspect", out]) == 1
-    said = capsys.readouterr().out
-    assert "PROBLEM      other.parquet: its footer calls it" in said
-    assert "did not finish" in said
-    assert said.endswith("the books disagree\n")
+    printed = capsys.readouterr().out
+    assert "PROBLEM      other.parquet: its footer calls it" in printed
+    assert "did not finish" in printed
+    assert printed.endswith("parts, footers and manifest disagree\n")
 
 
 def test_a_finished_run_without_rows_has_no_statistics(tmp_path, capsys):
     assert run_cli(["inspect", write_out(tmp_path / "out", np.empty((0, 4), np.float32), units=1)]) == 0
-    said = capsys.readouterr().out
-    assert "norm" not in said
-    assert "labels       none\n" in said
+    printed = capsys.readouterr().out
+    assert "norm" not in printed
+    assert "labels       none\n" in printed
 
 
 @pytest.mark.parametrize(

@@ -167,8 +167,12 @@ def test_what_is_not_the_same_is_named_and_nothing_changes(own, kind):
         victim.write_bytes(victim.read_bytes() + b"x")
     else:
         change(victim)
-    said = {"gone": "is not there", "size": r"has \d+ bytes, and .* had", "bytes": "has other bytes than were embedded"}
-    with pytest.raises(FeaturemillError, match=rf"was left as it is.*: {victim} {said[kind]}") as raised:
+    problem = {
+        "gone": "is not there",
+        "size": r"has \d+ bytes, and .* had",
+        "bytes": "has other bytes than were embedded",
+    }
+    with pytest.raises(FeaturemillError, match=rf"was left as it is.*: {victim} {problem[kind]}") as raised:
         relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"]))
     assert "\n" not in str(raised.value)
     assert there == {path: path.read_bytes() for path in (own / "out").rglob("*") if path.is_file()}

@@ -33,15 +33,15 @@ def made(tmp_path_factory):
     sha256[10] = sha256[40] = SAME
     failures = (*(failure(i, "truncated") for i in range(5)), failure(9, "too many pixels"))
     out = write_out(folder / "out", vectors, labels=labels, failures=failures, sha256=sha256, units=8)
-    said = run_report(out, page=str(folder / "report.html"))
-    return out, (folder / "report.html").read_text(), said
+    printed = run_report(out, page=str(folder / "report.html"))
+    return out, (folder / "report.html").read_text(), printed
 
 
-def test_page_says_what_the_books_say(made):
-    out, text, said = made
+def test_page_shows_the_totals(made):
+    out, text, printed = made
     page = Page(text)
     words = " ".join(" ".join(page.words).split())
-    assert "90 rows, 6 failures" in said
+    assert "90 rows, 6 failures" in printed
     assert "Read 96 = embedded 90 + failed 6" in words
     assert "Parts, footers and manifest agree." in words
     # The examples of a reason are three at most.
@@ -85,13 +85,13 @@ def test_hostile_text_stays_text(tmp_path):
     assert len(text) < 400_000, "long text is cut"
 
 
-def test_books_that_disagree_are_said_first(tmp_path):
+def test_totals_that_disagree_are_reported_first(tmp_path):
     out = write_out(tmp_path / "out", clusters(30)[0])
     part = sorted((tmp_path / "out" / "features").iterdir())[0]
     part.unlink()
     run_report(out, page=str(tmp_path / "page.html"))
     words = Page((tmp_path / "page.html").read_text()).text
-    assert "The books disagree" in words
+    assert "Parts, footers and manifest disagree" in words
     assert "is planned, but has no part" in words
 
 
@@ -170,15 +170,15 @@ def test_run_that_was_cut_off_before_its_first_part(tmp_path):
     assert "0 rows" in run_report(out, page=str(tmp_path / "page.html"))
     words = Page((tmp_path / "page.html").read_text()).text
     assert "Not finished" in words
-    for wrong in ("The books disagree", "agree.", "Every image was embedded", "0 × 0"):
+    for wrong in ("Parts, footers and manifest disagree", "agree.", "Every image was embedded", "0 × 0"):
         assert wrong not in words
 
 
-def test_an_unfinished_run_whose_books_disagree_says_both(tmp_path):
+def test_an_unfinished_run_whose_totals_disagree_says_both(tmp_path):
     out = write_out(tmp_path / "out", clusters(10)[0], complete=False)
     part = sorted((tmp_path / "out" / "features").iterdir())[0]
     part.rename(part.with_name("other.parquet"))
     run_report(out, page=str(tmp_path / "page.html"))
     words = Page((tmp_path / "page.html").read_text()).text
     assert "Not finished" in words
-    assert "The books disagree" in words
+    assert "Parts, footers and manifest disagree" in words

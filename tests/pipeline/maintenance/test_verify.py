@@ -17,7 +17,7 @@ from pipeline.extraction.run import run
 from pipeline.maintenance import verify as verifying
 from tests.support.manifests import edit_manifest
 from transforms.errors import FeaturemillError, UsageError
-from transforms.network.weights import source_of
+from transforms.spec import source_of
 from transforms.store.features import open_features
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}
@@ -97,9 +97,9 @@ def test_a_row_that_is_off_is_named(made, capsys):
     assert found.features["deep"].worst < 1e-6
     args = ["verify", str(made / "out"), "--sample", "28"]
     assert run_cli(args) == 1
-    said = capsys.readouterr().out
-    assert "embedding drifts by" in said
-    assert key in said
+    printed = capsys.readouterr().out
+    assert "embedding drifts by" in printed
+    assert key in printed
     assert run_cli([*args, "--tolerance", "0.1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["ok"] is True
 

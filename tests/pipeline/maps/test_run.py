@@ -316,14 +316,14 @@ def test_places_that_cant_be_written_leave_nothing(out, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_unfinished_run_is_said(tmp_path):
+def test_an_unfinished_run_is_reported(tmp_path):
     out = write_out(tmp_path / "out", clusters(30)[0], complete=False)
     summary, _ = draw(out, tmp_path)
     assert "not finished" in map_text(summary)
     assert "so far: the run is not finished" in (tmp_path / "map.html").read_text()
 
 
-def test_an_unfinished_run_without_rows_is_said(tmp_path):
+def test_an_unfinished_run_without_rows_is_reported(tmp_path):
     out = write_out(tmp_path / "out", np.empty((0, 4), np.float32), units=1, complete=False)
     with pytest.raises(FeaturemillError, match=r"holds no rows, .*; the run is not finished: run the same extract"):
         draw(out, tmp_path)
@@ -332,9 +332,9 @@ def test_an_unfinished_run_without_rows_is_said(tmp_path):
 def test_principal_components_are_shown_first(tmp_path, monkeypatch):
     """What takes longer follows; of so few rows UMAP isn't started."""
     out = write_out(tmp_path / "out", clusters(11)[0])
-    pages, said = [], []
+    pages, lines = [], []
     monkeypatch.setattr(module, "write_page", lambda _, text: pages.append(text))
-    make_map(MapOptions(str(out), str(tmp_path / "map.html"), method="umap"), say=said.append)
+    make_map(MapOptions(str(out), str(tmp_path / "map.html"), method="umap"), say=lines.append)
     assert [re.search("PCA|UMAP", page.split("<main>")[1])[0] for page in pages] == ["PCA", "UMAP"]
-    assert any("umap compiles" in line for line in said)
-    assert said.index(next(line for line in said if "umap is next" in line)) < len(said) - 2
+    assert any("umap compiles" in line for line in lines)
+    assert lines.index(next(line for line in lines if "umap is next" in line)) < len(lines) - 2

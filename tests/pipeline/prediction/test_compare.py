@@ -114,7 +114,7 @@ def test_a_row_is_known_by_its_content(made, tmp_path):
     assert "seen" not in summary.metrics, "other images under the same names"
 
 
-def test_what_cannot_be_compared_is_said(made, tmp_path):
+def test_what_cannot_be_compared_is_reported(made, tmp_path):
     folder, first, _ = made
     whole = fit(folder / "OUT", tmp_path / "whole")
     with pytest.raises(FeaturemillError, match=r"no row is left to compare by.*--test-of"):

@@ -291,10 +291,10 @@ def test_evaluate(inputs, run, tmp_path, items):
     assert metrics["metrics"]["accuracy"]["value"] == pytest.approx(np.mean(agreed))
     # In the form in which train says it.
     assert metrics_text([{"judged": metrics}]) in summary_text(summary)
-    for accuracy, said in ((0.0, True), (1.0, False)):
+    for accuracy, printed in ((0.0, True), (1.0, False)):
         judged = {**metrics, "metrics": {**metrics["metrics"], "accuracy": {"value": accuracy, "low": 0, "high": 1}}}
         text = summary_text(replace(summary, metrics=judged))
-        assert ("CAUTION  worse than always naming the majority class" in text) == said
+        assert ("CAUTION  worse than always naming the majority class" in text) == printed
     again = run(inputs["features"], evaluate=True)
     assert again.done_before
     assert again.metrics == metrics
@@ -366,8 +366,8 @@ def test_interrupted(tmp_path, monkeypatch, capsys, output):
     monkeypatch.setattr("pipeline.prediction.run.predict", interrupt)
     place = ["--output", str(tmp_path / output)] if output else []
     assert run_cli(["predict", "HEAD", "photos", "-q", *place]) == 130
-    said = capsys.readouterr().err.strip()
-    assert said == "featuremill: interrupted" if output is None else "run the same command again to go on" in said
+    printed = capsys.readouterr().err.strip()
+    assert printed == "featuremill: interrupted" if output is None else "run the same command again to go on" in printed
 
 
 @pytest.mark.parametrize(("given", "code"), [(["--help"], 0), ([], 2), (["a", "b", "c"], 2)])
@@ -377,14 +377,14 @@ def test_the_example_says_how_it_is_called(monkeypatch, capsys, given, code):
     with pytest.raises(SystemExit) as caught:
         runpy.run_path(str(example), run_name="__main__")
     assert caught.value.code == code
-    said = capsys.readouterr()
-    assert (said.err if code else said.out).startswith("usage: embed_in_a_pipeline.py [-h] pattern features")
+    printed = capsys.readouterr()
+    assert (printed.err if code else printed.out).startswith("usage: embed_in_a_pipeline.py [-h] pattern features")
 
 
 # What doesn't fit
 
 
-def test_plain_parquet_is_taken_and_said_to_have_no_fingerprint(inputs, run, head, tmp_path):
+def test_plain_parquet_is_taken_and_reported_to_have_no_fingerprint(inputs, run, head, tmp_path):
     vectors = open_features(str(inputs["features"])).to_numpy()
     plain = tmp_path / "plain.parquet"
     pq.write_table(pa.table({"vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), 512)}), plain)
@@ -562,12 +562,12 @@ def test_weights_in_the_heads_folder_and_the_real_engine(inputs, tmp_path, class
     head = replace(draw_head(classes, dims=64, spec=features.spec), weights="backbone.weights.h5")
     save_head(head, str(tmp_path / "HEAD"), files={"backbone.weights.h5": file.read_bytes()})
     file.unlink()
-    said = []
+    printed = []
     chosen = {"head": str(tmp_path / "HEAD"), "output": str(tmp_path / "PRED"), "engine": "ncnn"}
-    predict(PredictOptions(inputs=(str(inputs["tar"]),), probabilities=True, **chosen), say=said.append)
+    predict(PredictOptions(inputs=(str(inputs["tar"]),), probabilities=True, **chosen), say=printed.append)
     found = [row["probabilities"] for row in rows(tmp_path / "PRED")]
     np.testing.assert_allclose(found, oracle(head, features.to_numpy()), rtol=1e-4)
-    assert "other" not in "".join(said)
+    assert "other" not in "".join(printed)
 
 
 def test_random_weights_are_called_so(inputs, run, tmp_path):

@@ -76,17 +76,17 @@ def test_rows_without_an_answer(made, tmp_path, capsys):
     ):
         pred = tmp_path / name
         assert run_cli(["predict", str(folder), out, "-o", str(pred), "-q", "--evaluate", *more]) == 0
-        said = capsys.readouterr().out
+        printed = capsys.readouterr().out
         rows = pq.read_table(pred / "predictions").to_pylist()
         known = [row for row in rows if row["label"] is not None]
         assert 0 < len(known) < len(rows)
         assert min(row["score"] for row in known) >= np.float32(threshold)
         assert all(row["score"] < np.float32(threshold) and row["agrees"] is None for row in rows if row not in known)
         assert all(row["top_labels"][0] for row in rows), "the best guess stays"
-        assert f"unknown  {len(rows) - len(known)} of {len(rows)} rows" in said
+        assert f"unknown  {len(rows) - len(known)} of {len(rows)} rows" in printed
         manifest = json.loads((pred / "manifest.json").read_text())
         assert manifest["true_labels"]["known"] == sum(manifest["predicted_labels"].values()) == len(known)
-        assert "coverage" in said
+        assert "coverage" in printed
         assert "coverage" in (pred / "errors.html").read_text()
     answered = ["predict", str(head), out, "-o", str(tmp_path / "all"), "-q", "--threshold", "0"]
     assert run_cli(answered) == 0

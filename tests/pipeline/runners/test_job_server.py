@@ -95,7 +95,7 @@ def test_every_runner_of_beams_is_known_in_any_case():
         assert te.options("x.tar", "out", runner=name.lower().removesuffix("runner")).runner == name
 
 
-def test_dataflow_by_another_name_is_told_the_same():
+def test_dataflow_by_another_name_gets_the_same_message():
     with pytest.raises(UsageError, match=r"Dataflow's workers can't reach /data/x\.tar"):
         beam_settings(te.options("/data/x.tar", "gs://bucket/out", runner="dataflow"))
     given = te.options("x.tar", "out", runner="fnapi", workers=2)
@@ -159,7 +159,7 @@ def test_dataflow_gets_the_same_job_for_an_added_feature(store, monkeypatch):
     steps = {node.unique_name for node in pipeline.to_runner_api().components.transforms.values()}
     assert {"Chunks", "Units", "ExtractUnits"} <= steps
     assert "deep" in open_features(OUT).lacking
-    # The job ran elsewhere; the same command closes the books.
+    # The job ran elsewhere; the same command writes the totals.
     monkeypatch.undo()
     assert add("mem://bucket/in/*.tar", OUT).totals.rows_embedded == 84
     assert open_features(OUT).lacking == {}

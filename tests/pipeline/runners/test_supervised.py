@@ -196,8 +196,8 @@ def test_a_crash_under_a_limit_to_memory_says_so():
         "os.abort()\n"
     )
     code, _, err = finish(commands.start([sys.executable, "-c", code]))
-    said = "featuremill: crashed (signal 6, perhaps for lack of memory, which ulimit -v limits)"
-    assert (code, err) == (1, f"{said}; what was committed is kept; raise the limit\n")
+    message = "featuremill: crashed (signal 6, perhaps for lack of memory, which ulimit -v limits)"
+    assert (code, err) == (1, f"{message}; what was committed is kept; raise the limit\n")
 
 
 def test_it_removes_what_was_there_only_once(tmp_path):

@@ -17,7 +17,7 @@ FIRST = "RuntimeError: ...\nModuleNotFoundError: No module named 'transforms' [w
 
 INTERRUPTED = {"stacktrace": "java.lang.InterruptedException"}
 # Where Flink tells of the failure that interrupted the others.
-TOLD = {
+HISTORIES = {
     "before": {"exceptionHistory": {"entries": [INTERRUPTED, {"stacktrace": FIRST}]}},
     "at the same time": {
         "exceptionHistory": {"entries": [{**INTERRUPTED, "concurrentExceptions": [{"stacktrace": FIRST}]}]}
@@ -26,12 +26,12 @@ TOLD = {
 }
 
 
-@pytest.fixture(params=TOLD)
+@pytest.fixture(params=HISTORIES)
 def flink(request):
     """A Flink's REST interface with one job, which failed twice; gives (options, paths that were asked for)."""
     answers = {
         "/jobs/overview": {"jobs": [{"jid": "0", "name": "another"}, {"jid": "1", "name": "BeamApp-root-1"}]},
-        "/jobs/1/exceptions": TOLD[request.param],
+        "/jobs/1/exceptions": HISTORIES[request.param],
     }
     asked = []
 
@@ -56,25 +56,25 @@ def flink(request):
     server.server_close()
 
 
-def test_the_first_failure_is_told_where_the_last_one_says_nothing(flink):
+def test_the_first_failure_is_reported_where_the_last_one_says_nothing(flink):
     options, asked = flink
     result = SimpleNamespace(_job_id="BeamApp-root-1_a")
-    said = str(explain(RuntimeError(LAST), lambda: failures(result, options)))
-    assert said.startswith("a worker can't import transforms: featuremill isn't installed there")
+    message = str(explain(RuntimeError(LAST), lambda: failures(result, options)))
+    assert message.startswith("a worker can't import transforms: featuremill isn't installed there")
     assert asked == ["/jobs/overview", "/jobs/1/exceptions"]
     assert "InterruptedException" in str(explain(RuntimeError(LAST)))
 
 
 def test_a_cluster_is_asked_again_while_it_says_nothing_that_is_known(monkeypatch):
     monkeypatch.setattr(watch, "_ASK_AGAIN_SECONDS", (0.0, 0.0))
-    said = [LAST, FIRST]
-    assert str(explain(RuntimeError(LAST), lambda: said.pop(0))).startswith("a worker can't import transforms")
-    assert not said
-    said = [LAST] * 3
-    assert "InterruptedException" in str(explain(RuntimeError(LAST), lambda: said.pop(0)))
-    assert not said
-    said = [""]
-    assert "InterruptedException" in str(explain(RuntimeError(LAST), lambda: said.pop(0)))
+    messages = [LAST, FIRST]
+    assert str(explain(RuntimeError(LAST), lambda: messages.pop(0))).startswith("a worker can't import transforms")
+    assert not messages
+    messages = [LAST] * 3
+    assert "InterruptedException" in str(explain(RuntimeError(LAST), lambda: messages.pop(0)))
+    assert not messages
+    messages = [""]
+    assert "InterruptedException" in str(explain(RuntimeError(LAST), lambda: messages.pop(0)))
 
 
 @pytest.mark.parametrize("text", ["ValueError: a worker's own", "CANCELLED: client cancelled"])

@@ -118,7 +118,7 @@ def test_a_job_carries_the_token_to_the_pool(monkeypatch, config):
 
 def test_a_file_without_a_token_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "empty").write_text("\n")
-    for name, said in (("empty", "is empty"), ("gone", "can't be read: .*No such file")):
+    for name, problem in (("empty", "is empty"), ("gone", "can't be read: .*No such file")):
         monkeypatch.setenv(TOKEN_FILE, str(tmp_path / name))
-        with pytest.raises(FeaturemillError, match=said):
+        with pytest.raises(FeaturemillError, match=problem):
             pool_token()

@@ -97,7 +97,7 @@ def test_no_row_is_judged_by_what_it_trained(parts, learning):
 
 
 @pytest.mark.parametrize("judge", [{}, {"test": 0.3}, {"folds": 3}])
-def test_easy_classes_are_told_apart(tmp_path, judge):
+def test_easy_classes_are_distinguished(tmp_path, judge):
     trained = train(options(write_clouds(tmp_path / "f.parquet"), tmp_path / "head", **judge))
     head = load_head(str(tmp_path / "head"))
     assert head.metrics["metrics"]["accuracy"]["value"] > 0.9
@@ -109,9 +109,9 @@ def test_easy_classes_are_told_apart(tmp_path, judge):
     assert json.loads((tmp_path / "head/metrics.json").read_text())["rows"] == head.metrics["rows"]
     assert (tmp_path / "head/report.html").read_text().startswith("<!doctype html>")
     matrix = open_table(str(tmp_path / "f.parquet")).vectors
-    said = np.concatenate([head.probabilities(batch) for _, batch in matrix.batches()])
-    assert said.shape == (300, 3)
-    np.testing.assert_allclose(said.sum(axis=1), 1)
+    probabilities = np.concatenate([head.probabilities(batch) for _, batch in matrix.batches()])
+    assert probabilities.shape == (300, 3)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
 
 
 @pytest.mark.parametrize("judge", [{"test": 0.3}, {"folds": 4}, {"validation": 0.4}])
@@ -189,7 +189,7 @@ def test_what_is_best_on_noise_is_not_above_chance(tmp_path):
         assert np.mean(found) < 3 * np.std(found) / np.sqrt(len(found))
 
 
-def test_what_to_choose_by_can_be_said(tmp_path):
+def test_what_to_choose_by_can_be_stated(tmp_path):
     random = np.random.default_rng(0)
     matrix = random.normal(size=(300, 4))
     labels = np.where(matrix[:, 0] + 0.5 * random.normal(size=300) > 1.3, "rare", "usual")
@@ -214,19 +214,19 @@ def test_sides_are_given_or_drawn_not_both(tmp_path):
         train(options(path, tmp_path / "head", split_column="side", test=0.2))
 
 
-def test_what_groups_do_to_the_split_is_said(tmp_path):
+def test_what_groups_do_to_the_split_is_reported(tmp_path):
     drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
     labels = [drawn.classes[code] for code in drawn.codes]
     columns = {"flat": ["large" if i < 90 else str(i) for i in range(100)], "side": ["train", "test"] * 50}
     path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, labels, **columns)
-    said = []
-    train(options(path, tmp_path / "head", group_column="flat"), say=said.append)
-    told = "\n".join(said)
-    assert "90 of 100 rows belong together (a group, or copies); validation is 10% of the rows, not 20%" in told
-    said = []
-    train(options(path, tmp_path / "head", group_column="flat", split_column="side", overwrite=True), say=said.append)
-    assert "45 rows moved from the given side" in "\n".join(said)
-    assert "45 from test to train; such as photo0001" in "\n".join(said)
+    lines = []
+    train(options(path, tmp_path / "head", group_column="flat"), say=lines.append)
+    printed = "\n".join(lines)
+    assert "90 of 100 rows belong together (a group, or copies); validation is 10% of the rows, not 20%" in printed
+    lines = []
+    train(options(path, tmp_path / "head", group_column="flat", split_column="side", overwrite=True), say=lines.append)
+    assert "45 rows moved from the given side" in "\n".join(lines)
+    assert "45 from test to train; such as photo0001" in "\n".join(lines)
 
 
 def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
@@ -235,9 +235,9 @@ def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
     path = write_features(tmp_path / "f.parquet", random.normal(size=(200, 3)), labels)
     asked = ["--head", "ridge", "--folds", "4", "--penalties", "1e-4,1e-3", "--output", str(tmp_path / "head")]
     assert run_cli(["train", str(path), *asked]) == 0
-    told = capsys.readouterr().out
-    assert "is at the edge of the sweep" in told
-    assert "the head that is stored is another than those that were judged" in told
+    printed = capsys.readouterr().out
+    assert "is at the edge of the sweep" in printed
+    assert "the head that is stored is another than those that were judged" in printed
     head = load_head(str(tmp_path / "head"))
     assert all(point["low"] <= point["accuracy"] <= point["high"] for point in head.metrics["learning"])
 
@@ -260,9 +260,9 @@ def test_labels_from_a_file(tmp_path):
     path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, [None] * 100)
     lines = [f"photo{i:04},{drawn.classes[drawn.codes[i]]}" for i in range(90)]
     (tmp_path / "labels.csv").write_text("\n".join(["key,label", *lines, "nobody,class0"]))
-    said = []
-    train(options(path, tmp_path / "head", labels=str(tmp_path / "labels.csv"), validation=0.3), say=said.append)
-    text = "\n".join(said)
+    lines = []
+    train(options(path, tmp_path / "head", labels=str(tmp_path / "labels.csv"), validation=0.3), say=lines.append)
+    text = "\n".join(lines)
     assert "90" in text
     assert "nobody" in text
     assert load_head(str(tmp_path / "head")).metrics["metrics"]["accuracy"]["value"] > 0.9
@@ -318,7 +318,7 @@ def test_what_the_file_of_labels_lacks_is_the_features(tmp_path):
 
 
 @pytest.mark.parametrize("more", [{"split_column": "sied"}, {"group_column": "sied", "folds": 3}])
-def test_a_column_that_nobody_has_is_told_of_features_and_file(tmp_path, more):
+def test_a_column_that_nobody_has_is_reported_of_features_and_file(tmp_path, more):
     (tmp_path / "f").mkdir()
     path = write_clouds(tmp_path / "f" / "part.parquet").parent
     with pytest.raises(FeaturemillError) as caught:
@@ -332,7 +332,7 @@ def test_a_column_that_nobody_has_is_told_of_features_and_file(tmp_path, more):
 @pytest.mark.parametrize(
     ("side", "says"), [("", "empty in 1 row with a label"), ("tset", "says 'tset'; did you mean test")]
 )
-def test_wrong_sides_are_told_of_the_file_they_are_in(tmp_path, side, says):
+def test_wrong_sides_are_reported_of_the_file_they_are_in(tmp_path, side, says):
     path = write_clouds(tmp_path / "f.parquet", rows=90)
     lines = [f"photo{i:04},{'ab'[i % 2]},{side if i == 5 else 'train'},1" for i in range(60)]
     labels = write_sides(tmp_path / "labels.csv", lines)
@@ -349,38 +349,40 @@ def test_no_head_is_written_into_its_features(tmp_path):
     assert options(tmp_path / "f", tmp_path / "f-head").output.endswith("f-head")
 
 
-def test_counts_of_one_are_said_as_one(tmp_path):
+def test_counts_of_one_are_singular(tmp_path):
     drawn = draw_rows(rows=60, dims=8, classes=2, distance=6.0)
     labels = [drawn.classes[code] for code in drawn.codes]
     path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, labels)
     lines = [f"photo{i:04},{label}" for i, label in enumerate(labels[:59])]
     labels = write_sides(tmp_path / "labels.csv", [*lines, "nobody,class0"], header="key,label")
-    said = []
-    train(options(path, tmp_path / "head", labels=str(labels), validation=0.4), say=said.append)
-    told = "\n".join(said)
-    assert "1 row without a label left out" in told
-    assert "59 rows found in the file; 1 row without a label, such as photo0059; 1 label without a row, such as" in told
+    lines = []
+    train(options(path, tmp_path / "head", labels=str(labels), validation=0.4), say=lines.append)
+    printed = "\n".join(lines)
+    assert "1 row without a label left out" in printed
+    assert (
+        "59 rows found in the file; 1 row without a label, such as photo0059; 1 label without a row, such as" in printed
+    )
 
 
 def test_an_empty_label_is_no_class(tmp_path):
     drawn = draw_rows(rows=100, dims=8, classes=2, distance=6.0)
     labels = ["" if i % 10 == 0 else drawn.classes[code] for i, code in enumerate(drawn.codes)]
-    said = []
+    lines = []
     path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix, labels)
-    assert train(options(path, tmp_path / "head"), say=said.append).head.classes == ("class0", "class1")
-    assert "10 rows without a label left out" in "\n".join(said)
+    assert train(options(path, tmp_path / "head"), say=lines.append).head.classes == ("class0", "class1")
+    assert "10 rows without a label left out" in "\n".join(lines)
 
 
-def test_strange_labels_are_told_in_one_short_line(tmp_path, capsys):
+def test_strange_labels_are_reported_in_one_short_line(tmp_path, capsys):
     matrix = np.random.default_rng(0).normal(size=(200, 4))
     path = write_features(tmp_path / "f.parquet", matrix, ["two\nlines\x1b[31m", "x" * 4096] * 100)
     assert run_cli(["train", str(path), "--output", str(tmp_path / "head")]) == 0
-    told = capsys.readouterr()
-    confused = [line for line in told.out.splitlines() if "taken for" in line]
+    printed = capsys.readouterr()
+    confused = [line for line in printed.out.splitlines() if "taken for" in line]
     assert confused
     assert all("two\N{REPLACEMENT CHARACTER}lines" in line and "xxx…" in line for line in confused)
-    assert max(map(len, [*told.out.splitlines(), *told.err.splitlines()])) < 300
-    assert "\x1b" not in told.out + told.err
+    assert max(map(len, [*printed.out.splitlines(), *printed.err.splitlines()])) < 300
+    assert "\x1b" not in printed.out + printed.err
     assert "x" * 100 not in (tmp_path / "head/report.html").read_text()
     # Whole, where programs read it.
     assert load_head(str(tmp_path / "head")).classes == ("two\nlines\x1b[31m", "x" * 4096)
@@ -421,9 +423,9 @@ def bad_matrix(change) -> np.ndarray:
 def test_bad_input_is_one_line(tmp_path, capsys, matrix, labels, more, words):
     path = write_features(tmp_path / "f.parquet", matrix, labels)
     assert run_cli(["train", str(path), "--output", str(tmp_path / "head"), "--quiet", *more]) == 1
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1, said
-    assert all(word in said for word in words), said
+    printed = capsys.readouterr().err.strip()
+    assert len(printed.splitlines()) == 1, printed
+    assert all(word in printed for word in words), printed
     assert [file.name for file in tmp_path.iterdir()] == ["f.parquet"]
 
 
@@ -432,10 +434,10 @@ def test_labels_without_a_match(tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("key,label\nother,a\n")
     more = ["--labels", str(tmp_path / "labels.csv"), "--quiet"]
     assert run_cli(["train", str(path), "--output", str(tmp_path / "head"), *more]) == 1
-    said = capsys.readouterr().err.strip()
-    assert len(said.splitlines()) == 1
-    assert "photo0000" in said
-    assert "other" in said
+    printed = capsys.readouterr().err.strip()
+    assert len(printed.splitlines()) == 1
+    assert "photo0000" in printed
+    assert "other" in printed
 
 
 @pytest.mark.parametrize(
@@ -481,7 +483,7 @@ def test_ridge_has_no_class_weights(tmp_path):
     assert not (tmp_path / "head").exists()
 
 
-def test_where_labels_came_from_is_said_and_kept(tmp_path, capsys):
+def test_where_labels_came_from_is_reported_and_kept(tmp_path, capsys):
     """By file name, in two spellings, with a blank; rows that the file lacks keep their own label."""
     path = write_clouds(tmp_path / "f.parquet", rows=300)
     table = open_table(str(path))
@@ -493,11 +495,12 @@ def test_where_labels_came_from_is_said_and_kept(tmp_path, capsys):
     (tmp_path / "labels.csv").write_text("\n".join(["image;class", *lines[:250]]))
     args = ["--labels", str(tmp_path / "labels.csv"), "--labels-mode", "update", "--no-learning-curve"]
     assert run_cli(["train", str(path), "-o", str(tmp_path / "head"), *args]) == 0
-    told = capsys.readouterr().err
+    printed = capsys.readouterr().err
     assert (
-        "by stem in column 'image': 250 rows found in the file; 50 rows not in it kept the stored label; blanks" in told
+        "by stem in column 'image': 250 rows found in the file; 50 rows not in it kept the stored label; blanks"
+        in printed
     )
-    assert "CAUTION  labels differ only by blanks, case" in told
+    assert "CAUTION  labels differ only by blanks, case" in printed
     kept = load_head(str(tmp_path / "head")).split["labels"]
     assert (kept["rule"], kept["from_file"], kept["stored"]) == ("stem", 250, 50)
     assert kept["columns"] == {"key": "image", "label": "class"}

@@ -316,7 +316,7 @@ def out_of_memory_errors():
     ]
 
 
-def test_out_of_memory_is_told_apart(engine, monkeypatch):
+def test_out_of_memory_is_distinguished(engine, monkeypatch):
     pixels = make_pixels(2, 32)
     for error in out_of_memory_errors():
         monkeypatch.setattr(engine, "_model", Failing(error))

@@ -189,7 +189,7 @@ class Failing:
         return self.code, None
 
 
-def test_out_of_memory_is_told_apart(engine, monkeypatch):
+def test_out_of_memory_is_distinguished(engine, monkeypatch):
     monkeypatch.setattr(engine, "_net", Failing(-100))
     with pytest.raises(OutOfMemory, match="32×32"):
         engine.embed(make_pixels(1, 32))
@@ -427,7 +427,7 @@ print([name for name in ("tensorflow", "keras") if name in sys.modules])
     assert '"ncnn (1.' in (tmp_path / "out/manifest.json").read_text()
 
 
-def test_memory_that_the_process_may_not_have_is_told_before_ncnn_crashes():
+def test_memory_that_the_process_may_not_have_is_reported_before_ncnn_crashes():
     """As under `ulimit -v`."""
     code = (
         "import resource, sys; from tests.transforms.engines.test_ncnn import make_engine\n"

@@ -128,14 +128,14 @@ def test_an_engines_error_is_its_own(settings):
     same(engine.embed(drawn(2)), Sums(settings).embed(drawn(2)))
 
 
-def test_why_it_cant_be_loaded_is_told_to_each_worker(settings):
+def test_why_it_cant_be_loaded_is_reported_to_each_worker(settings):
     for _ in range(2):
         with pytest.raises(FeaturemillError, match=r"^no weights; fetch them$"):
             SharedEngine(load, Settings(settings.name, problem="no weights; fetch them"))
 
 
 @pytest.mark.parametrize("how", ["aborts", "is killed"])
-def test_the_end_of_the_process_is_told(settings, how):
+def test_the_end_of_the_process_is_reported(settings, how):
     starter, other = SharedEngine(load, settings), SharedEngine(load, settings)
     batch = drawn(2)
     if how == "aborts":
@@ -159,7 +159,7 @@ def test_a_folder_of_others_isnt_used(settings, tmp_path, monkeypatch):
         SharedEngine(load, settings)
 
 
-def test_a_folder_with_a_long_name_is_told(settings, tmp_path, monkeypatch):
+def test_a_folder_with_a_long_name_is_reported(settings, tmp_path, monkeypatch):
     (tmp_path / ("x" * 100)).mkdir()
     monkeypatch.setattr(sharing.tempfile, "tempdir", str(tmp_path / ("x" * 100)))
     with pytest.raises(FeaturemillError, match="set TMPDIR to a shorter path"):

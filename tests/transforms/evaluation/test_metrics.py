@@ -185,7 +185,7 @@ def test_temperature_is_the_one_that_was_used(truth):
     assert fit_temperature((calibrated * truth).astype(np.float32), codes) == pytest.approx(truth, rel=0.05)
 
 
-def test_temperature_of_many_scores_is_told_by_some_of_them(monkeypatch):
+def test_temperature_of_many_scores_is_fitted_to_some_of_them(monkeypatch):
     """Rows come sorted by class, and those of the last half are worth less."""
     probabilities, codes = draw(rows=3000, classes=5)
     order = np.argsort(codes, kind="stable")

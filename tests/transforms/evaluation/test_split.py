@@ -203,7 +203,7 @@ def test_equal_vectors_are_equal_content_where_there_are_no_hashes(dims):
         assert leaks(make_table(120, labels=labels, matrix=matrix), found, [(i, 60 + i) for i in range(60)]) == 0
 
 
-def test_what_is_moved_is_told():
+def test_what_is_moved_is_reported():
     sides = ["train"] * 20 + ["validation"] * 20 + ["test"] * 20
     groups = [f"alone{i}" for i in range(60)]
     groups[0] = groups[40] = groups[41] = "both"

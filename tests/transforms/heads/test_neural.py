@@ -210,7 +210,7 @@ def test_refit_keeps_the_model(rows):
     assert fit.refit(model, (0, 1, 2)) is model
 
 
-def test_a_loss_that_is_no_number_is_told(rows):
+def test_a_loss_that_is_no_number_is_reported(rows):
     with pytest.raises(FeaturemillError, match="lower the learning rate"):
         fitter("dense128", rows, FitSettings(epochs=30, learning_rate=1e30, batch_size=32)).fit(TRAIN, VALIDATION)
 

@@ -145,7 +145,7 @@ def test_transparent_colours_become_white():
     assert flat("I;16", 300, "PNG", transparency=300) == WHITE
 
 
-def test_transparent_colours_of_16_bits_are_told_from_others():
+def test_transparent_colours_of_16_bits_are_distinguished_from_others():
     # The pixel's high byte is the key's low byte: 44. They are not the same colour.
     chunks = [
         b"IHDR" + struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0),

@@ -31,9 +31,9 @@ PLAIN = {"do_normalize": False, "do_rescale": False, "do_resize": False}
 TIMM = {"pretrained_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "input_size": [3, 224, 224]}}
 
 
-def written(tmp_path, said):
-    (tmp_path / "said.json").write_text(said if isinstance(said, str) else json.dumps(said))
-    return str(tmp_path / "said.json")
+def written(tmp_path, config):
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+    return str(tmp_path / "config.json")
 
 
 def sized(side, resize, interpolation):
@@ -41,7 +41,7 @@ def sized(side, resize, interpolation):
 
 
 @pytest.mark.parametrize(
-    ("said", "mean", "std", "image", "notes"),
+    ("config", "mean", "std", "image", "notes"),
     [
         (DINO, MEAN, STD, sized(224, "crop", "bicubic"), 0),
         (VIT, HALF, HALF, sized(384, "squash", "bilinear"), 0),
@@ -60,8 +60,8 @@ def sized(side, resize, interpolation):
     ],
     ids=["dino", "vit", "clip", "plain", "timm", "whole", "squashed", "exact"],
 )
-def test_what_files_say(tmp_path, said, mean, std, image, notes):
-    prepared = read_prepared(written(tmp_path, said))
+def test_what_files_say(tmp_path, config, mean, std, image, notes):
+    prepared = read_prepared(written(tmp_path, config))
     assert prepared.image == image
     assert len(prepared.notes) == notes
     expected = (PIXELS / 255 - np.array(mean)) / np.array(std)
@@ -82,7 +82,7 @@ def test_names():
 
 
 @pytest.mark.parametrize(
-    ("said", "says"),
+    ("config", "says"),
     [
         ("{", "that can be followed"),
         ("[]", "that can be followed"),
@@ -103,8 +103,8 @@ def test_names():
     ],
     ids=[str(number) for number in range(16)],
 )
-def test_one_line_says_what_is_wrong_with_a_file(tmp_path, said, says):
+def test_one_line_says_what_is_wrong_with_a_file(tmp_path, config, says):
     with pytest.raises(FeaturemillError, match=says) as error:
-        read_prepared(written(tmp_path, said))
-    assert "said.json" in str(error.value)
+        read_prepared(written(tmp_path, config))
+    assert "config.json" in str(error.value)
     assert "\n" not in str(error.value)

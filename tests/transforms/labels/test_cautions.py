@@ -30,7 +30,7 @@ def test_usual_labels_pass(labels):
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "caution"),
     [
         (("train", "val"), "names of sides"),
         (("Test", "Training", "validation"), "names of sides"),
@@ -49,10 +49,10 @@ def test_usual_labels_pass(labels):
         (("NaN", "N/A", "cat", "dog"), "'N/A', 'NaN' are labels"),
     ],
 )
-def test_each_kind_is_said_once(labels, said):
+def test_each_kind_is_reported_once(labels, caution):
     lines = cautions(counts(*labels))
     assert len(lines) == 1
-    assert said in lines[0]
+    assert caution in lines[0]
 
 
 def test_a_look_does_not_say_what_more_rows_may_disprove():

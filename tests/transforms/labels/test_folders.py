@@ -11,7 +11,7 @@ SPLIT_FIRST = ["/d/train/ants", "/d/train/bees", "/d/val/ants", "/d/val/bees"]
 TINY = ["/d/train/n01/images", "/d/train/n02/images", "/d/val/images", "/d/test/images"]
 
 
-def said(rule, *given):
+def stated(rule, *given):
     """Returns {folder: (label, split)}; given are folders, or (folder that was given, folder with images)."""
     places = [Place(each[1], each[0]) if isinstance(each, tuple) else Place(each, None) for each in given]
     return {place.folder: (found.label, found.split) for place, found in read_folders(rule, places).items()}
@@ -33,43 +33,43 @@ def test_split_first_then_class():
             strict=True,
         )
     )
-    assert said("folder", *below("/d", SPLIT_FIRST)) == expected
+    assert stated("folder", *below("/d", SPLIT_FIRST)) == expected
     # As a shell expands d/* and d/*/*, and the files of d/*/*/*.
     halves = below("/d/train", SPLIT_FIRST[:2]) + below("/d/val", SPLIT_FIRST[2:])
-    assert said("folder", *halves) == expected
-    assert said("folder", *alone(SPLIT_FIRST)) == expected
-    assert said("folder", *SPLIT_FIRST) == expected
+    assert stated("folder", *halves) == expected
+    assert stated("folder", *alone(SPLIT_FIRST)) == expected
+    assert stated("folder", *SPLIT_FIRST) == expected
     for rule in ("parent",):
-        assert said(rule, *below("/d", SPLIT_FIRST)) == expected
+        assert stated(rule, *below("/d", SPLIT_FIRST)) == expected
 
 
 def test_folders_as_a_shell_expands_them_label_as_the_one_above():
     folders = ["/p/cats", "/p/dogs"]
     expected = {"/p/cats": ("cats", None), "/p/dogs": ("dogs", None)}
-    assert said("folder", *below("/p", folders)) == expected
-    assert said("folder", *alone(folders)) == expected
+    assert stated("folder", *below("/p", folders)) == expected
+    assert stated("folder", *alone(folders)) == expected
     # With the files that lie beside the folders: they have no label either way.
-    assert said("folder", *below("/p", ["/p", *folders])) == {**expected, "/p": (None, None)}
-    assert said("folder", *alone(folders), "/p") == {**expected, "/p": (None, None)}
+    assert stated("folder", *below("/p", ["/p", *folders])) == {**expected, "/p": (None, None)}
+    assert stated("folder", *alone(folders), "/p") == {**expected, "/p": (None, None)}
 
 
 def test_a_folder_by_itself_is_no_class():
-    assert said("folder", ("/p/cats", "/p/cats")) == {"/p/cats": (None, None)}
+    assert stated("folder", ("/p/cats", "/p/cats")) == {"/p/cats": (None, None)}
     # Nor are folders that have nothing to do with each other.
-    assert said("folder", *alone(["/p/cats", "/q/dogs"])) == {"/p/cats": (None, None), "/q/dogs": (None, None)}
-    assert said("parent", ("/p/cats", "/p/cats")) == {"/p/cats": ("cats", None)}
+    assert stated("folder", *alone(["/p/cats", "/q/dogs"])) == {"/p/cats": (None, None), "/q/dogs": (None, None)}
+    assert stated("parent", ("/p/cats", "/p/cats")) == {"/p/cats": ("cats", None)}
 
 
 def test_tiny_imagenet():
     train = {TINY[0]: ("n01", "train"), TINY[1]: ("n02", "train")}
     whole = {**train, TINY[2]: (None, "validation"), TINY[3]: (None, "test")}
-    assert said("folder", *below("/d", TINY)) == whole
-    assert said("folder", *[(f"/d/{folder.split('/')[2]}", folder) for folder in TINY]) == whole
+    assert stated("folder", *below("/d", TINY)) == whole
+    assert stated("folder", *[(f"/d/{folder.split('/')[2]}", folder) for folder in TINY]) == whole
     # train/*, train/*/images, and the files of train/*/images/*
-    assert said("folder", *[(folder.removesuffix("/images"), folder) for folder in TINY[:2]]) == train
-    assert said("folder", *alone(TINY[:2])) == train
-    assert said("folder", *TINY[:2]) == train
-    assert said("grandparent", *below("/d", TINY[:2])) == train
+    assert stated("folder", *[(folder.removesuffix("/images"), folder) for folder in TINY[:2]]) == train
+    assert stated("folder", *alone(TINY[:2])) == train
+    assert stated("folder", *TINY[:2]) == train
+    assert stated("grandparent", *below("/d", TINY[:2])) == train
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_tiny_imagenet():
     ],
 )
 def test_the_first_folder_that_may_be_a_class(folders, labels):
-    assert [label for label, _ in said("folder", *below("/d", folders)).values()] == labels
+    assert [label for label, _ in stated("folder", *below("/d", folders)).values()] == labels
 
 
 @pytest.mark.parametrize(
@@ -102,12 +102,12 @@ def test_the_first_folder_that_may_be_a_class(folders, labels):
     ],
 )
 def test_named_files_have_the_folder_that_they_lie_in(folders, expected):
-    assert list(said("folder", *folders).values()) == expected
+    assert list(stated("folder", *folders).values()) == expected
 
 
 def test_none_keeps_the_sides():
-    assert said("none", *below("/d", SPLIT_FIRST))["/d/val/ants"] == (None, "validation")
-    assert said("none", ("/test/me", "/test/me/p")) == {"/test/me/p": (None, None)}
+    assert stated("none", *below("/d", SPLIT_FIRST))["/d/val/ants"] == (None, "validation")
+    assert stated("none", ("/test/me", "/test/me/p")) == {"/test/me/p": (None, None)}
 
 
 def test_patterns():

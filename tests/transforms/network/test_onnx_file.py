@@ -9,9 +9,9 @@ import pytest
 from tests.support import onnx_files
 from tests.support.onnx_files import TensorProto, helper, numpy_helper, onnx
 from transforms.errors import FeaturemillError
-from transforms.network import network_file, onnx_file
+from transforms.network import files, onnx_file
 from transforms.network.bases import open_file
-from transforms.network.network_file import Tap
+from transforms.network.files import Tap
 from transforms.spec import Feature
 
 POOLS = ("avg", "max", "gem", "flatten", "cls")
@@ -87,7 +87,7 @@ def test_a_pool_fits_or_is_refused(tap, fitting):
                 tap.size(Feature("a", "t", pool))
 
 
-def test_an_unclear_layout_is_said_and_not_guessed(tmp_path):
+def test_an_unclear_layout_is_refused_and_not_guessed(tmp_path):
     arrays = {"kernel": onnx_files.drawn()(4, 3, 8, 8), "shape": np.array([0, 4, 4, 4], np.int64)}
     nodes = [
         helper.make_node("Conv", ["pixels", "kernel"], ["maps"], strides=[8, 8]),
@@ -239,7 +239,7 @@ def test_a_file_is_read_anew_where_it_changed_and_bounded(tmp_path, monkeypatch)
     model.graph.initializer.append(tensor)
     assert saved(tmp_path, model).sha256 != first.sha256
     monkeypatch.setattr(onnx_file, "_MOST_BYTES", 2_000)
-    network_file.forget()
+    files.forget()
     with pytest.raises(FeaturemillError, match=r"net.onnx: it holds over 2 kB; use a smaller"):
         open_file("onnx", str(tmp_path / "net.onnx"))
     with pytest.raises(FeaturemillError, match="no network file"):

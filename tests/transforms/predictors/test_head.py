@@ -118,7 +118,7 @@ def test_a_transform_comes_back_and_earlier_versions_refuse_it(head, tmp_path, s
     ],
     ids=str,
 )
-def test_what_is_no_transform_is_told(head, tmp_path, values):
+def test_what_is_no_transform_is_reported(head, tmp_path, values):
     save_head(head, str(tmp_path / "head"))
     path = tmp_path / "head/head.json"
     stored = {**json.loads(path.read_text()), "transform": values}
@@ -281,7 +281,7 @@ def resign(folder, **changes) -> None:
 
 
 @pytest.mark.parametrize("wrong", [None, True, -1, 1.5, "x", [], [[]], {}, {"a": {}}, [1, "x"]])
-def test_values_of_other_types_are_told_from_damage(head, tmp_path, wrong):
+def test_values_of_other_types_are_distinguished_from_damage(head, tmp_path, wrong):
     """Whoever writes a head.json can give it a hash that fits."""
     save_head(head, str(tmp_path / "head"))
     before = (tmp_path / "head" / "head.json").read_text()
@@ -418,7 +418,7 @@ def test_features_of_other_settings_are_refused(head, table, changes, message):
     assert "head | features" in str(caught.value)
 
 
-def test_plain_parquet_is_said_and_its_dims_checked(head, table):
+def test_plain_parquet_is_reported_and_its_dims_checked(head, table):
     assert "fingerprint" in check_features(head, replace(table, spec=None))
     assert "the head was trained on plain Parquet" in check_features(replace(head, spec=None), table)
     with pytest.raises(FeaturemillError, match=r"the head takes 4 numbers .* has 3"):

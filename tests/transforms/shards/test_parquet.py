@@ -358,7 +358,7 @@ def test_a_value_over_the_limit_is_a_failure(tmp_path, monkeypatch):
         (pa.array([1]), "int64, .*; pass --image-field NAME"),
     ],
 )
-def test_what_an_image_column_holds_instead_is_said(tmp_path, column, holds):
+def test_what_an_image_column_holds_instead_is_reported(tmp_path, column, holds):
     write(tmp_path / "a.parquet", {"image": column, "label": pa.array([1])})
     with pytest.raises(
         FeaturemillError, match=rf"no image in .*a\.parquet: looked for image, found that it holds {holds}"

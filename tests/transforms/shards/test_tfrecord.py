@@ -142,7 +142,7 @@ def test_a_record_that_is_no_example_is_a_failure(tmp_path):
     assert good.data == b"x"
 
 
-def test_several_labels_are_none_and_said(tmp_path):
+def test_several_labels_are_none_and_reported(tmp_path):
     # Two messages strung together are one with both values: protobuf merges them.
     one = example.serialize({"image/encoded": b"x", "image/class/text": "a"})
     two = one[:1] + bytes([one[1]]) + one[2:]

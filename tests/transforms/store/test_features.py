@@ -24,3 +24,10 @@ def test_reports_are_hashed_only_where_there_is_a_hash_to_compare_with(tmp_path,
     edit_manifest(tmp_path / "finished", parts_sha256="0" * 64)
     with pytest.raises(FeaturemillError, match="hashed"):
         open_features(finished)
+
+
+@pytest.mark.parametrize(("origin", "source"), [("random:3", "random:3"), ("imagenet (vgg19_notop.h5)", "imagenet")])
+def test_weights_are_what_loads_them_again(tmp_path, origin, source):
+    out = write_out(tmp_path / "out", clusters(rows=3, dims=8)[0])
+    edit_manifest(tmp_path / "out", weights=origin)
+    assert open_features(out).weights == source

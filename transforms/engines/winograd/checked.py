@@ -1,4 +1,4 @@
-"""Which instruction set computes: the fastest that finds on this CPU, bit for bit, what the plain loops find."""
+"""Chooses the instruction set: the fastest that finds on this CPU, bit for bit, what the plain loops find."""
 
 import logging
 import platform

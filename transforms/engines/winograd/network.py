@@ -107,7 +107,7 @@ class Network:
     def _step(
         self, step: Step, source: np.ndarray, target: np.ndarray, room: "Room", take: Take, first: int
     ) -> np.ndarray:
-        """Args: first: Which image the first one of `source` is. Returns: `target`."""
+        """Computes a step into `target` and returns it; `first` is the number of the first image of `source`."""
         in_side = step.info.input_shape[0]
         if step.info.layer.kind == "pool":
             pooled = _inside(source, step.side * 2)

@@ -93,7 +93,7 @@ def padded(columns: int, panel: int) -> int:
 
 
 class Layout:
-    """What the file of a network's weights holds: each array aligned, then the SHA-256 of all before it.
+    """Contents of the file of a network's weights: each array aligned, then the SHA-256 of all before it.
 
     Attributes:
         size: Bytes of the file.

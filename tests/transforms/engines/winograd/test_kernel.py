@@ -44,7 +44,7 @@ def bordered(images, spare=0):
 
 
 def convolved(images, weights, bias, pooled):
-    """The same in float64, the way it is written in books."""
+    """The same in float64, the way textbooks write it."""
     padded = np.pad(images.astype(np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     output = np.maximum(np.tensordot(windows, weights.astype(np.float64), ((4, 5, 3), (0, 1, 2))) + bias, 0)

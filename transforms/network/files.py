@@ -36,7 +36,7 @@ class Tap:
 
     @property
     def text(self) -> str:
-        """What it is, for people."""
+        """Its shape in words."""
         shape = "×".join(map(str, self.shape))
         if self.channels is None:
             return f"{shape}, laid out in an unknown way"
