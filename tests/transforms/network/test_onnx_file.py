@@ -100,6 +100,56 @@ def test_an_unclear_layout_is_said_and_not_guessed(tmp_path):
         tap.size(Feature("a", "cube", "avg"))
 
 
+def test_a_class_token_behind_channels_is_not_believed(tmp_path):
+    # As a detector gives its boxes: 22 numbers of each of 28² + 14² + 7² = 32² + 5.
+    arrays = {"kernel": onnx_files.drawn()(22, 3, 1, 1), "shape": np.array([0, 22, -1], np.int64)}
+    nodes = [
+        helper.make_node("Conv", ["pixels", "kernel"], ["maps"]),
+        helper.make_node("Reshape", ["maps", "shape"], ["patches"]),
+        helper.make_node("Slice", ["patches", *"abc"], ["boxes"]),
+    ]
+    arrays |= {name: np.array([value], np.int64) for name, value in zip("abc", (0, 1029, 2), strict=True)}
+    file = saved(tmp_path, onnx_files.model(nodes, arrays, shape=("n", 3, 33, 33), outputs=["boxes"]))
+    taps = file.taps(["patches", "boxes"], 33)
+    assert taps["patches"] == Tap("patches", (22, 1089), 0)
+    assert (taps["boxes"].shape, taps["boxes"].default_pool) == ((22, 1029), "flatten")
+
+
+def test_sizes_that_are_negative_are_any(tmp_path):
+    file = saved(tmp_path, onnx_files.convolutions(shape=(-1, 3, -1, -1)))
+    assert (file.batch, file.image_size(48)) == (0, 48)
+    assert file.taps(["vector"], 48)["vector"].shape == (7,)
+
+
+def constants(model):
+    """Moves a network's tensors into nodes, as Paddle has them."""
+    nodes = [helper.make_node("Constant", [], [each.name], value=each) for each in model.graph.initializer]
+    nodes += model.graph.node
+    for name, them in (("initializer", []), ("node", nodes)):
+        del getattr(model.graph, name)[:]
+        getattr(model.graph, name).extend(them)
+    return model
+
+
+def test_tensors_in_nodes(tmp_path):
+    file = saved(tmp_path, onnx_files.convolutions())
+    inside = saved(tmp_path, constants(onnx_files.convolutions()), "inside.onnx")
+    assert inside.parameters == file.parameters == 5 * 3 * 9 + 7 * 5 * 9 + 7
+    model = constants(onnx_files.convolutions())
+    onnx.external_data_helper.convert_model_to_external_data(
+        model, location="beside.bin", size_threshold=0, convert_attribute=True
+    )
+    onnx.save(model, tmp_path / "outside.onnx")
+    assert (tmp_path / "beside.bin").stat().st_size > 0
+    outside = open_file("onnx", str(tmp_path / "outside.onnx"))
+    assert outside.sha256 == inside.sha256
+    assert outside.taps(["vector"], 32)["vector"].shape == (7,)
+    os.unlink(tmp_path / "beside.bin")
+    network_file.forget()
+    with pytest.raises(FeaturemillError, match=r"has its tensors in beside.bin, which isn't beside it"):
+        open_file("onnx", str(tmp_path / "outside.onnx"))
+
+
 def test_what_a_network_is_known_by(tmp_path):
     model = onnx_files.convolutions()
     file = saved(tmp_path, model)
