@@ -1,5 +1,6 @@
 """A user's `.keras` file from images to predictions, in Keras's safe mode."""
 
+import resource
 import zipfile
 
 import numpy as np
@@ -108,6 +109,37 @@ def test_pools_of_tokens_are_those_of_one_image():
     np.testing.assert_array_equal(pool_output(tokens, "flatten"), tokens.reshape(2, -1))
 
 
+def test_nothing_huge_is_built(tmp_path, monkeypatch):
+    keras = import_keras()
+    # Of kinds that keep a state of their own, and wrap others.
+    pixels = keras.Input((SIDE, SIDE, 3))
+    layers = keras.layers
+    maps = layers.SpectralNormalization(layers.Conv2D(4, 3))(layers.RandomFlip()(pixels))
+    tokens = layers.Dropout(0.1)(layers.Reshape((-1, 4))(maps))
+    whole = keras.Sequential([layers.Dense(5), layers.LSTM(3)])
+    model = keras.Model(pixels, whole(layers.MultiHeadAttention(2, 4)(tokens, tokens)))
+    model.compile("adam", "mse")
+    model.save(tmp_path / "net.keras")
+    assert open_file("keras", str(tmp_path / "net.keras")).parameters == model.count_params()
+    with zipfile.ZipFile(tmp_path / "net.keras") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    files["config.json"] = files["config.json"].replace(b'"units": 5', b'"units": 30000000')
+    with zipfile.ZipFile(tmp_path / "huge.keras", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    monkeypatch.setattr(keras_file, "_MOST_BYTES", 10**8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FeaturemillError, match=r"huge.keras has layers whose weights take 600 MB, over 100 MB; use a"):
+        open_file("keras", str(tmp_path / "huge.keras"))
+    # Nor later, by what Keras makes up for when another such scope ends.
+    with keras.StatelessScope():
+        pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000
+    monkeypatch.setattr(keras_file, "_MOST_CONFIG_BYTES", 100)
+    with pytest.raises(FeaturemillError, match=r"describes its layers in .* kB, over 100 B"):
+        open_file("keras", str(tmp_path / "huge.keras"))
+
+
 def test_one_line_says_why_a_file_cannot_be_used(tmp_path, monkeypatch):
     keras = import_keras()
     pixels = keras.Input((SIDE, SIDE, 3))
@@ -141,5 +173,5 @@ def test_one_line_says_why_a_file_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(keras_file, "_MOST_BYTES", 1_000)
     with zipfile.ZipFile(tmp_path / "net.keras", "a") as archive:
         archive.writestr("more", b"0" * 2_000)
-    with pytest.raises(FeaturemillError, match="it unpacks to"):
+    with pytest.raises(FeaturemillError, match="net.keras unpacks to"):
         open_file("keras", str(tmp_path / "net.keras"))
