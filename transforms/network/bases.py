@@ -158,7 +158,8 @@ def base_of(backbone: str) -> Base:
     known = BASES | FILES
     backbone = file_kind(backbone) or backbone
     if backbone not in known:
-        raise UsageError(f"no backbone {backbone!r}{did_you_mean(backbone, BASES)}")
+        files = f" (files are {' or '.join(base.file for base in FILES.values())})" if "." in backbone else ""
+        raise UsageError(f"no backbone {backbone!r}{files}{did_you_mean(backbone, BASES)}")
     return known[backbone]
 
 
@@ -206,7 +207,7 @@ def layers(backbone: str, *, include_top: bool = False, **options: Any) -> tuple
 
 def expect_size(backbone: str, image_size: int) -> None:
     """Builds a graph at the size at which it will be used, so that it needn't be at another for its layers' names."""
-    if not base_of(backbone).is_chain:
+    if base_of(backbone).builder:
         applications.describe(base_of(backbone).builder, image_size)
 
 

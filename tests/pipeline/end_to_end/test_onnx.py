@@ -128,6 +128,8 @@ def test_describe_lists_what_can_be_tapped(folder):
     for wrong in (str(folder / "net.onnx"), "onnx"):
         with pytest.raises(UsageError, match="a file's network has no table of layers"):
             plot(wrong, str(folder / "a.png"))
+    with pytest.raises(UsageError, match="describe FILE lists its taps"):
+        describe_text("onnx", include_top=False, image_size=None)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +142,7 @@ def test_describe_lists_what_can_be_tapped(folder):
         ({"engine": "keras"}, "the engine keras doesn't compute onnx; pass --engine onnx"),
         ({"precision": "bfloat16"}, "no engine computes onnx in 'bfloat16'|computes in float32"),
         ({"features": ("a=hiden:cls",)}, "has no tensor 'hiden'; did you mean hidden"),
+        ({"backbone": "net.pt"}, r"no backbone 'net.pt' \(files are .onnx or .keras\); choose from vgg16"),
         ({"features": ("a=embedded:cls",)}, "embedded has no class token"),
         ({"backbone": "vgg16"}, "vgg16 says itself how pixels are normalised; leave --normalise out"),
         (
@@ -147,7 +150,7 @@ def test_describe_lists_what_can_be_tapped(folder):
             "block1_pool has no class token",
         ),
     ],
-    ids=["normalise", "weights", "top", "size", "engine", "precision", "tap", "cls", "named", "vgg"],
+    ids=["normalise", "weights", "top", "size", "engine", "precision", "tap", "torch", "cls", "named", "vgg"],
 )
 def test_one_line_says_what_does_not_fit(folder, more, says):
     with pytest.raises(FeaturemillError, match=says) as error:

@@ -271,6 +271,14 @@ def test_outputs_that_are_no_features(tmp_path):
     assert file.taps(["colours"], 32)["colours"].size(Feature("a", "colours", "avg")) == 3
 
 
+def test_a_wrong_name_is_not_answered_with_hundreds(tmp_path):
+    chain = ["pixels", *(f"t{number}" for number in range(40))]
+    nodes = [helper.make_node("Relu", [taken], [given]) for taken, given in zip(chain, chain[1:], strict=False)]
+    file = saved(tmp_path, onnx_files.model(nodes, {}, shape=("n", 3, "h", "w"), outputs=["t39"]))
+    with pytest.raises(FeaturemillError, match=r"choose from t0, t1, .*, t29 … [(]40 in all[)]$"):
+        file.taps(["block5_pool"], 32)
+
+
 def test_only_what_is_needed_is_computed(tmp_path):
     # What `maps` needs ends before a node that can't be loaded.
     model = onnx_files.convolutions()
