@@ -33,7 +33,7 @@ def duration(seconds: float) -> str:
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of an error sentence: the valid names nearest to a wrong one, or all, or many, if none is near."""
+    """Returns the end of an error sentence: the valid names nearest to a wrong one, or some if none is near."""
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
     if close:
