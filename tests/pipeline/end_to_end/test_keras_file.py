@@ -4,11 +4,15 @@ import resource
 import zipfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.demo.samples import draw_items, write_folder
 from pipeline.describe import describe_text
 from pipeline.end_to_end.export import export
+from pipeline.end_to_end.finetune import finetune
+from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
@@ -78,10 +82,17 @@ def test_from_images_to_predictions(tmp_path):
     assert verify(asked.output, sample=4).ok
     head, quick = tmp_path / "head", {"learning_curve": False, "errors": False, "validation": 0.4}
     train(TrainOptions(features=asked.output, output=str(head), kinds=("ridge",), columns=("patches",), **quick))
-    predicted = predict(PredictOptions(head=str(head), inputs=asked.inputs, output=str(tmp_path / "pred")))
+    predicted = predict(
+        PredictOptions(head=str(head), inputs=asked.inputs, output=str(tmp_path / "pred"), probabilities=True)
+    )
     assert predicted.manifest.totals["predicted"] == summary.totals.rows_embedded
-    with pytest.raises(FeaturemillError, match="export doesn't take networks from files"):
-        export(str(head), str(tmp_path / "model.keras"))
+    export(str(head), str(tmp_path / "model.keras"))
+    both = import_keras().saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    for row in pq.read_table(tmp_path / "pred/predictions").to_pylist():
+        image = np.array(Image.open(row["key"]).convert("RGB"))
+        np.testing.assert_allclose(np.asarray(both(image[None]))[0], row["probabilities"], atol=1e-5)
+    with pytest.raises(FeaturemillError, match=r"finetune doesn't take networks from .keras files"):
+        finetune(FinetuneOptions(head=str(head), features=asked.output, output=str(tmp_path / "new"), unfreeze="1"))
     text = describe_text(asked.weights, include_top=False, image_size=None)
     assert "Its outputs: --feature embedding=dense:flatten." in text
     assert "\nmaps " in text
@@ -173,5 +184,5 @@ def test_one_line_says_why_a_file_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(keras_file, "_MOST_BYTES", 1_000)
     with zipfile.ZipFile(tmp_path / "net.keras", "a") as archive:
         archive.writestr("more", b"0" * 2_000)
-    with pytest.raises(FeaturemillError, match="net.keras unpacks to"):
+    with pytest.raises(FeaturemillError, match=r"net.keras unpacks to"):
         open_file("keras", str(tmp_path / "net.keras"))
