@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -273,7 +274,7 @@ def test_outputs_that_are_no_features(tmp_path):
 
 def test_a_wrong_name_is_not_answered_with_hundreds(tmp_path):
     chain = ["pixels", *(f"t{number}" for number in range(40))]
-    nodes = [helper.make_node("Relu", [taken], [given]) for taken, given in zip(chain, chain[1:], strict=False)]
+    nodes = [helper.make_node("Relu", [taken], [given]) for taken, given in pairwise(chain)]
     file = saved(tmp_path, onnx_files.model(nodes, {}, shape=("n", 3, "h", "w"), outputs=["t39"]))
     with pytest.raises(FeaturemillError, match=r"choose from t0, t1, .*, t29 … [(]40 in all[)]$"):
         file.taps(["block5_pool"], 32)
