@@ -108,6 +108,11 @@ class OnnxFile(NetworkFile):
         # Exporters often fix the number of images inside without saying so.
         for count in (self.batch,) if self.batch else (2, 1):
             try:
+                if 12 * count * side**2 > _MOST_BYTES:
+                    raise FeaturemillError(
+                        f"{self.path} takes {counted(count, 'image')} of {side}×{side} at once, over "
+                        f"{size_text(_MOST_BYTES)}; export it again with fewer, or of another size"
+                    )
                 outputs = self.run(session, np.zeros((count, side, side, 3), np.float32))
             except FeaturemillError as error:
                 problem = error
@@ -228,7 +233,7 @@ def _read(path: str) -> "onnx.ModelProto":
     except Exception as error:
         # Protocol Buffers' own, whose module differs between its versions.
         raise FeaturemillError(f"{path} is not an ONNX file, or is damaged; export or copy it again") from error
-    if not model.graph.node:
+    if not model.graph.node or not model.graph.output:
         raise FeaturemillError(f"{path} is not an ONNX file, or is empty; export or copy it again")
     outside = [tensor for tensor in _tensors(model.graph) if tensor.data_location == tensor.EXTERNAL]
     size = len(data)

@@ -222,6 +222,9 @@ SECOND = helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n"])
         (of_input("n", 3, 32, 32, kind=TensorProto.INT32), "isn't N×3×S×S"),
         (spoiled(initializer=lambda them: them[0].ClearField("raw_data")), "tensor a is damaged"),
         (of_input("n", 3, 2, 2), "pass another --image-size"),
+        (of_input("n", 3, 10**6, 10**6), "takes 1 image of 1000000×1000000 at once, over 2.15 GB"),
+        (of_input(10**9, 3, 32, 32), "takes 1,000,000,000 images of 32×32 at once"),
+        (spoiled(output=lambda them: them.pop()), "is empty"),
     ],
     ids=[
         "empty",
@@ -237,6 +240,9 @@ SECOND = helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n"])
         "ints",
         "tensor",
         "small",
+        "giant",
+        "batch",
+        "outputs",
     ],
 )
 def test_one_line_says_why_a_file_cannot_be_used(tmp_path, data, says):
