@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 LABEL_LENGTH = 60
 _MOST_LETTERS = 240
+_MOST_CHOICES = 30
 # They turn what stands after them around, so that a key reads as another.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
@@ -32,10 +33,13 @@ def duration(seconds: float) -> str:
 
 
 def did_you_mean(name: str, valid: Iterable[str]) -> str:
-    """Returns the end of an error sentence: the valid names nearest to a wrong one, or all if none is near."""
+    """Returns the end of an error sentence: the valid names nearest to a wrong one, or some if none is near."""
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else f"; choose from {', '.join(valid)}"
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    more = f" … ({len(valid):,} in all)" if len(valid) > _MOST_CHOICES else ""
+    return f"; choose from {', '.join(valid[:_MOST_CHOICES])}{more}"
 
 
 def one_line(error: BaseException) -> str:

@@ -76,7 +76,7 @@ def export(options: ExportOptions, *, say: Callable[[str], None] = lambda line: 
                 f"{folder} was trained on {loaded.origin}, so there is no network to put before it; "
                 "train it on the output of featuremill extract"
             )
-        check_named(loaded.spec.backbone, "export")
+        check_named(loaded.spec.backbone, "export", files=(".keras",))
         used = _load_weights(folder, loaded, options.weights)
         notes = _notes(loaded, used)
         if notes["weights_are_random"]:
@@ -87,7 +87,7 @@ def export(options: ExportOptions, *, say: Callable[[str], None] = lambda line: 
             say("decode   the head saw large JPEGs decoded at reduced scale; the model takes whole pixels instead")
         from transforms.end_to_end.assembly import assemble
 
-        _write(assemble(loaded, used.arrays), output, notes, as_file=as_file)
+        _write(assemble(loaded, used.arrays, used.origin), output, notes, as_file=as_file)
         return {"output": output, "format": "keras" if as_file else "savedmodel", **notes}
 
 

@@ -90,7 +90,9 @@ class ExtractOptions(ImageOptions, SpecOptions):
         unset=f"{DEFAULT_FEATURE}; of other networks, what describe says",
     )
     image_size: int | None = undecided(SpecOptions, "image_size", "the network's own, 224; of efficientnetv2-s, 384")
-    resize: str | None = undecided(SpecOptions, "resize", "the network's own, squash; of others than VGG, crop")
+    resize: str | None = undecided(
+        SpecOptions, "resize", "the network's own, crop; of VGG and efficientnetv2-s, squash"
+    )
     interpolation: str | None = undecided(SpecOptions, "interpolation", "the network's own, bilinear or bicubic")
     keep: tuple[str, ...] = declared(
         (),

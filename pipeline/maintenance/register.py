@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
@@ -33,6 +33,7 @@ class Registered:
         added, removed: Parts that the table has since, and that it has no more; none if there was nothing to do.
         parts: That it has now.
         rows: N.
+        left_out: Added features, which lie in parts of their own.
     """
 
     output: str
@@ -41,6 +42,7 @@ class Registered:
     removed: int
     parts: int
     rows: int
+    left_out: tuple[str, ...] = ()
 
 
 def register(output: str, *, iceberg: str | None = None, delta: bool = False) -> Registered:
@@ -64,9 +66,8 @@ def register(output: str, *, iceberg: str | None = None, delta: bool = False) ->
     with out.locked():
         features = open_features(out)
         with _refusals(f"the table {iceberg}" if iceberg else f"the Delta log of {out}"):
-            if iceberg is not None:
-                return _register_iceberg(features, iceberg)
-            return _register_delta(features, out)
+            made = _register_delta(features, out) if iceberg is None else _register_iceberg(features, iceberg)
+        return replace(made, left_out=tuple(out.manifest.added_features))
 
 
 def _check(out: Output) -> None:
@@ -191,4 +192,5 @@ def registered_text(registered: Registered) -> str:
     """Returns the result for people."""
     r = registered
     what = f"{counted(r.added, 'part')} added, {r.removed} removed" if r.added or r.removed else "nothing to do"
-    return f"{readable(r.table)}: {what}; it has {counted(r.parts, 'part')}, {counted(r.rows, 'row')}"
+    text = f"{readable(r.table)}: {what}; it has {counted(r.parts, 'part')}, {counted(r.rows, 'row')}"
+    return f"{text}; without {', '.join(r.left_out)}, which lie beside the parts" if r.left_out else text

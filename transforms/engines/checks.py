@@ -34,11 +34,13 @@ def computed_layers(spec: FeatureSpec, *, include_top: bool = True) -> tuple[Lay
     return table
 
 
-def check_named(backbone: str, command: str) -> None:
-    """Raises FeaturemillError for a base from a file, which a command doesn't take."""
-    if base_of(backbone).is_file:
+def check_named(backbone: str, command: str, *, files: Sequence[str] = ()) -> None:
+    """Raises FeaturemillError for a base from a file, which a command doesn't take; of `files` it does."""
+    base = base_of(backbone)
+    if base.is_file and base.file not in files:
         raise FeaturemillError(
-            f"{command} doesn't take networks from files; use a head on features of a named base, such as vgg19"
+            f"{command} doesn't take networks from {base.file} files; use a head on features of a named base, such as "
+            "vgg19"
         )
 
 

@@ -20,6 +20,8 @@ CHOICES = f"{', '.join(_NAMES)}, or a preprocessor_config.json"
 # Pillow's numbers.
 _RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _FITS = {"center": "crop", "squash": "squash", "border": "pad"}
+# Of this size on, ConvNeXt's processor, which takes a share and no crop, warps images.
+_UNCROPPED = 384
 _MOST_BYTES = 2**20
 
 
@@ -72,24 +74,32 @@ def _timm(config: dict[str, Any], path: str) -> Prepared:
 
 
 def _hugging_face(config: dict[str, Any], path: str) -> Prepared:
+    # What isn't set is written as null by newer versions.
+    config = {name: value for name, value in config.items() if value is not None}
     if config.get("rescale_offset"):
         raise ValueError("rescale_offset moves the pixels before they are normalised")
     scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1
     normalises = config.get("do_normalize", True)
     mean, std = (config["image_mean"], config["image_std"]) if normalises else ([0, 0, 0], [1, 1, 1])
+    if config.get("include_top"):
+        # EfficientNet's processor divides once more.
+        std = [first * second for first, second in zip(std, config["image_std"], strict=True)]
     image: dict[str, Any] = {}
     whole = 0
     if config.get("do_resize", True):
         image["interpolation"] = _RESAMPLING[config.get("resample", 2)]
-        size, cuts = config["size"], config.get("do_center_crop", False)
-        size = size if isinstance(size, dict) else {"shortest_edge": size} if cuts else {"height": size, "width": size}
+        size, cuts, share = config["size"], config.get("do_center_crop", False), config.get("crop_pct")
+        if not isinstance(size, dict):
+            size = {"shortest_edge": size} if cuts or share else {"height": size, "width": size}
         whole = size["shortest_edge"] if "shortest_edge" in size else _square(size["height"], size["width"])
         side, image["resize"] = whole, "crop" if "shortest_edge" in size else "squash"
         if cuts:
             side = config["crop_size"]
             side = _square(side["height"], side["width"]) if isinstance(side, dict) else side
-        elif "crop_pct" in config and "shortest_edge" in size:
-            whole = math.floor(side / config["crop_pct"])
+        elif share and whole >= _UNCROPPED:
+            image["resize"] = "squash"
+        if share and image["resize"] == "crop":
+            whole = math.floor(whole / share)
         image["image_size"] = side
     return _prepared(mean, std, scale, image, whole, path)
 

@@ -1,1 +1,1 @@
-"""The VGG networks as a table of layers, and their weights."""
+"""The bases: networks as tables of layers or in files, their weights, and what pixels become for them."""

@@ -86,9 +86,8 @@ def _application(builder: str, path: str, digest: str, feature: str, width: int,
     )
 
 
-# Files and hashes from Keras 3.15's keras/src/applications. How images are fitted: as each was tested by its authors, a
-# square cut from the middle, after He et al. 2016, Tan and Le 2021, Liu et al. 2022, Howard et al. 2019, Huang et al.
-# 2017, whose code resizes bilinearly but for the second and third.
+# Files and hashes from Keras 3.15's keras/src/applications, which says nothing of how images are fitted: so as their
+# authors' code tests them (docs/decisions.md names it). Nearly so where MobileNetV3 squashes 7/8 of either side.
 BASES = {
     "vgg16": _vgg("vgg16", "6d6bbae143d832006294945121d1f1fc", "64373286793e3c8b2b4e3219cbf3544b"),
     "vgg19": _vgg("vgg19", "253f8cb515780f3b799900260a226db6", "cbe5617147190e668d6c5d5026f83318"),
@@ -115,7 +114,7 @@ BASES = {
         "top_activation:avg",
         1280,
         image_size=384,
-        interpolation="bicubic",
+        resize="squash",
     ),
     # Its normalisation comes after the pooling.
     "convnext-tiny": _application(
@@ -140,6 +139,7 @@ BASES = {
         "relu:avg",
         1024,
         normalise="torch",
+        interpolation="bicubic",
     ),
 }
 BACKBONES = tuple(BASES)
@@ -158,7 +158,8 @@ def base_of(backbone: str) -> Base:
     known = BASES | FILES
     backbone = file_kind(backbone) or backbone
     if backbone not in known:
-        raise UsageError(f"no backbone {backbone!r}{did_you_mean(backbone, BASES)}")
+        files = f" (files are {' or '.join(base.file for base in FILES.values())})" if "." in backbone else ""
+        raise UsageError(f"no backbone {backbone!r}{files}{did_you_mean(backbone, BASES)}")
     return known[backbone]
 
 
@@ -206,7 +207,7 @@ def layers(backbone: str, *, include_top: bool = False, **options: Any) -> tuple
 
 def expect_size(backbone: str, image_size: int) -> None:
     """Builds a graph at the size at which it will be used, so that it needn't be at another for its layers' names."""
-    if not base_of(backbone).is_chain:
+    if base_of(backbone).builder:
         applications.describe(base_of(backbone).builder, image_size)
 
 

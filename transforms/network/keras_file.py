@@ -6,8 +6,10 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from math import prod
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,8 +23,8 @@ from transforms.text import did_you_mean, one_line, size_text
 if TYPE_CHECKING:
     import keras
 
-# What an archive may unpack to.
-_MOST_BYTES = 4 * 2**30
+# What an archive may unpack to, its description alone, and the weights of what that describes.
+_MOST_BYTES, _MOST_CONFIG_BYTES = 4 * 2**30, 2**26
 
 
 class KerasFile(NetworkFile):
@@ -87,6 +89,20 @@ def _tap(name: str, shape: tuple[int, ...]) -> Tap:
     return Tap(name, shape, len(shape) - 1, extra_tokens(shape[0]) if len(shape) == 2 else 0)
 
 
+def _count_weights(config: dict[str, Any]) -> int:
+    """Returns how many numbers the weights of a described model are; none of them is made."""
+    keras = import_keras()
+    with keras.StatelessScope(initialize_variables=False):
+        # Whatever would compile it would bring weights of its own.
+        model = keras.saving.deserialize_keras_object({**config, "compile_config": None}, safe_mode=True)
+        return sum(prod(variable.shape) for variable in model.variables)
+
+
+def _check_size(size: int, most: int, path: str, what: str) -> None:
+    if size > most:
+        raise FeaturemillError(f"{path} {what} {size_text(size)}, over {size_text(most)}; use a smaller network")
+
+
 def _load(path: str) -> "keras.Model":
     # A copy: Keras reads files of this machine alone, and what is checked is then what is loaded.
     with tempfile.NamedTemporaryFile(suffix=".keras") as copy:
@@ -95,10 +111,17 @@ def _load(path: str) -> "keras.Model":
                 shutil.copyfileobj(file, copy, 1 << 20)
             copy.flush()
             with zipfile.ZipFile(copy.name) as archive:
-                size = sum(each.file_size for each in archive.infolist())
-            if size > _MOST_BYTES:
-                raise ValueError(f"it unpacks to {size_text(size)}, and {size_text(_MOST_BYTES)} can be used")
+                _check_size(sum(each.file_size for each in archive.infolist()), _MOST_BYTES, path, "unpacks to")
+                described = archive.getinfo("config.json")
+                _check_size(described.file_size, _MOST_CONFIG_BYTES, path, "describes its layers in")
+                said = archive.read(described)
+            # In a thread of its own, since Keras remembers for each what is to be initialised later.
+            with ThreadPoolExecutor(1) as thread:
+                numbers = thread.submit(_count_weights, json.loads(said)).result()
+            _check_size(4 * numbers, _MOST_BYTES, path, "has layers whose weights take")
             return import_keras().saving.load_model(copy.name, compile=False, safe_mode=True)
+        except FeaturemillError:
+            raise
         except Exception as error:
             # What a file says may fail in any layer's way.
             says = one_line(error).replace(copy.name, path)

@@ -47,7 +47,7 @@ class OnnxFile(NetworkFile):
         self._model = _read(path)
         graph = self._model.graph
         self.outputs = tuple(each.name for each in graph.output)
-        self.parameters = sum(prod(tensor.dims) for tensor in graph.initializer)
+        self.parameters = sum(prod(tensor.dims) for tensor in _tensors(graph))
         self._read_input()
         made = {self._input: None}
         for node in graph.node:
@@ -68,7 +68,8 @@ class OnnxFile(NetworkFile):
             )
         self._input, kind = inputs[0].name, inputs[0].type.tensor_type
         types = {1: np.float32, 10: np.float16}
-        dims = [dim.dim_value for dim in kind.shape.dim]
+        # Of any size is left out, or negative, as Paddle writes it.
+        dims = [max(0, dim.dim_value) for dim in kind.shape.dim]
         wanted = "N×3×S×S or N×S×S×3, float32 or float16"
         if len(dims) != 4 or kind.elem_type not in types:
             raise FeaturemillError(f"{self.path}: its input {self._input} isn't {wanted}; export it again")
@@ -107,6 +108,11 @@ class OnnxFile(NetworkFile):
         # Exporters often fix the number of images inside without saying so.
         for count in (self.batch,) if self.batch else (2, 1):
             try:
+                if 12 * count * side**2 > _MOST_BYTES:
+                    raise FeaturemillError(
+                        f"{self.path} takes {counted(count, 'image')} of {side}×{side} at once, over "
+                        f"{size_text(_MOST_BYTES)}; export it again with fewer, or of another size"
+                    )
                 outputs = self.run(session, np.zeros((count, side, side, 3), np.float32))
             except FeaturemillError as error:
                 problem = error
@@ -136,7 +142,9 @@ class OnnxFile(NetworkFile):
             clash = None not in (by_shape, by_maker) and by_shape != by_maker
             return Tap(name, shape, None if clash else by_shape if by_maker is None else by_maker)
         extras = [extra_tokens(size) for size in shape]
-        by_shape = None if (extras[0] is None) == (extras[1] is None) else 0 if extras[0] is None else 1
+        # A class token comes with channels last; what only looks like patches and one are a detector's boxes, say.
+        known = [extra is not None for extra in extras]
+        by_shape = 1 if known == [True, False] else 0 if known == [False, True] and not extras[1] else None
         channels = {1: 0, 2: 1, -1: 1}.get(axis, by_shape)
         return Tap(name, shape, channels, None if channels is None else extras[1 - channels])
 
@@ -225,9 +233,9 @@ def _read(path: str) -> "onnx.ModelProto":
     except Exception as error:
         # Protocol Buffers' own, whose module differs between its versions.
         raise FeaturemillError(f"{path} is not an ONNX file, or is damaged; export or copy it again") from error
-    if not model.graph.node:
+    if not model.graph.node or not model.graph.output:
         raise FeaturemillError(f"{path} is not an ONNX file, or is empty; export or copy it again")
-    outside = [tensor for tensor in model.graph.initializer if tensor.data_location == tensor.EXTERNAL]
+    outside = [tensor for tensor in _tensors(model.graph) if tensor.data_location == tensor.EXTERNAL]
     size = len(data)
     for tensor in outside:
         where = {entry.key: entry.value for entry in tensor.external_data}
@@ -256,7 +264,7 @@ def _read_outside(onnx: Any, tensor: Any, where: dict[str, str], path: str, *, r
     except (OSError, ValueError) as error:
         raise FeaturemillError(f"cannot read {tensor.name} of {path} in {beside}: {one_line(error)}") from error
     del tensor.external_data[:]
-    tensor.data_location = tensor.DEFAULT
+    tensor.ClearField("data_location")
     return length
 
 
@@ -287,6 +295,16 @@ def _identity(model: "onnx.ModelProto", path: str) -> str:
             getattr(rest.graph, name).add(name=each.name, type=each.type)
     sha256.update(rest.SerializeToString(deterministic=True))
     return sha256.hexdigest()
+
+
+def _tensors(graph: Any) -> Iterator[Any]:
+    """Yields the tensors in a graph: its own, those in its nodes, and those of the graphs within them."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            yield from (attribute.t,) if attribute.type == 4 else attribute.tensors
+            for inner in (attribute.g, *attribute.graphs) if attribute.type in (5, 10) else ():
+                yield from _tensors(inner)
 
 
 def _taken(node: Any) -> Iterable[str]:

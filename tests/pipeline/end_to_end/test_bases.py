@@ -5,6 +5,8 @@ The table of docs/running.md is filled by the tests with `made`: equal to Keras,
 and `test_one_model_gives_what_predict_gives`, which exports too; finetune by `test_tuned_as_at_inference`.
 """
 
+import inspect
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -60,6 +62,26 @@ MIDDLE = {
     "mobilenetv3-large": ("expanded_conv_13_add", "expanded_conv_14"),
     "densenet121": ("conv5_block15_concat", "conv5_block16"),
 }
+
+
+# As docs/decisions.md says of their authors' code.
+FITTED = {
+    "resnet50": (224, "crop", "bilinear"),
+    "efficientnetv2-b0": (224, "crop", "bicubic"),
+    "efficientnetv2-s": (384, "squash", "bilinear"),
+    "convnext-tiny": (224, "crop", "bicubic"),
+    "mobilenetv3-large": (224, "crop", "bilinear"),
+    "densenet121": (224, "crop", "bicubic"),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_images_are_fitted_as_its_authors_do(name):
+    base = BASES[name]
+    assert (base.image_size, base.resize, base.interpolation) == FITTED[name]
+    # Keras says the size alone, where it says any.
+    source = inspect.getsource(getattr(import_keras().applications, base.builder))
+    assert {int(size) for size in re.findall(r"default_size=(\d+)", source)} <= {base.image_size}
 
 
 @pytest.mark.parametrize("name", GRAPHS)

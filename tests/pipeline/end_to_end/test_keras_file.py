@@ -1,13 +1,18 @@
 """A user's `.keras` file from images to predictions, in Keras's safe mode."""
 
+import resource
 import zipfile
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from pipeline.demo.samples import draw_items, write_folder
 from pipeline.describe import DescribeOptions, describe_text
 from pipeline.end_to_end.export import ExportOptions, export
+from pipeline.end_to_end.finetune import finetune
+from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
@@ -77,10 +82,17 @@ def test_from_images_to_predictions(tmp_path):
     assert verify(VerifyOptions(asked.output, sample=4)).ok
     head, quick = tmp_path / "head", {"learning_curve": False, "errors": False, "validation": 0.4}
     train(TrainOptions(features=asked.output, output=str(head), kinds=("ridge",), columns=("patches",), **quick))
-    predicted = predict(PredictOptions(head=str(head), inputs=asked.inputs, output=str(tmp_path / "pred")))
+    predicted = predict(
+        PredictOptions(head=str(head), inputs=asked.inputs, output=str(tmp_path / "pred"), probabilities=True)
+    )
     assert predicted.manifest.totals["predicted"] == summary.totals.rows_embedded
-    with pytest.raises(FeaturemillError, match="export doesn't take networks from files"):
-        export(ExportOptions(str(head), str(tmp_path / "model.keras")))
+    export(ExportOptions(str(head), str(tmp_path / "model.keras")))
+    both = import_keras().saving.load_model(tmp_path / "model.keras", safe_mode=True)
+    for row in pq.read_table(tmp_path / "pred/predictions").to_pylist():
+        image = np.array(Image.open(row["key"]).convert("RGB"))
+        np.testing.assert_allclose(np.asarray(both(image[None]))[0], row["probabilities"], atol=1e-5)
+    with pytest.raises(FeaturemillError, match=r"finetune doesn't take networks from .keras files"):
+        finetune(FinetuneOptions(head=str(head), features=asked.output, output=str(tmp_path / "new"), unfreeze="1"))
     text = describe_text(DescribeOptions(asked.weights))
     assert "Its outputs: --feature embedding=dense:flatten." in text
     assert "\nmaps " in text
@@ -106,6 +118,37 @@ def test_pools_of_tokens_are_those_of_one_image():
     np.testing.assert_allclose(pool_output(tokens[:, :8], "gem").shape, (2, 5))
     np.testing.assert_array_equal(pool_output(tokens, "cls"), tokens[:, 0])
     np.testing.assert_array_equal(pool_output(tokens, "flatten"), tokens.reshape(2, -1))
+
+
+def test_nothing_huge_is_built(tmp_path, monkeypatch):
+    keras = import_keras()
+    # Of kinds that keep a state of their own, and wrap others.
+    pixels = keras.Input((SIDE, SIDE, 3))
+    layers = keras.layers
+    maps = layers.SpectralNormalization(layers.Conv2D(4, 3))(layers.RandomFlip()(pixels))
+    tokens = layers.Dropout(0.1)(layers.Reshape((-1, 4))(maps))
+    whole = keras.Sequential([layers.Dense(5), layers.LSTM(3)])
+    model = keras.Model(pixels, whole(layers.MultiHeadAttention(2, 4)(tokens, tokens)))
+    model.compile("adam", "mse")
+    model.save(tmp_path / "net.keras")
+    assert open_file("keras", str(tmp_path / "net.keras")).parameters == model.count_params()
+    with zipfile.ZipFile(tmp_path / "net.keras") as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    files["config.json"] = files["config.json"].replace(b'"units": 5', b'"units": 30000000')
+    with zipfile.ZipFile(tmp_path / "huge.keras", "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    monkeypatch.setattr(keras_file, "_MOST_BYTES", 10**8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(FeaturemillError, match=r"huge.keras has layers whose weights take 600 MB, over 100 MB; use a"):
+        open_file("keras", str(tmp_path / "huge.keras"))
+    # Nor later, by what Keras makes up for when another such scope ends.
+    with keras.StatelessScope():
+        pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 500_000
+    monkeypatch.setattr(keras_file, "_MOST_CONFIG_BYTES", 100)
+    with pytest.raises(FeaturemillError, match=r"describes its layers in .* kB, over 100 B"):
+        open_file("keras", str(tmp_path / "huge.keras"))
 
 
 def test_one_line_says_why_a_file_cannot_be_used(tmp_path, monkeypatch):
@@ -141,5 +184,5 @@ def test_one_line_says_why_a_file_cannot_be_used(tmp_path, monkeypatch):
     monkeypatch.setattr(keras_file, "_MOST_BYTES", 1_000)
     with zipfile.ZipFile(tmp_path / "net.keras", "a") as archive:
         archive.writestr("more", b"0" * 2_000)
-    with pytest.raises(FeaturemillError, match="it unpacks to"):
+    with pytest.raises(FeaturemillError, match=r"net.keras unpacks to"):
         open_file("keras", str(tmp_path / "net.keras"))

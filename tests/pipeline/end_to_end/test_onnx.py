@@ -102,9 +102,9 @@ def test_from_images_to_predictions(folder, tmp_path):
     given = {"head": str(head), "inputs": asked.inputs}
     predicted = predict(PredictOptions(**given, output=str(tmp_path / "pred")))
     assert predicted.manifest.totals["predicted"] == len(keys)
-    with pytest.raises(FeaturemillError, match="export doesn't take networks from files; use a head on"):
+    with pytest.raises(FeaturemillError, match=r"export doesn't take networks from .onnx files; use a"):
         export(ExportOptions(str(head), str(tmp_path / "model.keras")))
-    with pytest.raises(FeaturemillError, match="finetune doesn't take networks from files"):
+    with pytest.raises(FeaturemillError, match=r"finetune doesn't take networks from .onnx files"):
         finetune(FinetuneOptions(head=str(head), features=asked.output, output=str(tmp_path / "new"), unfreeze="1"))
 
     # The file has moved: only where it is now is said. Another file isn't taken for it.
@@ -129,6 +129,8 @@ def test_describe_lists_what_can_be_tapped(folder):
     for wrong in (str(folder / "net.onnx"), "onnx"):
         with pytest.raises(UsageError, match="a file's network has no table of layers"):
             plot(DescribeOptions(wrong, plot=str(folder / "a.png")))
+    with pytest.raises(UsageError, match="describe FILE lists its taps"):
+        describe_text(DescribeOptions("onnx"))
 
 
 @pytest.mark.parametrize(
@@ -141,6 +143,7 @@ def test_describe_lists_what_can_be_tapped(folder):
         ({"engine": "keras"}, "the engine keras doesn't compute onnx; pass --engine onnx"),
         ({"precision": "bfloat16"}, "no engine computes onnx in 'bfloat16'|computes in float32"),
         ({"features": ("a=hiden:cls",)}, "has no tensor 'hiden'; did you mean hidden"),
+        ({"backbone": "net.pt"}, r"no backbone 'net.pt' \(files are .onnx or .keras\); choose from vgg16"),
         ({"features": ("a=embedded:cls",)}, "embedded has no class token"),
         ({"backbone": "vgg16"}, "vgg16 says itself how pixels are normalised; leave --normalise out"),
         (
@@ -148,7 +151,7 @@ def test_describe_lists_what_can_be_tapped(folder):
             "block1_pool has no class token",
         ),
     ],
-    ids=["normalise", "weights", "top", "size", "engine", "precision", "tap", "cls", "named", "vgg"],
+    ids=["normalise", "weights", "top", "size", "engine", "precision", "tap", "torch", "cls", "named", "vgg"],
 )
 def test_one_line_says_what_does_not_fit(folder, more, says):
     with pytest.raises(FeaturemillError, match=says) as error:

@@ -4,7 +4,9 @@ import sys
 
 import pytest
 
-from pipeline.maintenance.register import register
+from pipeline.maintenance import register as module
+from pipeline.maintenance.register import Registered, register
+from tests.pipeline.extraction.test_added import add
 from tests.pipeline.extraction.test_kept import png
 from tests.pipeline.extraction.test_run import extract
 from transforms.errors import FeaturemillError, UsageError
@@ -41,6 +43,19 @@ def test_a_missing_library_is_one_line(photo, tmp_path, monkeypatch, asked, libr
     with pytest.raises(FeaturemillError, match=rf"can't be written: .*; pip install 'featuremill\[{extra}\]'"):
         register(str(tmp_path / "out"), **asked)
     assert [path.suffix for path in (tmp_path / "out" / "features").iterdir()] == [".parquet"]
+
+
+def test_added_features_are_said_to_be_left_out(photo, tmp_path, monkeypatch):
+    made = Registered("out", "out/features", added=1, removed=0, parts=1, rows=1)
+    monkeypatch.setattr(module, "_register_delta", lambda features, out: made)
+    (tmp_path / "in").mkdir()
+    photo.rename(tmp_path / "in/a.png")
+    extract([tmp_path / "in/a.png"], tmp_path / "out")
+    assert module.registered_text(register(str(tmp_path / "out"), delta=True)).endswith("1 part, 1 row")
+    add(tmp_path, "texture=block1_pool:avg")
+    found = register(str(tmp_path / "out"), delta=True)
+    assert found.left_out == ("texture",)
+    assert module.registered_text(found).endswith("1 row; without texture, which lie beside the parts")
 
 
 def test_numbers_that_tables_do_not_have(photo, tmp_path):

@@ -27,6 +27,9 @@ DINO = {
 }
 VIT = {"image_mean": HALF, "image_std": HALF, "size": 384, "resample": 2}
 CLIP = {**DINO, "size": 224, "crop_size": 224}
+# As ResNet's and ConvNeXt's have it, PoolFormer's, and those of newer versions.
+SHARE = {**DINO, "size": 224, "do_center_crop": None, "crop_size": None, "crop_pct": 0.875, "rescale_factor": None}
+POOLFORMER = {**CLIP, "crop_pct": 0.875}
 PLAIN = {"do_normalize": False, "do_rescale": False, "do_resize": False}
 TIMM = {"pretrained_cfg": {"mean": MEAN, "std": STD, "interpolation": "bicubic", "input_size": [3, 224, 224]}}
 
@@ -46,6 +49,10 @@ def sized(side, resize, interpolation):
         (DINO, MEAN, STD, sized(224, "crop", "bicubic"), 0),
         (VIT, HALF, HALF, sized(384, "squash", "bilinear"), 0),
         (CLIP, MEAN, STD, sized(224, "crop", "bicubic"), 1),
+        (SHARE, MEAN, STD, sized(224, "crop", "bicubic"), 0),
+        ({**SHARE, "size": {"shortest_edge": 384}}, MEAN, STD, sized(384, "squash", "bicubic"), 0),
+        (POOLFORMER, MEAN, STD, sized(224, "crop", "bicubic"), 0),
+        ({**VIT, "include_top": True}, HALF, [0.25] * 3, sized(384, "squash", "bilinear"), 0),
         (PLAIN, [0, 0, 0], [1 / 255] * 3, {}, 0),
         (TIMM, MEAN, STD, sized(224, "crop", "bicubic"), 0),
         ({**TIMM["pretrained_cfg"], "crop_pct": 1.0}, MEAN, STD, sized(224, "crop", "bicubic"), 1),
@@ -58,7 +65,7 @@ def sized(side, resize, interpolation):
             0,
         ),
     ],
-    ids=["dino", "vit", "clip", "plain", "timm", "whole", "squashed", "exact"],
+    ids=["dino", "vit", "clip", "share", "large", "poolformer", "twice", "plain", "timm", "whole", "squashed", "exact"],
 )
 def test_what_files_say(tmp_path, config, mean, std, image, notes):
     prepared = read_prepared(written(tmp_path, config))

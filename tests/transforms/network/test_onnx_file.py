@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -100,6 +101,56 @@ def test_an_unclear_layout_is_refused_and_not_guessed(tmp_path):
         tap.size(Feature("a", "cube", "avg"))
 
 
+def test_a_class_token_behind_channels_is_not_believed(tmp_path):
+    # As a detector gives its boxes: 22 numbers of each of 28² + 14² + 7² = 32² + 5.
+    arrays = {"kernel": onnx_files.drawn()(22, 3, 1, 1), "shape": np.array([0, 22, -1], np.int64)}
+    nodes = [
+        helper.make_node("Conv", ["pixels", "kernel"], ["maps"]),
+        helper.make_node("Reshape", ["maps", "shape"], ["patches"]),
+        helper.make_node("Slice", ["patches", *"abc"], ["boxes"]),
+    ]
+    arrays |= {name: np.array([value], np.int64) for name, value in zip("abc", (0, 1029, 2), strict=True)}
+    file = saved(tmp_path, onnx_files.model(nodes, arrays, shape=("n", 3, 33, 33), outputs=["boxes"]))
+    taps = file.taps(["patches", "boxes"], 33)
+    assert taps["patches"] == Tap("patches", (22, 1089), 0)
+    assert (taps["boxes"].shape, taps["boxes"].default_pool) == ((22, 1029), "flatten")
+
+
+def test_sizes_that_are_negative_are_any(tmp_path):
+    file = saved(tmp_path, onnx_files.convolutions(shape=(-1, 3, -1, -1)))
+    assert (file.batch, file.image_size(48)) == (0, 48)
+    assert file.taps(["vector"], 48)["vector"].shape == (7,)
+
+
+def constants(model):
+    """Moves a network's tensors into nodes, as Paddle has them."""
+    nodes = [helper.make_node("Constant", [], [each.name], value=each) for each in model.graph.initializer]
+    nodes += model.graph.node
+    for name, them in (("initializer", []), ("node", nodes)):
+        del getattr(model.graph, name)[:]
+        getattr(model.graph, name).extend(them)
+    return model
+
+
+def test_tensors_in_nodes(tmp_path):
+    file = saved(tmp_path, onnx_files.convolutions())
+    inside = saved(tmp_path, constants(onnx_files.convolutions()), "inside.onnx")
+    assert inside.parameters == file.parameters == 5 * 3 * 9 + 7 * 5 * 9 + 7
+    model = constants(onnx_files.convolutions())
+    onnx.external_data_helper.convert_model_to_external_data(
+        model, location="beside.bin", size_threshold=0, convert_attribute=True
+    )
+    onnx.save(model, tmp_path / "outside.onnx")
+    assert (tmp_path / "beside.bin").stat().st_size > 0
+    outside = open_file("onnx", str(tmp_path / "outside.onnx"))
+    assert outside.sha256 == inside.sha256
+    assert outside.taps(["vector"], 32)["vector"].shape == (7,)
+    os.unlink(tmp_path / "beside.bin")
+    network_file.forget()
+    with pytest.raises(FeaturemillError, match=r"has its tensors in beside.bin, which isn't beside it"):
+        open_file("onnx", str(tmp_path / "outside.onnx"))
+
+
 def test_what_a_network_is_known_by(tmp_path):
     model = onnx_files.convolutions()
     file = saved(tmp_path, model)
@@ -171,6 +222,9 @@ SECOND = helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n"])
         (of_input("n", 3, 32, 32, kind=TensorProto.INT32), "isn't N×3×S×S"),
         (spoiled(initializer=lambda them: them[0].ClearField("raw_data")), "tensor a is damaged"),
         (of_input("n", 3, 2, 2), "pass another --image-size"),
+        (of_input("n", 3, 10**6, 10**6), "takes 1 image of 1000000×1000000 at once, over 2.15 GB"),
+        (of_input(10**9, 3, 32, 32), "takes 1,000,000,000 images of 32×32 at once"),
+        (spoiled(output=lambda them: them.pop()), "is empty"),
     ],
     ids=[
         "empty",
@@ -186,6 +240,9 @@ SECOND = helper.make_tensor_value_info("mask", TensorProto.FLOAT, ["n"])
         "ints",
         "tensor",
         "small",
+        "giant",
+        "batch",
+        "outputs",
     ],
 )
 def test_one_line_says_why_a_file_cannot_be_used(tmp_path, data, says):
@@ -219,6 +276,14 @@ def test_outputs_that_are_no_features(tmp_path):
             file.taps([name], 32)
     assert [tap.name for tap in file.tappable(32)] == ["colours"]
     assert file.taps(["colours"], 32)["colours"].size(Feature("a", "colours", "avg")) == 3
+
+
+def test_a_wrong_name_is_not_answered_with_hundreds(tmp_path):
+    chain = ["pixels", *(f"t{number}" for number in range(40))]
+    nodes = [helper.make_node("Relu", [taken], [given]) for taken, given in pairwise(chain)]
+    file = saved(tmp_path, onnx_files.model(nodes, {}, shape=("n", 3, "h", "w"), outputs=["t39"]))
+    with pytest.raises(FeaturemillError, match=r"choose from t0, t1, .*, t29 … [(]40 in all[)]$"):
+        file.taps(["block5_pool"], 32)
 
 
 def test_only_what_is_needed_is_computed(tmp_path):
