@@ -104,7 +104,9 @@ class Kernel:
         _check(source, np.float32, (images, pitch, pitch, channels))
         _check(target, np.float32, (images, out_pitch, out_pitch, filters))
         _check(weights, np.int16 if integer else np.float32, (FREQUENCIES * channels * filters,))
-        if scales is not None or integer:
+        if integer and scales is None:
+            raise ValueError("int16 weights need the scales of their products")
+        if scales is not None:
             _check(scales, np.float32, (FREQUENCIES, filters))
         _check(bias, np.float32, (filters,))
         _check(workspace, np.uint8, (workspace.size,), alignment=_ALIGNMENT)

@@ -226,7 +226,7 @@ def changed(good, name, value):
     ],
 )
 def test_bad_arguments_are_refused(good, name, value):
-    with pytest.raises((ValueError, AttributeError)):
+    with pytest.raises(ValueError, match="expected|sizes that don't fit|int16 weights need the scales"):
         kernels()[0].conv(**changed(good, name, value))
 
 
