@@ -115,7 +115,4 @@ ENGINE = EngineInfo(
     precisions=("float32", "int16"),
     load=WinogradEngine,
     check=_check,
-    # Four images for each thread, twice: a thread that is done takes others'.
-    batch_size=lambda threads, on_gpu: 8 * (threads or available_cores()),
-    idle_gpu=": --engine keras uses it, with pip install 'featuremill[gpu]'",
 )
