@@ -261,6 +261,23 @@ def test_without_a_library(monkeypatch, tmp_path):
         kernels()
 
 
+def test_installing_goes_on_without_a_compiler(tmp_path):
+    pytest.importorskip("setuptools")
+    folder = tmp_path / "transforms/engines/winograd"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__")
+    shutil.copytree(ROOT / "transforms/engines/winograd", folder, ignore=ignored)
+    for name in ("setup.py", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
+    env = {**os.environ, "CC": "/bin/false", "CXX": "/bin/false"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    [line] = done.stderr.strip().splitlines()
+    assert "no engine winograd: its kernel can't be compiled here (" in line
+    assert line.endswith("); install GCC 11 or Clang 14, or newer")
+    assert not list(folder.glob("*.so"))
+
+
 def test_another_version(monkeypatch):
     monkeypatch.setattr(kernel_module, "_VERSION", 0)
     with pytest.raises(FeaturemillError, match="is of another version; install featuremill again"):
