@@ -70,6 +70,7 @@ class EngineInfo:
         check_precision: Raises FeaturemillError, with the cure, if this machine's device hasn't the arithmetic of one
             of the precisions.
         takes: The kinds of bases that it computes, see `Base.kind`.
+        unbuilt: Returns what installing should have made for this machine and has not, with the cure; else nothing.
         gpu_notes: Returns what a plan should say of a spec, and of the N that was asked for, on this machine's GPU.
     """
 
@@ -82,4 +83,5 @@ class EngineInfo:
     visible_device: Callable[[], str] | None = None
     takes: tuple[str, ...] = ("chain",)
     check_precision: Callable[[str], None] = lambda precision: None
+    unbuilt: Callable[[], str] = lambda: ""
     gpu_notes: "Callable[[FeatureSpec, int | None], list[str]]" = lambda spec, batch_size: []
