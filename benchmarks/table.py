@@ -11,7 +11,7 @@ from benchmarks.process import spread
 from transforms.machine import available_cores
 
 _PACKAGES = ("featuremill", "tensorflow", "keras", "ncnn", "apache-beam", "pyarrow", "numpy", "pillow")
-_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+_FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 
 
 def machine() -> dict:
