@@ -20,6 +20,7 @@ from benchmarks import photos, table
 from benchmarks.process import Run, alternate, say
 from transforms.engines import choose
 from transforms.engines.winograd.kernel import kernels
+from transforms.machine import available_cores
 
 HERE = Path(__file__).parent
 
@@ -209,15 +210,36 @@ def _figures(runs: dict[str, list[Run]]) -> list[dict]:
 SECTIONS = {section.__name__: section for section in (bare, kernel, decoding, startup, fast, small, large)}
 
 
-def steady_state(found: dict[str, list[dict]]) -> dict[str, float]:
-    """Returns `extract`'s rate without its start-up, from 210 and 2,000 photos, and its share of the bare engine."""
-    if not {"bare", "small", "large"} <= found.keys():
-        return {}
-    seconds = [statistics.median(found[name][0]["seconds"]) for name in ("small", "large")]
-    rate = (photos.LARGE - photos.SMALL) / (seconds[1] - seconds[0])
-    # What `extract` chooses by itself.
-    [engine] = [row for row in found["bare"] if row["what"] == choose("auto", "float32", "vgg19")]
-    return {"images_per_second": rate, "share_of_bare_engine": rate / statistics.median(engine["images_per_second"])}
+def steady_state(found: dict[str, list[dict]]) -> list[dict]:
+    """Returns `extract`'s rate at each precision, with and without its start-up, and its share of the bare engine's.
+
+    The limit is the share that is left where decoding takes its time of the same cores.
+    """
+    if not {"bare", "decoding", "small", "large"} <= found.keys():
+        return []
+
+    def median(section: str, what: str, figure: str) -> float:
+        [row] = [row for row in found[section] if row["what"] == what]
+        return statistics.median(row[figure])
+
+    decoding = 2 / median("decoding", "photos, 2 threads", "images_per_second") / available_cores()
+    rows = []
+    for precision, command, suffix in (("float32", "extract", ""), ("int16", "extract --precision int16", " int16")):
+        # What `extract` chooses by itself.
+        bare = median("bare", choose("auto", precision, "vgg19") + suffix, "images_per_second")
+        small, large = (median(section, command, "seconds") for section in ("small", "large"))
+        whole, steady = photos.LARGE / large, (photos.LARGE - photos.SMALL) / (large - small)
+        rows.append(
+            {
+                "what": command,
+                "images_per_second": whole,
+                "share_of_bare_engine": whole / bare,
+                "images_per_second_without_startup": steady,
+                "share_of_bare_engine_without_startup": steady / bare,
+                "limit": 1 / (1 + bare * decoding),
+            }
+        )
+    return rows
 
 
 def main() -> None:

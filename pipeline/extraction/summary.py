@@ -8,7 +8,7 @@ from pipeline.extraction.labels import count_labels, describe_labels, look_at_la
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan, input_bytes
 from transforms import shards
-from transforms.engines import device, gpu_notes
+from transforms.engines import device, gpu_notes, passed_over
 from transforms.network.weights import Weights
 from transforms.shards.names import BY_NAME, HIDDEN, count_by_ending
 from transforms.storage import readable
@@ -92,6 +92,8 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
     lines += [f"note     {note}" for note in options.notes]
     if options.engine_name != "auto":
         notes = gpu_notes(options.engine_name, options.spec(weights), options.batch_size)
+        if options.engine == "auto":
+            notes += passed_over(options.engine_name, options.precision, options.backbone)
         lines += [f"note     {note}" for note in notes]
     if weights.is_random:
         lines.append("CAUTION  these weights were never trained: the features only show that everything works")

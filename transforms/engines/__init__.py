@@ -257,6 +257,12 @@ def gpu_notes(engine: str, spec: "FeatureSpec", batch_size: int | None) -> list[
     return _info(engine).gpu_notes(spec, batch_size) if on_gpu(engine) else []
 
 
+def passed_over(engine: str, precision: str, backbone: str) -> list[str]:
+    """Returns what a plan should say of faster engines that auto would have chosen, had installing them gone well."""
+    before = takewhile(lambda name: name != engine, [] if on_gpu(engine) else _able(precision, backbone))
+    return [f"the engine {name}, which is faster, {why}" for name in before if (why := _info(name).unbuilt())]
+
+
 def default_batch_size(engine: str, threads: int | None) -> int | None:
     """Returns N for an engine on this machine; None where it is found when the engine is loaded.
 

@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from transforms.machine import available_cores
 from transforms.spec import FeatureSpec
 
 
@@ -46,6 +47,12 @@ class Engine(Protocol):
         ...
 
 
+def batch_per_thread(threads: int | None, on_gpu: bool = False) -> int:
+    """Returns the default N of an engine whose threads take images of their own and wait for the last of a batch."""
+    # Eight each keep that wait short.
+    return 8 * (threads or available_cores())
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineInfo:
     """The facts about an engine that are known without loading it.
@@ -57,11 +64,13 @@ class EngineInfo:
         check: Raises FeaturemillError, with the cure, if it isn't installed or can't run here.
         batch_size: Returns its default N, None where loading the engine finds it; takes its CPU threads (None: all
             cores) and whether it has a GPU.
-        idle_gpu: What to say, with the cure, behind "there is a GPU" where it runs on the CPU all the same.
+        idle_gpu: What to say, with the cure, behind "there is a GPU" where it runs on the CPU all the same; by default
+            that of one that knows no GPU.
         visible_device: Returns `CPU`, or `GPU (NVIDIA L4)`, as it sees it. None for one that knows no GPU.
         check_precision: Raises FeaturemillError, with the cure, if this machine's device hasn't the arithmetic of one
             of the precisions.
         takes: The kinds of bases that it computes, see `Base.kind`.
+        unbuilt: Returns what installing should have made for this machine and has not, with the cure; else nothing.
         gpu_notes: Returns what a plan should say of a spec, and of the N that was asked for, on this machine's GPU.
     """
 
@@ -69,9 +78,10 @@ class EngineInfo:
     precisions: tuple[str, ...]
     load: Callable[..., Engine]
     check: Callable[[], None]
-    batch_size: Callable[[int | None, bool], int | None]
-    idle_gpu: str
+    batch_size: Callable[[int | None, bool], int | None] = batch_per_thread
+    idle_gpu: str = ": --engine keras uses it, with pip install 'featuremill[gpu]'"
     visible_device: Callable[[], str] | None = None
     takes: tuple[str, ...] = ("chain",)
     check_precision: Callable[[str], None] = lambda precision: None
+    unbuilt: Callable[[], str] = lambda: ""
     gpu_notes: "Callable[[FeatureSpec, int | None], list[str]]" = lambda spec, batch_size: []

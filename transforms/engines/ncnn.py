@@ -155,7 +155,4 @@ ENGINE = EngineInfo(
     precisions=("float32",),
     load=NcnnEngine,
     check=import_ncnn,
-    # Threads take an image each and wait for the last of a batch: eight each keeps that wait short.
-    batch_size=lambda threads, on_gpu: 8 * (threads or available_cores()),
-    idle_gpu=": --engine keras uses it, with pip install 'featuremill[gpu]'",
 )

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from transforms.engines.checks import check_pixels, planned_weights
-from transforms.engines.engine import EngineInfo, OutOfMemory
+from transforms.engines.engine import EngineInfo, OutOfMemory, batch_per_thread
 from transforms.errors import FeaturemillError
 from transforms.machine import available_cores
 from transforms.network.bases import open_file
@@ -104,7 +104,7 @@ ENGINE = EngineInfo(
     precisions=("float32",),
     load=OnnxEngine,
     check=import_onnx,
-    batch_size=lambda threads, on_gpu: 64 if on_gpu else 8 * (threads or available_cores()),
+    batch_size=lambda threads, on_gpu: 64 if on_gpu else batch_per_thread(threads),
     idle_gpu=", but ONNX Runtime can't use it: pip install onnxruntime-gpu",
     visible_device=visible_device,
     takes=("onnx",),

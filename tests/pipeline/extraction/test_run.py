@@ -22,6 +22,7 @@ from transforms.embedding.unit import Job
 from transforms.engines import keras as keras_engine
 from transforms.engines.backends import Gpu
 from transforms.engines.engine import OutOfMemory
+from transforms.engines.winograd import kernel as winograd_kernel
 from transforms.errors import FeaturemillError, UsageError
 from transforms.images.decode import ImageError, decode_image
 from transforms.store.features import open_features
@@ -367,6 +368,21 @@ def test_the_plan_says_what_a_precision_leaves_idle(photos, tmp_path, monkeypatc
         extract(photos["tar"], tmp_path / precision, say=lines.append, **settings)
     [note] = [line for line in lines if "tensor cores" in line]
     assert note == "note     float32 doesn't use this card's tensor cores; --precision tf32, bfloat16 and float16 do"
+
+
+@pytest.mark.parametrize(
+    ("engine", "machine", "says"), [("auto", "x86_64", True), ("ncnn", "x86_64", False), ("auto", "aarch64", False)]
+)
+def test_the_plan_says_that_a_faster_engine_was_not_built(photos, tmp_path, monkeypatch, engine, machine, says):
+    monkeypatch.setattr(winograd_kernel, "library_path", lambda: None)
+    monkeypatch.setattr(winograd_kernel.platform, "machine", lambda: machine)
+    lines = []
+    extract(photos["tar"], tmp_path / "out", say=lines.append, engine=engine, limit=1)
+    notes = [line for line in lines if "winograd" in line]
+    assert len(notes) == says
+    for note in notes:
+        assert note.startswith("note     the engine winograd, which is faster, isn't here: installing found no C++")
+        assert note.endswith("(apt install g++) and install featuremill again")
 
 
 def test_float16_overflow_is_a_failure_and_small_numbers_are_stored_as_float16(tmp_path):

@@ -16,6 +16,7 @@ from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
 from pipeline.maintenance import verify as verifying
 from tests.support.manifests import edit_manifest
+from transforms.engines.winograd import kernel
 from transforms.errors import FeaturemillError, UsageError
 from transforms.spec import source_of
 from transforms.store.features import open_features
@@ -170,6 +171,20 @@ def test_float16_may_differ_by_its_rounding(tmp_path):
     assert found.tolerance == 1e-3
     assert found.features["embedding"].worst > 1e-5
     assert not verify(tmp_path, tolerance=1e-6).ok
+
+
+@pytest.mark.skipif(kernel.library_path() is None, reason="no kernel")
+def test_int16_has_the_same_bits_and_may_differ_by_what_other_decoders_find(tmp_path):
+    write_folder(tmp_path / "photos", draw_items(per_class=3, size=48, seed=1))
+    extract(tmp_path / "photos", tmp_path / "out", precision="int16")
+    found = verify(tmp_path)
+    assert found.ok
+    assert found.tolerance == 5e-3
+    assert found.features["embedding"].worst == 0
+    for off, is_fine in ((4e-3, True), (8e-3, False)):
+        for part in (tmp_path / "out/features").iterdir():
+            change_part(part, lambda vectors, off=off: np.multiply(vectors, 1 + off, out=vectors))
+        assert verify(tmp_path).ok is is_fine
 
 
 @pytest.mark.parametrize("made", ["tar"], indirect=True)

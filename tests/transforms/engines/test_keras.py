@@ -441,7 +441,7 @@ def test_device_needs_no_tensorflow_without_a_gpu(monkeypatch):
     monkeypatch.setattr(sys, "platform", "linux")
     assert device("keras") == device("ncnn") == "CPU"
     assert default_batch_size("keras", 2) == 8
-    assert default_batch_size("ncnn", 2) == 16
+    assert [default_batch_size(name, 2) for name in ("winograd", "ncnn", "onnx")] == [16, 16, 16]
 
 
 @pytest.mark.parametrize(

@@ -95,13 +95,29 @@ def test_agrees_with_keras_at_224(backbone):
 
 
 @pytest.mark.long
-def test_dense_taps_with_the_top(monkeypatch):
+@pytest.mark.parametrize("image_size", [224, 331])
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_winograd_agrees_with_keras_at_every_tap_and_pooling_of_large_images(backbone, image_size):
+    if "winograd" not in cpu_engines():
+        pytest.skip("no kernel")
+    features, settings = every_feature(backbone), {"backbone": backbone, "image_size": image_size, "batch_size": 1}
+    pixels = make_pixels(1, image_size)
+    expected = make_engine(features, engine="keras", **settings).embed(pixels)
+    found = make_engine(features, engine="winograd", **settings).embed(pixels)
+    assert list(found) == list(expected)
+    differences = {name: relative_difference(found[name], values) for name, values in expected.items()}
+    assert {name: each for name, each in differences.items() if not each <= 1e-5} == {}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_dense_taps_with_the_top(backbone, monkeypatch):
     """The dense layers against NumPy in float64, from the same engine's `flatten`: the order of its numbers matters."""
-    table = layers("vgg16", include_top=True)
-    weights = load_weights("random:2", table, backbone="vgg16")
+    table = layers(backbone, include_top=True)
+    weights = load_weights("random:2", table, backbone=backbone)
     monkeypatch.setattr(checks, "load_weights", lambda *args, **options: weights)
     taps = ("block5_pool", "flatten", "fc1", "fc2", "predictions")
-    spec = FeatureSpec("vgg16", weights.sha256, tuple(parse_feature(f"{tap}={tap}:flatten") for tap in taps))
+    spec = FeatureSpec(backbone, weights.sha256, tuple(parse_feature(f"{tap}={tap}:flatten") for tap in taps))
     for name in cpu_engines():
         engine = load_engine(name, spec, "random:2", include_top=True, batch_size=1, threads=1)
         found = engine.embed(make_pixels(1, 224))

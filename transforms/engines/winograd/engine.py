@@ -11,6 +11,7 @@ from transforms.engines.checks import check_arithmetic, check_pixels, computed_l
 from transforms.engines.engine import EngineInfo
 from transforms.engines.ncnn_model import read_layers, read_weights, weight_file
 from transforms.engines.winograd.checked import checked_kernel
+from transforms.engines.winograd.kernel import unbuilt
 from transforms.engines.winograd.network import MOST_JOINT, Network, Room
 from transforms.engines.winograd.weights import Layout
 from transforms.machine import available_cores
@@ -115,7 +116,5 @@ ENGINE = EngineInfo(
     precisions=("float32", "int16"),
     load=WinogradEngine,
     check=_check,
-    # Four images for each thread, twice: a thread that is done takes others'.
-    batch_size=lambda threads, on_gpu: 8 * (threads or available_cores()),
-    idle_gpu=": --engine keras uses it, with pip install 'featuremill[gpu]'",
+    unbuilt=unbuilt,
 )

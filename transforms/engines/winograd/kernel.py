@@ -2,6 +2,7 @@
 
 import ctypes
 import functools
+import platform
 from ctypes import c_char_p, c_int, c_int32, c_int64, c_void_p
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -19,10 +20,13 @@ _VERSION = 1
 _PRECISIONS = {np.dtype(np.float32): 0, np.dtype(np.int16): 1}
 # Outputs and frequencies on a tile's side: F(4, 3).
 TILE, FREQUENCIES = 4, 6**2
-# Plain loops, for tests alone: slower than any other engine.
 # Filters and channels come in multiples of it.
 MULTIPLE = 64
 _ALIGNMENT = 64
+_NOT_BUILT = (
+    "isn't here: installing found no C++ compiler (GCC 11 or Clang 14, or newer); install one (apt install g++) and "
+    "install featuremill again"
+)
 CURE = "pass --engine ncnn or --engine keras, which compute in float32"
 
 
@@ -104,7 +108,9 @@ class Kernel:
         _check(source, np.float32, (images, pitch, pitch, channels))
         _check(target, np.float32, (images, out_pitch, out_pitch, filters))
         _check(weights, np.int16 if integer else np.float32, (FREQUENCIES * channels * filters,))
-        if scales is not None or integer:
+        if integer and scales is None:
+            raise ValueError("int16 weights need the scales of their products")
+        if scales is not None:
             _check(scales, np.float32, (FREQUENCIES, filters))
         _check(bias, np.float32, (filters,))
         _check(workspace, np.uint8, (workspace.size,), alignment=_ALIGNMENT)
@@ -195,6 +201,12 @@ def library_path() -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
+def unbuilt() -> str:
+    """Returns that the library isn't here, and the cure, on machines that it is for; else nothing."""
+    is_for_this = platform.machine().lower() in ("x86_64", "amd64")
+    return _NOT_BUILT if is_for_this and library_path() is None else ""
+
+
 def kernels() -> list[Kernel]:
     """Returns what can run on this CPU, the fastest first and the plain loops last.
 
@@ -203,11 +215,7 @@ def kernels() -> list[Kernel]:
     """
     path = library_path()
     if path is None:
-        raise FeaturemillError(
-            "the engine winograd, the only one at --precision int16, isn't here: installing found no C++ compiler "
-            "(GCC 11 or Clang 14, or newer); install one (apt install g++) and install featuremill again, or "
-            f"{CURE}"
-        )
+        raise FeaturemillError(f"the engine winograd, the only one at --precision int16, {_NOT_BUILT}, or {CURE}")
     try:
         library = _library(str(path))
         version = library.winograd_version()
