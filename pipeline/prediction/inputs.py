@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from pipeline.extraction.options import ExtractOptions, ImageOptions
@@ -19,6 +18,7 @@ from transforms.declared import shared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.evaluation.abstaining import threshold_of
 from transforms.network.bases import base_of, cut, layers
+from transforms.parquet.files import open_parquet
 from transforms.predictors import imagenet
 from transforms.predictors.head import Head
 from transforms.predictors.predictions import Predictor
@@ -76,10 +76,10 @@ def _is_output(location: str) -> bool:
 def _has_vectors(uri: str) -> bool:
     """False too for what can't be read: whoever reads it then says why."""
     try:
-        with storage.open_read(uri) as file:
-            schema = pq.read_schema(file)
-        names = schema.names
-    except (OSError, UnicodeDecodeError, pa.ArrowException):
+        with open_parquet(uri) as parquet:
+            schema = parquet.schema_arrow
+            names = schema.names
+    except FeaturemillError:
         return False
     for name, kind in zip(names, schema.types, strict=True):
         if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
