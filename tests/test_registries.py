@@ -134,7 +134,7 @@ def test_a_kind_of_head(tmp_path, monkeypatch):
         say=quiet,
         quiet=True,
     )
-    assert summary.manifest.totals["predicted"] == 300
+    assert summary.manifest.totals.predicted == 300
     assert summary.metrics["metrics"]["accuracy"]["value"] > 0.95
     with pytest.raises(FeaturemillError, match="is a centres head, which has no layers to train"):
         check_head(head, FinetuneOptions(head=str(tmp_path / "one"), features="x", output="y"))

@@ -39,7 +39,7 @@ from transforms.predictors.weights import check_weights
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
 from transforms.shards import Fields
 from transforms.storage import readable
-from transforms.store.manifest import PredictionsManifest
+from transforms.store.manifest import PredictionSettings, PredictionsManifest, PredictionTotals
 from transforms.store.output import Output
 from transforms.store.predictions import Predictions, are_predictions, features_behind
 
@@ -238,29 +238,28 @@ def _limited(options: PredictOptions, images: ExtractOptions) -> ExtractOptions:
     return images if options.output else replace(images, limit=SHOWN_ROWS)
 
 
-def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
-    """Returns what decides the predictions, as JSON values: another PRED if one of them differs."""
+def _settings(options: PredictOptions, source: _Source) -> PredictionSettings:
+    """Returns what decides the predictions: another PRED if any of it differs."""
     paths = [f"@{storage.absolute(name[1:])}" if name[0] == "@" else storage.absolute(name) for name in options.inputs]
-    return {
-        "head_sha256": source.predictor.sha256,
-        "inputs": paths,
-        "feature_columns": list(options.feature_columns or source.predictor.columns),
-        "top": min(options.top, len(source.predictor.labels)),
-        "probabilities": options.probabilities,
-        "labels": options.labels and storage.absolute(options.labels),
-        "label_column": options.label_column or DEFAULT_LABEL,
-        "key_column": options.key_column or DEFAULT_KEY,
-        # Predictions of earlier versions don't say what they didn't know.
-        **({"labels_mode": options.labels_mode} if options.labels_mode != "replace" else {}),
-        **({"group_column": options.group_column} if options.group_column else {}),
-        "fields": {name: value for name, value in asdict(options.fields).items() if (name, value) not in _LATER},
-        "max_pixels": options.max_pixels,
-        **({"threshold": source.predictor.threshold} if source.predictor.threshold else {}),
-    }
+    return PredictionSettings(
+        head_sha256=source.predictor.sha256,
+        inputs=paths,
+        feature_columns=list(options.feature_columns or source.predictor.columns),
+        top=min(options.top, len(source.predictor.labels)),
+        probabilities=options.probabilities,
+        labels=options.labels and storage.absolute(options.labels),
+        label_column=options.label_column or DEFAULT_LABEL,
+        key_column=options.key_column or DEFAULT_KEY,
+        labels_mode=options.labels_mode,
+        group_column=options.group_column or None,
+        fields={name: value for name, value in asdict(options.fields).items() if (name, value) not in _LATER},
+        max_pixels=options.max_pixels,
+        threshold=source.predictor.threshold or 0.0,
+    )
 
 
 def _new_manifest(
-    options: PredictOptions, source: _Source, settings: dict[str, Any], inputs_sha256: str
+    options: PredictOptions, source: _Source, settings: PredictionSettings, inputs_sha256: str
 ) -> PredictionsManifest:
     return PredictionsManifest(
         head=source.predictor.name,
@@ -335,11 +334,13 @@ def _outcome(
         weights = ", ".join(dict.fromkeys(table.weights for table in opened.tables if table.weights))
         is_random = any(table.weights_are_random for table in opened.tables)
     return {
-        "totals": {
-            **{"read": tally.rows + failed, "predicted": tally.rows, "failed": failed},
-            **({"abstained": tally.abstained} if source.predictor.threshold else {}),
-            **({"far": tally.far} if source.predictor.far else {}),
-        },
+        "totals": PredictionTotals(
+            read=tally.rows + failed,
+            predicted=tally.rows,
+            failed=failed,
+            abstained=tally.abstained if source.predictor.threshold else None,
+            far=tally.far if source.predictor.far else None,
+        ),
         "failures": extracted.failures if extracted else {},
         "predicted_labels": tally.predicted_labels(source.predictor),
         "true_labels": tally.true_labels(),

@@ -15,7 +15,13 @@ from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.parquet.seals import read_metadata, seal_of
 from transforms.store.layout import ERRORS_FILE, PREDICTION_FILES, PREDICTION_FOLDERS, is_own, write_file
-from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest, is_as_written
+from transforms.store.manifest import (
+    PREDICTIONS,
+    PREDICTIONS_SCHEMA_VERSION,
+    PredictionSettings,
+    PredictionsManifest,
+    is_as_written,
+)
 from transforms.store.output import ELSEWHERE, Folder, Output
 
 
@@ -35,7 +41,7 @@ def features_behind(folder: str) -> str:
     folder = storage.absolute(folder)
     if are_predictions(folder):
         output = Predictions(folder)
-        inputs = output.manifest.settings.get("inputs", [])
+        inputs = output.manifest.settings.inputs or ()
         for location in (output.features_folder, *(inputs if len(inputs) == 1 else ())):
             if storage.stat(storage.join(location, "manifest.json")):
                 return location
@@ -118,16 +124,16 @@ class Predictions(Folder):
             return None
         return json.loads(storage.read_bytes(self.path("metrics.json")))
 
-    def check_settings(self, settings: dict[str, Any]) -> None:
+    def check_settings(self, settings: PredictionSettings) -> None:
         """Checks that the predictions there are those that are asked for now.
 
         Raises:
             FeaturemillError: They aren't, with what differs.
         """
-        there = self.manifest.settings
-        changed = [name for name, value in settings.items() if there.get(name) != value]
+        there, now = vars(self.manifest.settings), vars(settings)
+        changed = [name for name, value in now.items() if there[name] != value]
         if changed:
-            differences = "; ".join(f"{name} {there.get(name)} | {settings[name]}" for name in changed)
+            differences = "; ".join(f"{name} {there[name]} | {now[name]}" for name in changed)
             raise FeaturemillError(
                 f"{self} holds other predictions (there | now): {differences}. Choose another --output, or --overwrite"
             )

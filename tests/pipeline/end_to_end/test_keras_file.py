@@ -78,7 +78,7 @@ def test_from_images_to_predictions(tmp_path):
     head, quick = tmp_path / "head", {"learning_curve": False, "errors": False, "validation": 0.4}
     train(TrainOptions(features=asked.output, output=str(head), kinds=("ridge",), columns=("patches",), **quick))
     predicted = predict(PredictOptions(head=str(head), inputs=asked.inputs, output=str(tmp_path / "pred")))
-    assert predicted.manifest.totals["predicted"] == summary.totals.rows_embedded
+    assert predicted.manifest.totals.predicted == summary.totals.rows_embedded
     with pytest.raises(FeaturemillError, match="export doesn't take networks from files"):
         export(str(head), str(tmp_path / "model.keras"))
     text = describe_text(asked.weights, include_top=False, image_size=None)

@@ -397,7 +397,7 @@ def test_heads_of_both_know_what_they_were_trained_on(made, own, tmp_path):
     with pytest.raises(FeaturemillError, match=r"of different features \(their fingerprints differ\)"):
         check_features(loaded, open_table(out, columns=["other", "embedding"]))
     predicted = predict(PredictOptions(head=head, inputs=(out,), output=str(tmp_path / "pred")))
-    assert predicted.manifest.totals["predicted"] == open_features(out).rows
+    assert predicted.manifest.totals.predicted == open_features(out).rows
     with pytest.raises(FeaturemillError, match=r"was trained on features of several networks, so it can't take images"):
         predict(PredictOptions(head=head, inputs=(str(made / "in/photos"),), output=str(tmp_path / "no")))
     # One of them is an OUT of its own.

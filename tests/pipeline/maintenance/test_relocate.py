@@ -233,7 +233,7 @@ def test_verify_and_heads_go_on(made, tmp_path):
     relocate(out, [f"{tmp_path}/in={tmp_path}/new"])
     assert verify(out, sample=1000).ok
     predicted = predict(PredictOptions(head=str(tmp_path / "head"), inputs=(out,), output=str(tmp_path / "pred")))
-    assert predicted.manifest.totals["predicted"] == len(rows(tmp_path / "out"))
+    assert predicted.manifest.totals.predicted == len(rows(tmp_path / "out"))
 
 
 @pytest.mark.long
