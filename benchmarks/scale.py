@@ -139,7 +139,7 @@ def watch(output: str, units: int) -> dict:
     """Looks for what is new among as many parts, as the progress bar does, with as many units still to come."""
     todo = [replace(planned, unit_id=f"new-{planned.unit_id}") for planned in plan_of(output, units).done]
     with timed() as starting:
-        committed = Committed(output, todo)
+        committed = Committed(Output(output), todo)
     with timed() as clock:
         committed.count()
     return {"units": len(todo), "seconds": clock(), "starting_seconds": starting()}

@@ -220,7 +220,7 @@ def write_query_page(found: Found, path: str) -> None:
     table = found.table
     asked_rows = {row.row: row for row in read_rows(table, [q.row for q in found.queries if q.row >= 0])}
     rows = [*asked_rows.values(), *(near.row for some in found.neighbours for near in some)]
-    images = thumbnails(table.location, rows)
+    images = thumbnails(table.output, rows)
 
     def tile(asked: Query) -> Tile:
         if asked.row >= 0:

@@ -84,7 +84,7 @@ def restore_manifest(output: Output, weights: Weights) -> None:
     lost = f"{output} has lost its manifest.json"
     if any(planned.unit.limit for planned in output.plan):
         raise FeaturemillError(f"{lost}, and is a sample, which no run continues; remove it, and make it again")
-    for name in sorted(output.part_bytes):
+    for name in sorted(output.part_files):
         try:
             with open_sealed(output.path("features", name), cure="") as parquet:
                 spec = FeatureSpec.from_json(parquet.metadata.metadata[b"featuremill.spec"].decode())
@@ -236,7 +236,7 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
         # The footers were read for the reports; `open_features` would read them all again.
         parts = tuple(output.path("features", name) for name in output.listing.names)
         rows = totals.rows_embedded
-        features = Features(output.folder, manifest.spec, manifest.fingerprint, True, parts, rows, manifest.between)
+        features = Features(output, manifest.spec, manifest.fingerprint, True, parts, rows, manifest.between)
         repeats = find_repeats(features)
     manifest = replace(
         manifest,

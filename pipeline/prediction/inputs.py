@@ -29,6 +29,7 @@ from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.shards.fields import Fields
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec, SpecOptions
+from transforms.store.predictions import Predictions
 from transforms.text import clean
 
 _GLOB = re.compile(r"[*?\[]")
@@ -155,7 +156,7 @@ def head_predictor(head: "Head", options: PredictOptions) -> Predictor:
     )
 
 
-def imagenet_options(options: PredictOptions, output: str) -> ExtractOptions:
+def imagenet_options(options: PredictOptions, output: Predictions) -> ExtractOptions:
     """Returns how images become ImageNet's probabilities."""
     return _extract_options(
         options,
@@ -167,7 +168,7 @@ def imagenet_options(options: PredictOptions, output: str) -> ExtractOptions:
     )
 
 
-def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractOptions:
+def head_options(options: PredictOptions, head: "Head", output: Predictions) -> ExtractOptions:
     """Returns how images become the features that a head was trained on.
 
     Raises:
@@ -193,9 +194,9 @@ def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractO
     )
 
 
-def _extract_options(options: PredictOptions, output: str, **settings) -> ExtractOptions:
+def _extract_options(options: PredictOptions, output: Predictions, **settings) -> ExtractOptions:
     # PRED is what the inputs hold now: what changed or vanished since an unfinished run goes.
-    return ExtractOptions(output=output, prune=True, **settings, **shared(options, ImageOptions))
+    return ExtractOptions(output=output.features_folder, prune=True, **settings, **shared(options, ImageOptions))
 
 
 def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:

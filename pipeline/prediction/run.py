@@ -41,7 +41,7 @@ from transforms.shards import Fields
 from transforms.storage import readable
 from transforms.store.manifest import PredictionSettings, PredictionsManifest, PredictionTotals
 from transforms.store.output import Output
-from transforms.store.predictions import Predictions, are_predictions, features_behind
+from transforms.store.predictions import Predictions, are_predictions, output_behind
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
@@ -93,7 +93,7 @@ def predict(
     """
     run = partial(extract.run, load=load, say=say, quiet=quiet)
     # Predictions as an input stand for the features that they were made from.
-    behind = [features_behind(name) if are_predictions(storage.absolute(name)) else name for name in options.inputs]
+    behind = [str(output_behind(name)) if are_predictions(storage.absolute(name)) else name for name in options.inputs]
     options = replace(options, inputs=tuple(behind))
     with ExitStack() as stack:
         folder = options.output
@@ -180,9 +180,7 @@ def _fill(
         opened = _open_features(options, source, locations)
     limit = None if options.output else SHOWN_ROWS
     try:
-        tally = predict_tables(
-            opened.tables, source.predictor, output.folder, kept=opened.kept, options=options, limit=limit
-        )
+        tally = predict_tables(opened.tables, source.predictor, output, kept=opened.kept, options=options, limit=limit)
     except BaseException:
         if not source.images:
             # Nothing here would save the next run any work.
@@ -214,9 +212,8 @@ def _open_source(options: PredictOptions, output: Predictions, weights: Weights 
         FeaturemillError: No head there, or weights that it wasn't trained on.
     """
     features = given.are_features(options)
-    folder = output.features_folder
     if options.is_imagenet:
-        images = given.imagenet_options(options, folder)
+        images = given.imagenet_options(options, output)
         # Before half a gigabyte of weights is fetched.
         classes = imagenet.load_classes()
         weights = replace(weights or images.load_weights(), arrays={})
@@ -227,7 +224,7 @@ def _open_source(options: PredictOptions, output: Predictions, weights: Weights 
     predictor = given.head_predictor(head, options)
     if features:
         return _Source(predictor, head)
-    images = given.head_options(options, head, folder)
+    images = given.head_options(options, head, output)
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights or images.load_weights(), arrays={})
     check_weights(weights, head, options.head)
@@ -275,10 +272,11 @@ def _new_manifest(
 
 def _fit(output: Predictions, source: _Source) -> bool:
     """Tells whether the features in PRED are those that the images would give now."""
-    if source.images is None or not storage.stat(storage.join(output.features_folder, "manifest.json")):
+    features = Output(output.features_folder)
+    if source.images is None or not features.has_manifest:
         return False
     try:
-        stored = Output(output.features_folder).manifest.fingerprint
+        stored = features.manifest.fingerprint
     except FeaturemillError:
         return False
     return stored == source.images.spec(source.weights).fingerprint

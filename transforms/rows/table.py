@@ -19,7 +19,7 @@ from transforms.spec import FeatureSpec
 from transforms.store.features import Features, open_features
 from transforms.store.manifest import other_kind
 from transforms.store.output import Output
-from transforms.store.predictions import features_behind
+from transforms.store.predictions import output_behind
 from transforms.text import did_you_mean, one_line
 
 DEFAULT_COLUMN = "embedding"
@@ -34,7 +34,7 @@ class Table:
         location: The OUT, file, folder or pattern, absolute.
         columns: The vector columns, concatenated in this order.
         dims: Numbers of each of them.
-        spec: What decided the numbers; None for plain Parquet, which `extract` didn't write.
+        spec: What decided the numbers; None for plain Parquet, and for columns of several specs.
         fingerprint: Of the spec, or None.
         weights: Where the backbone's weights came from, as the OUT's user named them; empty if unknown.
         weights_are_random: Whether they were.
@@ -47,6 +47,7 @@ class Table:
         sides_from: The file that the sides were joined from; empty if they are the features' own.
         fingerprints: One for each column, where they are of several specs; `spec` is None then.
         kept: {column: name of its type} of those that came along with the images.
+        output: The OUT, opened; None for plain Parquet, which `extract` didn't write.
     """
 
     location: str
@@ -65,15 +66,26 @@ class Table:
     sides_from: str = ""
     fingerprints: tuple[str, ...] = ()
     kept: Mapping[str, str] = field(default_factory=dict)
+    output: Output | None = None
 
     @property
     def is_output(self) -> bool:
         """Whether `extract` wrote it."""
-        return self.spec is not None or bool(self.fingerprints)
+        return self.output is not None
+
+
+def open_stored(location: str) -> Features | str:
+    """Opens the OUT that a location is, or that a PRED was made from; other Parquet is returned by its absolute name.
+
+    Raises:
+        FeaturemillError: OUT can't be read.
+    """
+    output = output_behind(location)
+    return open_features(output) if output.has_manifest else output.folder
 
 
 def open_table(
-    location: str,
+    location: str | Features,
     *,
     columns: Sequence[str] = (),
     label_column: str = DEFAULT_LABEL,
@@ -87,7 +99,7 @@ def open_table(
 
     Args:
         location: OUT of `featuremill extract`, or PRED, whose features are meant; or a Parquet file, a folder of them,
-            or a pattern.
+            or a pattern; or OUT's features, opened already.
         columns: Vector columns; by default `embedding`, or the only one there is.
         label_column: Labels, as text or whole numbers; where there is no column `label`, no label is known; empty
             ones aren't either.
@@ -103,8 +115,8 @@ def open_table(
             of different lengths.
         UsageError: A vector column is named twice.
     """
-    location = features_behind(location)
-    origin = _origin(location)
+    opened = open_stored(location) if isinstance(location, str) else location
+    location, origin = (opened, _plain(opened)) if isinstance(opened, str) else (opened.output, _of_output(opened))
     infos = _read_infos(origin.parts)
     columns = _choose(location, infos[0].schema, columns, origin)
     beside = {name: side for side in origin.added for name in side.names if name in columns}
@@ -144,7 +156,7 @@ def open_table(
         fingerprints = tuple(replace(of[name][0], features=(of[name][1],)).fingerprint for name in columns)
         spec = None
     made = [origin] if len(beside) < len(columns) else []
-    made += [Output(side.output).manifest for side in beside.values()]
+    made += [side.opened.manifest for side in beside.values()]
     parts = tuple(
         StoredPart(info.uri, info.group_rows, tuple((name, side.parts[number]) for name, side in beside.items()))
         for number, info in enumerate(infos)
@@ -166,12 +178,14 @@ def open_table(
         vectors=vectors,
         fingerprints=fingerprints,
         kept=origin.kept,
+        output=origin.output,
     )
 
 
 @dataclass(frozen=True)
 class _Origin:
     parts: tuple[str, ...]
+    output: Output | None = None
     spec: FeatureSpec | None = None
     weights: str = ""
     weights_are_random: bool = False
@@ -181,9 +195,7 @@ class _Origin:
     kept: Mapping[str, str] = field(default_factory=dict)
 
 
-def _origin(location: str) -> _Origin:
-    if storage.stat(storage.join(location, "manifest.json")):
-        return _of_output(Output(location))
+def _plain(location: str) -> _Origin:
     if storage.stat(location):
         return _Origin((location,))
     is_folder = storage.is_folder(location)
@@ -197,11 +209,11 @@ def _origin(location: str) -> _Origin:
     return _Origin(tuple(parts))
 
 
-def _of_output(output: Output) -> _Origin:
-    features, manifest = open_features(output), output.manifest
+def _of_output(features: Features) -> _Origin:
+    output, manifest = features.opened, features.opened.manifest
     if not features.complete:
         raise FeaturemillError(f"{output} is not finished; finish it with the same extract command")
-    facts = (features.spec, manifest.weights, manifest.weights_are_random, features.reading)
+    facts = (output, features.spec, manifest.weights, manifest.weights_are_random, features.reading)
     return _Origin(features.parts, *facts, features.added, features.lacking, manifest.kept)
 
 

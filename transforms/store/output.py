@@ -68,6 +68,11 @@ class Folder:
     def is_local(self) -> bool:
         return storage.is_local(self.folder)
 
+    @property
+    def has_manifest(self) -> bool:
+        """True if it has a manifest.json, whatever that says."""
+        return storage.stat(self.path("manifest.json")) is not None
+
     def path(self, *names: str) -> str:
         """Returns where a file or folder of it is."""
         return storage.join(self.folder, *names)
@@ -173,12 +178,12 @@ class Output(Folder):
     @cached_property
     def listing(self) -> Listing:
         """The parts; raises FeaturemillError for a merged one that can't be read."""
-        return list_parts(self.folder, self.part_bytes.keys() - self.broken.keys())
+        return list_parts(self.folder, self.part_files.keys() - self.broken.keys())
 
     @cached_property
-    def part_bytes(self) -> dict[str, int]:
-        """{file name: size} of what lies in the folder of parts."""
-        return {os.path.basename(info.uri): info.size for info in storage.list_infos(self.path("features"))}
+    def part_files(self) -> dict[str, FileInfo]:
+        """{file name: what is known of it} of what lies in the folder of parts."""
+        return {os.path.basename(info.uri): info for info in storage.list_infos(self.path("features"))}
 
     @cached_property
     def broken(self) -> dict[str, str]:
@@ -198,14 +203,15 @@ class Output(Folder):
         """
         known = {report.unit_id: report.part_bytes for report in self.reports}
         planned = {planned.unit_id for planned in self.plan}
-        looked = look_at_parts(self.folder, self.part_bytes, known, self.manifest.fingerprint, planned)
+        sizes = {name: info.size for name, info in self.part_files.items()}
+        looked = look_at_parts(self.folder, sizes, known, self.manifest.fingerprint, planned)
         self.broken, self._opened = dict(looked.broken), dict(looked.reports)
         self._forget("listing")
 
     def remove_broken(self) -> None:
         """Removes the parts that aren't what a unit committed, so that their units are done again."""
         storage.delete(self.path("features", name) for name in self.broken)
-        self._forget("broken", "part_bytes")
+        self._forget("broken", "part_files")
 
     @cached_property
     def plan(self) -> list[PlannedUnit]:
@@ -248,7 +254,7 @@ class Output(Folder):
 
     def relist(self) -> None:
         """Forgets which parts and failures there were."""
-        self._forget("listing", "failed_ids", "part_bytes", "reading")
+        self._forget("listing", "failed_ids", "part_files", "reading")
 
     def relist_parts(self) -> None:
         """Forgets which parts count: `broken` has more now."""
@@ -297,7 +303,7 @@ class Output(Folder):
         names = storage.list_folder(self.folder)
         if "manifest.json" in names or other_kind(self.folder):
             return False
-        return "plan.parquet" in names or bool(self.part_bytes)
+        return "plan.parquet" in names or bool(self.part_files)
 
     @property
     def is_whole(self) -> bool:
@@ -331,7 +337,7 @@ class Output(Folder):
         """Removes what runs wrote, whatever the manifest says, and leaves everything else."""
         self.remove_own(self.FOLDERS)
         self.remove_files(reversed(OUTPUT_FILES))
-        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped", "part_bytes", "broken")
+        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped", "part_files", "broken")
 
     def remove_leftovers(self) -> None:
         """Removes the parts whose rows are in a merged one as well: a compaction was cut off."""
@@ -355,7 +361,7 @@ class Output(Folder):
         for footer in read_footers([part_uri(self.folder, unit_id) for unit_id in missing]):
             known.update((report.unit_id, report) for report in footer.reports)
         # Of a part of an earlier version the size stays unknown: nobody compares it.
-        sizes = {name.removesuffix(".parquet"): size for name, size in self.part_bytes.items()}
+        sizes = {name.removesuffix(".parquet"): info.size for name, info in self.part_files.items()}
         reports = (known[unit_id] for unit_id in sorted(unit_ids))
         return [replace(r, part_bytes=sizes.get(r.unit_id, r.part_bytes)) if r.part_sha256 else r for r in reports]
 
@@ -392,8 +398,7 @@ class Output(Folder):
         if not self.is_local:
             return 0
         names = {f"{unit_id}.parquet" for unit_id in unit_ids}
-        there = ((os.path.basename(info.uri), info.size) for info in storage.list_infos(self.path("features")))
-        return sum(size for name, size in there if name in names or is_merged(name))
+        return sum(info.size for name, info in self.part_files.items() if name in names or is_merged(name))
 
     def tidy(self, unit_ids: set[str], *, began: float) -> None:
         """Removes what killed writers left in _tmp, but not what another run on the same OUT may be writing.

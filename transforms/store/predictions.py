@@ -33,19 +33,23 @@ def are_predictions(folder: str) -> bool:
         return False
 
 
-def features_behind(folder: str) -> str:
-    """Returns the OUT that predictions were made from: the one kept in PRED, or the one that was their only input.
+def output_behind(folder: str) -> Output:
+    """Returns the OUT at a folder, or that predictions were made from: the one kept in PRED, or their only input.
 
-    Whatever has no such OUT, and what is no PRED, is returned as it is, absolute: whoever opens it says what it is.
+    What is no such folder is returned all the same: whoever asks for its manifest is told what it is.
     """
-    folder = storage.absolute(folder)
-    if are_predictions(folder):
-        output = Predictions(folder)
-        inputs = output.manifest.settings.inputs or ()
-        for location in (output.features_folder, *(inputs if len(inputs) == 1 else ())):
-            if storage.stat(storage.join(location, "manifest.json")):
-                return location
-    return folder
+    output = Output(folder)
+    # The manifest is read once, and looked at for what else it is only where it isn't an OUT's.
+    with suppress(FeaturemillError):
+        if not output.has_manifest or output.manifest:
+            return output
+    if are_predictions(output.folder):
+        predictions = Predictions(output.folder)
+        inputs = predictions.manifest.settings.inputs or ()
+        for location in (predictions.features_folder, *(inputs if len(inputs) == 1 else ())):
+            if (found := Output(location)).has_manifest:
+                return found
+    return output
 
 
 class Predictions(Folder):

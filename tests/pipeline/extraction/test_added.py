@@ -229,7 +229,7 @@ def test_an_image_that_changed_unseen_gets_no_vector(small):
 def test_other_rows_are_never_joined(small):
     add(small)
     side = Output(str(small / "out")).added_feature("deep")
-    part = max(side.part_bytes, key=side.part_bytes.get)
+    part = max(side.part_files, key=lambda name: side.part_files[name].size)
     # As many rows as its part has, and all hashes fit.
     rewrite(side, side.path("features", part), token="t", rows=lambda t: t.take([*range(len(t))][::-1]), report=dict)
     with pytest.raises(FeaturemillError, match=r"hasn't the rows of its part"):
