@@ -22,7 +22,6 @@ from transforms.store.merging import split_part
 from transforms.store.output import ELSEWHERE, Output
 from transforms.store.repeats import REPEATS_UP_TO_ROWS, find_repeats
 from transforms.store.reports import add_notes, add_up, parts_sha256
-from transforms.store.units import write_plan
 from transforms.text import clean
 
 
@@ -131,10 +130,9 @@ def keep_touched(output: Output, plan: Plan) -> None:
     Their units keep their ids, so that their parts go on to count.
     """
     now = {planned.unit_id: planned for planned in plan.touched}
-    output.plan = [now.get(planned.unit_id, planned) for planned in output.plan]
     with output.writing():
         storage.make_folder(output.path("_tmp"))
-        write_plan(output.folder, output.plan)
+        output.write_plan([now.get(planned.unit_id, planned) for planned in output.plan])
 
 
 def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
@@ -154,7 +152,7 @@ def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
             output.write_reports([report for report in output.reports if report.unit_id in kept])
         output.remove_broken()
         _remove_parts(output, plan)
-        write_plan(output.folder, plan.units)
+        output.write_plan(plan.units)
 
 
 def list_skipped(output: Output, found: Found, inputs: Sequence[str]) -> None:

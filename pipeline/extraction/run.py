@@ -33,7 +33,7 @@ from transforms.records import Kept, UnitReport
 from transforms.spec import FeatureSpec
 from transforms.store.merging import merge_as
 from transforms.store.output import Output
-from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
+from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id
 from transforms.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -249,7 +249,7 @@ def _run_pipeline(
     with job_server(theirs["runner"], theirs["options"]):
         pipeline = beam.Pipeline(**theirs)
         with output.writing():
-            chunks = write_todo(options.output, plan.todo)
+            chunks = output.write_todo(plan.todo)
         build(pipeline, chunks, job, load=load, redo=options.retry_failed)
         if options.runner != "FnApiRunner":
             # Where the package isn't, a step of ours can't be loaded, and Flink waits minutes for it. This one can.

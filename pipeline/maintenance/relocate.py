@@ -21,7 +21,7 @@ from transforms.store.manifest import Manifest, Relocation, read_manifest
 from transforms.store.merging import rewrite
 from transforms.store.output import Output
 from transforms.store.reports import parts_sha256
-from transforms.store.units import PlannedUnit, is_relocated, write_plan
+from transforms.store.units import PlannedUnit
 from transforms.text import clean, counted, size_text
 
 CHECKS = ("all", "size")
@@ -105,7 +105,7 @@ def relocate(
         pairs = _continued(manifest, moves) if manifest.relocation else _understood(moves, _places(out.plan))
         token = manifest.relocation.token if manifest.relocation else uuid.uuid4().hex
         files = images = 0
-        if not manifest.relocation or not is_relocated(out.folder, token):
+        if not manifest.relocation or out.relocation != token:
             plan = _moved_plan(out, pairs)
             files, images = _check(out, plan, check, say)
             for side in out.added:
@@ -237,8 +237,7 @@ def _begin(out: Output, manifest: Manifest, moves: _Moves, units: dict[str, tupl
         out.remove_leftovers()
         out.say_running(replace(manifest, relocation=relocation))
         plan = [replace(p, unit=units[p.unit_id][1]) if p.unit_id in units else p for p in out.plan]
-        write_plan(out.folder, plan, relocation=token)
-        out.plan = plan
+        out.write_plan(plan, relocation=token)
 
 
 def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None]) -> int:

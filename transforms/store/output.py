@@ -3,14 +3,16 @@
 import os
 import re
 import time
+import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from transforms import storage
+from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.locks import Reading, is_locked, locked_folder, without_readers
 from transforms.machine import ahead
@@ -26,11 +28,13 @@ from transforms.store.layout import (
     failures_uri,
     is_own,
     part_uri,
+    plan_uri,
+    write_file,
 )
 from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, look_at_parts, read_footers
 from transforms.store.manifest import Manifest, PredictionsManifest, other_kind, read_manifest, write_manifest
-from transforms.store.reports import read_skipped, read_units, units_uri, write_skipped, write_units
-from transforms.store.units import PlannedUnit, read_plan
+from transforms.store.reports import read_skipped, read_units, skipped_file, units_file
+from transforms.store.units import Chunk, PlannedUnit, plan_file, read_plan, relocation_of, write_todo
 from transforms.text import one_line
 
 if TYPE_CHECKING:
@@ -216,7 +220,22 @@ class Output(Folder):
     @cached_property
     def plan(self) -> list[PlannedUnit]:
         """The units that it knows, none if it has no plan yet."""
-        return read_plan(self.folder)
+        return read_plan(plan_uri(self.folder))
+
+    def write_plan(self, planned: Sequence[PlannedUnit], *, relocation: str = "") -> None:
+        """Writes the plan, whole and at once; if a relocation changed it, with the token of that."""
+        temporary = self.path("_tmp", f"plan.{uuid.uuid4().hex}")
+        write_whole(plan_uri(self.folder), plan_file(planned, relocation), temporary)
+        self.plan = list(planned)
+
+    @property
+    def relocation(self) -> str:
+        """The token of the relocation that wrote the plan; empty if none did."""
+        return relocation_of(plan_uri(self.folder))
+
+    def write_todo(self, planned: Sequence[PlannedUnit]) -> list[Chunk]:
+        """Writes what a run is to do; returns where, see `transforms.store.units.write_todo`."""
+        return write_todo(self.path("_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet"), planned)
 
     @cached_property
     def failed_ids(self) -> set[str]:
@@ -227,21 +246,28 @@ class Output(Folder):
     @cached_property
     def skipped(self) -> list[SkippedFile]:
         """The files that were met in folders and are no input."""
-        return read_skipped(self.folder)
+        return read_skipped(self.path(SKIPPED_FILE))
 
     def write_skipped(self, skipped: list[SkippedFile]) -> None:
-        """Writes the list of skipped files."""
+        """Writes the list of skipped files; no files, no list."""
         storage.make_folder(self.path("_tmp"))
-        write_skipped(self.folder, skipped)
+        if skipped:
+            write_file(self.folder, SKIPPED_FILE, skipped_file(skipped))
+        else:
+            storage.delete([self.path(SKIPPED_FILE)])
         self.skipped = skipped
 
     @property
     def reports(self) -> list[UnitReport]:
         """The rows of units.parquet, none if it isn't there yet; read again if another run wrote it since."""
-        version = storage.stat(units_uri(self.folder))
+        version = storage.stat(self._units)
         if version != self._reports[0]:
-            self._reports = version, read_units(self.folder)
+            self._reports = version, read_units(self._units)
         return self._reports[1]
+
+    @property
+    def _units(self) -> str:
+        return self.path("units.parquet")
 
     @cached_property
     def _reports(self) -> tuple[FileInfo | None, list[UnitReport]]:
@@ -249,8 +275,8 @@ class Output(Folder):
 
     def write_reports(self, reports: list[UnitReport]) -> None:
         """Writes units.parquet, one row per unit."""
-        write_units(self.folder, reports)
-        self._reports = storage.stat(units_uri(self.folder)), reports
+        write_file(self.folder, "units.parquet", units_file(reports))
+        self._reports = storage.stat(self._units), reports
 
     def relist(self) -> None:
         """Forgets which parts and failures there were."""
@@ -262,7 +288,7 @@ class Output(Folder):
 
     def forget_reports(self) -> None:
         """Counts as if there were no units.parquet, which can't be read."""
-        self._reports = storage.stat(units_uri(self.folder)), []
+        self._reports = storage.stat(self._units), []
 
     def keep_parts(self) -> None:
         """Lists the parts anew, and keeps a compaction from removing them for as long as this or its features live.
