@@ -11,7 +11,6 @@ import pyarrow.types as types
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.isolated import Crashed
-from transforms.locks import Reading
 from transforms.machine import ahead
 from transforms.parquet.files import count_values, open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
@@ -116,10 +115,13 @@ def open_table(
         UsageError: A vector column is named twice.
     """
     opened = open_stored(location) if isinstance(location, str) else location
-    location, origin = (opened, _plain(opened)) if isinstance(opened, str) else (opened.output, _of_output(opened))
-    infos = _read_infos(origin.parts)
-    columns = _choose(location, infos[0].schema, columns, origin)
-    beside = {name: side for side in origin.added for name in side.names if name in columns}
+    features = opened if isinstance(opened, Features) else None
+    if features and not features.complete:
+        raise FeaturemillError(f"{features.output} is not finished; finish it with the same extract command")
+    location = features.output if features else opened
+    infos = _read_infos(features.parts if features else _files(location))
+    columns = _choose(location, infos[0].schema, columns, features)
+    beside = {name: side for side in (features.added if features else ()) for name in side.names if name in columns}
     side_infos = {side.output: _read_infos(side.parts) for side in beside.values()}
     # The parts' own come first, whatever the order that they were asked for in.
     columns = tuple(sorted(columns, key=lambda name: name in beside))
@@ -146,7 +148,7 @@ def open_table(
     }
     texts |= {role: name for role, name in (("group", group_column), ("split", split_column)) if name}
     found = _read_columns(infos, texts)
-    spec, fingerprints = origin.spec, ()
+    spec, fingerprints = features.spec if features else None, ()
     if len(beside) == len(columns) == 1:
         spec = beside[columns[0]].spec
     elif beside:
@@ -155,13 +157,13 @@ def open_table(
         of |= {name: (side.spec, side.spec.features[0]) for name, side in beside.items()}
         fingerprints = tuple(replace(of[name][0], features=(of[name][1],)).fingerprint for name in columns)
         spec = None
-    made = [origin] if len(beside) < len(columns) else []
-    made += [side.opened.manifest for side in beside.values()]
+    made = [features] if features and len(beside) < len(columns) else []
+    made = [each.opened.manifest for each in (*made, *beside.values())]
     parts = tuple(
         StoredPart(info.uri, info.group_rows, tuple((name, side.parts[number]) for name, side in beside.items()))
         for number, info in enumerate(infos)
     )
-    vectors = StoredVectors(parts, columns, dims, texts.get("key"), reading=origin.reading)
+    vectors = StoredVectors(parts, columns, dims, texts.get("key"), reading=features.reading if features else None)
     return Table(
         location=location,
         columns=columns,
@@ -177,27 +179,15 @@ def open_table(
         sha256=found.get("sha256"),
         vectors=vectors,
         fingerprints=fingerprints,
-        kept=origin.kept,
-        output=origin.output,
+        kept=features.opened.manifest.kept if features else {},
+        output=features.opened if features else None,
     )
 
 
-@dataclass(frozen=True)
-class _Origin:
-    parts: tuple[str, ...]
-    output: Output | None = None
-    spec: FeatureSpec | None = None
-    weights: str = ""
-    weights_are_random: bool = False
-    reading: Reading | None = None
-    added: tuple[Features, ...] = ()
-    lacking: Mapping[str, str] = field(default_factory=dict)
-    kept: Mapping[str, str] = field(default_factory=dict)
-
-
-def _plain(location: str) -> _Origin:
+def _files(location: str) -> list[str]:
+    """Returns the files of plain Parquet."""
     if storage.stat(location):
-        return _Origin((location,))
+        return [location]
     is_folder = storage.is_folder(location)
     infos = storage.list_infos(location) if is_folder else storage.match(location)
     parts = sorted(info.uri for info in infos if info.uri.endswith(".parquet") or not is_folder)
@@ -206,15 +196,7 @@ def _plain(location: str) -> _Origin:
             f"{location} has no features: no OUT of featuremill extract, no Parquet file, nor a folder or pattern of "
             f"some{other_kind(location)}; check the path"
         )
-    return _Origin(tuple(parts))
-
-
-def _of_output(features: Features) -> _Origin:
-    output, manifest = features.opened, features.opened.manifest
-    if not features.complete:
-        raise FeaturemillError(f"{output} is not finished; finish it with the same extract command")
-    facts = (output, features.spec, manifest.weights, manifest.weights_are_random, features.reading)
-    return _Origin(features.parts, *facts, features.added, features.lacking, manifest.kept)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -252,7 +234,7 @@ def _is_vector(kind: pa.DataType) -> bool:
     return is_list and types.is_floating(kind.value_type)
 
 
-def _choose(location: str, schema: pa.Schema, columns: Sequence[str], origin: _Origin) -> tuple[str, ...]:
+def _choose(location: str, schema: pa.Schema, columns: Sequence[str], features: Features | None) -> tuple[str, ...]:
     """Returns the vector columns: those asked for, or `embedding`, or the only one."""
     valid = [field.name for field in schema if _is_vector(field.type)]
     if not valid:
@@ -260,10 +242,10 @@ def _choose(location: str, schema: pa.Schema, columns: Sequence[str], origin: _O
             f"{location} has no column of vectors (lists of floats), only {', '.join(schema.names)}; "
             "name other features"
         )
-    there = [*valid, *(name for side in origin.added for name in side.names)]
+    there = [*valid, *(name for side in (features.added if features else ()) for name in side.names)]
     for name in columns:
-        if name in origin.lacking:
-            raise FeaturemillError(origin.lacking[name])
+        if features and name in features.lacking:
+            raise FeaturemillError(features.lacking[name])
         if name not in there:
             cause = f"column {name!r} holds {schema.field(name).type}, no vectors" if name in schema.names else ""
             raise FeaturemillError(f"{location}: {cause or f'no column {name!r}'}{did_you_mean(name, there)}")
