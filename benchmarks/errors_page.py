@@ -24,9 +24,10 @@ from transforms.predictors.head import Head, save_head
 from transforms.records import FileInfo, ListedFile, Shard, Unit, UnitReport
 from transforms.spec import ADDED_COLUMNS, Feature, FeatureSpec
 from transforms.store.manifest import new_manifest, write_manifest
+from transforms.store.output import Output
 from transforms.store.parts import PartWriter
-from transforms.store.reports import add_up, write_units
-from transforms.store.units import PlannedUnit, unit_id, write_plan
+from transforms.store.reports import add_up
+from transforms.store.units import PlannedUnit, unit_id
 
 DIMS = 512
 _RUN = """
@@ -73,8 +74,8 @@ def write_out(folder: Path, rows: int, classes: int) -> tuple[Path, np.ndarray]:
             noise = random.normal(size=(len(codes[some]), DIMS)).astype(np.float32) * 5
             writer.add(facts[some], {"embedding": centres[codes[some]] + noise})
         writer.commit(report)
-    write_plan(str(out), [PlannedUnit(name, unit)])
-    write_units(str(out), [report])
+    Output(str(out)).write_plan([PlannedUnit(name, unit)])
+    Output(str(out)).write_reports([report])
     manifest = new_manifest(spec, weights="drawn", weights_are_random=False, limit=None, versions={})
     write_manifest(str(out), replace(manifest, status="complete", totals=add_up([report])))
     head = Head(

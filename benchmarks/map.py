@@ -30,9 +30,10 @@ from transforms import shards, storage
 from transforms.records import Shard, Unit, UnitReport
 from transforms.spec import Feature, FeatureSpec
 from transforms.store.manifest import new_manifest, write_manifest
+from transforms.store.output import Output
 from transforms.store.parts import PartWriter
-from transforms.store.reports import add_up, write_units
-from transforms.store.units import PlannedUnit, unit_id, write_plan
+from transforms.store.reports import add_up
+from transforms.store.units import PlannedUnit, unit_id
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -85,8 +86,8 @@ def write_out(folder: Path, shard_path: Path, rows: int) -> None:
             facts = (image.key, labels[row], image.source, image.position, content, 128, 96)
             writer.add([facts], {"embedding": vectors[row : row + 1]})
         writer.commit(report)
-    write_plan(str(folder), [PlannedUnit(name, unit)])
-    write_units(str(folder), [report])
+    Output(str(folder)).write_plan([PlannedUnit(name, unit)])
+    Output(str(folder)).write_reports([report])
     manifest = new_manifest(spec, weights="drawn", weights_are_random=True, limit=None)
     write_manifest(str(folder), replace(manifest, status="complete", totals=add_up([report])))
 

@@ -36,8 +36,8 @@ from transforms.store.listing import list_parts, read_footer
 from transforms.store.manifest import new_manifest, write_manifest
 from transforms.store.output import Output
 from transforms.store.parts import PartWriter
-from transforms.store.reports import add_up, write_units
-from transforms.store.units import Chunk, read_todo, write_todo
+from transforms.store.reports import add_up
+from transforms.store.units import Chunk, read_todo
 
 IMAGES_PER_UNIT = 1000
 MOST_COMMITS = 20_000
@@ -82,7 +82,7 @@ def plan(output: str, units: int) -> dict:
         planned = plan_of(output, units)
     with timed() as writing:
         begin_output(Output(output), manifest, planned)
-        chunks = write_todo(output, planned.todo)
+        chunks = Output(output).write_todo(planned.todo)
     return {
         "units": len(planned.todo),
         "seconds": clock() + writing(),
@@ -139,7 +139,7 @@ def watch(output: str, units: int) -> dict:
     """Looks for what is new among as many parts, as the progress bar does, with as many units still to come."""
     todo = [replace(planned, unit_id=f"new-{planned.unit_id}") for planned in plan_of(output, units).done]
     with timed() as starting:
-        committed = Committed(output, todo)
+        committed = Committed(Output(output), todo)
     with timed() as clock:
         committed.count()
     return {"units": len(todo), "seconds": clock(), "starting_seconds": starting()}
@@ -164,7 +164,7 @@ def manifest(output: str, units: int) -> dict:
     )
     there = Output(output)
     with timed() as writing:
-        write_units(output, list(reports))
+        Output(output).write_reports(list(reports))
     with timed() as clock:
         totals = add_up(there.collect_reports([p.unit_id for p in planned.units], fresh=set()))
         fresh = new_manifest(options(output).spec(WEIGHTS), weights="fake", weights_are_random=False, limit=None)
@@ -199,7 +199,7 @@ def full_parts(output: str, _: int) -> dict:
             reports.append(report)
     manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None)
     write_manifest(output, replace(manifest, status="complete", totals=add_up(reports)))
-    write_units(output, reports)
+    Output(output).write_reports(reports)
     merged = compact(CompactOptions(output))
     assert open_features(output).rows == FULL_PARTS * IMAGES_PER_UNIT
     return {

@@ -31,6 +31,7 @@ from transforms.rows.table import open_table
 from transforms.rows.thumbnails import thumbnails
 from transforms.store.features import open_features
 from transforms.store.manifest import read_manifest
+from transforms.store.output import Output
 
 
 def quiet(line: str) -> None:
@@ -64,7 +65,7 @@ def test_a_format(lines, tmp_path):
     assert summary.totals.rows_embedded == 16
     again = run(options(path, out, unit_bytes=3000, batch_size=4), load=load_fake, weights=WEIGHTS)
     assert again.this_run.units == 0
-    found = thumbnails(str(out), read_rows(open_table(str(out)), [1, 7, 13]))
+    found = thumbnails(Output(str(out)), read_rows(open_table(str(out)), [1, 7, 13]))
     assert all(found[row].data for row in (1, 7, 13))
     other = tmp_path / "other.txt"
     other.write_bytes(b"hello")
@@ -134,7 +135,7 @@ def test_a_kind_of_head(tmp_path, monkeypatch):
         say=quiet,
         quiet=True,
     )
-    assert summary.manifest.totals["predicted"] == 300
+    assert summary.manifest.totals.predicted == 300
     assert summary.metrics["metrics"]["accuracy"]["value"] > 0.95
     with pytest.raises(FeaturemillError, match="is a centres head, which has no layers to train"):
         check_head(head, FinetuneOptions(head=str(tmp_path / "one"), features="x", output="y"))

@@ -188,7 +188,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         settings=_settings(head.model.settings, recorded),
         **{name: recorded[name] for name in shared if name in recorded},
     )
-    table, joined, parts = split_table(asked)
+    table, joined, parts = split_table(asked, features)
     fits = plan_fits(parts, learning=False)
     codes = _codes(table, fits.cells, head)
     reader = _reader(features, plan, table)
@@ -276,8 +276,8 @@ def _codes(table: Table, cells: np.ndarray, head: Head) -> np.ndarray:
 
 def _reader(features: Features, plan: TuningPlan, table: Table) -> GroupReader:
     if plan.start:
-        return TapRows(open_table(features.output, columns=(plan.column,)).vectors, plan.input_shape)
-    images = ImageRows(features.output, features.spec)
+        return TapRows(open_table(features, columns=(plan.column,)).vectors, plan.input_shape)
+    images = ImageRows(features.opened)
     images.check(table.vectors.parts)
     return images
 

@@ -31,6 +31,7 @@ from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.rows.spooled import SpooledRows
 from transforms.store.features import Features, open_features
+from transforms.store.predictions import output_behind
 from transforms.text import counted
 
 WEIGHT_FILE = "base.weights.h5"
@@ -96,7 +97,7 @@ def _finetune(options: FinetuneOptions, checkpoint: str, say: Callable[[str], No
     replaces = _check_places(options, checkpoint)
     head = load_head(options.head)
     check_head(head, options)
-    features = open_features(options.features)
+    features = open_features(output_behind(options.features))
     check_spec(head.spec, features)
     plan = make_plan(head, features, options)
     weights = open_weights(head, features, plan, options)

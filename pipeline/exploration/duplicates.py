@@ -137,7 +137,7 @@ def write_duplicates_page(found: Duplicates, path: str) -> None:
     orders = [_in_turn(found.table, group) for group in shown]
     numbers = [row for order, _ in orders for row in order[:PAGE_TILES]]
     rows = {row.row: row for row in read_rows(found.table, numbers)}
-    images = thumbnails(found.table.location, rows.values())
+    images = thumbnails(found.table.output, rows.values())
     sections = []
     for number, (group, (order, counts)) in enumerate(zip(shown, orders, strict=True), 1):
         # Marked is what is outvoted: where all agree, nothing.

@@ -60,7 +60,7 @@ def write_outliers_page(found: Outliers, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-    images = thumbnails(found.table.location, [far.row for far in found.found])
+    images = thumbnails(found.table.output, [far.row for far in found.found])
     titles: dict[str, list[Outlier]] = {}
     for far in found.found:
         titles.setdefault(f"class {far.row.label}" if found.by == "class" else "all rows", []).append(far)

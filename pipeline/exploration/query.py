@@ -19,7 +19,7 @@ from transforms.rows.lookup import StoredRow, fact_batches, facts_schema, read_r
 from transforms.rows.sandbox import matching_rows
 from transforms.rows.table import Table, open_table
 from transforms.rows.thumbnails import Thumbnail, Thumbnailer, thumbnails
-from transforms.similarity.neighbours import METRICS, Nearest, nearest_rows
+from transforms.similarity.neighbours import METRICS, Nearest, nearest_stored
 from transforms.spec import FeatureSpec
 from transforms.storage import readable
 from transforms.text import counted, printable, shown, shown_within
@@ -120,7 +120,7 @@ def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None
                 raise FeaturemillError(f"{asked.name} is nothing but zeros, which have no cosine; pass --metric l2")
     started = time.perf_counter()
     wanted = _wanted(table, options.where)
-    nearest = nearest_rows(
+    nearest = nearest_stored(
         table.vectors,
         table.keys,
         matrix,
@@ -220,7 +220,7 @@ def write_query_page(found: Found, path: str) -> None:
     table = found.table
     asked_rows = {row.row: row for row in read_rows(table, [q.row for q in found.queries if q.row >= 0])}
     rows = [*asked_rows.values(), *(near.row for some in found.neighbours for near in some)]
-    images = thumbnails(table.location, rows)
+    images = thumbnails(table.output, rows)
 
     def tile(asked: Query) -> Tile:
         if asked.row >= 0:

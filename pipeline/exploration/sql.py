@@ -22,7 +22,7 @@ from transforms.store.features import Features, open_features
 from transforms.store.layout import failures_uri
 from transforms.store.listing import read_footers
 from transforms.store.output import Output, check_failures
-from transforms.store.predictions import Predictions, are_predictions, features_behind
+from transforms.store.predictions import Predictions, are_predictions, output_behind
 from transforms.store.reports import parts_sha256, units_table
 from transforms.store.schema import failures_schema, part_schema
 from transforms.text import one_line
@@ -88,15 +88,15 @@ def sql(output: str, text: str) -> Iterator[Answer]:
         raise FeaturemillError(f"{output}: sql reads folders on this machine; copy OUT here first")
     views: dict[str, Any] = {}
     joined = ""
-    complete, behind = True, features_behind(output)
+    complete, out = True, output_behind(output)
     is_predicted = are_predictions(storage.absolute(output))
     if is_predicted:
         # Failures of the images; those of the features, where these were kept, are the same.
-        parts = Predictions(output).part_files
+        predictions = Predictions(output)
+        parts = predictions.part_files
         _check_headers(parts)
-        views |= {"predictions": ds.dataset(parts, format=_CHECKED), "failures": _failures_of(output)}
-    if not is_predicted or behind != storage.absolute(output):
-        out = Output(behind)
+        views |= {"predictions": ds.dataset(parts, format=_CHECKED), "failures": _failures_of(predictions)}
+    if not is_predicted or out.folder != storage.absolute(output):
         features = open_features(out)
         _check_headers([part for each in (features, *features.added) for part in each.parts])
         views, complete = _views(out, features) | views, features.complete
@@ -108,8 +108,8 @@ def sql(output: str, text: str) -> Iterator[Answer]:
         yield Answer(reader.schema, _explained_batches(database, reader), complete)
 
 
-def _failures_of(output: str) -> pa.Table | ds.Dataset:
-    infos = storage.list_infos(storage.join(storage.absolute(output), "failures"))
+def _failures_of(predictions: Predictions) -> pa.Table | ds.Dataset:
+    infos = storage.list_infos(predictions.path("failures"))
     failed = [info.uri for info in infos if info.uri.endswith(".parquet")]
     return ds.dataset(failed, failures_schema(), format=_CHECKED) if failed else failures_schema().empty_table()
 

@@ -22,7 +22,6 @@ from transforms.store.merging import split_part
 from transforms.store.output import ELSEWHERE, Output
 from transforms.store.repeats import REPEATS_UP_TO_ROWS, find_repeats
 from transforms.store.reports import add_notes, add_up, parts_sha256
-from transforms.store.units import write_plan
 from transforms.text import clean
 
 
@@ -84,7 +83,7 @@ def restore_manifest(output: Output, weights: Weights) -> None:
     lost = f"{output} has lost its manifest.json"
     if any(planned.unit.limit for planned in output.plan):
         raise FeaturemillError(f"{lost}, and is a sample, which no run continues; remove it, and make it again")
-    for name in sorted(output.part_bytes):
+    for name in sorted(output.part_files):
         try:
             with open_sealed(output.path("features", name), cure="") as parquet:
                 spec = FeatureSpec.from_json(parquet.metadata.metadata[b"featuremill.spec"].decode())
@@ -131,10 +130,9 @@ def keep_touched(output: Output, plan: Plan) -> None:
     Their units keep their ids, so that their parts go on to count.
     """
     now = {planned.unit_id: planned for planned in plan.touched}
-    output.plan = [now.get(planned.unit_id, planned) for planned in output.plan]
     with output.writing():
         storage.make_folder(output.path("_tmp"))
-        write_plan(output.folder, output.plan)
+        output.write_plan([now.get(planned.unit_id, planned) for planned in output.plan])
 
 
 def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
@@ -154,7 +152,7 @@ def begin_output(output: Output, manifest: Manifest, plan: Plan) -> None:
             output.write_reports([report for report in output.reports if report.unit_id in kept])
         output.remove_broken()
         _remove_parts(output, plan)
-        write_plan(output.folder, plan.units)
+        output.write_plan(plan.units)
 
 
 def list_skipped(output: Output, found: Found, inputs: Sequence[str]) -> None:
@@ -236,7 +234,7 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
         # The footers were read for the reports; `open_features` would read them all again.
         parts = tuple(output.path("features", name) for name in output.listing.names)
         rows = totals.rows_embedded
-        features = Features(output.folder, manifest.spec, manifest.fingerprint, True, parts, rows, manifest.between)
+        features = Features(output, manifest.spec, manifest.fingerprint, True, parts, rows, manifest.between)
         repeats = find_repeats(features)
     manifest = replace(
         manifest,

@@ -12,6 +12,7 @@ from transforms.errors import FeaturemillError
 from transforms.object_stores import short_timeout
 from transforms.store.layout import part_uri
 from transforms.store.listing import read_footer
+from transforms.store.output import Output
 from transforms.store.units import PlannedUnit
 from transforms.text import counted, duration
 
@@ -34,7 +35,7 @@ class Count:
 class Committed:
     """Counts what a run's units have come to so far, from the output alone."""
 
-    def __init__(self, output: str, todo: Sequence[PlannedUnit]):
+    def __init__(self, output: Output, todo: Sequence[PlannedUnit]):
         self._output = output
         self._waiting = {planned.unit_id: planned for planned in todo}
         self._done = Count()
@@ -45,7 +46,7 @@ class Committed:
 
     @property
     def is_local(self) -> bool:
-        return storage.is_local(self._output)
+        return self._output.is_local
 
     def count(self) -> Count:
         """Returns the committed units' numbers, plus on a local disk those of the units under way."""
@@ -60,16 +61,16 @@ class Committed:
         return Count(done.images + images, done.failures + failures, done.input_bytes + input_bytes, done.units)
 
     def _there(self) -> list[str]:
-        names = storage.list_folder(storage.join(self._output, "features"))
+        names = storage.list_folder(self._output.path("features"))
         return [unit_id for name in names if (unit_id := name.removesuffix(".parquet")) in self._waiting]
 
     def _versions(self) -> dict[str, str]:
-        infos = storage.list_infos(storage.join(self._output, "features"))
+        infos = storage.list_infos(self._output.path("features"))
         found = {info.uri.rsplit("/", 1)[-1].removesuffix(".parquet"): info.version for info in infos}
         return {name: version for name, version in found.items() if name in self._waiting}
 
     def _add(self, planned: PlannedUnit) -> None:
-        [report] = read_footer(part_uri(self._output, planned.unit_id)).reports
+        [report] = read_footer(part_uri(self._output.folder, planned.unit_id)).reports
         self._done = Count(
             self._done.images + report.rows_read,
             self._done.failures + report.rows_failed,
@@ -80,8 +81,7 @@ class Committed:
     def _under_way(self) -> tuple[int, int, int]:
         totals = [0, 0, 0]
         if self.is_local:
-            folder = storage.join(self._output, "_tmp")
-            for info in storage.list_infos(folder):
+            for info in storage.list_infos(self._output.path("_tmp")):
                 name = info.uri.rsplit("/", 1)[-1]
                 # Not those of a run that was killed before.
                 is_ours = int(info.version) / 1e9 >= self._started - 1

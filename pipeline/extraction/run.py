@@ -33,7 +33,7 @@ from transforms.records import Kept, UnitReport
 from transforms.spec import FeatureSpec
 from transforms.store.merging import merge_as
 from transforms.store.output import Output
-from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id, write_todo
+from transforms.store.units import Chunk, PlannedUnit, read_todo, unit_id
 from transforms.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ def _extract(
         begin_output(output, manifest, plan)
         list_skipped(output, found, options.inputs)
         if plan.todo:
-            _run_pipeline(options, plan, job, load=load, quiet=quiet)
+            _run_pipeline(output, options, plan, job, load=load, quiet=quiet)
             if is_template(options.beam_args):
                 return None
         if options.beside:
@@ -231,7 +231,13 @@ def beam_settings(options: ExtractOptions) -> dict[str, Any]:
 
 
 def _run_pipeline(
-    options: ExtractOptions, plan: Plan, job: Job, *, load: Callable[[Job], Engine] | None, quiet: bool
+    output: Output,
+    options: ExtractOptions,
+    plan: Plan,
+    job: Job,
+    *,
+    load: Callable[[Job], Engine] | None,
+    quiet: bool,
 ) -> None:
     import apache_beam as beam
 
@@ -242,14 +248,14 @@ def _run_pipeline(
     theirs = beam_settings(options)
     with job_server(theirs["runner"], theirs["options"]):
         pipeline = beam.Pipeline(**theirs)
-        with Output(options.output).writing():
-            chunks = write_todo(options.output, plan.todo)
+        with output.writing():
+            chunks = output.write_todo(plan.todo)
         build(pipeline, chunks, job, load=load, redo=options.retry_failed)
         if options.runner != "FnApiRunner":
             # Where the package isn't, a step of ours can't be loaded, and Flink waits minutes for it. This one can.
             check = beam.Map(pkgutil.resolve_name)
             _ = pipeline | "Package" >> beam.Create(["transforms.store.units:CHUNK_UNITS"]) | "IsThere" >> check
-        committed = Committed(options.output, plan.todo)
+        committed = Committed(output, plan.todo)
         try:
             with Progress(committed, units=len(plan.todo), input_bytes=input_bytes(plan.todo), quiet=quiet) as progress:
                 run_watched(pipeline, progress.tick)

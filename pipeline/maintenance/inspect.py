@@ -108,18 +108,19 @@ class Inspection:
         return add_up(self.reports)
 
 
-def inspect(output: str, *, deep: bool = False) -> Inspection:
+def inspect(output: str | Output, *, deep: bool = False) -> Inspection:
     """Reads the rows of OUT once, a batch at a time, and checks that it adds up.
 
     Parts that aren't what was written are named, and count as if they weren't there.
 
     Args:
+        output: OUT; its parts are listed anew.
         deep: Read every file whole, and compare it with the hash that it carries.
 
     Raises:
         FeaturemillError: There are no features in that folder, or it has files that can't be reached.
     """
-    out = Output(output)
+    out = output if isinstance(output, Output) else Output(output)
     out.keep_parts()
     problems = _check_files(out) if deep else []
     found, reports = _check(out)
@@ -127,7 +128,7 @@ def inspect(output: str, *, deep: bool = False) -> Inspection:
     opened = open_features(out, whole=False)
     # Each added feature is looked at by itself.
     features = replace(opened, added=())
-    added = {name: inspect(out.added_feature(name).folder, deep=deep) for name in _there(out)}
+    added = {name: inspect(out.added_feature(name), deep=deep) for name in _there(out)}
     problems += [f"{name}: {problem}" for name, found in added.items() for problem in found.disagreements]
     labels: Counter[str | None] = Counter()
     sums = {name: _VectorSums() for name in features.names}
@@ -162,7 +163,7 @@ def _there(output: Output) -> list[str]:
 
 def _check_files(output: Output) -> list[str]:
     """Reads every file whole; returns which of them aren't what was written, and takes these out of the output."""
-    files = {f"features/{name}": AGAIN for name in sorted(output.part_bytes)}
+    files = {f"features/{name}": AGAIN for name in sorted(output.part_files)}
     files |= {f"failures/{unit_id}.parquet": FAILURES_AGAIN for unit_id in sorted(output.failed_ids)}
     there = storage.list_folder(output.folder)
     cures = dict.fromkeys(("units.parquet", SKIPPED_FILE), "delete it and run extract again")
@@ -196,7 +197,7 @@ def _check_files(output: Output) -> list[str]:
 def _check(output: Output) -> tuple[list[str], list[UnitReport]]:
     """Returns what doesn't add up, and the reports of the parts that are what was written."""
     problems, reports, manifest = [], [], output.manifest
-    names = sorted(name for name in output.part_bytes.keys() - output.broken.keys() if name.endswith(".parquet"))
+    names = sorted(name for name in output.part_files.keys() - output.broken.keys() if name.endswith(".parquet"))
     footers = dict(zip(names, try_footers([output.path("features", name) for name in names]), strict=True))
     for name, footer in footers.items():
         if isinstance(footer, str):
@@ -218,7 +219,8 @@ def _check(output: Output) -> tuple[list[str], list[UnitReport]]:
             continue
         reports += footer.reports
         problems += _check_part(output, name, footer)
-    output.relist_parts()
+    if output.broken.keys() & set(listing.names):
+        output.relist_parts()
     if manifest.is_complete:
         problems += _check_totals(output, reports)
     return problems, reports

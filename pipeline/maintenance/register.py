@@ -9,12 +9,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
+from transforms.parquet.files import open_sealed
 from transforms.storage import readable
 from transforms.store.features import Features, open_features
+from transforms.store.listing import read_footer
 from transforms.store.output import Output
 from transforms.text import clean, counted, one_line
 
@@ -109,6 +111,11 @@ def _changes(features: Features, there: set[str], own: set[str], what: str) -> t
     return gone, new
 
 
+def _schema(part: str) -> pa.Schema:
+    with open_sealed(part, cure="delete it and run extract again") as parquet:
+        return parquet.schema_arrow
+
+
 def _register_iceberg(features: Features, name: str) -> Registered:
     from pyiceberg.catalog import load_catalog
     from pyiceberg.exceptions import NoSuchTableError
@@ -120,7 +127,7 @@ def _register_iceberg(features: Features, name: str) -> Registered:
         table: Table = catalog.load_table(identifier)
     except NoSuchTableError:
         catalog.create_namespace_if_not_exists(identifier.rpartition(".")[0])
-        table = catalog.create_table(identifier, schema=pq.read_schema(features.parts[0]))
+        table = catalog.create_table(identifier, schema=_schema(features.parts[0]))
     files = {task.file.file_path: task.file for task in table.scan().plan_files()}
     own = {f"file://{part}" for part in features.parts}
     gone, new = _changes(features, set(files), own, name)
@@ -146,7 +153,7 @@ def _register_delta(features: Features, out: Output) -> Registered:
     table = DeltaTable(folder)
     there = {os.path.join(folder, os.path.basename(uri)) for uri in table.file_uris()}
     gone, new = _changes(features, there, own, folder)
-    if new and Schema.from_arrow(pq.read_schema(min(new))) != table.schema():
+    if new and Schema.from_arrow(_schema(min(new))) != table.schema():
         raise FeaturemillError(
             f"{storage.join(folder, _LOG)} is that of other columns; remove this folder and register again"
         )
@@ -166,7 +173,7 @@ def _commit_delta(out: Output, version: int, gone: set[str], new: set[str]) -> N
     for part in sorted(gone):
         actions.append({"remove": {"path": os.path.basename(part), "deletionTimestamp": now, "dataChange": True}})
     for part in sorted(new):
-        file, rows = os.stat(part), pq.read_metadata(part).num_rows
+        file, rows = os.stat(part), read_footer(part).rows
         values = {"size": file.st_size, "modificationTime": int(file.st_mtime * 1000), "dataChange": True}
         stats = json.dumps({"numRecords": rows})
         actions.append({"add": {"path": os.path.basename(part), "partitionValues": {}, **values, "stats": stats}})

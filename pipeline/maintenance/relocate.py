@@ -18,11 +18,11 @@ from transforms.records import Unit
 from transforms.rows.contents import compare_contents
 from transforms.storage import readable
 from transforms.store.layout import SKIPPED_FILE, failures_uri
-from transforms.store.manifest import Manifest, read_manifest
+from transforms.store.manifest import Manifest, Relocation, read_manifest
 from transforms.store.merging import rewrite
 from transforms.store.output import Output
 from transforms.store.reports import parts_sha256
-from transforms.store.units import PlannedUnit, is_relocated, write_plan
+from transforms.store.units import PlannedUnit
 from transforms.text import clean, counted, size_text
 
 # Each holds a row group in memory.
@@ -119,9 +119,9 @@ def relocate(options: RelocateOptions, *, say: Callable[[str], None] = lambda li
         if not out.is_local and not storage.written_as(out.folder, ""):
             raise FeaturemillError(f"{out} is on a file system that can't replace a file; copy it to a disk first")
         pairs = _continued(manifest, moves) if manifest.relocation else _understood(moves, _places(out.plan))
-        token = (manifest.relocation or {}).get("token") or uuid.uuid4().hex
+        token = manifest.relocation.token if manifest.relocation else uuid.uuid4().hex
         files = images = 0
-        if not manifest.relocation or not is_relocated(out.folder, token):
+        if not manifest.relocation or out.relocation != token:
             plan = _moved_plan(out, pairs)
             files, images = _check(out, plan, options.check, say)
             for side in out.added:
@@ -166,10 +166,10 @@ def _understood(moves: Sequence[str], places: set[str]) -> _Moves:
 
 
 def _continued(manifest: Manifest, moves: Sequence[str]) -> _Moves:
-    begun = [tuple(pair) for pair in manifest.relocation["moves"]]
+    begun = manifest.relocation.moves
     if len(begun) != len(moves) or not all(any(pair in _readings(move) for move in moves) for pair in begun):
         raise FeaturemillError(f"another relocation was cut off; finish it first: {manifest.cure}")
-    return _Moves(tuple(begun))
+    return _Moves(begun)
 
 
 def _places(plan: Iterable[PlannedUnit]) -> set[str]:
@@ -248,13 +248,12 @@ def _only_moved(old: Unit, new: Unit) -> tuple[Unit, Unit]:
 
 
 def _begin(out: Output, manifest: Manifest, moves: _Moves, units: dict[str, tuple[Unit, Unit]], token: str) -> None:
-    relocation = {"token": token, "moves": moves.pairs, "status": (manifest.relocation or vars(manifest))["status"]}
+    relocation = Relocation(token, moves.pairs, (manifest.relocation or manifest).status)
     with out.writing():
         out.remove_leftovers()
         out.say_running(replace(manifest, relocation=relocation))
         plan = [replace(p, unit=units[p.unit_id][1]) if p.unit_id in units else p for p in out.plan]
-        write_plan(out.folder, plan, relocation=token)
-        out.plan = plan
+        out.write_plan(plan, relocation=token)
 
 
 def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None]) -> int:
@@ -310,13 +309,13 @@ def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None])
 
 def _finish(out: Output, moves: _Moves) -> None:
     manifest = out.manifest
-    if (read_manifest(out.folder).relocation or {}).get("token") != manifest.relocation["token"]:
+    if read_manifest(out.folder).relocation != manifest.relocation:
         raise FeaturemillError(f"another command was at work on {out} meanwhile; run this one again")
     repeats = manifest.repeats and _moved_keys(manifest.repeats, moves.cleaned())
     with out.writing():
         out.tidy({planned.unit_id for planned in out.plan}, began=time.time())
         found = parts_sha256(out.reports) if manifest.parts_sha256 else ""
-        done = {"status": manifest.relocation["status"], "relocation": None, "repeats": repeats, "parts_sha256": found}
+        done = {"status": manifest.relocation.status, "relocation": None, "repeats": repeats, "parts_sha256": found}
         out.write_manifest(replace(manifest, **done))
 
 

@@ -12,7 +12,6 @@ from pipeline.maintenance import plots
 from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
-from transforms import storage
 from transforms.committed import held
 from transforms.records import UnitReport
 from transforms.similarity.projection import principal_components
@@ -20,7 +19,7 @@ from transforms.storage import readable
 from transforms.store.features import Features, choose_feature
 from transforms.store.manifest import Totals
 from transforms.store.output import Output
-from transforms.store.predictions import features_behind
+from transforms.store.predictions import output_behind
 from transforms.text import counted, printable, size_text
 
 STAGES = ("read", "decode", "embed", "write")
@@ -69,7 +68,7 @@ def run_report(output: str, *, page: str, feature: str | None = None, overwrite:
     """
     check_targets([output], page=page, overwrite=overwrite)
     with held(page):
-        inspection = inspect(features_behind(output))
+        inspection = inspect(output_behind(output))
         name = choose_feature(inspection.features, feature)
         rows = gather_rows(inspection.features, name)
         text = run_report_html(inspection, rows, mapped=name)
@@ -178,7 +177,7 @@ def _failures(inspection: Inspection) -> list[dict[str, Any]]:
     """Returns the reasons, the commonest first, each with some of the rows that failed for it."""
     examples: dict[str, list[dict[str, str]]] = {reason: [] for reason in inspection.failures}
     missing = {reason: min(count, _EXAMPLES) for reason, count in inspection.failures.items()}
-    output = Output(inspection.output)
+    output = inspection.features.opened
     for report in sorted(inspection.reports, key=lambda report: report.unit_id):
         if not any(missing.values()):
             break
@@ -232,7 +231,7 @@ def _sizes(sizes: Counter[tuple[int, int]]) -> dict[str, Any]:
 
 def _plots(rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[dict]]:
     shown: dict[str, list[dict]] = {"units": [], "sizes": [], "norms": [], "map": []}
-    done, order = _in_order(inspection.output, [report for report in inspection.reports if report.rows_read])
+    done, order = _in_order(inspection.features.opened, [report for report in inspection.reports if report.rows_read])
     if len(done) > 1:
         caption = f"Images per second of each unit, {order}; many units are drawn as means of some."
         shown["units"].append({"svg": plots.rate_plot(done, "rate"), "caption": caption})
@@ -257,13 +256,10 @@ def _plots(rows: Rows, inspection: Inspection, mapped: str) -> dict[str, list[di
     return shown
 
 
-def _in_order(output: str, reports: Sequence[UnitReport]) -> tuple[list[UnitReport], str]:
+def _in_order(output: Output, reports: Sequence[UnitReport]) -> tuple[list[UnitReport], str]:
     """Returns the reports in the order of their commits where the disk knows it, and what order it is."""
-    if storage.is_local(output):
-        written = {
-            info.uri.rsplit("/", 1)[1].removesuffix(".parquet"): int(info.version)
-            for info in storage.list_infos(storage.join(output, "features"))
-        }
+    if output.is_local:
+        written = {name.removesuffix(".parquet"): int(info.version) for name, info in output.part_files.items()}
         if all(report.unit_id in written for report in reports):
             ordered = sorted(reports, key=lambda report: (written[report.unit_id], report.unit_id))
             last = time.strftime("%Y-%m-%d %H:%M", time.gmtime(max(written.values(), default=0) / 1e9))

@@ -15,6 +15,7 @@ from transforms.parquet.files import open_sealed
 from transforms.similarity.unit_vectors import unit_length
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
+from transforms.store.predictions import Predictions
 
 # The vectors of all rows are held in memory, about three times.
 MOST_BYTES = 2**31
@@ -112,7 +113,7 @@ def _folders(facts: pa.Table) -> list[str]:
     return [posixpath.dirname(source) or source if key == source else source for key, source in pairs]
 
 
-def add_predictions(rows: MapRows, output: str) -> int:
+def add_predictions(rows: MapRows, output: Predictions) -> int:
     """Adds the columns `prediction`, `score` and `agreement` from what `predict` wrote.
 
     A key may repeat inside a shard, so rows are found by key and position. Predictions of plain Parquet know no
@@ -120,6 +121,7 @@ def add_predictions(rows: MapRows, output: str) -> int:
 
     Args:
         rows: Get them, null where PRED has no row of that key.
+        output: PRED.
 
     Returns:
         How many rows have a prediction.
@@ -164,9 +166,9 @@ def _unambiguous(predictions: pa.Table) -> pa.Table:
     return pa.table({"place": found["place"], **known}).combine_chunks()
 
 
-def _read_predictions(output: str) -> pa.Table:
+def _read_predictions(output: Predictions) -> pa.Table:
     """Returns keys, positions, labels and scores of PRED."""
-    folder = storage.join(storage.absolute(output), "predictions")
+    folder = output.path("predictions")
     names = sorted(name for name in storage.list_folder(folder) if name.endswith(".parquet"))
     if not names:
         raise FeaturemillError(f"{output} holds no predictions; pass the folder that featuremill predict wrote to")

@@ -20,7 +20,7 @@ from transforms.errors import UsageError
 from transforms.similarity.all_pairs import all_nearest
 from transforms.similarity.projection import METHODS, flatten
 from transforms.store.features import Features, choose_feature, open_features
-from transforms.store.predictions import are_predictions, features_behind
+from transforms.store.predictions import Predictions, are_predictions, output_behind
 from transforms.text import counted, did_you_mean, size_text
 
 NEIGHBOURS = 10
@@ -111,11 +111,11 @@ def make_map(options: MapOptions, *, say: Callable[[str], None] = lambda line: N
         FeaturemillError: OUT or PRED can't be mapped, or a file not written.
     """
     with held(options.page, options.coordinates):
-        features = open_features(features_behind(options.output))
+        features = open_features(output_behind(options.output))
         name = choose_feature(features, options.feature)
         clock = _Clock(say)
         rows = read_map_rows(features, name, limit=options.limit)
-        predicted = add_predictions(rows, options.predicted) if options.predicted else None
+        predicted = add_predictions(rows, Predictions(options.predicted)) if options.predicted else None
         clock.lap(f"read {len(rows.numbers):,} of {features.rows:,} rows" + _predicted_text(predicted))
         neighbours, cosines = all_nearest(rows.vectors, NEIGHBOURS)
         clock.lap(f"found the {neighbours.shape[1]} nearest of each")

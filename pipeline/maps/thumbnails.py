@@ -47,7 +47,7 @@ def map_thumbnails(
     """
     places = np.unique(np.linspace(0, len(numbers) - 1, min(most, len(numbers))).astype(int)) if most else []
     rows = _rows(features, numbers, facts, places)
-    read = thumbnails(features.output, rows, side=SIDE, quality=QUALITY)
+    read = thumbnails(features.opened, rows, side=SIDE, quality=QUALITY)
     gone = [row for row in rows if read[row.row].problem]
     problem = f"{gone[0].key}: {read[gone[0].row].problem}" if gone else ""
     images = {row.row: read[row.row].data for row in rows if read[row.row].data}

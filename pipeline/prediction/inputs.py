@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pyarrow.types as types
 
 from pipeline.extraction.options import ExtractOptions, ImageOptions
@@ -19,6 +18,7 @@ from transforms.declared import shared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.evaluation.abstaining import threshold_of
 from transforms.network.bases import base_of, cut, layers
+from transforms.parquet.files import open_parquet
 from transforms.predictors import imagenet
 from transforms.predictors.head import Head
 from transforms.predictors.predictions import Predictor
@@ -29,6 +29,7 @@ from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.shards.fields import Fields
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec, SpecOptions
+from transforms.store.predictions import Predictions
 from transforms.text import clean
 
 _GLOB = re.compile(r"[*?\[]")
@@ -76,10 +77,10 @@ def _is_output(location: str) -> bool:
 def _has_vectors(uri: str) -> bool:
     """Returns whether it is Parquet with vectors; False too if it can't be read: who reads it then says why."""
     try:
-        with storage.open_read(uri) as file:
-            schema = pq.read_schema(file)
-        names = schema.names
-    except (OSError, UnicodeDecodeError, pa.ArrowException):
+        with open_parquet(uri) as parquet:
+            schema = parquet.schema_arrow
+            names = schema.names
+    except FeaturemillError:
         return False
     for name, kind in zip(names, schema.types, strict=True):
         if types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
@@ -155,7 +156,7 @@ def head_predictor(head: "Head", options: PredictOptions) -> Predictor:
     )
 
 
-def imagenet_options(options: PredictOptions, output: str) -> ExtractOptions:
+def imagenet_options(options: PredictOptions, output: Predictions) -> ExtractOptions:
     """Returns how images become ImageNet's probabilities."""
     return _extract_options(
         options,
@@ -167,7 +168,7 @@ def imagenet_options(options: PredictOptions, output: str) -> ExtractOptions:
     )
 
 
-def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractOptions:
+def head_options(options: PredictOptions, head: "Head", output: Predictions) -> ExtractOptions:
     """Returns how images become the features that a head was trained on.
 
     Raises:
@@ -193,9 +194,9 @@ def head_options(options: PredictOptions, head: "Head", output: str) -> ExtractO
     )
 
 
-def _extract_options(options: PredictOptions, output: str, **settings) -> ExtractOptions:
+def _extract_options(options: PredictOptions, output: Predictions, **settings) -> ExtractOptions:
     # PRED is what the inputs hold now: what changed or vanished since an unfinished run goes.
-    return ExtractOptions(output=output, prune=True, **settings, **shared(options, ImageOptions))
+    return ExtractOptions(output=output.features_folder, prune=True, **settings, **shared(options, ImageOptions))
 
 
 def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:

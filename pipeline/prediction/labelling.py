@@ -24,6 +24,7 @@ from transforms.predictors.predictions import (
 )
 from transforms.rows.lookup import fact_batches
 from transforms.rows.table import Table
+from transforms.store.predictions import Predictions
 from transforms.text import clean, counted, did_you_mean, short
 
 # N×C numbers of a batch, of which there are some copies as float64 while it is ranked.
@@ -147,7 +148,7 @@ def kept_together(tables: "Sequence[Table]") -> tuple[dict[str, str], tuple[str,
 def predict_tables(
     tables: "Sequence[Table]",
     predictor: Predictor,
-    output: str,
+    output: Predictions,
     *,
     kept: Mapping[str, str],
     options: PredictOptions,

@@ -39,9 +39,9 @@ from transforms.predictors.weights import check_weights
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
 from transforms.shards import Fields
 from transforms.storage import readable
-from transforms.store.manifest import PredictionsManifest
+from transforms.store.manifest import PredictionSettings, PredictionsManifest, PredictionTotals
 from transforms.store.output import Output
-from transforms.store.predictions import Predictions, are_predictions, features_behind
+from transforms.store.predictions import Predictions, are_predictions, output_behind
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
@@ -93,7 +93,7 @@ def predict(
     """
     run = partial(extract.run, load=load, say=say, quiet=quiet)
     # Predictions as an input stand for the features that they were made from.
-    behind = [features_behind(name) if are_predictions(storage.absolute(name)) else name for name in options.inputs]
+    behind = [str(output_behind(name)) if are_predictions(storage.absolute(name)) else name for name in options.inputs]
     options = replace(options, inputs=tuple(behind))
     with ExitStack() as stack:
         folder = options.output
@@ -180,9 +180,7 @@ def _fill(
         opened = _open_features(options, source, locations)
     limit = None if options.output else SHOWN_ROWS
     try:
-        tally = predict_tables(
-            opened.tables, source.predictor, output.folder, kept=opened.kept, options=options, limit=limit
-        )
+        tally = predict_tables(opened.tables, source.predictor, output, kept=opened.kept, options=options, limit=limit)
     except BaseException:
         if not source.images:
             # Nothing here would save the next run any work.
@@ -214,9 +212,8 @@ def _open_source(options: PredictOptions, output: Predictions, weights: Weights 
         FeaturemillError: No head there, or weights that it wasn't trained on.
     """
     features = given.are_features(options)
-    folder = output.features_folder
     if options.is_imagenet:
-        images = given.imagenet_options(options, folder)
+        images = given.imagenet_options(options, output)
         # Before half a gigabyte of weights is fetched.
         classes = imagenet.load_classes()
         weights = replace(weights or images.load_weights(), arrays={})
@@ -227,7 +224,7 @@ def _open_source(options: PredictOptions, output: Predictions, weights: Weights 
     predictor = given.head_predictor(head, options)
     if features:
         return _Source(predictor, head)
-    images = given.head_options(options, head, folder)
+    images = given.head_options(options, head, output)
     # The arrays are the engine's matter; here they would only take memory.
     weights = replace(weights or images.load_weights(), arrays={})
     check_weights(weights, head, options.head)
@@ -238,29 +235,28 @@ def _limited(options: PredictOptions, images: ExtractOptions) -> ExtractOptions:
     return images if options.output else replace(images, limit=SHOWN_ROWS)
 
 
-def _settings(options: PredictOptions, source: _Source) -> dict[str, Any]:
-    """Returns what decides the predictions, as JSON values: another PRED if one of them differs."""
+def _settings(options: PredictOptions, source: _Source) -> PredictionSettings:
+    """Returns what decides the predictions: another PRED if any of it differs."""
     paths = [f"@{storage.absolute(name[1:])}" if name[0] == "@" else storage.absolute(name) for name in options.inputs]
-    return {
-        "head_sha256": source.predictor.sha256,
-        "inputs": paths,
-        "feature_columns": list(options.feature_columns or source.predictor.columns),
-        "top": min(options.top, len(source.predictor.labels)),
-        "probabilities": options.probabilities,
-        "labels": options.labels and storage.absolute(options.labels),
-        "label_column": options.label_column or DEFAULT_LABEL,
-        "key_column": options.key_column or DEFAULT_KEY,
-        # Predictions of earlier versions don't say what they didn't know.
-        **({"labels_mode": options.labels_mode} if options.labels_mode != "replace" else {}),
-        **({"group_column": options.group_column} if options.group_column else {}),
-        "fields": {name: value for name, value in asdict(options.fields).items() if (name, value) not in _LATER},
-        "max_pixels": options.max_pixels,
-        **({"threshold": source.predictor.threshold} if source.predictor.threshold else {}),
-    }
+    return PredictionSettings(
+        head_sha256=source.predictor.sha256,
+        inputs=paths,
+        feature_columns=list(options.feature_columns or source.predictor.columns),
+        top=min(options.top, len(source.predictor.labels)),
+        probabilities=options.probabilities,
+        labels=options.labels and storage.absolute(options.labels),
+        label_column=options.label_column or DEFAULT_LABEL,
+        key_column=options.key_column or DEFAULT_KEY,
+        labels_mode=options.labels_mode,
+        group_column=options.group_column or None,
+        fields={name: value for name, value in asdict(options.fields).items() if (name, value) not in _LATER},
+        max_pixels=options.max_pixels,
+        threshold=source.predictor.threshold or 0.0,
+    )
 
 
 def _new_manifest(
-    options: PredictOptions, source: _Source, settings: dict[str, Any], inputs_sha256: str
+    options: PredictOptions, source: _Source, settings: PredictionSettings, inputs_sha256: str
 ) -> PredictionsManifest:
     return PredictionsManifest(
         head=source.predictor.name,
@@ -276,10 +272,11 @@ def _new_manifest(
 
 def _fit(output: Predictions, source: _Source) -> bool:
     """Tells whether the features in PRED are those that the images would give now."""
-    if source.images is None or not storage.stat(storage.join(output.features_folder, "manifest.json")):
+    features = Output(output.features_folder)
+    if source.images is None or not features.has_manifest:
         return False
     try:
-        stored = Output(output.features_folder).manifest.fingerprint
+        stored = features.manifest.fingerprint
     except FeaturemillError:
         return False
     return stored == source.images.spec(source.weights).fingerprint
@@ -335,11 +332,13 @@ def _outcome(
         weights = ", ".join(dict.fromkeys(table.weights for table in opened.tables if table.weights))
         is_random = any(table.weights_are_random for table in opened.tables)
     return {
-        "totals": {
-            **{"read": tally.rows + failed, "predicted": tally.rows, "failed": failed},
-            **({"abstained": tally.abstained} if source.predictor.threshold else {}),
-            **({"far": tally.far} if source.predictor.far else {}),
-        },
+        "totals": PredictionTotals(
+            read=tally.rows + failed,
+            predicted=tally.rows,
+            failed=failed,
+            abstained=tally.abstained if source.predictor.threshold else None,
+            far=tally.far if source.predictor.far else None,
+        ),
         "failures": extracted.failures if extracted else {},
         "predicted_labels": tally.predicted_labels(source.predictor),
         "true_labels": tally.true_labels(),

@@ -42,7 +42,7 @@ class PredictSummary:
     @property
     def failure_rate(self) -> float:
         totals = self.manifest.totals
-        return totals["failed"] / totals["read"] if totals["read"] else 0.0
+        return totals.failed / totals.read if totals.read else 0.0
 
 
 def summary_json(summary: PredictSummary) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def summary_text(summary: PredictSummary) -> str:
     totals, truth = manifest.totals, manifest.true_labels
     lines = _shown_lines(summary.shown)
     lines += [
-        f"read {totals['read']} = predicted {totals['predicted']} + failed {totals['failed']}",
+        f"read {totals.read} = predicted {totals.predicted} + failed {totals.failed}",
         *(f"  failed  {count:6d}  {reason}" for reason, count in manifest.failures.items()),
     ]
     if summary.output:
@@ -73,13 +73,11 @@ def summary_text(summary: PredictSummary) -> str:
         if len(counts) > _LABELS_SHOWN:
             rest = [count for _, count in counts[_LABELS_SHOWN:]]
             lines.append(f"  {sum(rest):6d}  in {len(rest)} more class{'es' * (len(rest) != 1)}")
-    if "abstained" in totals:
-        below = f"the head is less sure of them than {manifest.settings['threshold']:.3f}"
-        lines.append(f"unknown  {totals['abstained']} of {totals['predicted']} rows: {below}")
-    if "far" in totals:
-        lines.append(
-            f"far      {totals['far']} of {totals['predicted']} rows are far from all that the head was trained on"
-        )
+    if totals.abstained is not None:
+        below = f"the head is less sure of them than {manifest.settings.threshold:.3f}"
+        lines.append(f"unknown  {totals.abstained} of {totals.predicted} rows: {below}")
+    if totals.far is not None:
+        lines.append(f"far      {totals.far} of {totals.predicted} rows are far from all that the head was trained on")
     if truth["known"]:
         lines.append(f"agrees   {truth['agreed']} of {truth['known']} true labels ({truth['accuracy']:.2%})")
     if truth["no_class"]:

@@ -148,7 +148,7 @@ def _tiles(rows: JudgedRows, chosen: Chosen, labels: Sequence[str]) -> dict[int,
 def _pictures(table: Table, rows: Sequence[StoredRow]) -> dict[int, Thumbnail]:
     here = [row for row in rows if row.source is None or storage.is_local(row.source)]
     elsewhere = Thumbnail(problem="its image isn't on this machine")
-    return {**dict.fromkeys((row.row for row in rows), elsewhere), **thumbnails(table.location, here)}
+    return {**dict.fromkeys((row.row for row in rows), elsewhere), **thumbnails(table.output, here)}
 
 
 def _section(title: str, note: str, places: np.ndarray, tiles: Mapping[int, Tile]) -> Section:

@@ -25,7 +25,7 @@ from pipeline.training.report import (
     report_html,
     verdict,
 )
-from transforms import heads, storage
+from transforms import heads
 from transforms.committed import held
 from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError, UsageError
@@ -43,9 +43,9 @@ from transforms.predictors.folder import check_place
 from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.spooled import CopiedVectors, SpooledRows
-from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
+from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_stored, open_table
+from transforms.store.features import Features
 from transforms.store.layout import ERRORS_FILE
-from transforms.store.output import Output
 from transforms.text import counted, printable, short, shown
 
 if TYPE_CHECKING:
@@ -159,9 +159,9 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     return Trained(head, runs, facts, options.output, errors=options.errors)
 
 
-def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
-    """Opens the features, with labels from a file where one is named, and splits them as the options say."""
-    table, joined = _with_test_rows(options, *labelled_table(options))
+def split_table(options: TrainOptions, features: Features | str) -> "tuple[Table, Joined | None, Split]":
+    """Returns the features, with labels from a file where one is named, split as the options say."""
+    table, joined = _with_test_rows(options, *labelled_table(options, features))
     return table, joined, _split(table, options)
 
 
@@ -185,12 +185,12 @@ def _with_stored_sides(
     rows to train on and others.
     """
     is_stated = options.split_column is not None or options.folds is not None or options.test > 0
-    if options.test_of:
-        return options, *_with_test_rows(options, *labelled_table(options))
-    if is_stated or not _has_sides(options.features):
-        return options, *labelled_table(options)
+    features = open_stored(options.features)
+    has_sides = isinstance(features, Features) and SPLIT_COLUMN in features.opened.manifest.added_columns
+    if is_stated or options.test_of or not has_sides:
+        return options, *_with_test_rows(options, *labelled_table(options, features))
     asked = replace(options, split_column=SPLIT_COLUMN)
-    table, joined = labelled_table(asked)
+    table, joined = labelled_table(asked, features)
     found = pc.unique(pc.filter(table.sides, table.labels.is_valid())).to_pylist()
     if set(found) <= set(SIDES) and "train" in found and len(found) > 1:
         say(f"{'sides':<9}as column {SPLIT_COLUMN} says; --split-column '' splits by chance")
@@ -225,24 +225,19 @@ def _with_test_rows(options: TrainOptions, table: Table, joined: Joined | None) 
     return replace(table, sides=pc.if_else(is_test, "test", "train"), sides_from=options.test_of), joined
 
 
-def _has_sides(features: str) -> bool:
-    is_output = storage.stat(storage.join(features, "manifest.json")) is not None
-    return is_output and SPLIT_COLUMN in Output(features).manifest.added_columns
-
-
-def labelled_table(options: "TrainOptions | SuspectOptions") -> "tuple[Table, Joined | None]":
-    """Opens the features, with labels from a file where one is named."""
+def labelled_table(options: "TrainOptions | SuspectOptions", features: Features | str) -> "tuple[Table, Joined | None]":
+    """Returns the features, opened or not, with labels from a file where one is named."""
     key_column = options.key_column or DEFAULT_KEY
-    features = partial(open_table, options.features, columns=options.columns, key_column=key_column)
+    table_of = partial(open_table, features, columns=options.columns, key_column=key_column)
     names = {"group_column": options.group_column, "split_column": options.split_column}
     if not options.labels:
-        return features(label_column=options.label_column or DEFAULT_LABEL, **names), None
+        return table_of(label_column=options.label_column or DEFAULT_LABEL, **names), None
 
     file = read_labels(options.labels, key_column=options.key_column, label_column=options.label_column, **names)
     # What the file has the features needn't have; only an update looks whether they do.
     if options.labels_mode == "replace":
         names = {name: column for name, column in names.items() if column not in file.columns.values()}
-    table = features(labels_file=options.labels, optional=file.columns.values(), **names)
+    table = table_of(labels_file=options.labels, optional=file.columns.values(), **names)
     (table,), joined = join_labels([table], file, mode=options.labels_mode)
     return table, joined
 

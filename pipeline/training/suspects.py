@@ -117,7 +117,7 @@ def find_suspects(options: SuspectOptions, *, say: Callable[[str], None] = lambd
     Raises:
         FeaturemillError: No features, no labels, or too few rows of each class.
     """
-    table, _ = labelled_table(options)
+    table, _ = labelled_table(options, options.features)
     labels = pc.value_counts(table.labels.drop_null()).to_pylist()
     small = [found["values"] for found in labels if found["counts"] < _LEAST_ROWS]
     left_out = sum(found["counts"] for found in labels if found["counts"] < _LEAST_ROWS)
@@ -261,7 +261,7 @@ def write_suspects_page(found: Suspects, path: str) -> None:
         FeaturemillError: It can't be written there.
     """
     shown = found.found[: found.options.top]
-    images = thumbnails(found.table.location, [one.row for one in shown])
+    images = thumbnails(found.table.output, [one.row for one in shown])
     tiles = tuple(
         row_tile(one.row, images, _caption(number, one), marked=one.copies > 0, suggested=one.suggested)
         for number, one in enumerate(shown, 1)

@@ -94,7 +94,7 @@ def test_train_takes_what_was_saved(made, visit, tmp_path):
         [key] = saved(page, page.locator("[name=save]"), tmp_path / "labels.csv")
     asked = {"labels": str(tmp_path / "labels.csv"), "labels_mode": "update", "split_column": ""}
     options = TrainOptions(features=made.out, output=str(tmp_path / "head"), **asked)
-    table, joined = labelled_table(options)
+    table, joined = labelled_table(options, options.features)
     changed = np.array(table.labels.to_pylist()) == "corrected"
     assert table.keys.filter(changed).to_pylist() == [key]
     assert joined.stored > 10

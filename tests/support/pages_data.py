@@ -8,9 +8,10 @@ import numpy as np
 from transforms.records import Failure, FileInfo, Shard, Unit, UnitReport
 from transforms.spec import ADDED_COLUMNS, Feature, FeatureSpec
 from transforms.store.manifest import new_manifest, write_manifest
+from transforms.store.output import Output
 from transforms.store.parts import PartWriter
-from transforms.store.reports import add_up, write_units
-from transforms.store.units import PlannedUnit, unit_id, write_plan
+from transforms.store.reports import add_up
+from transforms.store.units import PlannedUnit, unit_id
 
 # What somebody puts into a file name to see what happens.
 HOSTILE = (
@@ -65,10 +66,10 @@ def write_out(
             writer.commit(report)
         planned.append(PlannedUnit(name, unit))
         reports.append(report)
-    write_plan(out, planned)
+    Output(out).write_plan(planned)
     manifest = new_manifest(spec, weights="fake", weights_are_random=False, limit=None, versions={})
     if complete:
-        write_units(out, reports)
+        Output(out).write_reports(reports)
         manifest = replace(manifest, status="complete", totals=add_up(reports))
     write_manifest(out, manifest)
     return out

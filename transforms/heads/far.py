@@ -7,7 +7,7 @@ import numpy as np
 
 from transforms.heads.cells import Rows
 from transforms.heads.transform import Transform
-from transforms.similarity.all_pairs import nearest_rows
+from transforms.similarity.all_pairs import nearest_in_memory
 from transforms.similarity.unit_vectors import unit_length
 
 # Of more training rows some are drawn, and of longer vectors fewer: 10,000 of 512 numbers are 10 MB in HEAD.
@@ -41,7 +41,7 @@ class Far:
         for start in range(0, len(vectors), _QUERIES):
             part = slice(start, start + _QUERIES)
             queries = unit_length(self.transform(vectors[part]))
-            _, cosines = nearest_rows(self.vectors, queries, min(_NEIGHBOURS, len(self.vectors)))
+            _, cosines = nearest_in_memory(self.vectors, queries, min(_NEIGHBOURS, len(self.vectors)))
             found[part] = 1 - cosines[:, -1]
         return found
 

@@ -11,7 +11,7 @@ from transforms.heads.cells import Rows
 from transforms.heads.model import Model
 from transforms.heads.ridge_forms import feature_scale
 from transforms.machine import available_memory
-from transforms.similarity.all_pairs import nearest_rows
+from transforms.similarity.all_pairs import nearest_in_memory
 from transforms.similarity.unit_vectors import unit_length
 from transforms.text import size_text
 
@@ -87,7 +87,7 @@ def logits(model: Model, vectors: np.ndarray) -> np.ndarray:
     scores = np.empty((len(vectors), classes))
     for block in _blocks(*vectors.shape):
         queries = _directions(model.arrays, vectors[block])
-        rows, cosines = nearest_rows(model.arrays["vectors"], queries, int(model.arrays["neighbours"]))
+        rows, cosines = nearest_in_memory(model.arrays["vectors"], queries, int(model.arrays["neighbours"]))
         votes = np.full((len(queries), classes), 1 / classes)
         np.add.at(votes, (np.arange(len(queries))[:, None], codes[rows]), np.maximum(cosines, 0))
         scores[block] = np.log(votes / votes.sum(axis=1, keepdims=True))

@@ -5,8 +5,8 @@ of them, before they are relied on.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -129,56 +129,53 @@ class ParquetFile(pq.ParquetFile):
             raise OSError(f"{rows:,} rows came of {expected:,}: it is damaged")
 
 
-@contextmanager
 def open_parquet(
-    uri: str,
-    *,
-    problem: str = "can't be read",
-    cure: str = "write it again",
-    buffer_size: int = 0,
-) -> Iterator[ParquetFile]:
-    """Opens a file for as long as the context lasts.
+    uri: str, *, problem: str = "can't be read", cure: str = "write it again", **options: Any
+) -> AbstractContextManager[ParquetFile]:
+    """Opens anybody's file for as long as the context lasts; one that isn't as we wrote it is read as others' are.
 
     Args:
         uri: Where it is.
         problem: What to say of it if it can't be opened or read.
         cure: What the user can do then.
-        buffer_size: Bytes of a column chunk that are read at a time; 0: whole chunks.
+        options: Of `ParquetFile`.
 
     Raises:
         FeaturemillError: It can't be opened, or read inside the context.
     """
-    try:
-        with storage.open_read(uri) as file:
-            metadata = read_own_metadata(file)
-            if metadata is None:
-                file.seek(0)
-                yield ParquetFile(file, buffer_size=buffer_size)
-            else:
-                yield ParquetFile(Verified(file, metadata), metadata=metadata, buffer_size=buffer_size)
-    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{uri} {problem} ({one_line(error)}); {cure}") from error
+    return _open(uri, read_own_metadata, problem, cure, options)
 
 
-@contextmanager
-def open_sealed(uri: str, *, cure: str, **options: Any) -> Iterator[ParquetFile]:
+def open_sealed(uri: str, *, cure: str, **options: Any) -> AbstractContextManager[ParquetFile]:
     """Opens a file of ours for as long as the context lasts; its footer is checked, and all that is read.
 
     Args:
         uri: Where it is.
         cure: What the user can do if it can't be read.
-        options: Of `pq.ParquetFile`.
+        options: Of `ParquetFile`.
 
     Raises:
         FeaturemillError: It can't be opened, isn't what was written, or can't be read inside the context.
     """
+    return _open(uri, read_metadata, "can't be read", cure, options)
+
+
+@contextmanager
+def _open(
+    uri: str,
+    footer: Callable[[BinaryIO], pq.FileMetaData | None],
+    problem: str,
+    cure: str,
+    options: Mapping[str, Any],
+) -> Iterator[ParquetFile]:
     try:
         with storage.open_read(uri) as file:
-            metadata = read_metadata(file)
-            content = Verified(file, metadata) if seal_of(metadata) else file
-            yield ParquetFile(content, metadata=metadata, **options)
+            metadata = footer(file)
+            is_sealed = metadata is not None and seal_of(metadata)
+            file.seek(0)
+            yield ParquetFile(Verified(file, metadata) if is_sealed else file, metadata=metadata, **options)
     except (OSError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        raise FeaturemillError(f"{uri} can't be read ({one_line(error)}); {cure}") from error
+        raise FeaturemillError(f"{uri} {problem} ({one_line(error)}); {cure}") from error
 
 
 def check_headers(uri: str) -> None:

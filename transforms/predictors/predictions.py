@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms import storage
 from transforms.committed import committed_file
 from transforms.evaluation.abstaining import is_answered
 from transforms.heads.far import Far
@@ -19,6 +18,7 @@ from transforms.parquet.seals import SealedWriter
 from transforms.rows.labels import encode_as
 from transforms.spec import FeatureSpec
 from transforms.store.layout import writing
+from transforms.store.predictions import Predictions
 
 # A part ends with the batch that passes one of these.
 PART_ROWS = 1_000_000
@@ -166,8 +166,8 @@ def _lists(values: pa.Array, size: int) -> pa.ListArray:
 class PredictionWriter:
     """Writes batches into parts of bounded size, each of them there whole or not at all."""
 
-    def __init__(self, output: str, schema: pa.Schema):
-        """Takes the folder PRED, in which `_tmp` and `predictions` are, and the schema."""
+    def __init__(self, output: Predictions, schema: pa.Schema):
+        """Takes PRED, in which `_tmp` and `predictions` are, and the schema."""
         self.output, self.schema = output, schema
         self.rows = 0
         # {path in PRED: seal} of the parts that are written.
@@ -193,8 +193,8 @@ class PredictionWriter:
 
     def _write(self) -> None:
         name = f"part-{len(self.seals):05}.parquet"
-        final = storage.join(self.output, "predictions", name)
-        temporary = storage.join(self.output, "_tmp", f"{name}.{uuid.uuid4().hex}")
+        final = self.output.path("predictions", name)
+        temporary = self.output.path("_tmp", f"{name}.{uuid.uuid4().hex}")
         with writing(name, self.output), committed_file(final, temporary) as file:
             parquet = SealedWriter(file, self.schema)
             parquet.write(pa.Table.from_batches(self._batches, self.schema))

@@ -276,10 +276,11 @@ def _ambiguous(match: Ambiguity, file: LabelFile) -> str:
     )
 
 
-def encode(values: pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
+def encode(values: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, pa.Array]:
     """Returns (N int64 indices into the distinct values, -1 for null; these values, in the order they appear)."""
     # All chunks get the same dictionary.
-    chunks = values.dictionary_encode().chunks
+    chunks = pa.chunked_array([values] if isinstance(values, pa.Array) else values.chunks, values.type)
+    chunks = chunks.dictionary_encode().chunks
     codes = [chunk.indices.fill_null(-1).to_numpy() for chunk in chunks]
     distinct = chunks[0].dictionary if chunks else pa.array([], values.type)
     return np.concatenate([np.empty(0, np.int64), *codes]), distinct

@@ -22,7 +22,7 @@ from transforms.rows.vectors import StoredPart
 from transforms.spec import FeatureSpec
 from transforms.store.layout import part_uri
 from transforms.store.listing import Listing, footer_of, list_parts, read_footer
-from transforms.store.units import read_plan
+from transforms.store.output import Output
 from transforms.text import clean, one_line
 
 # Decoded images are handed on in batches of this many bytes.
@@ -198,14 +198,14 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class ImageRows:
-    """The images of an OUT's rows: pixels where `StoredVectors` has what was stored of them.
+    """The images of an OUT's rows: pixels where `StoredVectors` has what was stored of them."""
 
-    Attributes:
-        spec: Says how to decode.
-    """
+    output: Output
 
-    output: str
-    spec: FeatureSpec
+    @property
+    def spec(self) -> FeatureSpec:
+        """Says how to decode."""
+        return self.output.manifest.spec
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -214,7 +214,7 @@ class ImageRows:
 
     @cached_property
     def _units(self) -> dict[str, Unit]:
-        return {planned.unit_id: planned.unit for planned in read_plan(self.output)}
+        return {planned.unit_id: planned.unit for planned in self.output.plan}
 
     def check(self, parts: Iterable[StoredPart]) -> None:
         """Checks that the sources of these parts are still there, without reading them.

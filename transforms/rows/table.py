@@ -11,7 +11,6 @@ import pyarrow.types as types
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.isolated import Crashed
-from transforms.locks import Reading
 from transforms.machine import ahead
 from transforms.parquet.files import count_values, open_parquet
 from transforms.rows.vectors import StoredPart, StoredVectors
@@ -19,7 +18,7 @@ from transforms.spec import FeatureSpec
 from transforms.store.features import Features, open_features
 from transforms.store.manifest import other_kind
 from transforms.store.output import Output
-from transforms.store.predictions import features_behind
+from transforms.store.predictions import output_behind
 from transforms.text import did_you_mean, one_line
 
 DEFAULT_COLUMN = "embedding"
@@ -34,7 +33,7 @@ class Table:
         location: The OUT, file, folder or pattern, absolute.
         columns: The vector columns, concatenated in this order.
         dims: Numbers of each of them.
-        spec: What decided the numbers; None for plain Parquet, which `extract` didn't write.
+        spec: What decided the numbers; None for plain Parquet, and for columns of several specs.
         fingerprint: Of the spec, or None.
         weights: Where the backbone's weights came from, as the OUT's user named them; empty if unknown.
         weights_are_random: Whether they were.
@@ -47,6 +46,7 @@ class Table:
         sides_from: The file that the sides were joined from; empty if they are the features' own.
         fingerprints: One for each column, where they are of several specs; `spec` is None then.
         kept: {column: name of its type} of those that came along with the images.
+        output: The OUT, opened; None for plain Parquet, which `extract` didn't write.
     """
 
     location: str
@@ -65,15 +65,26 @@ class Table:
     sides_from: str = ""
     fingerprints: tuple[str, ...] = ()
     kept: Mapping[str, str] = field(default_factory=dict)
+    output: Output | None = None
 
     @property
     def is_output(self) -> bool:
         """True if `extract` wrote it."""
-        return self.spec is not None or bool(self.fingerprints)
+        return self.output is not None
+
+
+def open_stored(location: str) -> Features | str:
+    """Opens the OUT that a location is, or that a PRED was made from; other Parquet is returned by its absolute name.
+
+    Raises:
+        FeaturemillError: OUT can't be read.
+    """
+    output = output_behind(location)
+    return open_features(output) if output.has_manifest else output.folder
 
 
 def open_table(
-    location: str,
+    location: str | Features,
     *,
     columns: Sequence[str] = (),
     label_column: str = DEFAULT_LABEL,
@@ -87,7 +98,7 @@ def open_table(
 
     Args:
         location: OUT of `featuremill extract`, or PRED, whose features are meant; or a Parquet file, a folder of them,
-            or a pattern.
+            or a pattern; or OUT's features, opened already.
         columns: Vector columns; by default `embedding`, or the only one there is.
         label_column: Labels, as text or whole numbers; where there is no column `label`, no label is known; empty
             ones aren't either.
@@ -103,11 +114,14 @@ def open_table(
             of different lengths.
         UsageError: A vector column is named twice.
     """
-    location = features_behind(location)
-    origin = _origin(location)
-    infos = _read_infos(origin.parts)
-    columns = _choose(location, infos[0].schema, columns, origin)
-    beside = {name: side for side in origin.added for name in side.names if name in columns}
+    opened = open_stored(location) if isinstance(location, str) else location
+    features = opened if isinstance(opened, Features) else None
+    if features and not features.complete:
+        raise FeaturemillError(f"{features.output} is not finished; finish it with the same extract command")
+    location = features.output if features else opened
+    infos = _read_infos(features.parts if features else _files(location))
+    columns = _choose(location, infos[0].schema, columns, features)
+    beside = {name: side for side in (features.added if features else ()) for name in side.names if name in columns}
     side_infos = {side.output: _read_infos(side.parts) for side in beside.values()}
     # The parts' own come first, whatever the order that they were asked for in.
     columns = tuple(sorted(columns, key=lambda name: name in beside))
@@ -134,7 +148,7 @@ def open_table(
     }
     texts |= {role: name for role, name in (("group", group_column), ("split", split_column)) if name}
     found = _read_columns(infos, texts)
-    spec, fingerprints = origin.spec, ()
+    spec, fingerprints = features.spec if features else None, ()
     if len(beside) == len(columns) == 1:
         spec = beside[columns[0]].spec
     elif beside:
@@ -143,13 +157,13 @@ def open_table(
         of |= {name: (side.spec, side.spec.features[0]) for name, side in beside.items()}
         fingerprints = tuple(replace(of[name][0], features=(of[name][1],)).fingerprint for name in columns)
         spec = None
-    made = [origin] if len(beside) < len(columns) else []
-    made += [Output(side.output).manifest for side in beside.values()]
+    made = [features] if features and len(beside) < len(columns) else []
+    made = [each.opened.manifest for each in (*made, *beside.values())]
     parts = tuple(
         StoredPart(info.uri, info.group_rows, tuple((name, side.parts[number]) for name, side in beside.items()))
         for number, info in enumerate(infos)
     )
-    vectors = StoredVectors(parts, columns, dims, texts.get("key"), reading=origin.reading)
+    vectors = StoredVectors(parts, columns, dims, texts.get("key"), reading=features.reading if features else None)
     return Table(
         location=location,
         columns=columns,
@@ -165,27 +179,15 @@ def open_table(
         sha256=found.get("sha256"),
         vectors=vectors,
         fingerprints=fingerprints,
-        kept=origin.kept,
+        kept=features.opened.manifest.kept if features else {},
+        output=features.opened if features else None,
     )
 
 
-@dataclass(frozen=True)
-class _Origin:
-    parts: tuple[str, ...]
-    spec: FeatureSpec | None = None
-    weights: str = ""
-    weights_are_random: bool = False
-    reading: Reading | None = None
-    added: tuple[Features, ...] = ()
-    lacking: Mapping[str, str] = field(default_factory=dict)
-    kept: Mapping[str, str] = field(default_factory=dict)
-
-
-def _origin(location: str) -> _Origin:
-    if storage.stat(storage.join(location, "manifest.json")):
-        return _of_output(Output(location))
+def _files(location: str) -> list[str]:
+    """Returns the files of plain Parquet."""
     if storage.stat(location):
-        return _Origin((location,))
+        return [location]
     is_folder = storage.is_folder(location)
     infos = storage.list_infos(location) if is_folder else storage.match(location)
     parts = sorted(info.uri for info in infos if info.uri.endswith(".parquet") or not is_folder)
@@ -194,15 +196,7 @@ def _origin(location: str) -> _Origin:
             f"{location} has no features: no OUT of featuremill extract, no Parquet file, nor a folder or pattern of "
             f"some{other_kind(location)}; check the path"
         )
-    return _Origin(tuple(parts))
-
-
-def _of_output(output: Output) -> _Origin:
-    features, manifest = open_features(output), output.manifest
-    if not features.complete:
-        raise FeaturemillError(f"{output} is not finished; finish it with the same extract command")
-    facts = (features.spec, manifest.weights, manifest.weights_are_random, features.reading)
-    return _Origin(features.parts, *facts, features.added, features.lacking, manifest.kept)
+    return parts
 
 
 @dataclass(frozen=True)
@@ -240,7 +234,7 @@ def _is_vector(kind: pa.DataType) -> bool:
     return is_list and types.is_floating(kind.value_type)
 
 
-def _choose(location: str, schema: pa.Schema, columns: Sequence[str], origin: _Origin) -> tuple[str, ...]:
+def _choose(location: str, schema: pa.Schema, columns: Sequence[str], features: Features | None) -> tuple[str, ...]:
     """Returns the vector columns: those asked for, or `embedding`, or the only one."""
     valid = [field.name for field in schema if _is_vector(field.type)]
     if not valid:
@@ -248,10 +242,10 @@ def _choose(location: str, schema: pa.Schema, columns: Sequence[str], origin: _O
             f"{location} has no column of vectors (lists of floats), only {', '.join(schema.names)}; "
             "name other features"
         )
-    there = [*valid, *(name for side in origin.added for name in side.names)]
+    there = [*valid, *(name for side in (features.added if features else ()) for name in side.names)]
     for name in columns:
-        if name in origin.lacking:
-            raise FeaturemillError(origin.lacking[name])
+        if features and name in features.lacking:
+            raise FeaturemillError(features.lacking[name])
         if name not in there:
             cause = f"column {name!r} holds {schema.field(name).type}, no vectors" if name in schema.names else ""
             raise FeaturemillError(f"{location}: {cause or f'no column {name!r}'}{did_you_mean(name, there)}")

@@ -18,7 +18,7 @@ from transforms.records import Unit
 from transforms.rows.lookup import StoredRow
 from transforms.rows.sources import reread, unreadable
 from transforms.store.listing import read_footers
-from transforms.store.units import read_plan
+from transforms.store.output import Output
 
 # Of each image, in its child process.
 SECONDS, MEMORY = 30.0, 2 * 2**30
@@ -58,19 +58,19 @@ class Thumbnailer:
 
 
 def thumbnails(
-    output: str, rows: Iterable[StoredRow], *, side: int = SIDE, quality: int = QUALITY
+    output: Output | None, rows: Iterable[StoredRow], *, side: int = SIDE, quality: int = QUALITY
 ) -> dict[int, Thumbnail]:
     """Returns {row number: thumbnail}; one that says why where a source is gone, or no longer what it was.
 
     Args:
-        output: OUT; plain Parquet has no sources that are known how to read.
+        output: OUT; None for plain Parquet, which has no sources that are known how to read.
         rows: Of OUT; each is read once.
         side: Pixels of the longer side.
         quality: Of the WebP, 0 to 100.
     """
     rows = {row.row: row for row in rows}
     found = dict.fromkeys(rows, Thumbnail(problem="where its image lies isn't known"))
-    placed = [row for row in rows.values() if row.sha256 is not None and row.position is not None]
+    placed = [row for row in rows.values() if output and row.sha256 is not None and row.position is not None]
     tasks: list[tuple[Unit, Sequence[StoredRow]]] = []
     for unit, some in _by_unit(output, placed, found):
         try:
@@ -90,7 +90,7 @@ def _give_up(found: dict[int, Thumbnail], rows: Iterable[StoredRow], error: Exce
 
 
 def _by_unit(
-    output: str, rows: Sequence[StoredRow], found: dict[int, Thumbnail]
+    output: Output, rows: Sequence[StoredRow], found: dict[int, Thumbnail]
 ) -> Iterator[tuple[Unit, list[StoredRow]]]:
     """Yields the units that rows came from, by OUT's plan and the footers of its parts."""
     if not rows:
@@ -104,7 +104,7 @@ def _by_unit(
             numbers = footer.unit_numbers()
             for row in some:
                 by_id[footer.reports[numbers[row.part_row]].unit_id].append(row)
-        units = [planned for planned in read_plan(output) if planned.unit_id in by_id]
+        units = [planned for planned in output.plan if planned.unit_id in by_id]
     except (FeaturemillError, OSError) as error:
         _give_up(found, rows, error)
         return

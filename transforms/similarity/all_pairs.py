@@ -31,7 +31,7 @@ def places(groups: np.ndarray) -> np.ndarray:
     return at - np.maximum.accumulate(np.where(np.diff(groups, prepend=-1) > 0, at, 0))
 
 
-def nearest_rows(
+def nearest_in_memory(
     stored: np.ndarray, queries: np.ndarray, count: int, *, own: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns (n×k int64 row numbers, n×k float32 cosines) of the k stored vectors nearest to each query.
@@ -96,7 +96,7 @@ def all_nearest(vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray
 
     def fill(start: int) -> None:
         part = slice(start, start + _TILE_ROWS)
-        found[part], cosines[part] = nearest_rows(normed, normed[part], count, own=start)
+        found[part], cosines[part] = nearest_in_memory(normed, normed[part], count, own=start)
 
     # NumPy lets go of the interpreter's lock for nearly all of this.
     with ThreadPoolExecutor(available_cores()) as pool:

@@ -5,8 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
@@ -107,10 +105,9 @@ def _contents(table: Table) -> tuple[np.ndarray, np.ndarray]:
     if table.sha256 is None:
         return numbers, np.ones(len(numbers), bool)
 
-    hashes = table.sha256.combine_chunks()
-    codes = pc.dictionary_encode(hashes, null_encoding="mask").indices
+    codes, _ = encode(table.sha256)
     # Rows without a hash are nobody's copies.
-    codes = pc.coalesce(codes.cast(pa.int64()), pa.array(numbers + len(numbers))).to_numpy()
+    codes = np.where(codes < 0, numbers + len(numbers), codes)
     _, firsts, inverse = np.unique(codes, return_index=True, return_inverse=True)
     contents = firsts[inverse]
     return contents, contents == numbers

@@ -47,7 +47,7 @@ class Nearest:
     scores: np.ndarray
 
 
-def nearest_rows(
+def nearest_stored(
     vectors: StoredVectors,
     keys: "pa.ChunkedArray",
     queries: np.ndarray,

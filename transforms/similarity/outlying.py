@@ -14,7 +14,7 @@ from transforms.machine import available_cores
 from transforms.rows.labels import encode
 from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.table import Table, open_table
-from transforms.similarity.all_pairs import nearest_rows
+from transforms.similarity.all_pairs import nearest_in_memory
 from transforms.similarity.unit_vectors import stored_units, unit_batches
 
 # Rows that are compared with all others at a time.
@@ -190,7 +190,7 @@ def _from_neighbours(table: Table, neighbours: int) -> np.ndarray:
 
         def compare(start: int) -> None:
             block = slice(start, start + _BLOCK_ROWS)
-            _, cosines = nearest_rows(stored, np.array(stored[block]), count, own=start)
+            _, cosines = nearest_in_memory(stored, np.array(stored[block]), count, own=start)
             distances[rows[block]] = 1 - cosines.mean(axis=1, dtype=np.float64)
 
         with threadpool_limits(1, "blas"), ThreadPoolExecutor(available_cores()) as pool:

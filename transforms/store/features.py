@@ -32,7 +32,7 @@ class Features:
     """The stored features of one OUT, read part by part in the order of their names.
 
     Attributes:
-        output: The folder.
+        opened: The OUT that they are of.
         spec: What decided the numbers.
         fingerprint: Of the spec; every part was checked to carry it.
         complete: False while a run is unfinished: then these are the rows committed so far.
@@ -42,10 +42,9 @@ class Features:
         reading: Keeps a compaction from removing the parts meanwhile.
         added: Added features, which have the same rows, part by part; read as if they were columns of the parts.
         lacking: {added feature that can't be read: why, and which command finishes it}.
-        weights: By what the network's weights are loaded again: `imagenet`, a file, or `random:SEED`.
     """
 
-    output: str
+    opened: Output = field(compare=False)
     spec: FeatureSpec
     fingerprint: str
     complete: bool
@@ -55,11 +54,20 @@ class Features:
     reading: Reading | None = field(default=None, repr=False, compare=False)
     added: "tuple[Features, ...]" = ()
     lacking: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-    weights: str = ""
 
     def __repr__(self) -> str:
         rows = f"{counted(self.rows, 'row')}{'' if self.complete else ' so far'}"
         return f"{rows} in {self.output}: {', '.join(map(str, self.spec.features))} of {self.spec.backbone}"
+
+    @property
+    def output(self) -> str:
+        """The folder."""
+        return self.opened.folder
+
+    @property
+    def weights(self) -> str:
+        """By what the network's weights are loaded again: `imagenet`, a file, or `random:SEED`."""
+        return source_of(self.opened.manifest.weights)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -140,12 +148,12 @@ class Features:
         return np.empty((0, 0), self.spec.dtype) if matrix is None else matrix
 
 
-def add_command(output: str, spec: FeatureSpec, base: str) -> str:
+def add_command(output: Output, spec: FeatureSpec, base: str) -> str:
     """Returns the command that adds the one feature of a spec to an OUT of a base."""
     [feature] = spec.features
     of = "" if spec.backbone == base else f"{spec.backbone}:"
     asked = f"--add-feature {feature.name}={of}{feature.tap}:{feature.pool}"
-    return f"featuremill extract INPUT --output {shlex.quote(output)} {asked}"
+    return f"featuremill extract INPUT --output {shlex.quote(output.folder)} {asked}"
 
 
 def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True) -> Features:
@@ -202,17 +210,8 @@ def open_features(output: str | os.PathLike[str] | Output, *, whole: bool = True
                 f"{output} has other parts than it was finished with: one was replaced or lost; featuremill inspect "
                 "names it: delete it and run the same extract command again"
             )
-    features = Features(
-        output.folder,
-        manifest.spec,
-        manifest.fingerprint,
-        complete,
-        tuple(parts),
-        rows,
-        manifest.between,
-        output.reading,
-        weights=source_of(manifest.weights),
-    )
+    between, reading = manifest.between, output.reading
+    features = Features(output, manifest.spec, manifest.fingerprint, complete, tuple(parts), rows, between, reading)
     return _with_added(features, output) if manifest.added_features else features
 
 
@@ -231,8 +230,8 @@ def _with_added(features: Features, output: Output) -> Features:
         if side.complete and side.rows == features.rows and names[0] == names[1]:
             found.append(side)
             continue
-        there = output.added_feature(name)
-        cure = add_command(output.folder, side.spec, features.spec.backbone)
+        there = side.opened
+        cure = add_command(output, side.spec, features.spec.backbone)
         why = f"the added feature {name} has {side.rows:,} of the {features.rows:,} rows of {output}; finish it with "
         if side.complete and side.rows == features.rows:
             why = f"the added feature {name} lacks units of {output} that have no rows; finish it with "

@@ -38,6 +38,31 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class Relocation:
+    """A relocation that is under way or was cut off.
+
+    Attributes:
+        token: Stands in the footers of the files that it has written.
+        moves: Pairs of an old place and its new one.
+        status: The manifest's before it began, and once it has finished.
+    """
+
+    token: str
+    moves: tuple[tuple[str, str], ...]
+    status: str
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Relocation":
+        """Returns the relocation that a JSON value holds; raises ValueError if it isn't one."""
+        moves = values.get("moves") if isinstance(values, Mapping) else None
+        if not isinstance(moves, list) or not all(map(_is_move, moves)):
+            raise ValueError("relocation has no moves of one place to another")
+        if problem := wrong_field(values, {"token": str, "status": str}):
+            raise ValueError(f"relocation: {problem}")
+        return cls(values["token"], tuple(map(tuple, moves)), values["status"])
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The manifest of an OUT. `dataclasses.replace` makes the next one.
 
@@ -59,7 +84,7 @@ class Manifest:
         parts_sha256: Of the content of all parts, see `reports.parts_sha256`; empty until the first run
             has finished, and in an OUT of an earlier version.
         added_features: Names of the features that were added later; each has a folder of its own in OUT.
-        relocation: The moves of a relocation that is under way or was cut off; on disk only then.
+        relocation: The one that is under way or was cut off; on disk only then.
         updated: When it was written, UTC.
         stored: The JSON that it was read from; what this version doesn't know of it is written again as it was.
     """
@@ -80,7 +105,7 @@ class Manifest:
     kept: dict[str, str] = field(default_factory=dict)
     parts_sha256: str = ""
     added_features: list[str] = field(default_factory=list)
-    relocation: dict[str, Any] | None = None
+    relocation: Relocation | None = None
     updated: str = ""
     stored: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -98,7 +123,7 @@ class Manifest:
     def cure(self) -> str:
         """The command that finishes what isn't finished, in words."""
         if self.relocation:
-            moves = " ".join(shlex.quote(clean(f"{old}={new}")) for old, new in self.relocation["moves"])
+            moves = " ".join(shlex.quote(clean(f"{old}={new}")) for old, new in self.relocation.moves)
             return f"featuremill relocate OUT {moves}"
         return "the same extract command"
 
@@ -113,24 +138,22 @@ class Manifest:
         totals = values["totals"] and Totals(
             **{f.name: values["totals"][f.name] for f in fields(Totals) if f.name in values["totals"]}
         )
-        checked = {**known, "spec": spec, "totals": totals or None}
-        problem = wrong_field(checked, get_type_hints(cls))
+        if known.get("relocation") is not None:
+            known["relocation"] = Relocation.from_json(known["relocation"])
+        known |= {"spec": spec, "totals": totals or None}
+        problem = wrong_field(known, get_type_hints(cls))
         problem = problem or wrong_field(vars(totals) if totals else {}, get_type_hints(Totals))
-        if not problem and known.get("relocation"):
-            moves = known["relocation"].get("moves")
-            if not isinstance(moves, list) or not all(map(_is_move, moves)):
-                problem = "relocation has no moves of one place to another"
         if not all(map(is_feature_name, known.get("added_features", ()))):
             problem = problem or "added_features are no names"
         if problem:
             raise ValueError(problem)
-        return cls(**{**known, "spec": spec, "totals": totals or None, "stored": values})
+        return cls(**{**known, "stored": values})
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object that is on disk."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("updated", "stored")}
         values["spec"] = self.stored.get("spec") or json.loads(self.spec.to_json())
-        values["totals"] = asdict(self.totals) if self.totals else None
+        values |= {name: values[name] and asdict(values[name]) for name in ("totals", "relocation")}
         for name in ("relocation", "added_columns", "kept", "added_features", "notes", "parts_sha256"):
             # An earlier version's manifest stays as it was.
             if not values[name]:
@@ -142,17 +165,63 @@ class Manifest:
 
 
 @dataclass(frozen=True)
+class PredictionTotals:
+    """Sums over a prediction; `read = predicted + failed`. Those with a default are on disk only where they are known.
+
+    Attributes:
+        abstained: Rows that the head is too unsure of, where it may abstain.
+        far: Rows far from all that the head was trained on, where that is measured.
+    """
+
+    read: int
+    predicted: int
+    failed: int
+    abstained: int | None = None
+    far: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionSettings:
+    """What decides the predictions, as JSON values. Those with a default are on disk only where they aren't that.
+
+    Attributes:
+        head_sha256: Of the head.
+        inputs: Absolute.
+        feature_columns: That the head takes.
+        top: How many guesses a row has.
+        probabilities: Whether all classes' are there.
+        labels: The file with true labels, absolute, None without one.
+        fields: Of records: where image, label and name are.
+        threshold: Below it a row has no label.
+    """
+
+    head_sha256: str
+    inputs: list[str]
+    feature_columns: list[str]
+    top: int
+    probabilities: bool
+    labels: str | None
+    label_column: str
+    key_column: str
+    labels_mode: str = "replace"
+    group_column: str | None = None
+    fields: dict[str, Any]
+    max_pixels: int
+    threshold: float = 0.0
+
+
+@dataclass(frozen=True)
 class PredictionsManifest:
     """The manifest of a PRED. The fields with a default are on disk only once they are known.
 
     Attributes:
         head: Name of the head.
-        settings: What decides the predictions, as JSON values.
+        settings: What decides the predictions.
         inputs_sha256: Of names, sizes and times of all that was read.
         fingerprint: Of the head's spec, None if it has none.
         classes: The head's.
         features_kept: Whether the images' features stay in PRED.
-        totals: `read`, `predicted` and `failed`; None before the run has finished.
+        totals: Of all rows; None before the run has finished.
         versions: Of the libraries that made it.
         failures: {`stage: error`: count}.
         predicted_labels: {label: rows}, the commonest first.
@@ -168,12 +237,12 @@ class PredictionsManifest:
     """
 
     head: str
-    settings: dict[str, Any]
+    settings: PredictionSettings
     inputs_sha256: str
     fingerprint: str | None
     classes: list[str]
     features_kept: bool
-    totals: dict[str, int] | None
+    totals: PredictionTotals | None
     versions: dict[str, str | None]
     failures: dict[str, int] | None = None
     predicted_labels: dict[str, int] | None = None
@@ -199,18 +268,35 @@ class PredictionsManifest:
         Raises:
             ValueError: A value is of another type.
         """
-        problem = wrong_field(values, get_type_hints(cls))
-        if problem:
-            raise ValueError(problem)
-        return cls(**{f.name: values.get(f.name) for f in fields(cls)})
+        totals = values.get("totals")
+        inner = {"settings": _record(PredictionSettings, values["settings"])}
+        inner["totals"] = None if totals is None else _record(PredictionTotals, totals)
+        return _record(cls, {**values, **inner})
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object that is on disk."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if self._is_known(f)}
+        values = {**_known(self), "settings": _known(self.settings), "totals": self.totals and _known(self.totals)}
         return {"schema_version": PREDICTIONS_SCHEMA_VERSION, "kind": PREDICTIONS, **values}
 
-    def _is_known(self, name: Any) -> bool:
-        return name.default is MISSING or getattr(self, name.name) is not None
+
+def _known(record: Any) -> dict[str, Any]:
+    """Returns a record as a JSON object, without the fields that have their default."""
+    return {f.name: getattr(record, f.name) for f in fields(record) if getattr(record, f.name) != f.default}
+
+
+def _record(cls: type, values: Any) -> Any:
+    """Returns the record that a JSON object holds; what has no default and is missing is None.
+
+    Raises:
+        ValueError: A value is of another type.
+    """
+    if not isinstance(values, Mapping):
+        raise ValueError("it holds no object where one should be")
+    problem = wrong_field(values, get_type_hints(cls))
+    if problem:
+        raise ValueError(problem)
+    missing = {f.name: None for f in fields(cls) if f.default is MISSING}
+    return cls(**missing | {f.name: values[f.name] for f in fields(cls) if f.name in values})
 
 
 def _is_move(value: Any) -> bool:

@@ -3,14 +3,16 @@
 import os
 import re
 import time
+import uuid
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from transforms import storage
+from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.locks import Reading, is_locked, locked_folder, without_readers
 from transforms.machine import ahead
@@ -26,11 +28,13 @@ from transforms.store.layout import (
     failures_uri,
     is_own,
     part_uri,
+    plan_uri,
+    write_file,
 )
 from transforms.store.listing import MERGED_STEM, Listing, is_merged, list_parts, look_at_parts, read_footers
 from transforms.store.manifest import Manifest, PredictionsManifest, other_kind, read_manifest, write_manifest
-from transforms.store.reports import read_skipped, read_units, units_uri, write_skipped, write_units
-from transforms.store.units import PlannedUnit, read_plan
+from transforms.store.reports import read_skipped, read_units, skipped_file, units_file
+from transforms.store.units import Chunk, PlannedUnit, plan_file, read_plan, relocation_of, write_todo
 from transforms.text import one_line
 
 if TYPE_CHECKING:
@@ -67,6 +71,11 @@ class Folder:
     @property
     def is_local(self) -> bool:
         return storage.is_local(self.folder)
+
+    @property
+    def has_manifest(self) -> bool:
+        """True if it has a manifest.json, whatever that says."""
+        return storage.stat(self.path("manifest.json")) is not None
 
     def path(self, *names: str) -> str:
         """Returns where a file or folder of it is."""
@@ -173,12 +182,12 @@ class Output(Folder):
     @cached_property
     def listing(self) -> Listing:
         """The parts; raises FeaturemillError for a merged one that can't be read."""
-        return list_parts(self.folder, self.part_bytes.keys() - self.broken.keys())
+        return list_parts(self.folder, self.part_files.keys() - self.broken.keys())
 
     @cached_property
-    def part_bytes(self) -> dict[str, int]:
-        """{file name: size} of what lies in the folder of parts."""
-        return {os.path.basename(info.uri): info.size for info in storage.list_infos(self.path("features"))}
+    def part_files(self) -> dict[str, FileInfo]:
+        """{file name: what is known of it} of what lies in the folder of parts."""
+        return {os.path.basename(info.uri): info for info in storage.list_infos(self.path("features"))}
 
     @cached_property
     def broken(self) -> dict[str, str]:
@@ -198,19 +207,35 @@ class Output(Folder):
         """
         known = {report.unit_id: report.part_bytes for report in self.reports}
         planned = {planned.unit_id for planned in self.plan}
-        looked = look_at_parts(self.folder, self.part_bytes, known, self.manifest.fingerprint, planned)
+        sizes = {name: info.size for name, info in self.part_files.items()}
+        looked = look_at_parts(self.folder, sizes, known, self.manifest.fingerprint, planned)
         self.broken, self._opened = dict(looked.broken), dict(looked.reports)
         self._forget("listing")
 
     def remove_broken(self) -> None:
         """Removes the parts that aren't what a unit committed, so that their units are done again."""
         storage.delete(self.path("features", name) for name in self.broken)
-        self._forget("broken", "part_bytes")
+        self._forget("broken", "part_files")
 
     @cached_property
     def plan(self) -> list[PlannedUnit]:
         """The units that it knows, none if it has no plan yet."""
-        return read_plan(self.folder)
+        return read_plan(plan_uri(self.folder))
+
+    def write_plan(self, planned: Sequence[PlannedUnit], *, relocation: str = "") -> None:
+        """Writes the plan, whole and at once; if a relocation changed it, with the token of that."""
+        temporary = self.path("_tmp", f"plan.{uuid.uuid4().hex}")
+        write_whole(plan_uri(self.folder), plan_file(planned, relocation), temporary)
+        self.plan = list(planned)
+
+    @property
+    def relocation(self) -> str:
+        """The token of the relocation that wrote the plan; empty if none did."""
+        return relocation_of(plan_uri(self.folder))
+
+    def write_todo(self, planned: Sequence[PlannedUnit]) -> list[Chunk]:
+        """Writes what a run is to do; returns where, see `transforms.store.units.write_todo`."""
+        return write_todo(self.path("_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet"), planned)
 
     @cached_property
     def failed_ids(self) -> set[str]:
@@ -221,21 +246,28 @@ class Output(Folder):
     @cached_property
     def skipped(self) -> list[SkippedFile]:
         """The files that were met in folders and are no input."""
-        return read_skipped(self.folder)
+        return read_skipped(self.path(SKIPPED_FILE))
 
     def write_skipped(self, skipped: list[SkippedFile]) -> None:
-        """Writes the list of skipped files."""
+        """Writes the list of skipped files; no files, no list."""
         storage.make_folder(self.path("_tmp"))
-        write_skipped(self.folder, skipped)
+        if skipped:
+            write_file(self.folder, SKIPPED_FILE, skipped_file(skipped))
+        else:
+            storage.delete([self.path(SKIPPED_FILE)])
         self.skipped = skipped
 
     @property
     def reports(self) -> list[UnitReport]:
         """The rows of units.parquet, none if it isn't there yet; read again if another run wrote it since."""
-        version = storage.stat(units_uri(self.folder))
+        version = storage.stat(self._units)
         if version != self._reports[0]:
-            self._reports = version, read_units(self.folder)
+            self._reports = version, read_units(self._units)
         return self._reports[1]
+
+    @property
+    def _units(self) -> str:
+        return self.path("units.parquet")
 
     @cached_property
     def _reports(self) -> tuple[FileInfo | None, list[UnitReport]]:
@@ -243,12 +275,12 @@ class Output(Folder):
 
     def write_reports(self, reports: list[UnitReport]) -> None:
         """Writes units.parquet, one row per unit."""
-        write_units(self.folder, reports)
-        self._reports = storage.stat(units_uri(self.folder)), reports
+        write_file(self.folder, "units.parquet", units_file(reports))
+        self._reports = storage.stat(self._units), reports
 
     def relist(self) -> None:
         """Forgets which parts and failures there were."""
-        self._forget("listing", "failed_ids", "part_bytes", "reading")
+        self._forget("listing", "failed_ids", "part_files", "reading")
 
     def relist_parts(self) -> None:
         """Forgets which parts count: `broken` has more now."""
@@ -256,7 +288,7 @@ class Output(Folder):
 
     def forget_reports(self) -> None:
         """Counts as if there were no units.parquet, which can't be read."""
-        self._reports = storage.stat(units_uri(self.folder)), []
+        self._reports = storage.stat(self._units), []
 
     def keep_parts(self) -> None:
         """Lists the parts anew, and keeps a compaction from removing them for as long as this or its features live.
@@ -297,7 +329,7 @@ class Output(Folder):
         names = storage.list_folder(self.folder)
         if "manifest.json" in names or other_kind(self.folder):
             return False
-        return "plan.parquet" in names or bool(self.part_bytes)
+        return "plan.parquet" in names or bool(self.part_files)
 
     @property
     def is_whole(self) -> bool:
@@ -331,7 +363,7 @@ class Output(Folder):
         """Removes what runs wrote, whatever the manifest says, and leaves everything else."""
         self.remove_own(self.FOLDERS)
         self.remove_files(reversed(OUTPUT_FILES))
-        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped", "part_bytes", "broken")
+        self._forget("manifest", "plan", "_reports", "listing", "failed_ids", "skipped", "part_files", "broken")
 
     def remove_leftovers(self) -> None:
         """Removes the parts whose rows are in a merged one as well: a compaction was cut off."""
@@ -355,7 +387,7 @@ class Output(Folder):
         for footer in read_footers([part_uri(self.folder, unit_id) for unit_id in missing]):
             known.update((report.unit_id, report) for report in footer.reports)
         # Of a part of an earlier version the size stays unknown: nobody compares it.
-        sizes = {name.removesuffix(".parquet"): size for name, size in self.part_bytes.items()}
+        sizes = {name.removesuffix(".parquet"): info.size for name, info in self.part_files.items()}
         reports = (known[unit_id] for unit_id in sorted(unit_ids))
         return [replace(r, part_bytes=sizes.get(r.unit_id, r.part_bytes)) if r.part_sha256 else r for r in reports]
 
@@ -392,8 +424,7 @@ class Output(Folder):
         if not self.is_local:
             return 0
         names = {f"{unit_id}.parquet" for unit_id in unit_ids}
-        there = ((os.path.basename(info.uri), info.size) for info in storage.list_infos(self.path("features")))
-        return sum(size for name, size in there if name in names or is_merged(name))
+        return sum(info.size for name, info in self.part_files.items() if name in names or is_merged(name))
 
     def tidy(self, unit_ids: set[str], *, began: float) -> None:
         """Removes what killed writers left in _tmp, but not what another run on the same OUT may be writing.

@@ -15,7 +15,13 @@ from transforms import storage
 from transforms.errors import FeaturemillError
 from transforms.parquet.seals import read_metadata, seal_of
 from transforms.store.layout import ERRORS_FILE, PREDICTION_FILES, PREDICTION_FOLDERS, is_own, write_file
-from transforms.store.manifest import PREDICTIONS, PREDICTIONS_SCHEMA_VERSION, PredictionsManifest, is_as_written
+from transforms.store.manifest import (
+    PREDICTIONS,
+    PREDICTIONS_SCHEMA_VERSION,
+    PredictionSettings,
+    PredictionsManifest,
+    is_as_written,
+)
 from transforms.store.output import ELSEWHERE, Folder, Output
 
 
@@ -27,19 +33,23 @@ def are_predictions(folder: str) -> bool:
         return False
 
 
-def features_behind(folder: str) -> str:
-    """Returns the OUT that predictions were made from: the one kept in PRED, or the one that was their only input.
+def output_behind(folder: str) -> Output:
+    """Returns the OUT at a folder, or that predictions were made from: the one kept in PRED, or their only input.
 
-    Whatever has no such OUT, and what is no PRED, is returned as it is, absolute: whoever opens it says what it is.
+    What is no such folder is returned all the same: whoever asks for its manifest is told what it is.
     """
-    folder = storage.absolute(folder)
-    if are_predictions(folder):
-        output = Predictions(folder)
-        inputs = output.manifest.settings.get("inputs", [])
-        for location in (output.features_folder, *(inputs if len(inputs) == 1 else ())):
-            if storage.stat(storage.join(location, "manifest.json")):
-                return location
-    return folder
+    output = Output(folder)
+    # The manifest is read once, and looked at for what else it is only where it isn't an OUT's.
+    with suppress(FeaturemillError):
+        if not output.has_manifest or output.manifest:
+            return output
+    if are_predictions(output.folder):
+        predictions = Predictions(output.folder)
+        inputs = predictions.manifest.settings.inputs or ()
+        for location in (predictions.features_folder, *(inputs if len(inputs) == 1 else ())):
+            if (found := Output(location)).has_manifest:
+                return found
+    return output
 
 
 class Predictions(Folder):
@@ -118,16 +128,16 @@ class Predictions(Folder):
             return None
         return json.loads(storage.read_bytes(self.path("metrics.json")))
 
-    def check_settings(self, settings: dict[str, Any]) -> None:
+    def check_settings(self, settings: PredictionSettings) -> None:
         """Checks that the predictions there are those that are asked for now.
 
         Raises:
             FeaturemillError: They aren't, with what differs.
         """
-        there = self.manifest.settings
-        changed = [name for name, value in settings.items() if there.get(name) != value]
+        there, now = vars(self.manifest.settings), vars(settings)
+        changed = [name for name, value in now.items() if there[name] != value]
         if changed:
-            differences = "; ".join(f"{name} {there.get(name)} | {settings[name]}" for name in changed)
+            differences = "; ".join(f"{name} {there[name]} | {now[name]}" for name in changed)
             raise FeaturemillError(
                 f"{self} holds other predictions (there | now): {differences}. Choose another --output, or --overwrite"
             )

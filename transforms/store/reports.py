@@ -13,7 +13,6 @@ from transforms import storage
 from transforms.parquet.files import open_sealed
 from transforms.parquet.seals import sealed
 from transforms.records import FileInfo, SkippedFile, UnitReport
-from transforms.store.layout import SKIPPED_FILE, write_file
 from transforms.store.manifest import Totals
 from transforms.text import clean, counted
 
@@ -54,13 +53,8 @@ def note_lines(notes: Mapping[str, int]) -> list[str]:
     return [f"{counted(count, 'image')} {note}" for note, count in notes.items()]
 
 
-def units_uri(output: str) -> str:
-    return storage.join(output, "units.parquet")
-
-
-def read_units(output: str) -> list[UnitReport]:
+def read_units(uri: str) -> list[UnitReport]:
     """Returns what units.parquet holds; nothing if it isn't there yet."""
-    uri = units_uri(output)
     if storage.stat(uri) is None:
         return []
     with open_sealed(uri, cure="delete it and run featuremill extract again") as parquet:
@@ -83,22 +77,21 @@ def units_table(reports: Sequence[UnitReport]) -> pa.Table:
     return pa.table([pa.array(v, f.type) for v, f in zip(values, _SCHEMA, strict=True)], schema=_SCHEMA)
 
 
-def write_units(output: str, reports: Sequence[UnitReport]) -> None:
-    """Writes units.parquet, one row per unit."""
+def units_file(reports: Sequence[UnitReport]) -> bytes:
+    """Returns units.parquet, one row per unit."""
     buffer = io.BytesIO()
     with sealed(buffer, _SCHEMA) as writer:
         for first in range(0, len(reports), UNITS_PER_GROUP):
             writer.write(units_table(reports[first : first + UNITS_PER_GROUP]))
-    write_file(output, "units.parquet", buffer.getvalue())
+    return buffer.getvalue()
 
 
-def read_skipped(output: str) -> list[SkippedFile]:
-    """Returns the files that OUT lists, without their versions; none where nothing was skipped.
+def read_skipped(uri: str) -> list[SkippedFile]:
+    """Returns the files that a list names, without their versions; none where nothing was skipped.
 
     Raises:
         FeaturemillError: The list can't be read.
     """
-    uri = storage.join(output, SKIPPED_FILE)
     if storage.stat(uri) is None:
         return []
     with open_sealed(uri, cure="delete it and run extract again") as parquet:
@@ -106,11 +99,8 @@ def read_skipped(output: str) -> list[SkippedFile]:
     return [SkippedFile(FileInfo(uri, size, ""), reason) for uri, size, reason in zip(*columns, strict=True)]
 
 
-def write_skipped(output: str, skipped: Sequence[SkippedFile]) -> None:
-    """Writes the list, one row per file; no files, no list."""
-    if not skipped:
-        storage.delete([storage.join(output, SKIPPED_FILE)])
-        return
+def skipped_file(skipped: Sequence[SkippedFile]) -> bytes:
+    """Returns the list, one row per file."""
     columns = [
         [clean(each.file.uri) for each in skipped],
         [each.file.size for each in skipped],
@@ -120,4 +110,4 @@ def write_skipped(output: str, skipped: Sequence[SkippedFile]) -> None:
     table = pa.table([pa.array(column, f.type) for column, f in zip(columns, _SKIPPED, strict=True)], schema=_SKIPPED)
     with sealed(buffer, _SKIPPED) as writer:
         writer.write(table)
-    write_file(output, SKIPPED_FILE, buffer.getvalue())
+    return buffer.getvalue()

@@ -5,19 +5,17 @@ import io
 import json
 import os
 import re
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
 from transforms import storage
-from transforms.committed import write_whole
 from transforms.errors import FeaturemillError
 from transforms.parquet.files import open_sealed
 from transforms.parquet.seals import read_metadata, sealed
 from transforms.records import FileInfo, ListedFile, Shard, Unit
-from transforms.store.layout import TODO_PREFIX, plan_uri
+from transforms.store.layout import plan_uri
 
 # In a footer: the token of the relocation that last rewrote the file.
 RELOCATION = "featuremill.relocation"
@@ -133,8 +131,8 @@ def _planned(row: dict) -> PlannedUnit:
     return PlannedUnit(row["unit_id"], unit)
 
 
-def write_plan(output: str, planned: Sequence[PlannedUnit], *, relocation: str = "") -> None:
-    """Writes OUT's plan, whole and at once; if a relocation changed it, with the token of that."""
+def plan_file(planned: Sequence[PlannedUnit], relocation: str = "") -> bytes:
+    """Returns plan.parquet; if a relocation changed it, with the token of that."""
     schema = _schema(planned)
     buffer = io.BytesIO()
     # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.
@@ -143,16 +141,15 @@ def write_plan(output: str, planned: Sequence[PlannedUnit], *, relocation: str =
         for first in range(0, len(planned), rows_per_group):
             rows = [_row(p) for p in planned[first : first + rows_per_group]]
             writer.write(pa.Table.from_pylist(rows, schema))
-    write_whole(plan_uri(output), buffer.getvalue(), storage.join(output, "_tmp", f"plan.{uuid.uuid4().hex}"))
+    return buffer.getvalue()
 
 
-def write_todo(output: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
+def write_todo(uri: str, planned: Sequence[PlannedUnit]) -> list[Chunk]:
     """Writes what a run is to do to a file of its own, for its workers to read.
 
     Returns:
         The chunks of the file, in order: what a graph has as elements, so that its size doesn't grow with the units'.
     """
-    uri = storage.join(output, "_tmp", f"{TODO_PREFIX}{uuid.uuid4().hex}.parquet")
     schema = _schema([])
     starts = range(0, len(planned), CHUNK_UNITS)
     with storage.open_write(uri) as file, sealed(file, schema) as writer:
@@ -174,15 +171,14 @@ def read_todo(chunk: Chunk) -> list[PlannedUnit]:
         return [_planned(row) for row in parquet.read_row_group(chunk.number).to_pylist()]
 
 
-def is_relocated(output: str, token: str) -> bool:
-    """Returns whether OUT's plan was written by the relocation with this token."""
-    with storage.open_read(plan_uri(output)) as file:
-        return (read_metadata(file).metadata or {}).get(RELOCATION.encode()) == token.encode()
+def relocation_of(uri: str) -> str:
+    """Returns the token of the relocation that a plan was written by; empty if none did."""
+    with storage.open_read(uri) as file:
+        return (read_metadata(file).metadata or {}).get(RELOCATION.encode(), b"").decode()
 
 
-def read_plan(output: str) -> list[PlannedUnit]:
-    """Returns the units that OUT knows, with the files of its listings; none if it has no plan yet."""
-    uri = plan_uri(output)
+def read_plan(uri: str) -> list[PlannedUnit]:
+    """Returns the units of a plan, with the files of its listings; none if there is no plan yet."""
     if storage.stat(uri) is None:
         return []
     cure = "delete it and run again with all inputs: parts of unchanged input are found again, others are named"

@@ -24,6 +24,7 @@ from pipeline.prediction.summary import summary_text
 from pipeline.training.fits import Fit
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
+from tests.support.counts import ONCE, count_reads
 from tests.support.properties import examples
 from transforms import heads
 from transforms.end_to_end import inputs as tuning_rows
@@ -186,6 +187,14 @@ def test_from_head_to_another(made, tmp_path, head, always):
         assert "block5_conv1" in again.record["frozen"]
         assert again.head.never_trained == new.never_trained
     assert finetuned_json(summary)["finetuned"]["best_epoch"] == summary.tuning.best_epoch
+
+
+@pytest.mark.parametrize("source", ["taps", "images"])
+def test_features_are_opened_once(made, tmp_path, monkeypatch, source):
+    counts = count_reads(monkeypatch)
+    tuned(made, tmp_path / "new", epochs=1, source=source)
+    images = {"plan.parquet": 1, "read_plan": 1} if source == "images" else {}
+    assert +counts == {**ONCE, **images}
 
 
 @pytest.mark.parametrize("head", ["ridge", "dense256"])

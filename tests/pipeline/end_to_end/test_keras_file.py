@@ -85,7 +85,7 @@ def test_from_images_to_predictions(tmp_path):
     predicted = predict(
         PredictOptions(head=str(head), inputs=asked.inputs, output=str(tmp_path / "pred"), probabilities=True)
     )
-    assert predicted.manifest.totals["predicted"] == summary.totals.rows_embedded
+    assert predicted.manifest.totals.predicted == summary.totals.rows_embedded
     export(ExportOptions(str(head), str(tmp_path / "model.keras")))
     both = import_keras().saving.load_model(tmp_path / "model.keras", safe_mode=True)
     for row in pq.read_table(tmp_path / "pred/predictions").to_pylist():

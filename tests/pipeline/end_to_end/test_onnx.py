@@ -101,7 +101,7 @@ def test_from_images_to_predictions(folder, tmp_path):
     train(TrainOptions(features=asked.output, output=str(head), kinds=("ridge",), columns=("patches",), **quick))
     given = {"head": str(head), "inputs": asked.inputs}
     predicted = predict(PredictOptions(**given, output=str(tmp_path / "pred")))
-    assert predicted.manifest.totals["predicted"] == len(keys)
+    assert predicted.manifest.totals.predicted == len(keys)
     with pytest.raises(FeaturemillError, match=r"export doesn't take networks from .onnx files; use a"):
         export(ExportOptions(str(head), str(tmp_path / "model.keras")))
     with pytest.raises(FeaturemillError, match=r"finetune doesn't take networks from .onnx files"):

@@ -23,7 +23,7 @@ from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.rows.sandbox import matching_rows
 from transforms.rows.table import open_table
-from transforms.similarity.neighbours import METRICS, nearest_rows
+from transforms.similarity.neighbours import METRICS, nearest_stored
 from transforms.store.features import open_features
 
 
@@ -77,7 +77,7 @@ def test_equals_brute_force(metric, data, tmp_path_factory):
     without = random.integers(-1, rows, asked)
     table = open_table(write_rows(tmp_path_factory.mktemp("rows") / "x.parquet", matrix, keys=keys))
     top = data.draw(st.integers(1, 12))
-    found = nearest_rows(table.vectors, table.keys, queries, top=top, metric=metric, wanted=wanted, without=without)
+    found = nearest_stored(table.vectors, table.keys, queries, top=top, metric=metric, wanted=wanted, without=without)
     for number, expected in enumerate(brute_force(matrix, keys, queries, metric, wanted, without)):
         kept = found.rows[number] >= 0
         assert kept.sum() == min(top, len(expected))
@@ -97,7 +97,7 @@ def test_equals_brute_force_where_float32_alone_would_not(tmp_path, metric, scal
     matrix = ((base + random.normal(size=(5000, 64)) * 1e-4) * scale).astype(np.float32)
     queries = (base + random.normal(size=(3, 64)) * 1e-5) * scale
     table = open_table(write_rows(tmp_path / "x.parquet", matrix))
-    found = nearest_rows(table.vectors, table.keys, queries, top=20, metric=metric)
+    found = nearest_stored(table.vectors, table.keys, queries, top=20, metric=metric)
     keys = table.keys.to_pylist()
     for number, expected in enumerate(brute_force(matrix, keys, queries, metric)):
         assert found.rows[number].tolist() == [row for row, _ in expected[:20]]

@@ -229,7 +229,7 @@ def test_an_image_that_changed_unseen_gets_no_vector(small):
 def test_other_rows_are_never_joined(small):
     add(small)
     side = Output(str(small / "out")).added_feature("deep")
-    part = max(side.part_bytes, key=side.part_bytes.get)
+    part = max(side.part_files, key=lambda name: side.part_files[name].size)
     # As many rows as its part has, and all hashes fit.
     rewrite(side, side.path("features", part), token="t", rows=lambda t: t.take([*range(len(t))][::-1]), report=dict)
     with pytest.raises(FeaturemillError, match=r"hasn't the rows of its part"):
@@ -398,7 +398,7 @@ def test_heads_of_both_know_what_they_were_trained_on(made, own, tmp_path):
     with pytest.raises(FeaturemillError, match=r"of different features \(their fingerprints differ\)"):
         check_features(loaded, open_table(out, columns=["other", "embedding"]))
     predicted = predict(PredictOptions(head=head, inputs=(out,), output=str(tmp_path / "pred")))
-    assert predicted.manifest.totals["predicted"] == open_features(out).rows
+    assert predicted.manifest.totals.predicted == open_features(out).rows
     with pytest.raises(FeaturemillError, match=r"was trained on features of several networks, so it can't take images"):
         predict(PredictOptions(head=head, inputs=(str(made / "in/photos"),), output=str(tmp_path / "no")))
     # One of them is an OUT of its own.

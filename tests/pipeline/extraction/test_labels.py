@@ -18,7 +18,6 @@ from transforms.shards import Fields, example, tfrecord
 from transforms.store.features import open_features
 from transforms.store.manifest import write_manifest
 from transforms.store.output import Output
-from transforms.store.units import read_plan, write_plan
 
 
 def picture(seed):
@@ -114,9 +113,9 @@ def test_an_out_begun_without_sides_goes_on_without_them(tmp_path):
     manifest = replace(output.manifest, added_columns=[], stored={})
     write_manifest(output.folder, manifest)
     # The plan of that time knew no sides.
-    plan = read_plan(output.folder)
+    plan = output.plan
     units = [replace(p, unit=replace(p.unit, files=tuple(replace(f, split=None) for f in p.unit.files))) for p in plan]
-    write_plan(output.folder, units)
+    output.write_plan(units)
     extract([data / "train", data / "val"], tmp_path / "out")
     features = open_features(tmp_path / "out")
     assert features.splits == [None, None]

@@ -8,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline.extraction import output
 from pipeline.extraction import run as extract
 from pipeline.maintenance.inspect import inspect, inspection_text
 from tests.pipeline.extraction import test_run as te
@@ -23,8 +22,7 @@ from transforms.store import parts
 from transforms.store import repeats as repeats_module
 from transforms.store import reports as reports_module
 from transforms.store.features import open_features
-from transforms.store.reports import read_units, write_units
-from transforms.store.units import read_plan, write_plan
+from transforms.store.output import Output
 
 
 @pytest.fixture
@@ -72,7 +70,7 @@ class Stop(Exception):
 def test_retry_failed_that_is_cut_off(tar, tmp_path, monkeypatch):
     settings = {"unit_bytes": 4000}
     te.extract(tar, tmp_path / "out", max_pixels=2000, **settings)
-    monkeypatch.setattr(output, "write_plan", lambda *_: (_ for _ in ()).throw(Stop))
+    monkeypatch.setattr(Output, "write_plan", lambda *_: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
         te.extract(tar, tmp_path / "out", retry_failed=True, **settings)
     monkeypatch.undo()
@@ -244,7 +242,7 @@ def test_prune_that_is_cut_off_keeps_what_is_left_of_inputs_not_named(tar, tmp_p
     te.extract([tmp_path / "photos", tar], tmp_path / "out")
     next((tmp_path / "photos/disc").iterdir()).unlink()
     for name in ("write_plan", "close_output"):
-        place = output if name == "write_plan" else extract
+        place = Output if name == "write_plan" else extract
         monkeypatch.setattr(place, name, lambda *_, **__: (_ for _ in ()).throw(Stop))
         with pytest.raises(Stop):
             te.extract(tar, tmp_path / "out", prune=True)
@@ -269,15 +267,15 @@ def test_a_plan_with_a_gap_is_noticed_and_fixed(tar, tmp_path):
     settings = {"unit_bytes": 4000}
     te.extract(tar, tmp_path / "out", **settings)
     # As a run leaves it that replaced the plan of another.
-    units = read_plan(str(tmp_path / "out"))
-    write_plan(str(tmp_path / "out"), [units[0], *units[2:]])
+    units = Output(str(tmp_path / "out")).plan
+    Output(str(tmp_path / "out")).write_plan([units[0], *units[2:]])
     (tmp_path / "out/features" / f"{units[1].unit_id}.parquet").unlink()
     assert f"{tar} is in the plan only in part" in "\n".join(problems(tmp_path / "out"))
     fixed = te.extract(tar, tmp_path / "out", **settings)
     assert (fixed.this_run.units, fixed.totals.rows_read) == (1, 32)
     assert problems(tmp_path / "out") == ()
     # Cut in another way, the old parts are in nobody's plan.
-    write_plan(str(tmp_path / "out"), [units[0], *units[2:]])
+    Output(str(tmp_path / "out")).write_plan([units[0], *units[2:]])
     with pytest.raises(FeaturemillError, match=r"in no plan.*--prune"):
         te.extract(tar, tmp_path / "out")
     assert te.extract(tar, tmp_path / "out", prune=True).totals.rows_read == 32
@@ -329,8 +327,8 @@ def test_units_parquet_in_several_row_groups(tmp_path, monkeypatch):
     ]
     (tmp_path / "_tmp").mkdir()
     for some in (reports, []):
-        write_units(str(tmp_path), some)
-        assert read_units(str(tmp_path)) == some
+        Output(str(tmp_path)).write_reports(some)
+        assert Output(str(tmp_path)).reports == some
 
 
 def test_labels_of_others_are_shown_printable(tmp_path):

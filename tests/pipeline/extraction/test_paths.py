@@ -17,6 +17,7 @@ from transforms.rows.thumbnails import thumbnails
 from transforms.shards import Fields, find
 from transforms.store.features import open_features
 from transforms.store.manifest import read_manifest
+from transforms.store.output import Output
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_a_folder_that_is_not_there_is_a_failure_for_each_row(tmp_path):
 def test_images_are_found_again(folder, tmp_path):
     out = str(tmp_path / "out")
     extract(written(folder, "parquet"), out, fields=FIELDS)
-    found = thumbnails(out, read_rows(open_table(out), [0, 1, 2]))
+    found = thumbnails(Output(out), read_rows(open_table(out), [0, 1, 2]))
     assert [thumbnail.problem for thumbnail in found.values()] == [""] * 3
 
 

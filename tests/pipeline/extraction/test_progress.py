@@ -8,7 +8,7 @@ import pytest
 from pipeline.extraction.progress import Committed, Count, Progress
 from tests.pipeline.extraction import test_run as te
 from tests.support.factories import draw_items, write_tar
-from transforms.store.units import read_plan
+from transforms.store.output import Output
 from transforms.text import duration
 
 
@@ -20,11 +20,11 @@ def finished(tmp_path):
 
 
 def test_committed_units_and_those_under_way_are_counted_once(finished, tmp_path):
-    todo = read_plan(finished)
+    todo = Output(finished).plan
     features, away = tmp_path / "out/features", tmp_path / "away"
     features.rename(away)
     features.mkdir()
-    committed = Committed(finished, todo)
+    committed = Committed(Output(finished), todo)
     assert committed.count() == Count()
     for planned in todo[1:]:
         (away / f"{planned.unit_id}.parquet").rename(features / f"{planned.unit_id}.parquet")
@@ -41,8 +41,8 @@ def test_committed_units_and_those_under_way_are_counted_once(finished, tmp_path
 
 
 def test_parts_that_are_done_again_count_when_they_are_new(finished, tmp_path):
-    [unit, *_] = read_plan(finished)
-    committed = Committed(finished, [unit])
+    [unit, *_] = Output(finished).plan
+    committed = Committed(Output(finished), [unit])
     assert committed.count().units == 0
     (tmp_path / f"out/features/{unit.unit_id}.parquet").touch()
     assert committed.count().units == 1
@@ -51,12 +51,12 @@ def test_parts_that_are_done_again_count_when_they_are_new(finished, tmp_path):
 def test_a_killed_runs_progress_is_not_counted(finished, tmp_path):
     import os
 
-    [unit, *_] = read_plan(finished)
+    [unit, *_] = Output(finished).plan
     (tmp_path / f"out/features/{unit.unit_id}.parquet").unlink()
     old = tmp_path / f"out/_tmp/{unit.unit_id}.{'1' * 32}.progress"
     old.write_text("300 0 500")
     os.utime(old, (1, 1))
-    assert Committed(finished, [unit]).count() == Count()
+    assert Committed(Output(finished), [unit]).count() == Count()
 
 
 class Screen(io.StringIO):

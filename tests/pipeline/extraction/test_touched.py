@@ -19,7 +19,7 @@ from tests.support.factories import (
     write_tar,
 )
 from transforms.errors import FeaturemillError
-from transforms.store.units import read_plan
+from transforms.store.output import Output
 
 
 def never(job):
@@ -82,7 +82,7 @@ def test_only_the_units_of_a_changed_file_are_stale(made):
     touch(made / "in")
     files = sorted(path for path in (made / "in/photos").rglob("*.*") if str(path) in before)
     change(files[0])
-    [unit] = [p.unit for p in read_plan(str(made / "out")) if str(files[0]) in [f.file.uri for f in p.unit.files]]
+    [unit] = [p.unit for p in Output(str(made / "out")).plan if str(files[0]) in [f.file.uri for f in p.unit.files]]
     with pytest.raises(
         FeaturemillError, match=rf"holds 1 parts .*{files[0]} has other bytes than were embedded\. Pass"
     ):

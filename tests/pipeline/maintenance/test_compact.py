@@ -48,7 +48,6 @@ from transforms.store.listing import list_parts, read_footer
 from transforms.store.manifest import read_manifest, write_manifest
 from transforms.store.output import Output
 from transforms.store.parts import PartWriter
-from transforms.store.reports import read_units
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +116,7 @@ def test_rows_totals_and_reports_stay_what_they_are(copy, monkeypatch, target_by
     summary = compact(CompactOptions(str(copy), target_bytes=target_bytes))
     check_same(copy, rows)
     assert whole(copy) == before
-    assert reports(copy) == units == sorted(read_units(str(copy)), key=lambda report: report.unit_id)
+    assert reports(copy) == units == sorted(Output(str(copy)).reports, key=lambda report: report.unit_id)
     assert (summary.parts_before, summary.rows) == (parts, len(rows))
     assert summary.parts_after == len(list((copy / "features").iterdir())) < parts / 2
     assert summary.written == len(merged_parts(copy)) == (1 if target_bytes == 10**9 else summary.written)
@@ -174,13 +173,13 @@ def test_extract_after_it_does_nothing(made, copy):
 
 def test_units_parquet_is_written_anew_from_merged_footers(made, copy):
     compact(CompactOptions(str(copy)))
-    units = read_units(str(copy))
+    units = Output(str(copy)).reports
     (copy / "units.parquet").unlink()
     # A compaction was killed while it wrote.
     (copy / f"_tmp/{'compact-' + 'a' * 32}.{'b' * 32}.parquet").write_bytes(b"PAR1")
     extract(made, copy, load=never)
     assert os.listdir(copy / "_tmp") == []
-    assert read_units(str(copy)) == units
+    assert Output(str(copy)).reports == units
     assert inspect(str(copy)).problems == ()
 
 

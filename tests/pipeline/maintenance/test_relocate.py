@@ -28,8 +28,7 @@ from tests.support.manifests import edit_manifest
 from transforms.errors import FeaturemillError, UsageError
 from transforms.isolated import Isolated
 from transforms.store.listing import list_parts
-from transforms.store.reports import read_skipped, read_units
-from transforms.store.units import read_plan, write_plan
+from transforms.store.output import Output
 
 UNITS = {"unit_bytes": 12_000}
 
@@ -80,8 +79,8 @@ def check_moved(output, expected: dict[str, tuple], old) -> None:
         table = pq.read_table(file, columns=["key", "source"])
         assert not [text for column in table.columns for text in column.to_pylist() if text.startswith(f"{old}/")]
         assert f'"source": "{old}/' not in (pq.read_metadata(file).metadata.get(b"featuremill.report", b"")).decode()
-    assert not [report for report in read_units(str(output)) if report.source.startswith(f"{old}/")]
-    assert not [each for each in read_skipped(str(output)) if each.file.uri.startswith(f"{old}/")]
+    assert not [report for report in Output(str(output)).reports if report.source.startswith(f"{old}/")]
+    assert not [each for each in Output(str(output)).skipped if each.file.uri.startswith(f"{old}/")]
     manifest = json.loads((Path(output) / "manifest.json").read_text())
     assert f"{old}/" not in json.dumps(manifest)
     assert "relocation" not in manifest
@@ -237,7 +236,7 @@ def test_verify_and_heads_go_on(made, tmp_path):
     relocate(RelocateOptions(out, [f"{tmp_path}/in={tmp_path}/new"]))
     assert verify(VerifyOptions(out, sample=1000)).ok
     predicted = predict(PredictOptions(head=str(tmp_path / "head"), inputs=(out,), output=str(tmp_path / "pred")))
-    assert predicted.manifest.totals["predicted"] == len(rows(tmp_path / "out"))
+    assert predicted.manifest.totals.predicted == len(rows(tmp_path / "out"))
 
 
 @pytest.mark.long
@@ -286,7 +285,7 @@ def check_moved_inside(output: Path, expected: dict[str, tuple]) -> None:
     assert rows(output) == expected
     assert inspect(str(output)).problems == ()
     assert list_parts(str(output)).leftovers == ()
-    uris = {f.file.uri for p in read_plan(str(output)) for f in p.unit.files} | set(expected)
+    uris = {f.file.uri for p in Output(str(output)).plan for f in p.unit.files} | set(expected)
     assert all("/in/in/" in uri and "/in/in/in/" not in uri for uri in uris)
 
 
@@ -324,11 +323,11 @@ def test_what_could_not_be_read_before(own):
     with pytest.raises(FeaturemillError, match=r"disc_000\.jpg has \d+ bytes"):
         relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"]))
     # Of the same size, as where only the permissions were wrong.
-    plan = read_plan(str(own / "out"))
+    plan = Output(str(own / "out")).plan
     [found] = [f for p in plan for f in p.unit.files if f.file.uri.endswith("disc_000.jpg")]
     sized = replace(found, file=replace(found.file, size=len(data)))
     units = [replace(p.unit, files=tuple(sized if f == found else f for f in p.unit.files)) for p in plan]
-    write_plan(str(own / "out"), [replace(p, unit=unit) for p, unit in zip(plan, units, strict=True)])
+    Output(str(own / "out")).write_plan([replace(p, unit=unit) for p, unit in zip(plan, units, strict=True)])
     relocate(RelocateOptions(str(own / "out"), [f"{own}/in={own}/new"]))
     assert extract(own / "new", own / "out", load=never).totals.rows_failed == failed
     assert extract(own / "new", own / "out", retry_failed=True).totals.rows_failed == failed - 1

@@ -19,6 +19,7 @@ from pipeline.maps.run import MapOptions, make_map, map_text
 from tests.support.pages_data import HOSTILE, clusters, write_out
 from transforms.errors import FeaturemillError, UsageError
 from transforms.store.features import open_features
+from transforms.store.predictions import Predictions
 
 COLOURS = ((250, 10, 10), (10, 250, 10), (10, 10, 250), (250, 250, 10))
 
@@ -165,7 +166,7 @@ def test_predictions_of_keys_that_repeat(tmp_path):
     assert set(data["columns"]["agreement"]) == {"agrees"}
     # The last two keys have one label each.
     alone = write_predictions(tmp_path / "alone", keys, [*labels[:16], *["class 0"] * 4])
-    assert add_predictions(read_map_rows(open_features(out), "embedding", limit=20), alone) == 4
+    assert add_predictions(read_map_rows(open_features(out), "embedding", limit=20), Predictions(alone)) == 4
     _, data = draw(out, tmp_path, predictions=alone)
     assert data["columns"]["prediction"] == [*["(none)"] * 16, *["class 0"] * 4]
     assert data["columns"]["agreement"] == [*["(none)"] * 16, *["agrees", "differs"] * 2]

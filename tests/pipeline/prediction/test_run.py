@@ -36,6 +36,7 @@ from transforms.predictors.predictions import rank
 from transforms.predictors.weights import weights_source
 from transforms.shards.fields import Fields
 from transforms.store.features import open_features
+from transforms.store.manifest import PredictionTotals
 from transforms.store.predictions import Predictions
 
 SIZE = 32
@@ -152,7 +153,7 @@ def test_features_by_plain_numpy(inputs, run, head, tmp_path, classes):
         "accuracy": agreed / len(known),
         "no_class": len(found) - len(known),
     }
-    assert summary.manifest.totals == {"read": len(found), "predicted": len(found), "failed": 0}
+    assert summary.manifest.totals == PredictionTotals(read=len(found), predicted=len(found), failed=0)
     assert sorted(files(tmp_path / "PRED")) == ["manifest.json", "predictions/part-00000.parquet"]
 
 
@@ -161,8 +162,8 @@ def test_images_give_what_their_features_give(inputs, run, tmp_path, kind):
     run(inputs["features"], output=str(tmp_path / "by_features"))
     summary = run(inputs[kind])
     assert by_name(tmp_path / "PRED") == by_name(tmp_path / "by_features")
-    assert summary.manifest.totals["failed"] == sum(summary.manifest.failures.values()) == 4
-    assert sum(summary.manifest.totals[name] for name in ("predicted", "failed")) == 24
+    assert summary.manifest.totals.failed == sum(summary.manifest.failures.values()) == 4
+    assert summary.manifest.totals.predicted + summary.manifest.totals.failed == 24
     columns = ("label", "stage", "error", "sha256")
     failures = [
         sorted(
@@ -272,7 +273,7 @@ def test_images_none_of_which_can_be_read(run, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/bad.jpg").write_bytes(b"no image")
     summary = run(tmp_path / "in")
-    assert summary.manifest.totals == {"read": 1, "predicted": 0, "failed": 1}
+    assert summary.manifest.totals == PredictionTotals(read=1, predicted=0, failed=1)
     assert summary.failure_rate == 1
     assert rows(tmp_path / "PRED") == []
 

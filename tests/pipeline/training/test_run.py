@@ -12,12 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.cli.app import run_cli
+from pipeline.prediction.options import PredictOptions
+from pipeline.prediction.run import predict
 from pipeline.training import run as module
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
 from tests.support.factories import shared_data
 from tests.support.heads_data import draw_rows
+from tests.support.pages_data import clusters, write_out
 from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
 from transforms.evaluation.split import Split
@@ -43,6 +46,17 @@ def write_clouds(path: Path, *, rows: int = 300, classes: int = 3, **columns) ->
 
 def options(features, output, **more) -> TrainOptions:
     return TrainOptions(features=str(features), output=str(output), **more)
+
+
+def test_predictions_stand_for_the_features_that_they_were_made_from(tmp_path):
+    vectors, labels = clusters(60)
+    out = write_out(tmp_path / "out", vectors, labels=labels)
+    quick = {"kinds": ("ridge",), "learning_curve": False, "errors": False}
+    first = train(options(out, tmp_path / "head", **quick))
+    predict(PredictOptions(inputs=(out,), head=str(tmp_path / "head"), output=str(tmp_path / "pred")))
+    again = train(options(tmp_path / "pred", tmp_path / "again", **quick))
+    assert again.head.source == first.head.source == out
+    assert again.head.metrics == first.head.metrics
 
 
 @st.composite

@@ -52,7 +52,7 @@ def test_what_is_written_corrects_the_labels(spoiled, tmp_path, capsys):
     assert [row["rank"] for row in printed["found"]] == list(range(1, len(found) + 1))
     assert page.read_text().count('class="pick"') == len(found)
     asked = {"labels": str(csv), "label_column": "suggested", "labels_mode": "update"}
-    table, joined, _ = split_table(TrainOptions(features=out, output=str(tmp_path / "head"), **asked))
+    table, joined, _ = split_table(TrainOptions(features=out, output=str(tmp_path / "head"), **asked), out)
     labels = dict(zip(table.keys.to_pylist(), table.labels.to_pylist(), strict=True))
     assert {key for key in right if labels[key] != right[key]} == wrong - found
     assert joined.matched == len(found)

@@ -15,7 +15,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.heads import FitSettings, knn
 from transforms.heads.cells import Rows
 from transforms.similarity import all_pairs
-from transforms.similarity.all_pairs import nearest_rows
+from transforms.similarity.all_pairs import nearest_in_memory
 
 TRAIN = (0, 1)
 
@@ -74,7 +74,7 @@ def test_ties_go_by_row_number(values, count, block):
     stored = np.eye(4, dtype=np.float32)[values]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(all_pairs, "_STORED", block)
-        rows, cosines = nearest_rows(stored, np.eye(4, dtype=np.float32), count)
+        rows, cosines = nearest_in_memory(stored, np.eye(4, dtype=np.float32), count)
     expected = np.argsort(-(np.eye(4) @ stored.T), axis=1, kind="stable")[:, :count]
     np.testing.assert_array_equal(rows, expected)
     np.testing.assert_array_equal(cosines, np.take_along_axis(np.eye(4) @ stored.T, expected, axis=1))

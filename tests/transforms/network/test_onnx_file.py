@@ -146,7 +146,7 @@ def test_tensors_in_nodes(tmp_path):
     assert outside.sha256 == inside.sha256
     assert outside.taps(["vector"], 32)["vector"].shape == (7,)
     os.unlink(tmp_path / "beside.bin")
-    network_file.forget()
+    files.forget()
     with pytest.raises(FeaturemillError, match=r"has its tensors in beside.bin, which isn't beside it"):
         open_file("onnx", str(tmp_path / "outside.onnx"))
 

@@ -24,6 +24,7 @@ from transforms.rows.lookup import read_rows
 from transforms.rows.table import open_table
 from transforms.rows.thumbnails import SIDE, Thumbnail, thumbnail, thumbnails
 from transforms.shards import stream
+from transforms.store.output import Output
 
 WRITERS = {"folder": write_folder, "tfrecord": write_tfrecord, "tar": write_tar, "parquet": write_parquet}
 HOSTILE = ("<script>alert(1)</script>", "\u202egnp.exe", '"><img src=x onerror=alert(1)>', "{{ 7 * 7 }}", "x" * 4096)
@@ -69,7 +70,7 @@ def made(tmp_path, request):
 def test_they_are_the_rows_own(made):
     """Against the bytes that reading everything gives, found by their hash."""
     rows = stored(made)
-    found = thumbnails(str(made / "out"), rows)
+    found = thumbnails(Output(str(made / "out")), rows)
     by_hash = contents(made)
     assert len(rows) > 8
     for row in rows:
@@ -83,12 +84,12 @@ def test_they_are_the_rows_own(made):
 
 def test_one_by_one_or_in_stretches_they_are_the_same(made, monkeypatch):
     rows = stored(made)
-    found = thumbnails(str(made / "out"), rows)
+    found = thumbnails(Output(str(made / "out")), rows)
     monkeypatch.setattr(stream, "GAP_BYTES", 0)
     monkeypatch.setattr(module, "_FILES", 2)
-    assert thumbnails(str(made / "out"), rows) == found
+    assert thumbnails(Output(str(made / "out")), rows) == found
     some = rows[::3]
-    assert thumbnails(str(made / "out"), some) == {row.row: found[row.row] for row in some}
+    assert thumbnails(Output(str(made / "out")), some) == {row.row: found[row.row] for row in some}
 
 
 def test_a_parquet_that_became_shorter_says_so(tmp_path):
@@ -97,7 +98,7 @@ def test_a_parquet_that_became_shorter_says_so(tmp_path):
     rows = stored(tmp_path)
     table = pq.read_table(tmp_path / "photos.parquet")
     pq.write_table(table.slice(0, rows[3].position), tmp_path / "photos.parquet")
-    found = thumbnails(str(tmp_path / "out"), rows)
+    found = thumbnails(Output(str(tmp_path / "out")), rows)
     assert [bool(found[row.row].data) for row in rows] == [True] * 3 + [False] * (len(rows) - 3)
     assert {found[row.row].problem for row in rows[3:]} == {"its source no longer holds it"}
 
@@ -131,7 +132,7 @@ def test_merged_parts_know_their_sources(tmp_path):
 
 def shown(folder):
     rows = stored(folder)
-    found = thumbnails(str(folder / "out"), rows)
+    found = thumbnails(Output(str(folder / "out")), rows)
     return {row: found[row.row] for row in rows}
 
 
@@ -139,19 +140,19 @@ def test_sources_that_are_gone_or_changed_say_so(tmp_path):
     write_folder(tmp_path / "photos", draw_items(per_class=4, size=48, seed=1))
     extract(tmp_path / "photos", tmp_path / "out")
     rows = stored(tmp_path)
-    before = thumbnails(str(tmp_path / "out"), rows)
+    before = thumbnails(Output(str(tmp_path / "out")), rows)
     (tmp_path / rows[0].key).unlink()
     Image.new("RGB", (40, 40), "red").save(rows[1].key)
-    found = thumbnails(str(tmp_path / "out"), rows)
+    found = thumbnails(Output(str(tmp_path / "out")), rows)
     assert "No such file" in found[0].problem
     assert found[1].problem == "its content changed since it was embedded"
     assert not found[0].uri
     assert not found[1].uri
     assert {number: found[number] for number in before if number > 1} == {n: t for n, t in before.items() if n > 1}
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
-    assert all(some.problem and not some.uri for some in thumbnails(str(tmp_path / "out"), rows).values())
+    assert all(some.problem and not some.uri for some in thumbnails(Output(str(tmp_path / "out")), rows).values())
     (tmp_path / "out/plan.parquet").unlink()
-    assert all("isn't known" in some.problem for some in thumbnails(str(tmp_path / "out"), rows).values())
+    assert all("isn't known" in some.problem for some in thumbnails(Output(str(tmp_path / "out")), rows).values())
 
 
 @pytest.mark.parametrize("kind", ["tfrecord", "tar", "parquet"])
@@ -166,7 +167,7 @@ def test_shards_that_are_gone_or_cut_say_so(tmp_path, kind):
             path.unlink(missing_ok=True)
         else:
             path.write_bytes(damaged)
-        found = thumbnails(str(tmp_path / "out"), rows)
+        found = thumbnails(Output(str(tmp_path / "out")), rows)
         assert len(found) == len(rows)
         for some in found.values():
             assert bool(some.uri) != bool(some.problem)
@@ -241,4 +242,4 @@ def test_rows_without_a_source_have_grey_tiles(tmp_path):
     write_folder(tmp_path / "photos", draw_items(per_class=2, size=48, seed=1))
     extract(tmp_path / "photos", tmp_path / "out")
     row = replace(stored(tmp_path)[0], sha256=None, position=None)
-    assert "isn't known" in thumbnails(str(tmp_path / "out"), [row])[row.row].problem
+    assert "isn't known" in thumbnails(Output(str(tmp_path / "out")), [row])[row.row].problem

@@ -8,12 +8,12 @@ import pytest
 from tests.pipeline.exploration.test_query import brute_force, write_rows
 from transforms.rows.table import open_table
 from transforms.similarity import neighbours as module
-from transforms.similarity.neighbours import METRICS, nearest_rows
+from transforms.similarity.neighbours import METRICS, nearest_stored
 
 
 def search(path, queries, **options):
     table = open_table(path)
-    return nearest_rows(table.vectors, table.keys, queries, **options)
+    return nearest_stored(table.vectors, table.keys, queries, **options)
 
 
 @pytest.mark.parametrize("metric", METRICS)

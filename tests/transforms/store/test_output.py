@@ -10,36 +10,22 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.maintenance.report import run_report
+from pipeline.training.options import TrainOptions
+from pipeline.training.run import train
 from tests import ROOT
 from tests.pipeline.extraction import test_run as te
+from tests.support.counts import ONCE, count_reads
 from tests.support.factories import draw_items, write_tar
 from tests.support.pages_data import clusters, write_out
-from transforms import storage
 from transforms.spec import FeatureSpec
-from transforms.store import output as output_module
 from transforms.store.manifest import Manifest, PredictionsManifest, read_manifest, write_manifest
 from transforms.store.output import Output
 
 
 @pytest.fixture
 def counts(monkeypatch) -> Counter:
-    """Counts how often parts are listed and OUT's own files are read, but by the workers."""
-    found: Counter[str] = Counter()
-
-    def counting(module, name: str, named=lambda *_: True) -> None:
-        real = getattr(module, name)
-
-        def counted(*args, **more):
-            found[name] += named(*args)
-            return real(*args, **more)
-
-        monkeypatch.setattr(module, name, counted)
-
-    for name in ("list_parts", "read_units", "read_plan"):
-        counting(output_module, name)
-    counting(storage, "read_bytes", lambda uri: uri.endswith("manifest.json"))
-    counting(storage, "open_read", lambda uri, **_: uri.endswith("units.parquet"))
-    return found
+    return count_reads(monkeypatch)
 
 
 def test_an_extract_reads_each_of_the_files_once(tmp_path, counts):
@@ -49,8 +35,8 @@ def test_an_extract_reads_each_of_the_files_once(tmp_path, counts):
     def counted(**more) -> tuple[int, Counter]:
         counts.clear()
         run = te.extract([tmp_path / f"{number}.tar" for number in (1, 2)], tmp_path / "out", unit_bytes=9000, **more)
-        assert max(counts["read_units"], counts["open_read"]) <= 1
-        assert max(counts["read_plan"], counts["read_bytes"]) <= 1
+        assert max(counts["read_units"], counts["units.parquet"]) <= 1
+        assert max(counts["read_plan"], counts["manifest.json"]) <= 1
         return run.this_run.units, counts["list_parts"]
 
     units, listings = counted()
@@ -68,6 +54,20 @@ def test_an_extract_reads_each_of_the_files_once(tmp_path, counts):
     assert again > 0
     assert listings == 3
     assert counted(overwrite=True) == (units, 2)
+
+
+@pytest.mark.parametrize("command", ["train", "report"])
+def test_a_command_reads_each_of_the_files_once(tmp_path, counts, command):
+    vectors, labels = clusters(60)
+    out = write_out(tmp_path / "out", vectors, labels=labels, units=3)
+    counts.clear()
+    if command == "report":
+        run_report(out, page=str(tmp_path / "report.html"))
+        assert +counts == {**ONCE, "units.parquet": 1, "read_units": 1, "plan.parquet": 1, "read_plan": 1}
+    else:
+        # Its page of errors looks for images, by the plan.
+        train(TrainOptions(features=out, output=str(tmp_path / "head"), kinds=("ridge",), learning_curve=False))
+        assert +counts == {**ONCE, "plan.parquet": 1, "read_plan": 1}
 
 
 def test_reports_of_another_run_are_seen(tmp_path):

@@ -21,7 +21,7 @@ def planned(count: int) -> list[PlannedUnit]:
 def test_round_trip_without_the_files_of_listings(tmp_path, monkeypatch, count):
     monkeypatch.setattr(units, "CHUNK_UNITS", 3)
     (tmp_path / "_tmp").mkdir()
-    chunks = write_todo(str(tmp_path), planned(count))
+    chunks = write_todo(str(tmp_path / "todo.parquet"), planned(count))
     assert len(chunks) == -(-count // 3)
     found = [unit for chunk in chunks for unit in read_todo(chunk)]
     assert [f.unit_id for f in found] == [p.unit_id for p in planned(count)]
