@@ -468,7 +468,7 @@ def finetuned_text(summary: FinetuneSummary) -> str:
             ),
             *(f"  CAUTION: {each}" for each in [*_doubts(tuning, summary.runs), *after["cautions"]]),
             trained,
-            f"{summary.output}: head.json, head.npz, metrics.json, report.html, {WEIGHT_FILE}",
+            f"{summary.output}: head.json, head.npz, metrics.json, {trained_rows.FILE}, report.html, {WEIGHT_FILE}",
         ]
     )
 

@@ -487,7 +487,7 @@ def trained_text(trained: Trained) -> str:
         for pair in judged["most_confused"][:3]
     ]
     pages = "report.html, errors.html" if trained.errors else "report.html"
-    return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, {pages}"])
+    return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, {trained_rows.FILE}, {pages}"])
 
 
 def trained_json(trained: Trained) -> dict[str, Any]:

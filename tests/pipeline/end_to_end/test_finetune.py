@@ -164,6 +164,8 @@ def test_from_head_to_another(made, tmp_path, head, always):
     assert new.metrics["judged_on"] == "test"
     text = finetuned_text(summary)
     assert "3 layers with weights trained; 10 frozen layers unchanged, bit for bit" in text
+    named = text.splitlines()[-1].split(": ")[1].split(", ")
+    assert sorted(named) == sorted(file.name for file in (tmp_path / "new").iterdir())
     # The layers below are random still, and it is said that they, but not all, are.
     assert new.weights_are_random
     assert new.never_trained == tuple(summary.record["frozen"])

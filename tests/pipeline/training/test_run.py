@@ -15,7 +15,7 @@ from pipeline.cli.app import run_cli
 from pipeline.training import run as module
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import train
+from pipeline.training.run import train, trained_text
 from tests.support.factories import shared_data
 from tests.support.heads_data import draw_rows
 from tests.support.properties import examples
@@ -472,6 +472,13 @@ def test_a_head_that_is_there_stays(tmp_path):
     assert (tmp_path / "head/head.json").read_bytes() == before
     train(options(path, tmp_path / "head", kinds=("knn",), overwrite=True))
     assert load_head(str(tmp_path / "head")).model.kind == "knn"
+
+
+@pytest.mark.parametrize("errors", [True, False])
+def test_all_files_of_a_head_are_named(tmp_path, errors):
+    trained = train(options(write_clouds(tmp_path / "f.parquet"), tmp_path / "head", errors=errors))
+    folder, files = trained_text(trained).splitlines()[-1].split(": ")
+    assert sorted(files.split(", ")) == sorted(file.name for file in Path(folder).iterdir())
 
 
 def test_ridge_has_no_class_weights(tmp_path):
