@@ -11,7 +11,16 @@ import numpy as np
 from pipeline.end_to_end.data import TuningData, check_head, check_spec, make_plan, open_data, open_weights
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.end_to_end.steps import Steps
-from pipeline.training.report import LOWER_IS_BETTER, Run, cautions, metrics_text, report_html, verdict
+from pipeline.training.report import (
+    LOWER_IS_BETTER,
+    Run,
+    cautions,
+    fit_cautions,
+    judged_how,
+    metrics_text,
+    report_html,
+    verdict,
+)
 from transforms import storage
 from transforms.committed import held
 from transforms.end_to_end.checkpoint import checkpoint_of, read_checkpoint, write_checkpoint
@@ -312,8 +321,7 @@ def _close(
         judged = _judge(after, temperature, data, options)
         runs += (_run(model, judged, f"{kind}, fine-tuned", seconds, loss),)
     numbers, scores = validated
-    runs[-1]["cautions"] = cautions(
-        runs[-1]["judged"],
+    runs[-1]["cautions"] = fit_cautions(
         {"epochs": tuning.best_epoch},
         curve,
         epochs=options.epochs,
@@ -466,7 +474,8 @@ def finetuned_text(summary: FinetuneSummary) -> str:
                 if tuning.best_epoch
                 else []
             ),
-            *(f"  CAUTION: {each}" for each in [*_doubts(tuning, summary.runs), *after["cautions"]]),
+            *(f"  CAUTION: {each}" for each in [*_doubts(tuning, summary.runs), *cautions(after, after["judged"])]),
+            *(f"  {sentence}" for sentence in judged_how(summary.runs, after["judged"])),
             trained,
             f"{summary.output}: head.json, head.npz, metrics.json, {trained_rows.FILE}, report.html, {WEIGHT_FILE}",
         ]
@@ -482,5 +491,5 @@ def finetuned_json(summary: FinetuneSummary) -> dict[str, Any]:
         "facts": summary.facts,
         "finetuned": summary.record,
         "epochs": list(summary.tuning.epochs),
-        "runs": [dict(run) for run in summary.runs],
+        "runs": [{**run, "cautions": cautions(run, run["judged"])} for run in summary.runs],
     }

@@ -16,10 +16,11 @@ from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import (
     LOWER_IS_BETTER,
-    STORED_HEAD,
     Run,
     abstaining_text,
     cautions,
+    fit_cautions,
+    judged_how,
     metrics_text,
     ranking,
     report_html,
@@ -313,8 +314,7 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
         learning=learning,
         judged=judged,
         seconds=time.perf_counter() - started,
-        cautions=cautions(
-            judged,
+        cautions=fit_cautions(
             chosen.settings,
             curve,
             epochs=options.settings.epochs,
@@ -478,9 +478,9 @@ def trained_text(trained: Trained) -> str:
     best = next(run for run in trained.runs if run["kind"] == trained.head.model.kind)
     judged = trained.head.metrics
     lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(judged)}"]
-    lines += [f"  CAUTION: {caution}" for caution in best["cautions"]]
+    lines += [f"  CAUTION: {caution}" for caution in cautions(best, judged)]
     lines += [f"  {abstaining_text(judged['abstaining'])}"] if "abstaining" in judged else []
-    lines += [f"  {STORED_HEAD}"] if judged["judged_on"] == "folds" else []
+    lines += [f"  {sentence}" for sentence in judged_how(trained.runs, judged)]
     lines += [
         f"  {counted(pair['rows'], 'row')} of {short(pair['true'])!r} taken for {short(pair['predicted'])!r}, such as "
         f"{printable(pair['keys'][0])}"
@@ -497,5 +497,5 @@ def trained_json(trained: Trained) -> dict[str, Any]:
         "kind": trained.head.model.kind,
         "fingerprint": trained.head.fingerprint,
         "facts": trained.facts,
-        "runs": [dict(run) for run in trained.runs],
+        "runs": [{**run, "cautions": cautions(run, run["judged"])} for run in trained.runs],
     }
