@@ -135,16 +135,18 @@ class _Network:
         Every batch has the same shape, so that the step is compiled once: short ones are filled up with rows that
         weigh nothing.
         """
-        self._model.reset_metrics()
-        result, steps, rows = 0.0, 0, 0
+        total, rows = 0.0, 0
         for vectors, codes in batches:
             missing = self._batch_size - len(codes)
             row_weights = np.pad(weights[codes].astype(np.float32), (0, missing))
             vectors = np.pad(vectors, ((0, missing), (0, 0)))
-            result = self._model.train_on_batch(vectors, np.pad(codes, (0, missing)), sample_weight=row_weights)
-            steps, rows = steps + 1, rows + len(codes)
-        # Keras's figure is the mean over all steps of the epoch so far, the rows that filled them up included.
-        return float(result) * steps * self._batch_size / rows
+            # Only newer versions of Keras give the figure of each step without that, not the mean of all so far.
+            self._model.reset_metrics()
+            loss = self._model.train_on_batch(vectors, np.pad(codes, (0, missing)), sample_weight=row_weights)
+            # It is a mean that counts the rows that filled the batch up, too.
+            total += float(loss) * self._batch_size
+            rows += len(codes)
+        return total / rows
 
     def arrays(self, mean: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the arrays of a `Model` that takes the numbers as they are stored."""
