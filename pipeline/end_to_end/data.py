@@ -21,6 +21,7 @@ from transforms.evaluation.dealing import DEALING
 from transforms.evaluation.split import Split
 from transforms.heads import TRANSFORMS, FitSettings, kind_of
 from transforms.heads.cells import Rows
+from transforms.heads.model import class_weights
 from transforms.network.bases import is_graph
 from transforms.network.weights import Weights, load_weights
 from transforms.pools import POOLS
@@ -71,6 +72,13 @@ class TuningData:
     split_options: dict[str, Any]
     origin: dict[str, Any]
     never_trained: tuple[str, ...]
+
+    @property
+    def class_weights(self) -> np.ndarray | None:
+        """C float64, what a row of each class counts in the losses that train and choose; None: all as much."""
+        if not self.settings.class_weights:
+            return None
+        return class_weights(np.bincount(self.rows.codes[self.wanted(*self.fit.train)], minlength=len(self.classes)))
 
     def wanted(self, *cells: int) -> np.ndarray:
         """Returns N booleans: which rows are in these cells."""
@@ -214,7 +222,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         fit=fit,
         cells=fits.cells,
         classes=head.classes,
-        facts={**facts, "training": _training_fact(plan, options)},
+        facts={**facts, "training": _training_fact(plan, options, asked.settings)},
         split_options={**recorded, "labels": asked.labels},
         origin=label_origin(table, joined),
         never_trained=never_trained,
@@ -282,7 +290,7 @@ def _reader(features: Features, plan: TuningPlan, table: Table) -> GroupReader:
     return images
 
 
-def _training_fact(plan: TuningPlan, options: FinetuneOptions) -> str:
+def _training_fact(plan: TuningPlan, options: FinetuneOptions, settings: FitSettings) -> str:
     start = f"from the stored {plan.column} ({plan.table[plan.start - 1].name})" if plan.start else "from images"
     noun = "layer" if is_graph(plan.table) else "convolution"
     layers_text = f"{counted(len(plan.trained), noun)} from {plan.trained[0]} on, and the head"
@@ -292,4 +300,5 @@ def _training_fact(plan: TuningPlan, options: FinetuneOptions) -> str:
     cure = f" (extract --feature tap={plan.below}:flatten spares that)" if spared else ""
     mirrored = ", mirrored by a draw (stored taps aren't used)" if options.mirror else ""
     as_is = "; the base's batch normalisation and dropout stay as at inference" if noun == "layer" else ""
-    return f"{layers_text}, {start}{mirrored}{again}{cure}{as_is}"
+    weighted = "; each class counts as much, as for the head (--class-weights)" if settings.class_weights else ""
+    return f"{layers_text}, {start}{mirrored}{again}{cure}{as_is}{weighted}"

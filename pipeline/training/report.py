@@ -16,6 +16,8 @@ METRICS = {
     "log_loss": "log loss",
     "expected_calibration_error": "calibration error",
 }
+# Chosen by, but not judged by.
+_CHOICES = {**METRICS, "weighted_log_loss": "log loss with class weights"}
 _RANKED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 _JUDGED_ON = {
     "test": "{rows} test rows",
@@ -25,7 +27,7 @@ _JUDGED_ON = {
 }
 # The matrix of more classes than this doesn't fit beside another plot.
 _WIDE = 16
-LOWER_IS_BETTER = ("log_loss",)
+LOWER_IS_BETTER = ("log_loss", "weighted_log_loss")
 _STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
 _ALSO_CHOSE = "also chose the settings, the temperature and, of several, the head: expect a little less on new rows"
 _JUDGED_HOW = {
@@ -174,7 +176,12 @@ def metrics_text(runs: Sequence[Run]) -> str:
 
 def _chosen_by(runs: Sequence[Run]) -> str:
     """Returns "chosen by log loss", or nothing where nothing was chosen."""
-    return f"chosen by {METRICS[runs[0]['choice']['metric']]}" if "choice" in runs[0] else ""
+    return f"chosen by {choice_metric(runs[0])}" if "choice" in runs[0] else ""
+
+
+def choice_metric(run: Run) -> str:
+    """Returns what a run was chosen by, in words."""
+    return _CHOICES[run["choice"]["metric"]]
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float] | None]) -> str:

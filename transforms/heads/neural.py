@@ -19,6 +19,7 @@ from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
 from transforms.heads.model import (
     Model,
+    class_weights,
     dense_arrays,
     dense_keras_logits,
     dense_logits,
@@ -66,7 +67,7 @@ class _NeuralFitter:
         self._network = self._network or _Network(self._kind, rows.dims, len(rows.classes), settings)
         keep = 4 * rows.dims * int(rows.wanted([*train, *validation]).sum()) <= _MEMORY_BYTES
         source, judged = (_Source.of(rows, cells, keep=keep) for cells in (train, validation))
-        weights = _class_weights(rows.counts(train)) if settings.class_weights else np.ones(len(rows.classes))
+        weights = class_weights(rows.counts(train)) if settings.class_weights else np.ones(len(rows.classes))
         scalings = _scalings(source, per_number=settings.standardize)
         return [self._epochs(source, judged, *scaling, weights) for scaling in scalings]
 
@@ -270,11 +271,6 @@ def _scalings(source: _Source, *, per_number: bool) -> list[tuple[np.ndarray, np
 
 def _unit(square_length: float) -> float:
     return float(np.sqrt(square_length) or 1.0) / _LENGTH
-
-
-def _class_weights(counts: np.ndarray) -> np.ndarray:
-    """Returns C weights, N / (C × rows of the class)."""
-    return counts.sum() / (len(counts) * np.maximum(counts, 1))
 
 
 def _log_loss(model: Model, source: _Source, weights: np.ndarray) -> float:

@@ -243,7 +243,7 @@ def test_layers_are_counted_as_in_keras(backbone):
     ]
 
 
-def small_network(made, batch_size, dropout=0.0, transform=NONE, warm_up=1):
+def small_network(made, batch_size, dropout=0.0, transform=NONE, warm_up=1, class_weights=None):
     spec = open_features(str(made / "out")).spec
     table = layers("vgg16")
     plan = plan_tuning(table, spec, ["embedding"], "block5", spec.features)
@@ -251,7 +251,8 @@ def small_network(made, batch_size, dropout=0.0, transform=NONE, warm_up=1):
     random = np.random.default_rng(0)
     dense = [(random.normal(size=shape) / shape[0] ** 0.5, np.zeros(shape[1])) for shape in ((512, 16), (16, 3))]
     network = TuningNetwork(plan, weights, batch_size=batch_size)
-    network.put_head(dense, transform, dropout=dropout, learning_rate=1e-4, warm_up=warm_up, seed=0)
+    more = {"dropout": dropout, "learning_rate": 1e-4, "warm_up": warm_up, "class_weights": class_weights}
+    network.put_head(dense, transform, **more, seed=0)
     return network
 
 
@@ -282,6 +283,29 @@ def test_a_padded_batch_trains_as_if_it_were_full(made):
     for one, other in losses:
         assert one == pytest.approx(other, rel=1e-3)
     assert losses[-1][0] < losses[0][0]
+
+
+def test_class_weights_train_as_in_plain_keras(made):
+    """Of a batch that isn't full; what is trained is built anew, layer by layer."""
+    keras = import_keras()
+    inputs, codes = np.random.default_rng(1).random((3, 2, 2, 512), np.float32), np.array([0, 2, 2], np.int32)
+    weights = np.array([3.0, 1.0, 0.5])
+    network = small_network(made, 8, class_weights=weights)
+    convolutions = [keras.layers.Conv2D(512, 3, padding="same", activation="relu") for _ in range(3)]
+    dense = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)]
+    pools = [keras.layers.MaxPooling2D(2), keras.layers.GlobalAveragePooling2D()]
+    plain = keras.Sequential([keras.Input((2, 2, 512)), *convolutions, *pools, *dense])
+    arrays = network.weights()
+    for number, layer in enumerate(convolutions, 1):
+        layer.set_weights(arrays[f"block5_conv{number}"])
+    for layer, pair in zip(dense, network.dense(), strict=True):
+        layer.set_weights(pair)
+    plain.compile(keras.optimizers.Adam(1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for _ in range(3):
+        plain.reset_metrics()
+        expected = plain.train_on_batch(inputs, codes, class_weight=dict(enumerate(weights)))
+        assert network.step(inputs, codes) == pytest.approx(float(expected), rel=1e-3)
+    np.testing.assert_allclose(network.logits(inputs), plain.predict_on_batch(inputs), rtol=1e-3, atol=1e-4)
 
 
 def test_dropout_is_there_in_training_only(made):
@@ -542,6 +566,38 @@ def test_a_head_that_was_split_otherwise_is_cautioned_about(made, tmp_path):
     assert "its network may know rows that judge it here; begin again" in caution
 
 
+def test_class_weights_of_the_head_are_those_of_the_tuning(made, tmp_path):
+    """Loss, stop and choice by the formula, of a rare class; steps are so short that the head stays as it starts."""
+    table = open_table(str(made / "out"))
+    keys = table.keys.to_pylist()
+    matrix = np.concatenate([batch for _, batch in table.vectors.batches()])
+    rare = (np.arange(len(keys)) % 4 == 0).astype(int)
+    lines = [f"{key},{'ab'[code]}" for key, code in zip(keys, rare, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *lines]))
+    settings = FitSettings(class_weights=True, penalties=(1e-2,), transform="none")
+    head = train_head(
+        made / "out", tmp_path / "head", "logistic", labels=str(tmp_path / "labels.csv"), settings=settings
+    )
+    summary = tuned(made, tmp_path / "new", head, learning_rate=1e-12, epochs=1)
+    new, kept = load_head(str(tmp_path / "new")), read_rows(str(tmp_path / "new")).to_pydict()
+    side = np.array([dict(zip(kept["key"], kept["side"], strict=True))[key] for key in keys])
+    losses = -np.log(new.probabilities(matrix)[np.arange(len(keys)), rare])
+    train = side == "train"
+    weights = (train.sum() / 2 / np.bincount(rare[train]))[rare]
+    chosen = np.average(losses[side == "validation"], weights=weights[side == "validation"])
+    assert chosen != pytest.approx(losses[side == "validation"].mean(), rel=1e-2)
+    assert (weights * losses)[train].mean() != pytest.approx(losses[train].mean(), rel=1e-2)
+    epoch = summary.tuning.epochs[0]
+    assert summary.tuning.start_loss == pytest.approx(chosen, rel=1e-3)
+    assert epoch["validation_loss"] == pytest.approx(chosen, rel=1e-3)
+    # The network gives the probabilities of the start's temperature, which is HEAD's.
+    assert epoch["loss"] == pytest.approx((weights * losses)[train].mean(), rel=1e-3)
+    assert summary.runs[0]["choice"] == {"metric": "weighted_log_loss", "value": summary.tuning.start_loss}
+    assert "each class counts as much, as for the head (--class-weights)" in summary.facts["training"]
+    assert summary.record["class_weights"]
+    assert new.split["options"]["settings"]["class_weights"], "for whoever tunes it again"
+
+
 @pytest.mark.parametrize("features", [FEATURES, FEATURES[1:]], ids=["stored", "computed"])
 def test_rows_that_judge_are_known_to_nobody(made, tmp_path, features):
     """Labels are drawn by lot: a head that has seen the judged rows knows them by heart, one that hasn't guesses.
@@ -700,6 +756,6 @@ def test_worse_than_the_start_is_said(after, said):
         for accuracy, loss in ((0.9, 0.3), after)
     )
     tuning = Tuning(({"epoch": 1},), 1.0, 1.0, 1)
-    cautions = finetune_module._doubts(tuning, ({"judged": start}, {"judged": end}))
+    cautions = finetune_module._doubts(tuning, ({"judged": start}, {"judged": end}), weighted=False)
     assert len(cautions) == bool(said)
     assert all(f"worse than the start on the 1,200 test rows: {said}" in caution for caution in cautions)

@@ -213,7 +213,7 @@ def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
     [
         ({}, ["also chose the settings, the temperature and, of several, the head"]),
         ({"test": 0.3}, []),
-        ({"folds": 3}, ["each fold is judged by the kind of head that the next fold's rows chose for it", "on all rows"]),
+        ({"folds": 3}, ["each fold is judged by the kind of head that the next fold's rows chose", "on all rows"]),
     ],
     ids=["validation", "test", "folds"],
 )
