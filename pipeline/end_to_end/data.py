@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.training.facts import describe_data, label_origin, never_trained_text
@@ -25,6 +26,7 @@ from transforms.heads.model import class_weights
 from transforms.network.bases import is_graph
 from transforms.network.weights import Weights, load_weights
 from transforms.pools import POOLS
+from transforms.predictors import trained_rows
 from transforms.predictors.head import Head
 from transforms.predictors.weights import check_weights, weights_source
 from transforms.rows.labels import encode_as
@@ -179,9 +181,12 @@ def open_weights(head: Head, features: Features, plan: TuningPlan, options: Fine
 def open_data(head: Head, features: Features, plan: TuningPlan, options: FinetuneOptions) -> TuningData:
     """Opens the rows and splits them as the head's were.
 
-    Of folds, the first judges and the second chooses: the others train.
+    Of folds, the first judges and the second chooses: the others train. What trained the network of a head that was
+    tuned before never judges it, even if labels were corrected since, by which rows are dealt to sides.
     """
     recorded = head.split.get("options", {})
+    tuned = "finetuned" in head.model.settings
+    kept = trained_rows.read_rows(options.head) if tuned and recorded.get("dealing") == DEALING else None
     shared = ("labels_mode", "label_column", "key_column", "group_column", "split_column")
     shared += ("validation", "test", "folds")
     stored = all(feature in features.spec.features for feature in _taken(head))
@@ -196,7 +201,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         settings=_settings(head.model.settings, recorded),
         **{name: recorded[name] for name in shared if name in recorded},
     )
-    table, joined, parts = split_table(asked)
+    table, joined, parts = split_table(asked, kept)
     fits = plan_fits(parts, learning=False)
     codes = _codes(table, fits.cells, head)
     reader = _reader(features, plan, table)
@@ -208,10 +213,12 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         facts["warning"] = f"{never_trained_text(never_trained)}: these figures are only a try"
     fit = fits.fits[0]
     facts["start"] = _start_fact(head, fit, fits.cells)
-    if "finetuned" in head.model.settings and recorded.get("dealing") != DEALING:
+    if kept is not None:
+        facts["sides"] = _sides_fact(table, kept, parts)
+    elif tuned:
         facts["caution"] = (
-            "the head was fine-tuned by an earlier version, which split otherwise: its network may know rows that "
-            "judge it here; begin again with a head that train made"
+            "the head was fine-tuned by an earlier version, which split otherwise or didn't keep which rows trained: "
+            "its network may know rows that judge it here; begin again with a head that train made"
         )
     return TuningData(
         table=table,
@@ -245,6 +252,15 @@ def _settings(chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> FitSett
     kept = {name: chosen[name] for name in ("standardize", "learning_rate", "batch_size") if name in chosen}
     kept |= {"penalties": (chosen["penalty"],)} if "penalty" in chosen else {}
     return FitSettings(seed=recorded.get("seed", 0), transform=TRANSFORMS[0], **kept)
+
+
+def _sides_fact(table: Table, kept: pa.Table, parts: Split) -> str:
+    known = trained_rows.sides_of(table, kept).is_valid().to_numpy()
+    others = int((~known & (parts.sides >= 0)).sum())
+    if not known.any():
+        return "drawn anew: the head was tuned on other rows"
+    text = "each row is on its side of the head, whatever its label is now"
+    return f"{text}; {counted(others, 'row')} that the head didn't have to train" if others else text
 
 
 def _start_fact(head: Head, fit: Fit, cells: np.ndarray) -> str:

@@ -108,7 +108,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     check_place(options.output, overwrite=options.overwrite)
     options, table, joined = _with_stored_sides(options, say)
     decoded = replace(table, vectors=CopiedVectors(table.vectors))
-    parts = _split(decoded, options)
+    parts = _split(decoded, options, folds=options.folds)
     plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
     rows = make_rows(decoded, plan.cells)
     facts = describe_data(table, joined, parts, rows)
@@ -160,18 +160,29 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     return Trained(head, runs, facts, options.output, errors=options.errors)
 
 
-def split_table(options: TrainOptions) -> "tuple[Table, Joined | None, Split]":
-    """Opens the features, with labels from a file where one is named, and splits them as the options say."""
-    table, joined = _with_test_rows(options, *labelled_table(options))
-    return table, joined, _split(table, options)
+def split_table(options: TrainOptions, kept: pa.Table | None = None) -> "tuple[Table, Joined | None, Split]":
+    """Opens the features, with labels from a file where one is named, and splits them as the options say.
+
+    Args:
+        options: What was asked for.
+        kept: From `trained_rows.read_rows`: these rows stay on their sides, and all others train. Of none of them the
+            options alone say how to split.
+    """
+    table, joined = labelled_table(options)
+    sides = trained_rows.sides_of(table, kept) if kept is not None else None
+    if sides is None or sides.null_count == len(sides):
+        table, joined = _with_test_rows(options, table, joined)
+        return table, joined, _split(table, options, folds=options.folds)
+    table = replace(table, sides=pc.coalesce(sides, "train"))
+    return table, joined, _split(table, options, folds=None)
 
 
-def _split(table: Table, options: TrainOptions) -> Split:
+def _split(table: Table, options: TrainOptions, *, folds: int | None) -> Split:
     return split(
         table,
         validation=options.validation,
         test=options.test,
-        folds=options.folds,
+        folds=folds,
         seed=options.settings.seed,
         near=options.near_duplicates,
     )

@@ -1,5 +1,6 @@
 """Fine-tuning starts as the head is, trains what it says and nothing else, and gives a head like any other."""
 
+import io
 import shutil
 import tracemalloc
 from dataclasses import dataclass, replace
@@ -8,6 +9,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -647,6 +650,31 @@ def test_who_judged_a_head_judges_all_that_is_tuned_from_it(made, tmp_path):
     tests = [{row["key"] for row in rows.to_pylist() if row["side"] == "test"} for rows in heads]
     assert tests[0]
     assert tests[0] == tests[1] == tests[2]
+
+
+def test_a_row_stays_on_its_side_when_labels_are_corrected(made, tmp_path):
+    """Of a head that was tuned: its network knows the rows that trained it. Two rows had no label then."""
+    labels = dict(line.rsplit(",", 1) for line in labels_turned(made).splitlines())
+    rows = read_rows(str(made / "ridge"))
+    new = rows["key"].to_pylist()[:2]
+    data = io.BytesIO()
+    pq.write_table(rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(new)))), data)
+    head = load_head(str(made / "ridge"))
+    tuned_once = replace(head.model, settings={**head.model.settings, "finetuned": {}})
+    save_head(replace(head, model=tuned_once), str(tmp_path / "once"), files={"rows.parquet": data.getvalue()})
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *(f"{key},{labels[key]}" for key in labels)]))
+    more = {"labels": str(tmp_path / "labels.csv"), "epochs": 1}
+    again = tuned(made, tmp_path / "again", str(tmp_path / "once"), **more)
+    before, after = (
+        dict(zip(*rows.select(["key", "side"]).to_pydict().values(), strict=True))
+        for rows in (rows, read_rows(str(tmp_path / "again")))
+    )
+    assert after == {**before, **dict.fromkeys(new, "train")}
+    assert again.facts["sides"].endswith("whatever its label is now; 2 rows that the head didn't have to train")
+    # Otherwise drawn from the labels, sides would be others.
+    anew = tuned(made, tmp_path / "anew", **more)
+    assert {row["key"]: row["side"] for row in read_rows(anew.output).to_pylist()} != before
+    assert "sides" not in anew.facts
 
 
 def judged_all(head, out, labels):
