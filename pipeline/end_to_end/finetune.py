@@ -160,7 +160,7 @@ def _finetune(options: FinetuneOptions, checkpoint: str, say: Callable[[str], No
     if tuning.interrupted:
         say(f"interrupted: judging and saving {_best_text(tuning)}; Ctrl-C again leaves that to --resume")
     judged = _Start(start, temperature, before)
-    summary = _close(head, plan, weights, data, network, tuning, judged, replace(options, overwrite=replaces))
+    summary = _close(head, plan, weights, data, network, tuning, judged, replace(options, overwrite=replaces), asked)
     if not tuning.interrupted:
         storage.delete([checkpoint])
     return summary
@@ -169,6 +169,9 @@ def _finetune(options: FinetuneOptions, checkpoint: str, say: Callable[[str], No
 def _check_places(options: FinetuneOptions, checkpoint: str) -> bool:
     """Checks that there is something to go on with, or nothing in the way; returns whether to replace a head."""
     is_begun = storage.stat(checkpoint) is not None
+    if is_begun and not options.overwrite and _is_done(options.output, checkpoint):
+        storage.delete([checkpoint])
+        check_place(options.output, overwrite=False)
     if options.resume and not is_begun:
         raise FeaturemillError(
             f"{checkpoint} isn't there, so there is nothing to go on with; run the same command without --resume"
@@ -183,6 +186,25 @@ def _check_places(options: FinetuneOptions, checkpoint: str) -> bool:
         replaces = replaces or bool(load_head(options.output).model.settings.get("finetuned", {}).get("interrupted"))
     check_place(options.output, overwrite=replaces)
     return replaces
+
+
+def _is_done(output: str, checkpoint: str) -> bool:
+    """Tells whether the head that is there came of the checkpoint's training, which was killed before it removed it."""
+    if not storage.stat(storage.join(output, "head.json")):
+        return False
+    model = load_head(output).model
+    record = model.settings.get("finetuned", {})
+    if "asked" not in record or record.get("interrupted"):
+        return False
+    try:
+        reached = read_checkpoint(checkpoint, record["asked"])
+    except FeaturemillError:
+        return False
+    return _curve(reached.tuning) == tuple(model.curve)
+
+
+def _curve(tuning: Tuning) -> tuple[dict[str, float], ...]:
+    return tuple({name: point[name] for name in ("epoch", "loss", "validation_loss")} for point in tuning.epochs)
 
 
 def _asked(options: FinetuneOptions, plan: TuningPlan, features: Features, data: TuningData) -> dict[str, Any]:
@@ -301,6 +323,7 @@ def _close(
     tuning: Tuning,
     start: _Start,
     options: FinetuneOptions,
+    asked: dict[str, Any],
 ) -> FinetuneSummary:
     """Judges what the network is now, proves that the frozen layers are what they were, and saves the new head."""
     after = _scored(network, data)
@@ -318,11 +341,13 @@ def _close(
     record = {
         **_record(plan, tuning, options),
         "class_weights": data.settings.class_weights,
+        # By which a checkpoint that was left beside the head is known to be its own.
+        "asked": asked,
         "never_trained": never_trained,
         "frozen_sha256": _prove_frozen(weights, new, plan),
         **sides,
     }
-    curve = tuple({name: point[name] for name in ("epoch", "loss", "validation_loss")} for point in tuning.epochs)
+    curve = _curve(tuning)
     kind, settings = head.model.kind, {**start.model.settings, "finetuned": record}
     model = Model(kind, dense_arrays(network.dense()), settings, curve, start.model.transform)
     seconds = sum(point["seconds"] + point["validation_seconds"] for point in tuning.epochs)

@@ -654,8 +654,9 @@ def test_who_judged_a_head_judges_all_that_is_tuned_from_it(made, tmp_path):
 
 def test_a_row_stays_on_its_side_when_labels_are_corrected(made, tmp_path):
     """Of a head that was tuned: its network knows the rows that trained it. Two rows had no label then."""
-    labels = dict(line.rsplit(",", 1) for line in labels_turned(made).splitlines())
-    rows = read_rows(str(made / "ridge"))
+    table, rows = open_table(str(made / "out")), read_rows(str(made / "ridge"))
+    drawn = np.random.default_rng(0).permutation(table.labels.to_pylist())
+    labels = dict(zip(table.keys.to_pylist(), drawn, strict=True))
     new = rows["key"].to_pylist()[:2]
     data = io.BytesIO()
     pq.write_table(rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(new)))), data)
@@ -746,6 +747,29 @@ def test_cut_off_and_resumed_it_is_as_if_it_had_never_stopped(made, tmp_path, mo
     for theirs, ours in zip(of(tmp_path / "whole"), of(tmp_path / "new"), strict=True):
         np.testing.assert_equal(ours, theirs)
     assert "interrupted" not in load_head(str(tmp_path / "new")).model.settings["finetuned"]
+
+
+def test_a_checkpoint_that_is_left_beside_its_head_is_removed(made, tmp_path, monkeypatch):
+    """Killed when the head was saved, and the checkpoint not yet removed. One of another training stays."""
+    saved = finetune_module.save_head
+
+    def killed(*given, **more):
+        saved(*given, **more)
+        raise Killed
+
+    monkeypatch.setattr(finetune_module, "save_head", killed)
+    with pytest.raises(Killed):
+        tuned(made, tmp_path / "new", epochs=1)
+    monkeypatch.undo()
+    assert (tmp_path / "new.checkpoint").exists()
+    with pytest.raises(FeaturemillError, match=r"new holds a head already"):
+        tuned(made, tmp_path / "new", epochs=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
+    # The same epoch, of a training that was to have more.
+    cut_off(monkeypatch, 1, Killed())
+    with pytest.raises(Killed):
+        tuned(made, tmp_path / "new", epochs=2, overwrite=True)
+    refuses(made, tmp_path, "go on with it by --resume", epochs=2)
 
 
 def labels_turned(made):
