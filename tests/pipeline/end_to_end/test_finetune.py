@@ -636,6 +636,27 @@ def test_rows_that_judge_are_known_to_nobody(made, tmp_path, features):
     assert "CAUTION: training was stopped by the limit of 1 epoch; more --epochs" in finetuned_text(summary)
 
 
+def test_what_is_tuned_on_noise_is_not_above_chance(made, tmp_path):
+    """A third of the rows each trains, chooses and judges; on each side half of the labels are of one class, by lot."""
+    keys, random = open_table(str(made / "out")).keys.to_pylist(), np.random.default_rng(0)
+    sides = np.repeat(["train", "validation", "test"], len(keys) // 3)
+    asked = {"labels": str(tmp_path / "labels.csv"), "split_column": "side", "validation": 0.2, "test": 0.0}
+    right = {"before": 0.0, "after": 0.0}
+    for seed in range(3):
+        labels = np.concatenate([random.permutation(["a", "b"] * (len(keys) // 6)) for _ in range(3)])
+        lines = map(",".join, zip(random.permutation(keys), labels, sides, strict=True))
+        (tmp_path / "labels.csv").write_text("\n".join(["key,label,side", *lines]))
+        if not seed:
+            # One that learns by heart, if it may.
+            settings = FitSettings(transform="l2", penalties=(1e-4,))
+            train_head(made / "out", tmp_path / "head", settings=settings, **asked)
+        summary = tuned(made, tmp_path / f"new{seed}", tmp_path / "head", labels=asked["labels"], learning_rate=1e-3)
+        for when in right:
+            right[when] += summary.record[when]["test"]["accuracy"] / 3
+    for accuracy in right.values():
+        assert abs(accuracy - 0.5) < 3 * np.sqrt(0.25 / len(keys))
+
+
 def sides(head):
     counts = read_rows(str(head))["side"].value_counts().to_pylist()
     return {found["values"]: found["counts"] for found in counts}
