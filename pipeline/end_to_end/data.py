@@ -19,7 +19,7 @@ from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import check_named, computed_layers
 from transforms.errors import FeaturemillError
 from transforms.evaluation.dealing import DEALING
-from transforms.evaluation.split import Split
+from transforms.evaluation.split import SIDES, VALIDATION, Split
 from transforms.heads import TRANSFORMS, FitSettings, kind_of
 from transforms.heads.cells import Rows
 from transforms.heads.model import class_weights
@@ -255,12 +255,16 @@ def _settings(chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> FitSett
 
 
 def _sides_fact(table: Table, kept: pa.Table, parts: Split) -> str:
-    known = trained_rows.sides_of(table, kept).is_valid().to_numpy()
+    sides = trained_rows.sides_of(table, kept)
+    known = sides.is_valid().to_numpy()
     others = int((~known & (parts.sides >= 0)).sum())
     if not known.any():
         return "drawn anew: the head was tuned on other rows"
     text = "each row is on its side of the head, whatever its label is now"
-    return f"{text}; {counted(others, 'row')} that the head didn't have to train" if others else text
+    text += f"; {counted(others, 'row')} that the head didn't have to train" if others else ""
+    if SIDES[VALIDATION] not in sides.unique().to_pylist():
+        text += "; no row is here that chose for it, so that some of those that trained its network choose"
+    return text
 
 
 def _start_fact(head: Head, fit: Fit, cells: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.demo.samples import draw_items, write_folder, write_tar
+from pipeline.end_to_end import data as data_module
 from pipeline.end_to_end import finetune as finetune_module
 from pipeline.end_to_end.finetune import finetune, finetuned_json, finetuned_text
 from pipeline.end_to_end.options import FinetuneOptions
@@ -575,15 +576,14 @@ def test_class_weights_of_the_head_are_those_of_the_tuning(made, tmp_path):
     keys = table.keys.to_pylist()
     matrix = np.concatenate([batch for _, batch in table.vectors.batches()])
     rare = (np.arange(len(keys)) % 4 == 0).astype(int)
-    lines = [f"{key},{'ab'[code]}" for key, code in zip(keys, rare, strict=True)]
-    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *lines]))
+    side = np.array(["train", "validation", "test"])[np.arange(len(keys)) // 4 % 3]
+    lines = [f"{key},{'ab'[code]},{on}" for key, code, on in zip(keys, rare, side, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,side", *lines]))
+    asked = {"labels": str(tmp_path / "labels.csv"), "split_column": "side", "test": 0.0}
     settings = FitSettings(class_weights=True, penalties=(1e-2,), transform="none")
-    head = train_head(
-        made / "out", tmp_path / "head", "logistic", labels=str(tmp_path / "labels.csv"), settings=settings
-    )
+    head = train_head(made / "out", tmp_path / "head", "logistic", settings=settings, **asked)
     summary = tuned(made, tmp_path / "new", head, learning_rate=1e-12, epochs=1)
-    new, kept = load_head(str(tmp_path / "new")), read_rows(str(tmp_path / "new")).to_pydict()
-    side = np.array([dict(zip(kept["key"], kept["side"], strict=True))[key] for key in keys])
+    new = load_head(str(tmp_path / "new"))
     losses = -np.log(new.probabilities(matrix)[np.arange(len(keys)), rare])
     train = side == "train"
     weights = (train.sum() / 2 / np.bincount(rare[train]))[rare]
@@ -697,6 +697,23 @@ def test_a_row_stays_on_its_side_when_labels_are_corrected(made, tmp_path):
     anew = tuned(made, tmp_path / "anew", **more)
     assert {row["key"]: row["side"] for row in read_rows(anew.output).to_pylist()} != before
     assert "sides" not in anew.facts
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (["train", "validation"], "now; 1 row that the head didn't have to train"),
+        (["train", "train"], "train; no row is here that chose for it, so that some of those that trained its network"),
+        ([], "drawn anew: the head was tuned on other rows"),
+    ],
+    ids=["others", "none that chose", "none"],
+)
+def test_what_becomes_of_the_sides_is_said(kept, said):
+    table = SimpleNamespace(keys=pa.chunked_array([["a", "b", "c", "d"]]), sha256=None)
+    rows = pa.table({"key": pa.array(["a", "b"][: len(kept)], pa.string()), "side": pa.array(kept, pa.string())})
+    # One has no label.
+    fact = data_module._sides_fact(table, rows, SimpleNamespace(sides=np.array([0, 1, 0, -1])))
+    assert said in fact
 
 
 def judged_all(head, out, labels):
