@@ -146,7 +146,7 @@ def finetune(as_json: bool, quiet: bool, **given: Any) -> int:
     """Train the upper layers of the network too, starting from a HEAD and the FEATURES it was trained on.
 
     The start is a head of HEAD's kind and settings, fitted anew on the rows that train here. Others choose the epoch
-    (or the start itself, where none is better), and those that judge are seen by neither.
+    (or the start itself, where none is better), and those that judge are seen by neither. Class weights are HEAD's.
 
     Where FEATURES hold the tap below the first unfrozen layer, flattened (for block5: block4_pool:flatten), the frozen
     layers are never computed again; else the images are read again from their sources. With --mirror they always are:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.training.facts import describe_data, label_origin, never_trained_text
@@ -18,12 +19,14 @@ from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import check_named, computed_layers
 from transforms.errors import FeaturemillError
 from transforms.evaluation.dealing import DEALING
-from transforms.evaluation.split import Split
+from transforms.evaluation.split import SIDES, VALIDATION, Split
 from transforms.heads import TRANSFORMS, FitSettings, kind_of
 from transforms.heads.cells import Rows
+from transforms.heads.model import class_weights
 from transforms.network.bases import is_graph
 from transforms.network.weights import Weights, load_weights
 from transforms.pools import POOLS
+from transforms.predictors import trained_rows
 from transforms.predictors.head import Head
 from transforms.predictors.weights import check_weights, weights_source
 from transforms.rows.labels import encode_as
@@ -71,6 +74,13 @@ class TuningData:
     split_options: dict[str, Any]
     origin: dict[str, Any]
     never_trained: tuple[str, ...]
+
+    @property
+    def class_weights(self) -> np.ndarray | None:
+        """C float64, what a row of each class counts in the losses that train and choose; None: all as much."""
+        if not self.settings.class_weights:
+            return None
+        return class_weights(np.bincount(self.rows.codes[self.wanted(*self.fit.train)], minlength=len(self.classes)))
 
     def wanted(self, *cells: int) -> np.ndarray:
         """Returns N booleans: which rows are in these cells."""
@@ -171,9 +181,12 @@ def open_weights(head: Head, features: Features, plan: TuningPlan, options: Fine
 def open_data(head: Head, features: Features, plan: TuningPlan, options: FinetuneOptions) -> TuningData:
     """Opens the rows and splits them as the head's were.
 
-    Of folds, the first judges and the second chooses: the others train.
+    Of folds, the first judges and the second chooses: the others train. What trained the network of a head that was
+    tuned before never judges it, even if labels were corrected since, by which rows are dealt to sides.
     """
     recorded = head.split.get("options", {})
+    tuned = "finetuned" in head.model.settings
+    kept = trained_rows.read_rows(options.head) if tuned and recorded.get("dealing") == DEALING else None
     shared = ("labels_mode", "label_column", "key_column", "group_column", "split_column")
     shared += ("validation", "test", "folds")
     stored = all(feature in features.spec.features for feature in _taken(head))
@@ -188,7 +201,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         settings=_settings(head.model.settings, recorded),
         **{name: recorded[name] for name in shared if name in recorded},
     )
-    table, joined, parts = split_table(asked, features)
+    table, joined, parts = split_table(asked, features, kept)
     fits = plan_fits(parts, learning=False)
     codes = _codes(table, fits.cells, head)
     reader = _reader(features, plan, table)
@@ -200,10 +213,12 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         facts["warning"] = f"{never_trained_text(never_trained)}: these figures are only a try"
     fit = fits.fits[0]
     facts["start"] = _start_fact(head, fit, fits.cells)
-    if "finetuned" in head.model.settings and recorded.get("dealing") != DEALING:
+    if kept is not None:
+        facts["sides"] = _sides_fact(table, kept, parts)
+    elif tuned:
         facts["caution"] = (
-            "the head was fine-tuned by an earlier version, which split otherwise: its network may know rows that "
-            "judge it here; begin again with a head that train made"
+            "the head was fine-tuned by an earlier version, which split otherwise or didn't keep which rows trained: "
+            "its network may know rows that judge it here; begin again with a head that train made"
         )
     return TuningData(
         table=table,
@@ -214,7 +229,7 @@ def open_data(head: Head, features: Features, plan: TuningPlan, options: Finetun
         fit=fit,
         cells=fits.cells,
         classes=head.classes,
-        facts={**facts, "training": _training_fact(plan, options)},
+        facts={**facts, "training": _training_fact(plan, options, asked.settings)},
         split_options={**recorded, "labels": asked.labels},
         origin=label_origin(table, joined),
         never_trained=never_trained,
@@ -237,6 +252,19 @@ def _settings(chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> FitSett
     kept = {name: chosen[name] for name in ("standardize", "learning_rate", "batch_size") if name in chosen}
     kept |= {"penalties": (chosen["penalty"],)} if "penalty" in chosen else {}
     return FitSettings(seed=recorded.get("seed", 0), transform=TRANSFORMS[0], **kept)
+
+
+def _sides_fact(table: Table, kept: pa.Table, parts: Split) -> str:
+    sides = trained_rows.sides_of(table, kept)
+    known = sides.is_valid().to_numpy()
+    others = int((~known & (parts.sides >= 0)).sum())
+    if not known.any():
+        return "drawn anew: the head was tuned on other rows"
+    text = "each row is on its side of the head, whatever its label is now"
+    text += f"; {counted(others, 'row')} that the head didn't have to train" if others else ""
+    if SIDES[VALIDATION] not in sides.unique().to_pylist():
+        text += "; no row is here that chose for it, so that some of those that trained its network choose"
+    return text
 
 
 def _start_fact(head: Head, fit: Fit, cells: np.ndarray) -> str:
@@ -282,7 +310,7 @@ def _reader(features: Features, plan: TuningPlan, table: Table) -> GroupReader:
     return images
 
 
-def _training_fact(plan: TuningPlan, options: FinetuneOptions) -> str:
+def _training_fact(plan: TuningPlan, options: FinetuneOptions, settings: FitSettings) -> str:
     start = f"from the stored {plan.column} ({plan.table[plan.start - 1].name})" if plan.start else "from images"
     noun = "layer" if is_graph(plan.table) else "convolution"
     layers_text = f"{counted(len(plan.trained), noun)} from {plan.trained[0]} on, and the head"
@@ -292,4 +320,5 @@ def _training_fact(plan: TuningPlan, options: FinetuneOptions) -> str:
     cure = f" (extract --feature tap={plan.below}:flatten spares that)" if spared else ""
     mirrored = ", mirrored by a draw (stored taps aren't used)" if options.mirror else ""
     as_is = "; the base's batch normalisation and dropout stay as at inference" if noun == "layer" else ""
-    return f"{layers_text}, {start}{mirrored}{again}{cure}{as_is}"
+    weighted = "; each class counts as much, as for the head (--class-weights)" if settings.class_weights else ""
+    return f"{layers_text}, {start}{mirrored}{again}{cure}{as_is}{weighted}"

@@ -11,7 +11,17 @@ import numpy as np
 from pipeline.end_to_end.data import TuningData, check_head, check_spec, make_plan, open_data, open_weights
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.end_to_end.steps import Steps
-from pipeline.training.report import LOWER_IS_BETTER, Run, cautions, metrics_text, report_html, verdict
+from pipeline.training.report import (
+    LOWER_IS_BETTER,
+    Run,
+    cautions,
+    choice_metric,
+    fit_cautions,
+    judged_how,
+    metrics_text,
+    report_html,
+    verdict,
+)
 from transforms import storage
 from transforms.committed import held
 from transforms.end_to_end.checkpoint import checkpoint_of, read_checkpoint, write_checkpoint
@@ -49,9 +59,9 @@ class FinetuneSummary:
         runs: The head that it started from and, if an epoch was better, what became of it, judged on the same rows.
         plan: What was trained, and from where.
         tuning: Epochs, first loss and best epoch.
-        record: What the new head's settings say of it: choices, frozen layers and their hash, layers that are still
-            random, {"before", "after"}: {side: {"rows", "accuracy", "log_loss"}} of the validation and test rows, each
-            with the temperature that suits it.
+        record: What the new head's settings say of it: choices, whether classes were weighed, frozen layers and their
+            hash, layers that are still random, {"before", "after"}: {side: {"rows", "accuracy", "log_loss"}} of the
+            validation and test rows, each with the temperature that suits it.
         facts: What the report says of the data, in words.
     """
 
@@ -70,7 +80,8 @@ def finetune(
     """Trains the upper layers of a head's network, and the head on them, and saves both as a new head.
 
     It starts from a head of the same kind that is fitted on the rows that train here; that one is kept where no epoch
-    has a smaller log loss on the rows that choose. After each epoch a checkpoint is written beside the new head, which
+    has a smaller log loss on the rows that choose. A head that was trained with class weights is tuned with them: the
+    losses that train, stop and choose are weighted. After each epoch a checkpoint is written beside the new head, which
     is removed at the end. Ctrl-C saves the best epoch so far, and leaves the checkpoint.
 
     Args:
@@ -115,6 +126,7 @@ def _finetune(options: FinetuneOptions, checkpoint: str, say: Callable[[str], No
         learning_rate=options.learning_rate,
         warm_up=max(_WARM_UP, -(-int(data.wanted(*data.fit.train).sum()) // options.batch_size)),
         seed=options.seed,
+        class_weights=data.class_weights,
     )
     before = _scored(network, data)
     temperature, start_loss = _calibrated(_gathered(_of_cells(before, data, data.fit.validation), data), data)
@@ -149,7 +161,7 @@ def _finetune(options: FinetuneOptions, checkpoint: str, say: Callable[[str], No
     if tuning.interrupted:
         say(f"interrupted: judging and saving {_best_text(tuning)}; Ctrl-C again leaves that to --resume")
     judged = _Start(start, temperature, before)
-    summary = _close(head, plan, weights, data, network, tuning, judged, replace(options, overwrite=replaces))
+    summary = _close(head, plan, weights, data, network, tuning, judged, replace(options, overwrite=replaces), asked)
     if not tuning.interrupted:
         storage.delete([checkpoint])
     return summary
@@ -158,6 +170,9 @@ def _finetune(options: FinetuneOptions, checkpoint: str, say: Callable[[str], No
 def _check_places(options: FinetuneOptions, checkpoint: str) -> bool:
     """Checks that there is something to go on with, or nothing in the way; returns whether to replace a head."""
     is_begun = storage.stat(checkpoint) is not None
+    if is_begun and not options.overwrite and _is_done(options.output, checkpoint):
+        storage.delete([checkpoint])
+        check_place(options.output, overwrite=False)
     if options.resume and not is_begun:
         raise FeaturemillError(
             f"{checkpoint} isn't there, so there is nothing to go on with; run the same command without --resume"
@@ -174,6 +189,25 @@ def _check_places(options: FinetuneOptions, checkpoint: str) -> bool:
     return replaces
 
 
+def _is_done(output: str, checkpoint: str) -> bool:
+    """Tells whether the head that is there came of the checkpoint's training, which was killed before it removed it."""
+    if not storage.stat(storage.join(output, "head.json")):
+        return False
+    model = load_head(output).model
+    record = model.settings.get("finetuned", {})
+    if "asked" not in record or record.get("interrupted"):
+        return False
+    try:
+        reached = read_checkpoint(checkpoint, record["asked"])
+    except FeaturemillError:
+        return False
+    return _curve(reached.tuning) == tuple(model.curve)
+
+
+def _curve(tuning: Tuning) -> tuple[dict[str, float], ...]:
+    return tuple({name: point[name] for name in ("epoch", "loss", "validation_loss")} for point in tuning.epochs)
+
+
 def _asked(options: FinetuneOptions, plan: TuningPlan, features: Features, data: TuningData) -> dict[str, Any]:
     """Returns what decides the results of a training: options, and hashes of head, features and rows."""
     head = hashlib.sha256(storage.read_bytes(storage.join(options.head, "head.json"))).hexdigest()
@@ -184,6 +218,8 @@ def _asked(options: FinetuneOptions, plan: TuningPlan, features: Features, data:
         "head": head,
         "features": features.fingerprint,
         "rows, labels and split": data.sha256,
+        # A checkpoint of before, when classes weren't weighed, isn't gone on with.
+        **({"class weights": True} if data.settings.class_weights else {}),
     }
 
 
@@ -248,18 +284,23 @@ def _of_cells(scored: _Scored, data: TuningData, cells: Sequence[int]) -> _Block
 
 
 def _calibrated(scored: _Scored, data: TuningData) -> tuple[float, float]:
-    """Returns the temperature that suits some rows best, and their log loss at it; NaN where scores are no numbers."""
+    """Returns the temperature that suits some rows best, and their log loss at it, with the head's class weights; NaN
+    where scores are no numbers."""
     numbers, scores = scored
     if not all(np.isfinite(scores[part]).all() for part in score_slices(*scores.shape)):
         return 1.0, np.nan
     temperature = fit_temperature(scores, data.rows.codes[numbers])
     found = ((numbers[part], scores[part]) for part in score_slices(*scores.shape))
-    return temperature, _log_loss(found, data, temperature)
+    return temperature, _log_loss(found, data, temperature, data.class_weights)
 
 
-def _log_loss(blocks: _Blocks, data: TuningData, temperature: float = 1.0) -> float:
-    losses = [log_losses(logits / temperature, data.rows.codes[numbers]) for numbers, logits in blocks]
-    return float(np.concatenate(losses).mean())
+def _log_loss(blocks: _Blocks, data: TuningData, temperature: float, weights: np.ndarray | None = None) -> float:
+    losses, codes = [], []
+    for numbers, logits in blocks:
+        codes.append(data.rows.codes[numbers])
+        losses.append(log_losses(logits / temperature, codes[-1]))
+    each = None if weights is None else weights[np.concatenate(codes)]
+    return float(np.average(np.concatenate(losses), weights=each))
 
 
 def _figures(scored: _Scored, temperature: float, data: TuningData) -> dict[str, dict[str, float]]:
@@ -283,6 +324,7 @@ def _close(
     tuning: Tuning,
     start: _Start,
     options: FinetuneOptions,
+    asked: dict[str, Any],
 ) -> FinetuneSummary:
     """Judges what the network is now, proves that the frozen layers are what they were, and saves the new head."""
     after = _scored(network, data)
@@ -299,29 +341,33 @@ def _close(
     }
     record = {
         **_record(plan, tuning, options),
+        "class_weights": data.settings.class_weights,
+        # By which a checkpoint that was left beside the head is known to be its own.
+        "asked": asked,
         "never_trained": never_trained,
         "frozen_sha256": _prove_frozen(weights, new, plan),
         **sides,
     }
-    curve = tuple({name: point[name] for name in ("epoch", "loss", "validation_loss")} for point in tuning.epochs)
+    curve = _curve(tuning)
     kind, settings = head.model.kind, {**start.model.settings, "finetuned": record}
     model = Model(kind, dense_arrays(network.dense()), settings, curve, start.model.transform)
     seconds = sum(point["seconds"] + point["validation_seconds"] for point in tuning.epochs)
-    first = _run(start.model, _judge(start.scored, start.temperature, data, options), kind, 0.0, tuning.start_loss)
+    metric = "weighted_log_loss" if data.settings.class_weights else "log_loss"
+    judged = _judge(start.scored, start.temperature, data, options)
+    first = _run(start.model, judged, kind, 0.0, {"metric": metric, "value": tuning.start_loss})
     runs: tuple[Run, ...] = (first,)
     if not kept:
         judged = _judge(after, temperature, data, options)
-        runs += (_run(model, judged, f"{kind}, fine-tuned", seconds, loss),)
+        runs += (_run(model, judged, f"{kind}, fine-tuned", seconds, {"metric": metric, "value": loss}),)
     numbers, scores = validated
-    runs[-1]["cautions"] = cautions(
-        runs[-1]["judged"],
+    runs[-1]["cautions"] = fit_cautions(
         {"epochs": tuning.best_epoch},
         curve,
         epochs=options.epochs,
         patience=options.patience,
         bounded=is_bounded(scores, data.rows.codes[numbers], temperature),
     )
-    doubts = _doubts(tuning, runs)
+    doubts = _doubts(tuning, runs, weighted=data.settings.class_weights)
     facts = {**data.facts, **({"CAUTION": "; ".join(doubts)} if doubts else {})}
     tuned = replace(
         head,
@@ -377,7 +423,7 @@ def _record(plan: TuningPlan, tuning: Tuning, options: FinetuneOptions) -> dict[
     }
 
 
-def _doubts(tuning: Tuning, runs: Sequence[Run]) -> list[str]:
+def _doubts(tuning: Tuning, runs: Sequence[Run], *, weighted: bool) -> list[str]:
     """Returns what speaks against the result, in sentences."""
     found = []
     if tuning.interrupted:
@@ -386,8 +432,8 @@ def _doubts(tuning: Tuning, runs: Sequence[Run]) -> list[str]:
             "the same command with --resume goes on"
         )
     if not tuning.best_epoch:
-        found.append(_kept_text(tuning))
-    elif worse := _worse_text(*(run["judged"] for run in runs)):
+        found.append(_kept_text(tuning, runs[0]))
+    elif worse := _worse_text(*(run["judged"] for run in runs), weighted=weighted):
         found.append(worse)
     return found
 
@@ -396,11 +442,10 @@ def _best_text(tuning: Tuning) -> str:
     return f"epoch {tuning.best_epoch}" if tuning.best_epoch else "the start"
 
 
-def _worse_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def _worse_text(before: Mapping[str, Any], after: Mapping[str, Any], *, weighted: bool) -> str:
     """Returns by which metrics the result is worse than its start on the judged rows; empty if by none."""
-    pairs = {
-        name: [judged["metrics"][name]["value"] for judged in (before, after)] for name in ("accuracy", "log_loss")
-    }
+    names = ("balanced_accuracy",) if weighted else ("accuracy", "log_loss")
+    pairs = {name: [judged["metrics"][name]["value"] for judged in (before, after)] for name in names}
     worse = [
         f"{name.replace('_', ' ')} {new:.4f} after {old:.4f}"
         for name, (old, new) in pairs.items()
@@ -414,17 +459,17 @@ def _worse_text(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     )
 
 
-def _kept_text(tuning: Tuning) -> str:
+def _kept_text(tuning: Tuning, start: Run) -> str:
     best = min(point["validation_loss"] for point in tuning.epochs)
+    losses = f"{choice_metric(start)} {tuning.start_loss:.4f}, at best {best:.4f} after an epoch"
     return (
-        f"no epoch was better than the start on the validation rows (log loss {tuning.start_loss:.4f}, at best "
-        f"{best:.4f} after an epoch): the network stays as it was, with the head that it started from"
+        f"no epoch was better than the start on the validation rows ({losses}): the network stays as it was, with the "
+        "head that it started from"
     )
 
 
-def _run(model: Model, judged: dict[str, Any], name: str, seconds: float, loss: float) -> Run:
+def _run(model: Model, judged: dict[str, Any], name: str, seconds: float, choice: dict[str, Any]) -> Run:
     curve = [dict(point) for point in model.curve]
-    choice = {"metric": "log_loss", "value": loss}
     run = Run(kind=name, settings=dict(model.settings), curve=curve, learning=[], judged=judged, seconds=seconds)
     return Run(**run, choice=choice)
 
@@ -451,6 +496,7 @@ def _judge(scored: _Scored, temperature: float, data: TuningData, options: Finet
 def finetuned_text(summary: FinetuneSummary) -> str:
     """Returns the result for people: both heads beside each other, the verdict, what stayed, where it lies."""
     plan, tuning, after = summary.plan, summary.tuning, summary.runs[-1]
+    doubts = _doubts(tuning, summary.runs, weighted=summary.record["class_weights"])
     trained = f"{counted(len(plan.trained), 'layer')} with weights trained"
     if plan.frozen:
         frozen = counted(len(plan.frozen), "frozen layer")
@@ -467,9 +513,10 @@ def finetuned_text(summary: FinetuneSummary) -> str:
                 if tuning.best_epoch
                 else []
             ),
-            *(f"  CAUTION: {each}" for each in [*_doubts(tuning, summary.runs), *after["cautions"]]),
+            *(f"  CAUTION: {each}" for each in [*doubts, *cautions(after, after["judged"])]),
+            *(f"  {sentence}" for sentence in judged_how(summary.runs, after["judged"])),
             trained,
-            f"{summary.output}: head.json, head.npz, metrics.json, report.html, {WEIGHT_FILE}",
+            f"{summary.output}: head.json, head.npz, metrics.json, {trained_rows.FILE}, report.html, {WEIGHT_FILE}",
         ]
     )
 
@@ -483,5 +530,5 @@ def finetuned_json(summary: FinetuneSummary) -> dict[str, Any]:
         "facts": summary.facts,
         "finetuned": summary.record,
         "epochs": list(summary.tuning.epochs),
-        "runs": [dict(run) for run in summary.runs],
+        "runs": [{**run, "cautions": cautions(run, run["judged"])} for run in summary.runs],
     }

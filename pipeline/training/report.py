@@ -16,6 +16,8 @@ METRICS = {
     "log_loss": "log loss",
     "expected_calibration_error": "calibration error",
 }
+# Chosen by, but not judged by.
+_CHOICES = {**METRICS, "weighted_log_loss": "log loss with class weights"}
 _RANKED = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
 _JUDGED_ON = {
     "test": "{rows} test rows",
@@ -25,19 +27,19 @@ _JUDGED_ON = {
 }
 # The matrix of more classes than this doesn't fit beside another plot.
 _WIDE = 16
-LOWER_IS_BETTER = ("log_loss",)
-STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
+LOWER_IS_BETTER = ("log_loss", "weighted_log_loss")
+_STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
+_ALSO_CHOSE = "also chose the settings, the temperature and, of several, the head: expect a little less on new rows"
 _JUDGED_HOW = {
     "test": "Judged on test rows, which neither trained nor chose anything.",
-    "validation": "Judged on the validation rows, which also chose the settings, the temperature and, of several, the "
-    "head: expect a little less on new rows.",
-    "folds": f"Each row was judged by a head that was trained without its fold; {STORED_HEAD}. The intervals take the "
+    "validation": f"Judged on the validation rows, which {_ALSO_CHOSE}.",
+    "folds": f"Each row was judged by a head that was trained without its fold; {_STORED_HEAD}. The intervals take the "
     "judged heads as they are: that their training rows overlap isn't in them.",
 }
+_EACH_FOLD = "each fold is judged by the kind of head that the next fold's rows chose for it"
 # What a choice among several heads does to the figures at the top of the page.
 _CHOSEN_HOW = {
-    "folds": " At the top, each fold is judged by the kind of head that the next fold's rows chose for it: the kind "
-    "that is best over all folds was chosen by the judged rows, too.",
+    "folds": f" At the top, {_EACH_FOLD}: the kind that is best over all folds was chosen by the judged rows, too.",
     "validation": " They judge, too, so the best one's figures are a little too good.",
     "test": "",
 }
@@ -58,7 +60,7 @@ class Run(_Extra):
         learning: Points {"rows", "accuracy"} and, where known, "low", "high" and "train_accuracy". May be empty.
         judged: From `transforms.evaluation.metrics.judge`.
         seconds: What fitting and judging took.
-        cautions: From the function. May be missing.
+        cautions: From `fit_cautions`. May be missing.
         choice: {"metric", "value"} of the validation rows, where one of several is chosen by it.
     """
 
@@ -83,8 +85,7 @@ def ranking(runs: Sequence[Run]) -> list[Run]:
     return sorted(runs, key=rank)
 
 
-def cautions(
-    judged: Mapping[str, Any],
+def fit_cautions(
     settings: Mapping[str, Any],
     curve: Sequence[Mapping[str, float]],
     *,
@@ -92,17 +93,16 @@ def cautions(
     patience: int,
     bounded: bool,
 ) -> list[str]:
-    """Returns what is to be known beside a verdict, in words.
+    """Returns what is to be known of how a head was fitted, in words.
 
     Args:
-        judged: From `transforms.evaluation.metrics.judge`.
         settings: What was chosen.
         curve: What it was chosen by.
         epochs: The most that were asked for.
         patience: How many without a better loss end a training.
         bounded: Whether the temperature is as small or as large as it may be.
     """
-    found = judged_cautions(judged)
+    found = []
     penalties = [point["penalty"] for point in curve if "penalty" in point]
     if len(penalties) > 1 and settings.get("penalty") in (min(penalties), max(penalties)):
         found.append(f"the penalty {settings['penalty']:g} is at the edge of the sweep; give --penalties beyond it")
@@ -118,6 +118,24 @@ def judged_cautions(judged: Mapping[str, Any]) -> list[str]:
     """Returns what is to be known beside a verdict of any head, whatever it was made from."""
     worse = judged["metrics"]["accuracy"]["value"] < judged["majority"]["accuracy"]["value"]
     return ["worse than always naming the majority class"] if worse else []
+
+
+def cautions(run: Run, judged: Mapping[str, Any]) -> list[str]:
+    """Returns what is to be known beside the verdict on a run, which of folds and several heads isn't the run's own."""
+    return [*judged_cautions(judged), *run.get("cautions", [])]
+
+
+def judged_how(runs: Sequence[Run], judged: Mapping[str, Any]) -> list[str]:
+    """Returns what the rows that judged did besides, in sentences for the terminal."""
+    found, by_folds = [], judged["judged_on"] == "folds"
+    if len(runs) > 1:
+        chosen = f"{ranking(runs)[0]['kind']} was {_chosen_by(runs)} of the validation rows"
+        found.append(f"{chosen}; {_EACH_FOLD}" if by_folds else chosen)
+    if by_folds:
+        found.append(_STORED_HEAD)
+    if judged["judged_on"] == "validation":
+        found.append(f"the validation rows {_ALSO_CHOSE}")
+    return found
 
 
 def verdict(judged: Mapping[str, Any]) -> str:
@@ -158,7 +176,12 @@ def metrics_text(runs: Sequence[Run]) -> str:
 
 def _chosen_by(runs: Sequence[Run]) -> str:
     """Returns "chosen by log loss", or nothing where nothing was chosen."""
-    return f"chosen by {METRICS[runs[0]['choice']['metric']]}" if "choice" in runs[0] else ""
+    return f"chosen by {choice_metric(runs[0])}" if "choice" in runs[0] else ""
+
+
+def choice_metric(run: Run) -> str:
+    """Returns what a run was chosen by, in words."""
+    return _CHOICES[run["choice"]["metric"]]
 
 
 def metric_table(metrics: Mapping[str, Mapping[str, float] | None]) -> str:
@@ -192,12 +215,17 @@ def report_html(
     return render(
         "report.html",
         title=title,
-        headline="; ".join([f"{ranked[0]['kind']}: {verdict(judged)}", *ranked[0].get("cautions", [])]),
+        headline="; ".join([f"{ranked[0]['kind']}: {verdict(judged)}", *cautions(ranked[0], judged)]),
         chosen_by=chosen_by,
         errors=errors,
         facts=facts,
         runs=[
-            {"cautions": [], **run, "settings": _settings(run["settings"]), "plots": _plots(run, f"run{number}")}
+            {
+                **run,
+                "cautions": cautions(run, run["judged"]),
+                "settings": _settings(run["settings"]),
+                "plots": _plots(run, f"run{number}"),
+            }
             for number, run in enumerate(ranked, 1)
         ],
         metrics=METRICS,

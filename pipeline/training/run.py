@@ -16,10 +16,11 @@ from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import (
     LOWER_IS_BETTER,
-    STORED_HEAD,
     Run,
     abstaining_text,
     cautions,
+    fit_cautions,
+    judged_how,
     metrics_text,
     ranking,
     report_html,
@@ -107,7 +108,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     check_place(options.output, overwrite=options.overwrite)
     options, table, joined = _with_stored_sides(options, say)
     decoded = replace(table, vectors=CopiedVectors(table.vectors))
-    parts = _split(decoded, options)
+    parts = _split(decoded, options, folds=options.folds)
     plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
     rows = make_rows(decoded, plan.cells)
     facts = describe_data(table, joined, parts, rows)
@@ -159,18 +160,32 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     return Trained(head, runs, facts, options.output, errors=options.errors)
 
 
-def split_table(options: TrainOptions, features: Features | str) -> "tuple[Table, Joined | None, Split]":
-    """Returns the features, with labels from a file where one is named, split as the options say."""
-    table, joined = _with_test_rows(options, *labelled_table(options, features))
-    return table, joined, _split(table, options)
+def split_table(
+    options: TrainOptions, features: Features | str, kept: pa.Table | None = None
+) -> "tuple[Table, Joined | None, Split]":
+    """Returns the features, with labels from a file where one is named, split as the options say.
+
+    Args:
+        options: What was asked for.
+        features: OUT, opened, or a name of other Parquet.
+        kept: From `trained_rows.read_rows`: these rows stay on their sides, and all others train. Of none of them the
+            options alone say how to split.
+    """
+    table, joined = labelled_table(options, features)
+    sides = trained_rows.sides_of(table, kept) if kept is not None else None
+    if sides is None or sides.null_count == len(sides):
+        table, joined = _with_test_rows(options, table, joined)
+        return table, joined, _split(table, options, folds=options.folds)
+    table = replace(table, sides=pc.coalesce(sides, "train"))
+    return table, joined, _split(table, options, folds=None)
 
 
-def _split(table: Table, options: TrainOptions) -> Split:
+def _split(table: Table, options: TrainOptions, *, folds: int | None) -> Split:
     return split(
         table,
         validation=options.validation,
         test=options.test,
-        folds=options.folds,
+        folds=folds,
         seed=options.settings.seed,
         near=options.near_duplicates,
     )
@@ -308,8 +323,7 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
         learning=learning,
         judged=judged,
         seconds=time.perf_counter() - started,
-        cautions=cautions(
-            judged,
+        cautions=fit_cautions(
             chosen.settings,
             curve,
             epochs=options.settings.epochs,
@@ -473,16 +487,16 @@ def trained_text(trained: Trained) -> str:
     best = next(run for run in trained.runs if run["kind"] == trained.head.model.kind)
     judged = trained.head.metrics
     lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(judged)}"]
-    lines += [f"  CAUTION: {caution}" for caution in best["cautions"]]
+    lines += [f"  CAUTION: {caution}" for caution in cautions(best, judged)]
     lines += [f"  {abstaining_text(judged['abstaining'])}"] if "abstaining" in judged else []
-    lines += [f"  {STORED_HEAD}"] if judged["judged_on"] == "folds" else []
+    lines += [f"  {sentence}" for sentence in judged_how(trained.runs, judged)]
     lines += [
         f"  {counted(pair['rows'], 'row')} of {short(pair['true'])!r} taken for {short(pair['predicted'])!r}, such as "
         f"{printable(pair['keys'][0])}"
         for pair in judged["most_confused"][:3]
     ]
     pages = "report.html, errors.html" if trained.errors else "report.html"
-    return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, {pages}"])
+    return "\n".join([*lines, f"{trained.output}: head.json, head.npz, metrics.json, {trained_rows.FILE}, {pages}"])
 
 
 def trained_json(trained: Trained) -> dict[str, Any]:
@@ -492,5 +506,5 @@ def trained_json(trained: Trained) -> dict[str, Any]:
         "kind": trained.head.model.kind,
         "fingerprint": trained.head.fingerprint,
         "facts": trained.facts,
-        "runs": [dict(run) for run in trained.runs],
+        "runs": [{**run, "cautions": cautions(run, run["judged"])} for run in trained.runs],
     }

@@ -14,8 +14,9 @@ from pipeline.rendering.tables import row_json, row_values, rows_schema, text_ta
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import LabelOptions
 from pipeline.training.run import labelled_table, make_rows, scored
-from transforms import heads, storage
+from transforms import storage
 from transforms.declared import AT_LEAST_ONE, SEED, Bound, check, declared
+from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.confident import Blocks, Doubts, doubts
 from transforms.evaluation.metrics import fit_temperature
 from transforms.evaluation.split import split
@@ -142,7 +143,7 @@ def find_suspects(options: SuspectOptions, *, say: Callable[[str], None] = lambd
 
 def _blocks(rows: Rows, fits: Sequence[Any], options: SuspectOptions) -> Callable[[], Blocks]:
     """Returns what yields all rows with the probabilities that heads give them that haven't seen them."""
-    fitter = heads.fitter(options.kind, rows, FitSettings(seed=options.seed))
+    fitter = Choosing(options.kind, rows, FitSettings(seed=options.seed))
     kept: list[tuple[np.ndarray, SpooledRows, float]] = []
     for fit in fits:
         model = fitter.fit(fit.train, fit.validation)

@@ -65,6 +65,7 @@ class TuningNetwork:
         learning_rate: float,
         warm_up: int,
         seed: int,
+        class_weights: np.ndarray | None = None,
     ) -> None:
         """Adds a head, and compiles.
 
@@ -76,8 +77,10 @@ class TuningNetwork:
             warm_up: Steps over which the rate rises to that: Adam's first steps are as long for a weight whose gradient
                 is next to nothing as for any other, and all at once they would carry a good head off.
             seed: Of dropout.
+            class_weights: C, what a row of each class counts in the loss; None: all as much.
         """
         keras = import_keras()
+        self._class_weights = np.ones(dense[-1][0].shape[1]) if class_weights is None else class_weights
         # A user's keras.json may ask for another dtype.
         self._dense = [
             keras.layers.Dense(kernel.shape[1], activation="relu" if i < len(dense) else None, dtype="float32")
@@ -94,8 +97,7 @@ class TuningNetwork:
         rate = keras.optimizers.schedules.PolynomialDecay(learning_rate / warm_up, warm_up, learning_rate)
         self._model.compile(
             optimizer=keras.optimizers.Adam(rate),
-            # Padded rows have weight 0, and the mean has to be that of the others.
-            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="mean_with_sample_weight"),
+            loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
             # As for the engine: XLA is no faster on a CPU, and compiles twice as long.
             jit_compile=False,
         )
@@ -114,15 +116,18 @@ class TuningNetwork:
         return np.asarray(self._pooled.predict_on_batch(self._padded(inputs)))[: len(inputs)]
 
     def step(self, inputs: np.ndarray, codes: np.ndarray) -> float:
-        """Trains on n rows, n at most the batch size; returns their mean loss before it.
+        """Trains on n rows, n at most the batch size; returns the mean of their weighted losses before it.
 
         Args:
             inputs: n×(input shape): float32 taps or uint8 images.
             codes: n int32.
         """
         weights = np.zeros(self.batch_size, np.float32)
-        weights[: len(inputs)] = 1
+        # Padded rows count nothing, in a mean over the whole batch that is to be that of the others.
+        weights[: len(inputs)] = self._class_weights[codes] * (self.batch_size / len(inputs))
         codes = np.pad(codes, (0, self.batch_size - len(codes)))
+        # Only newer versions of Keras give the figure of each step without that, not the mean of all so far.
+        self._model.reset_metrics()
         logs = self._model.train_on_batch(self._padded(inputs), codes, sample_weight=weights, return_dict=True)
         return float(logs["loss"])
 

@@ -9,7 +9,7 @@ from transforms import heads
 from transforms.evaluation.metrics import fit_temperature
 from transforms.heads import TRANSFORMS, FitSettings, Fitter
 from transforms.heads.cells import HeldVectors, Rows, TransformedVectors
-from transforms.heads.model import Model, log_losses
+from transforms.heads.model import Model, class_weights, log_losses
 from transforms.heads.transform import Transform
 
 # Rows that choose: so many numbers of them, or so many rows where these are longer.
@@ -115,8 +115,8 @@ class Choosing:
         losses = log_losses(scores / fit_temperature(scores, codes[_VALIDATION]), codes[_VALIDATION])
         if not self._settings.class_weights:
             return float(losses.mean()), model
-        counts = np.bincount(codes[_TRAIN], minlength=len(self._rows.classes))
-        return float(np.average(losses, weights=1 / np.maximum(counts, 1)[codes[_VALIDATION]])), model
+        weights = class_weights(np.bincount(codes[_TRAIN], minlength=len(self._rows.classes)))
+        return float(np.average(losses, weights=weights[codes[_VALIDATION]])), model
 
 
 def _sample(rows: Rows, most: int, seed: int) -> Rows:

@@ -106,6 +106,11 @@ def score_slices(rows: int, classes: int) -> Iterator[slice]:
     yield from (slice(start, start + step) for start in range(0, rows, step))
 
 
+def class_weights(counts: np.ndarray) -> np.ndarray:
+    """Returns what a row of each of C classes counts, N / (C × rows of the class), of the training rows of each."""
+    return counts.sum() / (len(counts) * np.maximum(counts, 1))
+
+
 def log_losses(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """Returns n float64 log losses of softmax(scores), for n×C scores and the n true classes."""
     # Differences to the largest: exp can't overflow.

@@ -19,6 +19,7 @@ from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
 from transforms.heads.model import (
     Model,
+    class_weights,
     dense_arrays,
     dense_keras_logits,
     dense_logits,
@@ -66,7 +67,7 @@ class _NeuralFitter:
         self._network = self._network or _Network(self._kind, rows.dims, len(rows.classes), settings)
         keep = 4 * rows.dims * int(rows.wanted([*train, *validation]).sum()) <= _MEMORY_BYTES
         source, judged = (_Source.of(rows, cells, keep=keep) for cells in (train, validation))
-        weights = _class_weights(rows.counts(train)) if settings.class_weights else np.ones(len(rows.classes))
+        weights = class_weights(rows.counts(train)) if settings.class_weights else np.ones(len(rows.classes))
         scalings = _scalings(source, per_number=settings.standardize)
         return [self._epochs(source, judged, *scaling, weights) for scaling in scalings]
 
@@ -135,16 +136,18 @@ class _Network:
         Every batch has the same shape, so that the step is compiled once: short ones are filled up with rows that
         weigh nothing.
         """
-        self._model.reset_metrics()
-        result, steps, rows = 0.0, 0, 0
+        total, rows = 0.0, 0
         for vectors, codes in batches:
             missing = self._batch_size - len(codes)
             row_weights = np.pad(weights[codes].astype(np.float32), (0, missing))
             vectors = np.pad(vectors, ((0, missing), (0, 0)))
-            result = self._model.train_on_batch(vectors, np.pad(codes, (0, missing)), sample_weight=row_weights)
-            steps, rows = steps + 1, rows + len(codes)
-        # Keras's figure is the mean over all steps of the epoch so far, the rows that filled them up included.
-        return float(result) * steps * self._batch_size / rows
+            # Only newer versions of Keras give the figure of each step without that, not the mean of all so far.
+            self._model.reset_metrics()
+            loss = self._model.train_on_batch(vectors, np.pad(codes, (0, missing)), sample_weight=row_weights)
+            # It is a mean that counts the rows that filled the batch up, too.
+            total += float(loss) * self._batch_size
+            rows += len(codes)
+        return total / rows
 
     def arrays(self, mean: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
         """Returns the arrays of a `Model` that takes the numbers as they are stored."""
@@ -268,11 +271,6 @@ def _scalings(source: _Source, *, per_number: bool) -> list[tuple[np.ndarray, np
 
 def _unit(square_length: float) -> float:
     return float(np.sqrt(square_length) or 1.0) / _LENGTH
-
-
-def _class_weights(counts: np.ndarray) -> np.ndarray:
-    """Returns C weights, N / (C × rows of the class)."""
-    return counts.sum() / (len(counts) * np.maximum(counts, 1))
 
 
 def _log_loss(model: Model, source: _Source, weights: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Fine-tuning starts as the head is, trains what it says and nothing else, and gives a head like any other."""
 
+import io
 import shutil
 import tracemalloc
 from dataclasses import dataclass, replace
@@ -8,11 +9,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.demo.samples import draw_items, write_folder, write_tar
+from pipeline.end_to_end import data as data_module
 from pipeline.end_to_end import finetune as finetune_module
 from pipeline.end_to_end.finetune import finetune, finetuned_json, finetuned_text
 from pipeline.end_to_end.options import FinetuneOptions
@@ -169,6 +173,8 @@ def test_from_head_to_another(made, tmp_path, head, always):
     assert new.metrics["judged_on"] == "test"
     text = finetuned_text(summary)
     assert "3 layers with weights trained; 10 frozen layers unchanged, bit for bit" in text
+    named = text.splitlines()[-1].split(": ")[1].split(", ")
+    assert sorted(named) == sorted(file.name for file in (tmp_path / "new").iterdir())
     # The layers below are random still, and it is said that they, but not all, are.
     assert new.weights_are_random
     assert new.never_trained == tuple(summary.record["frozen"])
@@ -254,7 +260,7 @@ def test_layers_are_counted_as_in_keras(backbone):
     ]
 
 
-def small_network(made, batch_size, dropout=0.0, transform=NONE, warm_up=1):
+def small_network(made, batch_size, dropout=0.0, transform=NONE, warm_up=1, class_weights=None):
     spec = open_features(str(made / "out")).spec
     table = layers("vgg16")
     plan = plan_tuning(table, spec, ["embedding"], "block5", spec.features)
@@ -262,7 +268,8 @@ def small_network(made, batch_size, dropout=0.0, transform=NONE, warm_up=1):
     random = np.random.default_rng(0)
     dense = [(random.normal(size=shape) / shape[0] ** 0.5, np.zeros(shape[1])) for shape in ((512, 16), (16, 3))]
     network = TuningNetwork(plan, weights, batch_size=batch_size)
-    network.put_head(dense, transform, dropout=dropout, learning_rate=1e-4, warm_up=warm_up, seed=0)
+    more = {"dropout": dropout, "learning_rate": 1e-4, "warm_up": warm_up, "class_weights": class_weights}
+    network.put_head(dense, transform, **more, seed=0)
     return network
 
 
@@ -293,6 +300,29 @@ def test_a_padded_batch_trains_as_if_it_were_full(made):
     for one, other in losses:
         assert one == pytest.approx(other, rel=1e-3)
     assert losses[-1][0] < losses[0][0]
+
+
+def test_class_weights_train_as_in_plain_keras(made):
+    """Of a batch that isn't full; what is trained is built anew, layer by layer."""
+    keras = import_keras()
+    inputs, codes = np.random.default_rng(1).random((3, 2, 2, 512), np.float32), np.array([0, 2, 2], np.int32)
+    weights = np.array([3.0, 1.0, 0.5])
+    network = small_network(made, 8, class_weights=weights)
+    convolutions = [keras.layers.Conv2D(512, 3, padding="same", activation="relu") for _ in range(3)]
+    dense = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(3)]
+    pools = [keras.layers.MaxPooling2D(2), keras.layers.GlobalAveragePooling2D()]
+    plain = keras.Sequential([keras.Input((2, 2, 512)), *convolutions, *pools, *dense])
+    arrays = network.weights()
+    for number, layer in enumerate(convolutions, 1):
+        layer.set_weights(arrays[f"block5_conv{number}"])
+    for layer, pair in zip(dense, network.dense(), strict=True):
+        layer.set_weights(pair)
+    plain.compile(keras.optimizers.Adam(1e-4), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    for _ in range(3):
+        plain.reset_metrics()
+        expected = plain.train_on_batch(inputs, codes, class_weight=dict(enumerate(weights)))
+        assert network.step(inputs, codes) == pytest.approx(float(expected), rel=1e-3)
+    np.testing.assert_allclose(network.logits(inputs), plain.predict_on_batch(inputs), rtol=1e-3, atol=1e-4)
 
 
 def test_dropout_is_there_in_training_only(made):
@@ -553,6 +583,37 @@ def test_a_head_that_was_split_otherwise_is_cautioned_about(made, tmp_path):
     assert "its network may know rows that judge it here; begin again" in caution
 
 
+def test_class_weights_of_the_head_are_those_of_the_tuning(made, tmp_path):
+    """Loss, stop and choice by the formula, of a rare class; steps are so short that the head stays as it starts."""
+    table = open_table(str(made / "out"))
+    keys = table.keys.to_pylist()
+    matrix = np.concatenate([batch for _, batch in table.vectors.batches()])
+    rare = (np.arange(len(keys)) % 4 == 0).astype(int)
+    side = np.array(["train", "validation", "test"])[np.arange(len(keys)) // 4 % 3]
+    lines = [f"{key},{'ab'[code]},{on}" for key, code, on in zip(keys, rare, side, strict=True)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,side", *lines]))
+    asked = {"labels": str(tmp_path / "labels.csv"), "split_column": "side", "test": 0.0}
+    settings = FitSettings(class_weights=True, penalties=(1e-2,), transform="none")
+    head = train_head(made / "out", tmp_path / "head", "logistic", settings=settings, **asked)
+    summary = tuned(made, tmp_path / "new", head, learning_rate=1e-12, epochs=1)
+    new = load_head(str(tmp_path / "new"))
+    losses = -np.log(new.probabilities(matrix)[np.arange(len(keys)), rare])
+    train = side == "train"
+    weights = (train.sum() / 2 / np.bincount(rare[train]))[rare]
+    chosen = np.average(losses[side == "validation"], weights=weights[side == "validation"])
+    assert chosen != pytest.approx(losses[side == "validation"].mean(), rel=1e-2)
+    assert (weights * losses)[train].mean() != pytest.approx(losses[train].mean(), rel=1e-2)
+    epoch = summary.tuning.epochs[0]
+    assert summary.tuning.start_loss == pytest.approx(chosen, rel=1e-3)
+    assert epoch["validation_loss"] == pytest.approx(chosen, rel=1e-3)
+    # The network gives the probabilities of the start's temperature, which is HEAD's.
+    assert epoch["loss"] == pytest.approx((weights * losses)[train].mean(), rel=1e-3)
+    assert summary.runs[0]["choice"] == {"metric": "weighted_log_loss", "value": summary.tuning.start_loss}
+    assert "each class counts as much, as for the head (--class-weights)" in summary.facts["training"]
+    assert summary.record["class_weights"]
+    assert new.split["options"]["settings"]["class_weights"], "for whoever tunes it again"
+
+
 @pytest.mark.parametrize("features", [FEATURES, FEATURES[1:]], ids=["stored", "computed"])
 def test_rows_that_judge_are_known_to_nobody(made, tmp_path, features):
     """Labels are drawn by lot: a head that has seen the judged rows knows them by heart, one that hasn't guesses.
@@ -588,6 +649,27 @@ def test_rows_that_judge_are_known_to_nobody(made, tmp_path, features):
     assert "CAUTION: training was stopped by the limit of 1 epoch; more --epochs" in finetuned_text(summary)
 
 
+def test_what_is_tuned_on_noise_is_not_above_chance(made, tmp_path):
+    """A third of the rows each trains, chooses and judges; on each side half of the labels are of one class, by lot."""
+    keys, random = open_table(str(made / "out")).keys.to_pylist(), np.random.default_rng(0)
+    sides = np.repeat(["train", "validation", "test"], len(keys) // 3)
+    asked = {"labels": str(tmp_path / "labels.csv"), "split_column": "side", "validation": 0.2, "test": 0.0}
+    right = {"before": 0.0, "after": 0.0}
+    for seed in range(3):
+        labels = np.concatenate([random.permutation(["a", "b"] * (len(keys) // 6)) for _ in range(3)])
+        lines = map(",".join, zip(random.permutation(keys), labels, sides, strict=True))
+        (tmp_path / "labels.csv").write_text("\n".join(["key,label,side", *lines]))
+        if not seed:
+            # One that learns by heart, if it may.
+            settings = FitSettings(transform="l2", penalties=(1e-4,))
+            train_head(made / "out", tmp_path / "head", settings=settings, **asked)
+        summary = tuned(made, tmp_path / f"new{seed}", tmp_path / "head", labels=asked["labels"], learning_rate=1e-3)
+        for when in right:
+            right[when] += summary.record[when]["test"]["accuracy"] / 3
+    for accuracy in right.values():
+        assert abs(accuracy - 0.5) < 3 * np.sqrt(0.25 / len(keys))
+
+
 def sides(head):
     counts = read_rows(str(head))["side"].value_counts().to_pylist()
     return {found["values"]: found["counts"] for found in counts}
@@ -602,6 +684,49 @@ def test_who_judged_a_head_judges_all_that_is_tuned_from_it(made, tmp_path):
     tests = [{row["key"] for row in rows.to_pylist() if row["side"] == "test"} for rows in heads]
     assert tests[0]
     assert tests[0] == tests[1] == tests[2]
+
+
+def test_a_row_stays_on_its_side_when_labels_are_corrected(made, tmp_path):
+    """Of a head that was tuned: its network knows the rows that trained it. Two rows had no label then."""
+    table, rows = open_table(str(made / "out")), read_rows(str(made / "ridge"))
+    drawn = np.random.default_rng(0).permutation(table.labels.to_pylist())
+    labels = dict(zip(table.keys.to_pylist(), drawn, strict=True))
+    new = rows["key"].to_pylist()[:2]
+    data = io.BytesIO()
+    pq.write_table(rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(new)))), data)
+    head = load_head(str(made / "ridge"))
+    tuned_once = replace(head.model, settings={**head.model.settings, "finetuned": {}})
+    save_head(replace(head, model=tuned_once), str(tmp_path / "once"), files={"rows.parquet": data.getvalue()})
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *(f"{key},{labels[key]}" for key in labels)]))
+    more = {"labels": str(tmp_path / "labels.csv"), "epochs": 1}
+    again = tuned(made, tmp_path / "again", str(tmp_path / "once"), **more)
+    before, after = (
+        dict(zip(*rows.select(["key", "side"]).to_pydict().values(), strict=True))
+        for rows in (rows, read_rows(str(tmp_path / "again")))
+    )
+    assert after == {**before, **dict.fromkeys(new, "train")}
+    assert again.facts["sides"].endswith("whatever its label is now; 2 rows that the head didn't have to train")
+    # Otherwise drawn from the labels, sides would be others.
+    anew = tuned(made, tmp_path / "anew", **more)
+    assert {row["key"]: row["side"] for row in read_rows(anew.output).to_pylist()} != before
+    assert "sides" not in anew.facts
+
+
+@pytest.mark.parametrize(
+    ("kept", "said"),
+    [
+        (["train", "validation"], "now; 1 row that the head didn't have to train"),
+        (["train", "train"], "train; no row is here that chose for it, so that some of those that trained its network"),
+        ([], "drawn anew: the head was tuned on other rows"),
+    ],
+    ids=["others", "none that chose", "none"],
+)
+def test_what_becomes_of_the_sides_is_said(kept, said):
+    table = SimpleNamespace(keys=pa.chunked_array([["a", "b", "c", "d"]]), sha256=None)
+    rows = pa.table({"key": pa.array(["a", "b"][: len(kept)], pa.string()), "side": pa.array(kept, pa.string())})
+    # One has no label.
+    fact = data_module._sides_fact(table, rows, SimpleNamespace(sides=np.array([0, 1, 0, -1])))
+    assert said in fact
 
 
 def judged_all(head, out, labels):
@@ -677,6 +802,29 @@ def test_cut_off_and_resumed_it_is_as_if_it_had_never_stopped(made, tmp_path, mo
     assert "interrupted" not in load_head(str(tmp_path / "new")).model.settings["finetuned"]
 
 
+def test_a_checkpoint_that_is_left_beside_its_head_is_removed(made, tmp_path, monkeypatch):
+    """Killed when the head was saved, and the checkpoint not yet removed. One of another training stays."""
+    saved = finetune_module.save_head
+
+    def killed(*given, **more):
+        saved(*given, **more)
+        raise Killed
+
+    monkeypatch.setattr(finetune_module, "save_head", killed)
+    with pytest.raises(Killed):
+        tuned(made, tmp_path / "new", epochs=1)
+    monkeypatch.undo()
+    assert (tmp_path / "new.checkpoint").exists()
+    with pytest.raises(FeaturemillError, match=r"new holds a head already"):
+        tuned(made, tmp_path / "new", epochs=1)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["new"]
+    # The same epoch, of a training that was to have more.
+    cut_off(monkeypatch, 1, Killed())
+    with pytest.raises(Killed):
+        tuned(made, tmp_path / "new", epochs=2, overwrite=True)
+    refuses(made, tmp_path, "go on with it by --resume", epochs=2)
+
+
 def labels_turned(made):
     table = open_table(str(made / "out"))
     turned = np.roll(table.labels.to_pylist(), 1)
@@ -713,6 +861,6 @@ def test_worse_than_the_start_is_reported(after, message):
         for accuracy, loss in ((0.9, 0.3), after)
     )
     tuning = Tuning(({"epoch": 1},), 1.0, 1.0, 1)
-    cautions = finetune_module._doubts(tuning, ({"judged": start}, {"judged": end}))
+    cautions = finetune_module._doubts(tuning, ({"judged": start}, {"judged": end}), weighted=False)
     assert len(cautions) == bool(message)
     assert all(f"worse than the start on the 1,200 test rows: {message}" in caution for caution in cautions)

@@ -17,7 +17,7 @@ from pipeline.prediction.run import predict
 from pipeline.training import run as module
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import train
+from pipeline.training.run import train, trained_json, trained_text
 from tests.support.factories import shared_data
 from tests.support.heads_data import draw_rows
 from tests.support.pages_data import clusters, write_out
@@ -201,6 +201,46 @@ def test_what_is_best_on_noise_is_not_above_chance(tmp_path):
             assert (trained.head.model.kind, best["choice"]["metric"]) == (best["kind"], "log_loss")
     for found in above.values():
         assert np.mean(found) < 3 * np.std(found) / np.sqrt(len(found))
+
+
+def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
+    """Of folds and several heads that is by each fold's own choice, here of a head that is always wrong."""
+
+    def always_wrong(outcomes, rows, metric):
+        turned = [(numbers, scores.predicted + 1, scores) for numbers, scores in outcomes[0].judging]
+        return [(numbers, scores._replace(predicted=predicted % 3)) for numbers, predicted, scores in turned]
+
+    monkeypatch.setattr(module, "_chosen_by_fold", always_wrong)
+    path = write_clouds(tmp_path / "f.parquet")
+    trained = train(options(path, tmp_path / "head", kinds=("ridge", "knn"), folds=3, errors=False))
+    caution = "worse than always naming the majority class"
+    assert f"CAUTION: {caution}" in trained_text(trained)
+    page = (tmp_path / "head/report.html").read_text()
+    # Both heads by themselves are right, as their own parts of the page say.
+    assert page.count(caution) == 1
+    assert page.index(caution) < page.index("Ranking")
+    assert not any(run["cautions"] for run in trained_json(trained)["runs"])
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, ["also chose the settings, the temperature and, of several, the head"]),
+        ({"test": 0.3}, []),
+        ({"folds": 3}, ["each fold is judged by the kind of head that the next fold's rows chose", "on all rows"]),
+    ],
+    ids=["validation", "test", "folds"],
+)
+def test_what_the_validation_rows_chose_is_said(tmp_path, more, said):
+    asked = {"kinds": ("ridge", "knn"), "learning_curve": False, "errors": False, **more}
+    trained = train(options(write_clouds(tmp_path / "f.parquet"), tmp_path / "head", **asked))
+    text, page = trained_text(trained), (tmp_path / "head/report.html").read_text().replace("&#39;", "'")
+    kind = trained.head.model.kind
+    for sentence in [f"{kind} was chosen by log loss of the validation rows", *said]:
+        assert text.count(sentence) == 1
+        assert sentence.removeprefix(f"{kind} was ") in page
+    others = ["also chose the settings", "each fold is judged", "on all rows"]
+    assert sum(sentence in text for sentence in others) == len(said)
 
 
 def test_what_to_choose_by_can_be_stated(tmp_path):
@@ -488,6 +528,13 @@ def test_a_head_that_is_there_stays(tmp_path):
     assert (tmp_path / "head/head.json").read_bytes() == before
     train(options(path, tmp_path / "head", kinds=("knn",), overwrite=True))
     assert load_head(str(tmp_path / "head")).model.kind == "knn"
+
+
+@pytest.mark.parametrize("errors", [True, False])
+def test_all_files_of_a_head_are_named(tmp_path, errors):
+    trained = train(options(write_clouds(tmp_path / "f.parquet"), tmp_path / "head", errors=errors))
+    folder, files = trained_text(trained).splitlines()[-1].split(": ")
+    assert sorted(files.split(", ")) == sorted(file.name for file in Path(folder).iterdir())
 
 
 def test_ridge_has_no_class_weights(tmp_path):

@@ -43,6 +43,28 @@ def test_spoiled_labels_are_found_with_the_right_ones(spoiled):
     assert margins == sorted(margins, reverse=True)
 
 
+@pytest.mark.parametrize("case", ["several features", "lengths"])
+def test_vectors_are_prepared_as_for_train(tmp_path, case):
+    """Of two features, one says nothing, in large numbers; or vectors are of any length, and only directions tell."""
+    random = np.random.default_rng(0)
+    vectors, right = clusters(400, classes=5, seed=4)
+    noise = random.normal(size=vectors.shape) * 1e4
+    if case == "lengths":
+        vectors *= np.exp(3 * random.normal(size=(400, 1)))
+    labels, keys = list(right), [f"k{i:03}" for i in range(400)]
+    for row in range(50, 150, 5):
+        labels[row] = f"class {(int(right[row][-1]) + 1) % 5}"
+    columns = {
+        name: pa.FixedSizeListArray.from_arrays(pa.array(matrix.astype(np.float32).ravel()), matrix.shape[1])
+        for name, matrix in (("embedding", vectors), ("noise", noise))
+    }
+    pq.write_table(pa.table({"key": keys, "label": labels, **columns}), tmp_path / "f.parquet")
+    asked = ("embedding", "noise") if case == "several features" else ("embedding",)
+    found = find_suspects(SuspectOptions(features=str(tmp_path / "f.parquet"), columns=asked))
+    wrong = {key for key, label, other in zip(keys, labels, right, strict=True) if label != other}
+    assert len({one.row.key for one in found.found[:20]} & wrong) > 15
+
+
 def test_what_is_written_corrects_the_labels(spoiled, tmp_path, capsys):
     out, right, wrong = spoiled
     csv, page = tmp_path / "suspects.csv", tmp_path / "suspects.html"

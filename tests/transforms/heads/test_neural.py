@@ -159,6 +159,14 @@ def source_codes(rows: Rows) -> np.ndarray:
     return rows.codes[rows.wanted(TRAIN)]
 
 
+def test_the_training_loss_is_of_all_batches(rows):
+    """Steps so short that the head stays what it is: the mean of its losses is known."""
+    settings = FitSettings(epochs=1, batch_size=32, learning_rate=1e-9)
+    model = fitter("linear", rows, settings).fit(TRAIN, VALIDATION)
+    assert rows.counts(TRAIN).sum() > 3 * 32
+    assert model.curve[0]["loss"] == pytest.approx(log_loss(model, rows, TRAIN), rel=1e-4)
+
+
 def test_a_short_last_batch_counts_by_its_rows(rows):
     """A batch larger than the data: one step by the mean gradient, to be followed by hand, and the mean loss."""
     settings = FitSettings(epochs=1, batch_size=1000, learning_rate=1e-3)
