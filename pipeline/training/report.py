@@ -26,13 +26,15 @@ _JUDGED_ON = {
 # The matrix of more classes than this doesn't fit beside another plot.
 _WIDE = 16
 LOWER_IS_BETTER = ("log_loss",)
-STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
+# What is to be known of a judgement by folds; it stands beside the figures wherever they are.
+_STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
+_OVERLAP = "the intervals take the judged heads as they are: that their training rows overlap isn't in them"
+FOLD_NOTES = (_STORED_HEAD, _OVERLAP)
 _JUDGED_HOW = {
     "test": "Judged on test rows, which neither trained nor chose anything.",
     "validation": "Judged on the validation rows, which also chose the settings, the temperature and, of several, the "
     "head: expect a little less on new rows.",
-    "folds": f"Each row was judged by a head that was trained without its fold; {STORED_HEAD}. The intervals take the "
-    "judged heads as they are: that their training rows overlap isn't in them.",
+    "folds": f"Each row was judged by a head that was trained without its fold; {_STORED_HEAD}; {_OVERLAP}.",
 }
 # What a choice among several heads does to the figures at the top of the page.
 _CHOSEN_HOW = {

@@ -15,8 +15,8 @@ from pipeline.training.facts import describe_data, label_origin
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import (
+    FOLD_NOTES,
     LOWER_IS_BETTER,
-    STORED_HEAD,
     Run,
     abstaining_text,
     cautions,
@@ -417,7 +417,7 @@ def _judge(
     judged: Sequence[_Judged], rows: Rows, plan: FitPlan, options: TrainOptions, *, table: Table, parts: Split
 ) -> dict[str, Any]:
     numbers, scores = _together(judged)
-    return judge(
+    found = judge(
         scores,
         rows.codes[numbers],
         rows.classes,
@@ -426,6 +426,7 @@ def _judge(
         seed=options.settings.seed,
         judged_on=plan.judged_on,
     )
+    return {**found, "notes": list(FOLD_NOTES)} if plan.judged_on == "folds" else found
 
 
 def _head(
@@ -480,7 +481,7 @@ def trained_text(trained: Trained) -> str:
     lines = [metrics_text(trained.runs), f"{best['kind']}: {verdict(judged)}"]
     lines += [f"  CAUTION: {caution}" for caution in best["cautions"]]
     lines += [f"  {abstaining_text(judged['abstaining'])}"] if "abstaining" in judged else []
-    lines += [f"  {STORED_HEAD}"] if judged["judged_on"] == "folds" else []
+    lines += [f"  {note}" for note in judged.get("notes", ())]
     lines += [
         f"  {counted(pair['rows'], 'row')} of {short(pair['true'])!r} taken for {short(pair['predicted'])!r}, such as "
         f"{printable(pair['keys'][0])}"
