@@ -58,7 +58,7 @@ class Run(_Extra):
         settings: What was chosen, as JSON values.
         curve: What it was chosen by; see `transforms.heads.model.Model.curve`. May be empty.
         learning: Points {"rows", "accuracy"} and, where known, "low", "high" and "train_accuracy". May be empty.
-        judged: From `transforms.evaluation.metrics.judge`.
+        judged: From `transforms.evaluation.metrics.judge`; by folds with `notes`, sentences beside the figures.
         seconds: What fitting and judging took.
         cautions: From the function. May be missing.
         choice: {"metric", "value"} of the validation rows, where one of several is chosen by it.
