@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.process import say
 from transforms.errors import FeaturemillError
-from transforms.evaluation.metrics import judge, score_rows
+from transforms.evaluation.metrics import judge, metric_values, score_rows
 from transforms.evaluation.split import split
 from transforms.rows.table import Table
 
@@ -97,8 +97,11 @@ def group_numbers(random: np.random.Generator, groups: int, rows: int) -> np.nda
 
 def covered(
     world: World, rows: int, *, rounds: int, groups: int | None = None, seed: int = 0
-) -> dict[str, tuple[float, float] | None]:
-    """Returns {metric: (share of rounds whose interval holds the truth, mean width), None where there was none}."""
+) -> dict[str, tuple[float, ...] | None]:
+    """Returns {metric: (share of its intervals that hold the truth, their mean width, share of rounds that had one)}.
+
+    None stands for a metric that had none.
+    """
     random = np.random.default_rng((seed, rows, world.classes, groups or 0))
     truth = truths(world, random)
     held: dict[str, list[tuple[bool, float]]] = {name: [] for name in truth}
@@ -110,7 +113,11 @@ def covered(
             if metric and metric["low"] is not None:
                 low, high = metric["low"] - 1e-9, metric["high"] + 1e-9
                 held[name].append((low <= value <= high, high - low))
-    return {name: tuple(np.mean(some, axis=0).tolist()) if some else None for name, some in held.items()}
+    return {name: _coverage(some, rounds) for name, some in held.items()}
+
+
+def _coverage(held: Sequence[tuple[bool, float]], rounds: int) -> tuple[float, ...] | None:
+    return (*np.mean(held, axis=0).tolist(), len(held) / rounds) if held else None
 
 
 def coverage(rounds: int) -> Iterator[dict[str, Any]]:
@@ -139,8 +146,11 @@ def coverage(rounds: int) -> Iterator[dict[str, Any]]:
         yield {"case": [world.accuracy, world.classes, rows, groups, world.likeness, world.sharpness], **found}
 
 
-def _shown(pair: tuple[float, float] | None) -> str:
-    return f"{pair[0]:.3f} (width {pair[1]:.3f})" if pair else "none"
+def _shown(found: tuple[float, ...] | None) -> str:
+    if not found:
+        return "none"
+    held, width, given = found
+    return f"{held:.3f} (width {width:.3f}{f', none in {1 - given:.2f}' if given < 1 else ''})"
 
 
 def made_table(labels: Sequence[str], groups: Sequence[str] | None) -> Table:
@@ -228,21 +238,19 @@ def splits(rounds: int) -> Iterator[dict[str, Any]]:
         }
 
 
-def write_noise(path: Path, random: np.random.Generator, rows: int, *, distance: float = 0.0) -> None:
-    """Writes vectors of two classes; without a distance their labels are drawn by lot."""
-    codes = random.integers(0, 2, rows)
-    vectors = random.normal(size=(rows, 16)).astype(np.float32)
-    vectors[:, 0] += distance * codes
-    write_rows(path, vectors, codes)
+def write_noise(path: Path, random: np.random.Generator, rows: int) -> None:
+    """Writes vectors whose labels, of two classes, are drawn by lot."""
+    write_rows(path, random.normal(size=(rows, 16)).astype(np.float32), random.integers(0, 2, rows))
 
 
-def write_rows(path: Path, vectors: np.ndarray, codes: np.ndarray) -> None:
+def write_rows(path: Path, vectors: np.ndarray, codes: np.ndarray, groups: np.ndarray | None = None) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
     keys, labels = [f"image{row}" for row in range(len(codes))], [f"class{code:04}" for code in codes]
-    pq.write_table(pa.table({"key": keys, "label": labels, "embedding": column}), path)
+    more = {} if groups is None else {"group": [f"group{number}" for number in groups]}
+    pq.write_table(pa.table({"key": keys, "label": labels, "embedding": column, **more}), path)
 
 
 def trained(path: Path, head: Path, **options: Any) -> Any:
@@ -312,47 +320,71 @@ def _log_loss(scores: np.ndarray, codes: np.ndarray) -> float:
 
 
 def folds(rounds: int) -> Iterator[dict[str, Any]]:
-    """Yields the coverage of a ridge's accuracy by folds, of what it has on new rows (a normal cloud per class)."""
-    from math import erf
+    """Yields the coverage of what folds say of a ridge, and test rows beside them, of what it has on new rows.
 
+    Each class is a normal cloud; rows of a group lie about a place of their own, and new rows are of other groups.
+    """
     from transforms.heads import FitSettings
-    from transforms.heads.model import dense_layers
 
-    random, distance = np.random.default_rng(0), 2.0
+    cases = [(rows, None, judged) for rows in (60, 200) for judged in ({"folds": 5}, {"test": 0.3})]
+    cases += [(20 * groups, groups, {"folds": 5}) for groups in (5, 20, 50)] + [(1000, 50, {"test": 0.3})]
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "log_loss")
     with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
         path, head = Path(folder) / "clouds.parquet", Path(folder) / "head"
-        for rows in (60, 200):
-            for judged, options in (("folds", {"folds": 5}), ("test", {"test": 0.3})):
-                held = []
-                for seed in range(rounds):
-                    write_noise(path, random, rows, distance=distance)
-                    # What is true of a plane is known.
-                    settings = FitSettings(seed=seed, transform="none")
-                    found = trained(path, head, settings=settings, **options)
-                    ((kernel, bias),) = dense_layers(found.model)
-                    along, offset = kernel[:, 1] - kernel[:, 0], float(bias[1] - bias[0])
-                    length = float(np.linalg.norm(along)) or 1.0
-                    truth = [0.5 * (1 + erf(x / length / 2**0.5)) for x in (-offset, offset + distance * along[0])]
-                    metric = found.metrics["metrics"]["accuracy"]
-                    held.append(metric["low"] <= np.mean(truth) <= metric["high"])
-                say(f"{rows} rows judged on {judged}: accuracy of the stored head held in {np.mean(held):.3f}")
-                yield {"case": [rows, judged], "accuracy": float(np.mean(held))}
+        for rows, groups, judged in cases:
+            random, held = np.random.default_rng((rows, groups or 0)), {name: [] for name in names}
+            for seed in range(rounds):
+                of_row = group_numbers(random, groups, rows) if groups else np.arange(rows)
+                # The new rows' groups have a row each.
+                of_row = np.concatenate([of_row, of_row.max() + 1 + np.arange(20_000)])
+                codes = random.integers(0, 2, len(of_row))
+                vectors = random.normal(size=(len(of_row), 16)) + 2 * np.eye(16)[0] * codes[:, None]
+                vectors += 0.5 * random.normal(size=(of_row[-1] + 1, 16))[of_row]
+                vectors = vectors.astype(np.float32)
+                write_rows(path, vectors[:rows], codes[:rows], of_row[:rows] if groups else None)
+                column = {"group_column": "group"} if groups else {}
+                found = trained(path, head, settings=FitSettings(seed=seed), **judged, **column)
+                fresh = score_rows(found.probabilities(vectors[rows:]), codes[rows:], keys=of_row)
+                truth = metric_values(fresh, codes[rows:], 2)
+                for name, some in held.items():
+                    metric = found.metrics["metrics"][name]
+                    if metric["low"] is not None:
+                        some.append((metric["low"] <= truth[name] <= metric["high"], metric["high"] - metric["low"]))
+            shares = {name: _coverage(some, rounds) for name, some in held.items()}
+            of, on = f" in {groups} groups" if groups else "", next(iter(judged))
+            say(
+                f"{rows} rows{of} judged on {on}: " + "  ".join(f"{name} {_shown(one)}" for name, one in shares.items())
+            )
+            yield {"case": [rows, groups, on], **shares}
+
+
+def losses_of_two(random: np.random.Generator, accuracy: float, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns N each: two heads' log losses, and whether one of them is wrong; of two classes.
+
+    A row's chance of being right is as in `World`. Each head says it with some noise, the one on the squared odds.
+    """
+    chance = np.clip(random.beta(accuracy * 4, (1 - accuracy) * 4, rows), 1e-6, 1 - 1e-6)
+    right, odds = random.random(rows) < chance, np.log(chance / (1 - chance))
+    # The logarithm of the odds that each head gives the true class.
+    said = np.where(right, 1, -1) * (np.array([[2], [1]]) * odds + 0.3 * random.normal(size=(2, rows)))
+    one, other = np.logaddexp(0, -said)
+    return one, other, (said < 0).any(axis=0)
 
 
 def compared(rounds: int) -> Iterator[dict[str, Any]]:
-    """Yields how often the interval of `compare` holds the true difference of two heads' accuracies.
+    """Yields how often the interval of `compare` holds the true difference of two heads' accuracies, or log losses.
 
     A head is right on a row where a normal number that all heads share (how hard the row is, and its group) and one of
     its own (of the row, and of its group) are together below the head's threshold.
     """
     from scipy.special import ndtr, ndtri
 
-    from transforms.evaluation.paired import paired_difference
+    from transforms.evaluation.paired import paired_difference, share_difference
 
-    cases = [(pair, rows, None) for pair in ((0.7, 0.7), (0.8, 0.85), (0.93, 0.96)) for rows in (100, 300, 1000)]
+    cases = [(pair, rows, None) for pair in ((0.7, 0.7), (0.8, 0.85), (0.93, 0.96), (0.98, 0.99)) for rows in ROWS]
     cases += [((0.8, 0.85), 20 * groups, groups) for groups in (5, 10, 20, 50)]
     for (first, second), rows, groups in cases:
-        random, held, widths, none = np.random.default_rng((rows, groups or 0)), [], [], 0
+        random, held = np.random.default_rng((rows, groups or 0)), []
         thresholds = [ndtri(accuracy) for accuracy in (first, second)]
         for seed in range(rounds):
             of_row = np.arange(rows) if groups is None else group_numbers(random, groups, rows)
@@ -363,19 +395,27 @@ def compared(rounds: int) -> Iterator[dict[str, Any]]:
                 shared + mine + of_group[of_row] + mine_of_group[of_row] < threshold * spread
                 for mine, mine_of_group, threshold in zip(own, own_of_group, thresholds, strict=True)
             ]
-            found = paired_difference(*right, None if groups is None else of_row, seed=seed)
-            if found["low"] is None:
-                none += 1
-                continue
+            found = share_difference(*right, None if groups is None else of_row, seed=seed)
             truth = float(ndtr(thresholds[1]) - ndtr(thresholds[0]))
-            held.append(found["low"] <= truth <= found["high"])
-            widths.append(found["high"] - found["low"])
-        share, width = float(np.mean(held)), float(np.mean(widths))
+            if found["low"] is not None:
+                held.append((found["low"] <= truth <= found["high"], found["high"] - found["low"]))
+        shares = _coverage(held, rounds)
         of = f" in {groups} groups" if groups else ""
-        of += f", accuracies {first} and {second}"
-        without = f", none in {none}" if none else ""
-        say(f"{rows} rows{of}: difference held in {share:.3f} (width {width:.3f}{without})")
-        yield {"case": [first, second, rows, groups], "held": share, "width": width, "none": none}
+        say(f"{rows} rows{of}, accuracies {first} and {second}: difference {_shown(shares)}")
+        yield {"case": [first, second, rows, groups], "held": shares}
+    for accuracy in (*TRUE_ACCURACIES, 0.9):
+        for rows in ROWS:
+            random, held = np.random.default_rng((rows, 1)), []
+            one, other, _ = losses_of_two(random, accuracy, 2_000_000)
+            truth = float((other - one).mean())
+            for seed in range(rounds // 4):
+                one, other, wrong = losses_of_two(random, accuracy, rows)
+                found = paired_difference(one, other, None, seed=seed, wrong=wrong)
+                if found["low"] is not None:
+                    held.append((found["low"] <= truth <= found["high"], found["high"] - found["low"]))
+            shares = _coverage(held, rounds // 4)
+            say(f"{rows} rows, true accuracy {accuracy}: difference of log losses {_shown(shares)}")
+            yield {"case": ["log_loss", accuracy, rows], "held": shares}
 
 
 def tuning(rounds: int) -> Iterator[dict[str, Any]]:

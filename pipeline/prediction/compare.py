@@ -14,7 +14,7 @@ from transforms.declared import SEED, check, declared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.evaluation.intervals import Interval, Units, mean_loss, share
 from transforms.evaluation.metrics import RowScores, score_rows
-from transforms.evaluation.paired import mcnemar, paired_difference
+from transforms.evaluation.paired import mcnemar, paired_difference, share_difference
 from transforms.evaluation.split import tied
 from transforms.predictors.head import Head, check_features, load_head
 from transforms.predictors.trained_rows import had_seen, read_rows
@@ -137,8 +137,14 @@ def compare(options: CompareOptions) -> Comparison:
             Difference(
                 one,
                 other,
-                paired_difference(hits[one], hits[other], groups, seed=options.seed),
-                paired_difference(scores[one][0].losses, scores[other][0].losses, groups, seed=options.seed),
+                share_difference(hits[one], hits[other], groups, seed=options.seed),
+                paired_difference(
+                    scores[one][0].losses,
+                    scores[other][0].losses,
+                    groups,
+                    seed=options.seed,
+                    wrong=~(hits[one] & hits[other]),
+                ),
                 int((hits[one] & ~hits[other]).sum()),
                 int((hits[other] & ~hits[one]).sum()),
                 mcnemar(hits[one], hits[other]) if units.single else None,

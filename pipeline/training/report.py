@@ -28,13 +28,15 @@ _JUDGED_ON = {
 # The matrix of more classes than this doesn't fit beside another plot.
 _WIDE = 16
 LOWER_IS_BETTER = ("log_loss", "weighted_log_loss")
+# What is to be known of a judgement by folds; it stands beside the figures wherever they are.
 _STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
+_OVERLAP = "the intervals take the judged heads as they are: that their training rows overlap isn't in them"
+FOLD_NOTES = (_STORED_HEAD, _OVERLAP)
 _ALSO_CHOSE = "also chose the settings, the temperature and, of several, the head: expect a little less on new rows"
 _JUDGED_HOW = {
     "test": "Judged on test rows, which neither trained nor chose anything.",
     "validation": f"Judged on the validation rows, which {_ALSO_CHOSE}.",
-    "folds": f"Each row was judged by a head that was trained without its fold; {_STORED_HEAD}. The intervals take the "
-    "judged heads as they are: that their training rows overlap isn't in them.",
+    "folds": f"Each row was judged by a head that was trained without its fold; {_STORED_HEAD}; {_OVERLAP}.",
 }
 _EACH_FOLD = "each fold is judged by the kind of head that the next fold's rows chose for it"
 # What a choice among several heads does to the figures at the top of the page.
@@ -58,7 +60,7 @@ class Run(_Extra):
         settings: What was chosen, as JSON values.
         curve: What it was chosen by; see `transforms.heads.model.Model.curve`. May be empty.
         learning: Points {"rows", "accuracy"} and, where known, "low", "high" and "train_accuracy". May be empty.
-        judged: From `transforms.evaluation.metrics.judge`.
+        judged: From `transforms.evaluation.metrics.judge`; by folds with `notes`, sentences beside the figures.
         seconds: What fitting and judging took.
         cautions: From `fit_cautions`. May be missing.
         choice: {"metric", "value"} of the validation rows, where one of several is chosen by it.
@@ -132,7 +134,7 @@ def judged_how(runs: Sequence[Run], judged: Mapping[str, Any]) -> list[str]:
         chosen = f"{ranking(runs)[0]['kind']} was {_chosen_by(runs)} of the validation rows"
         found.append(f"{chosen}; {_EACH_FOLD}" if by_folds else chosen)
     if by_folds:
-        found.append(_STORED_HEAD)
+        found += FOLD_NOTES
     if judged["judged_on"] == "validation":
         found.append(f"the validation rows {_ALSO_CHOSE}")
     return found

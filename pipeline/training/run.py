@@ -15,6 +15,7 @@ from pipeline.training.facts import describe_data, label_origin
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import (
+    FOLD_NOTES,
     LOWER_IS_BETTER,
     Run,
     abstaining_text,
@@ -426,7 +427,7 @@ def _judge(
     judged: Sequence[_Judged], rows: Rows, plan: FitPlan, options: TrainOptions, *, table: Table, parts: Split
 ) -> dict[str, Any]:
     numbers, scores = _together(judged)
-    return judge(
+    found = judge(
         scores,
         rows.codes[numbers],
         rows.classes,
@@ -435,6 +436,7 @@ def _judge(
         seed=options.settings.seed,
         judged_on=plan.judged_on,
     )
+    return {**found, "notes": list(FOLD_NOTES)} if plan.judged_on == "folds" else found
 
 
 def _head(

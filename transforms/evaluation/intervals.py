@@ -17,7 +17,7 @@ FEW_ROWS = "too few rows of a class"
 FEW_ERRORS = "too few errors"
 _TAIL = 0.025
 _DRAWS = 2_000
-# An interval of a loss that reaches from less than a tenth to more than ten times of it says nothing.
+# An interval of a loss that reaches to more than ten times of it says nothing.
 _FARTHEST = np.log(10)
 # Multiples of the measured miscalibration that are tried, from none at all to twice of it.
 _MULTIPLES = np.linspace(0, 2, 81)
@@ -69,7 +69,9 @@ def share(hits: np.ndarray, units: Units) -> Interval:
 def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
     """Returns a mean log loss with Student's interval of its logarithm: losses have a long tail.
 
-    Few errors say little of what errors cost. So the variance is at least what the head's own confidence makes of it.
+    Few errors say little of what errors cost. So the variance is at least what the head's own confidence makes of it,
+    and the lower end is at least as far as that of so many counted errors: of rows that are nearly all right, those
+    with an error seem worse than they are.
 
     Args:
         losses: N, at least 0.
@@ -114,9 +116,20 @@ def _student(value: float, centre: float, variance: float, freedom: float, scale
         if reach > _FARTHEST * centre:
             return none(value, FEW_ERRORS)
         factor = np.exp(reach / max(centre, 1e-300))
-        return _interval(value, centre / factor, centre * factor)
+        # More events than this are as good as any number.
+        events = centre**2 / max(variance, 1e-12 * centre**2, 1e-300)
+        return _interval(value, centre * min(1 / factor, _least_of_count(events)), centre * factor)
     middle, reach = np.log(centre / (1 - centre)), reach / (centre * (1 - centre))
     return _interval(value, *(1 / (1 + np.exp(-np.clip([middle - reach, middle + reach], -700, 700)))))
+
+
+def _least_of_count(events: float) -> float:
+    """Returns the lower end of the mean of a count, as a share of it; a sum that varies as much counts as so many
+    events (Fay and Feuer 1997, Confidence Intervals for Directly Standardized Rates, equation 8).
+    """
+    from scipy.stats import gamma
+
+    return float(gamma.ppf(_TAIL, events)) / events
 
 
 def _wilson(right: float, rows: float) -> tuple[float, float]:

@@ -4,6 +4,8 @@ import numpy as np
 
 from transforms.evaluation.intervals import ONE_GROUP, Interval, Units, none
 
+# A difference of losses hangs on the rows that are wrong; resamples of fewer know too little of the next one.
+_LEAST_WRONG = 10
 _DRAWS = 2_000
 # Units drawn at a time: a draw of 100,000 takes 800 kB.
 _NUMBERS = 2**22
@@ -11,19 +13,46 @@ _TAIL = 0.025
 _NORMAL = 1.959964
 
 
-def paired_difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray | None, *, seed: int) -> Interval:
+def share_difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray | None, *, seed: int) -> Interval:
+    """Returns the share of hits of `other` minus that of `one`, with its 95 % interval.
+
+    Of independent rows it is that of Bonett and Price 2012, Adjusted Wald Confidence Interval for a Difference of
+    Binomial Proportions Based on Paired Data: as if each head had been right alone on one row more. Resamples of two
+    rows that tell the heads apart know nothing of a third. Of groups it is the bootstrap's, or that where it is wider.
+
+    Args:
+        one, other: N booleans of the same rows.
+        groups: N ids; rows of one aren't independent. None: each row is.
+        seed: Of the drawing.
+    """
+    only_one, only_other, rows = int((one & ~other).sum()), int((other & ~one).sum()), len(one)
+    value, middle = (only_other - only_one) / rows, (only_other - only_one) / (rows + 2)
+    reach = _NORMAL * np.sqrt(((only_one + only_other + 2) / (rows + 2) - middle**2) / (rows + 2))
+    ends = [value, middle - reach, middle + reach]
+    if not Units.of(rows, groups).single or not only_one + only_other:
+        found = paired_difference(one, other, groups, seed=seed)
+        if found["low"] is None:
+            return found
+        ends += [found["low"], found["high"]]
+    return {"value": value, "low": float(min(ends)), "high": float(max(ends))}
+
+
+def paired_difference(
+    one: np.ndarray, other: np.ndarray, groups: np.ndarray | None, *, seed: int, wrong: np.ndarray | None = None
+) -> Interval:
     """Returns the mean of `other` - `one` with its 95 % interval, by the paired bootstrap.
 
     Whole units are drawn with replacement, with what both heads said of their rows, so that what is hard for both takes
     nothing from the difference (Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 8 and 13). The
     percentiles are moved outward by √(U / (U - 1)) and by Student's t instead of the normal distribution, without which
-    few units give too short an interval; of groups it reaches at least as far as Student's with the variance of leaving
-    out each, since they may differ much in size.
+    few units give too short an interval; and it reaches at least as far as Student's with the variance of leaving out
+    each, since groups may differ much in size, and losses have a long tail.
 
     Args:
         one, other: N numbers of the same rows, such as hits or losses.
         groups: N ids; rows of one aren't independent. None: each row is.
         seed: Of the drawing.
+        wrong: Of losses, N booleans: the rows that one of the heads got wrong. There is no interval of few.
     """
     from scipy.stats import t
 
@@ -34,6 +63,8 @@ def paired_difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray | N
         return none(value, ONE_GROUP)
     if not gains.any():
         return none(value, "no row tells them apart")
+    if wrong is not None and wrong.sum() < _LEAST_WRONG:
+        return none(value, f"fewer than {_LEAST_WRONG} wrong rows")
     # Units that are alike are drawn together: of hits there are three kinds, however many rows.
     kinds, counts = np.unique(np.column_stack([units.sums(gains), units.sums()]), axis=0, return_counts=True)
     sums, rows = kinds.T
@@ -45,11 +76,9 @@ def paired_difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray | N
     low, high = np.quantile(np.concatenate(drawn), [_TAIL, 1 - _TAIL])
     factor = float(t.ppf(1 - _TAIL, units.count - 1))
     wider = factor / _NORMAL * np.sqrt(units.count / (units.count - 1))
-    least = 0.0
-    if not units.single:
-        totals, sizes = units.sums(gains), units.sums()
-        left = (totals.sum() - totals) / (sizes.sum() - sizes)
-        least = factor * np.sqrt((units.count - 1) / units.count * np.square(left - left.mean()).sum())
+    totals, sizes = units.sums(gains), units.sums()
+    left = (totals.sum() - totals) / (sizes.sum() - sizes)
+    least = factor * np.sqrt((units.count - 1) / units.count * np.square(left - left.mean()).sum())
     low, high = value - max(least, wider * (value - low)), value + max(least, wider * (high - value))
     return {"value": value, "low": float(min(low, value)), "high": float(max(high, value))}
 

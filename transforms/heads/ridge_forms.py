@@ -52,7 +52,8 @@ class Spectrum:
         divisor = self.values + penalty * self.unit
         rounding = np.finfo(np.float64).eps * self.values.max(initial=0)
         used = divisor > len(divisor) * rounding
-        if rounding > _EXACT * divisor[used].min(initial=np.inf):
+        # Only without a penalty is a direction left out in which nothing varies; with one, nobody knows its part.
+        if rounding > _EXACT * (divisor if penalty else divisor[used]).min(initial=np.inf):
             raise FeaturemillError(
                 f"ridge can't be exact at the penalty {penalty:g}: these vectors vary too little in some directions, "
                 "beside others, for so small a one; leave it out of --penalties"

@@ -291,8 +291,11 @@ def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
     assert run_cli(["train", str(path), *asked]) == 0
     printed = capsys.readouterr().out
     assert "is at the edge of the sweep" in printed
-    assert "the head that is stored is another than those that were judged" in printed
     head = load_head(str(tmp_path / "head"))
+    assert len(head.metrics["notes"]) == 2
+    for word in ("the head that is stored is another than those that were judged", "their training rows overlap"):
+        assert all(word in text for text in (printed, " ".join(head.metrics["notes"])))
+        assert all(word[4:] in (tmp_path / "head" / page).read_text() for page in ("report.html", "errors.html"))
     assert all(point["low"] <= point["accuracy"] <= point["high"] for point in head.metrics["learning"])
 
 

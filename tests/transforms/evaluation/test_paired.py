@@ -5,7 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from transforms.evaluation.paired import mcnemar, paired_difference
+from benchmarks.honesty import losses_of_two
+from transforms.evaluation.paired import mcnemar, paired_difference, share_difference
 
 
 def test_the_interval_is_that_of_all_resamples():
@@ -39,3 +40,55 @@ def test_mcnemar_by_hand():
     # 2 (C(11,0) + C(11,1) + C(11,2)) / 2¹¹
     assert mcnemar(one, other) == pytest.approx(2 * (1 + 11 + 55) / 2**11)
     assert mcnemar(one, one) == 1
+
+
+@pytest.mark.parametrize(("only_one", "only_other"), [(0.005, 0.01), (0.01, 0.01), (0.012, 0.03), (0.1, 0.15)])
+@pytest.mark.parametrize("rows", [100, 1000])
+def test_a_difference_of_shares_holds_the_truth_and_is_no_wider_than_need_be(rows, only_one, only_other):
+    drawn = np.random.default_rng(0).multinomial(rows, [only_one, only_other, 1 - only_one - only_other], 400)
+    held, widths = [], []
+    for first, second, _ in drawn:
+        one, other = np.arange(rows) < first, (np.arange(rows) >= first) & (np.arange(rows) < first + second)
+        found = share_difference(one, other, None, seed=0)
+        if found["low"] is not None:
+            held.append(found["low"] <= only_other - only_one <= found["high"])
+            widths.append(found["high"] - found["low"])
+    assert np.mean(held) >= 0.93 - 3 * (0.05 * 0.95 / len(held)) ** 0.5
+    # By the normal theory, with the row that each head is given.
+    assert np.mean(widths) <= 1.1 * 2 * 1.96 * np.sqrt((only_one + only_other + 2 / rows) / rows)
+
+
+def test_groups_reach_at_least_as_far_as_rows_would():
+    one, other = np.ones(200, bool), np.ones(200, bool)
+    one[:2], other[-1:] = False, False
+    alone = share_difference(one, other, None, seed=0)
+    found = share_difference(one, other, np.arange(200) // 5, seed=0)
+    assert found["low"] <= alone["low"] < 0 < alone["high"] <= found["high"]
+
+
+def test_few_wrong_rows_say_nothing_of_a_difference_of_losses():
+    """Where hardly a row is wrong, all gains are small, until one is."""
+    random, truth = np.random.default_rng(0), losses_of_two(np.random.default_rng(1), 0.997, 1_000_000)
+    truth, blind, shown = float((truth[1] - truth[0]).mean()), [], 0
+    for seed in range(50):
+        one, other, wrong = losses_of_two(random, 0.997, 100)
+        found = paired_difference(one, other, None, seed=seed)
+        blind.append(found["low"] <= truth <= found["high"])
+        found = paired_difference(one, other, None, seed=seed, wrong=wrong)
+        shown += found["low"] is not None
+    assert np.mean(blind) < 0.5
+    assert not shown
+    assert found["why"] == "fewer than 10 wrong rows"
+
+
+def test_a_difference_of_losses_holds_the_truth():
+    random, truth = np.random.default_rng(0), losses_of_two(np.random.default_rng(1), 0.9, 1_000_000)
+    truth, held, widths, errors = float((truth[1] - truth[0]).mean()), [], [], []
+    for seed in range(60):
+        one, other, wrong = losses_of_two(random, 0.9, 200)
+        found = paired_difference(one, other, None, seed=seed, wrong=wrong)
+        held.append(found["low"] <= truth <= found["high"])
+        widths.append(found["high"] - found["low"])
+        errors.append((other - one).std() / np.sqrt(200))
+    assert np.mean(held) >= 0.93 - 3 * (0.05 * 0.95 / len(held)) ** 0.5
+    assert np.mean(widths) <= 1.15 * 2 * 1.96 * np.mean(errors)
