@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -57,6 +60,19 @@ def gone(number: int) -> bool:
                 continue
         return True
     return False
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def locks_waited_for() -> set[int]:
+    """Returns the inodes of files that somebody waits to lock."""
+    rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return {int(row[6].split(":")[-1]) for row in rows if row[1] == "->"}
 
 
 def test_gives_what_the_engine_gives(settings):
@@ -164,6 +180,59 @@ def test_a_folder_with_a_long_name_is_told(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(sharing.tempfile, "tempdir", str(tmp_path / ("x" * 100)))
     with pytest.raises(FeaturemillError, match="set TMPDIR to a shorter path"):
         SharedEngine(load, settings)
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing.tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"featuremill-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def test_the_last_process_leaves_nothing_behind(settings, own_folder):
+    engines = [SharedEngine(load_gpus, settings, ["0", "1"]) for _ in range(3)]
+    assert sorted(path.suffix for path in own_folder.iterdir()) == ["", "", ".lock", ".lock", ".turn"]
+    engines.pop(1)
+    wait_until(lambda: sorted(path.suffix for path in own_folder.iterdir()) == ["", ".lock", ".turn"])
+    engines.clear()
+    wait_until(lambda: os.listdir(own_folder) == [])
+
+
+def test_what_belongs_to_nobody_is_swept_away_by_the_next_to_start(settings, own_folder):
+    killed, alive = (SharedEngine(load, Settings(f"{settings.name} {number}")) for number in range(2))
+    with sharing._locked(str(own_folder / f"{'a' * 16}.lock")):
+        turned = SharedEngine(load_gpus, settings, ["0"])
+        os.kill(pid(killed), signal.SIGKILL)
+        assert gone(pid(killed))
+        kept = set(os.listdir(own_folder)) - {
+            f"{sharing._name(load, Settings(f'{settings.name} 0'))}{end}" for end in ("", ".lock")
+        }
+        for name in ("b" * 16 + ".lock", "c" * 16 + ".turn", "notes.lock"):
+            (own_folder / name).touch()
+        starter = SharedEngine(load, settings)
+        new = sharing._name(load, settings)
+        wait_until(lambda: set(os.listdir(own_folder)) == {*kept, "notes.lock", new, f"{new}.lock"})
+    for engine in (alive, starter):
+        same(engine.embed(drawn(2)), Sums(settings).embed(drawn(2)))
+    assert turned.batch_size == 8
+
+
+def test_who_waited_for_a_lock_that_was_swept_away_has_the_next(tmp_path):
+    path, entered = tmp_path / "a.lock", threading.Event()
+
+    def wait() -> None:
+        with sharing._locked(str(path)):
+            if path.exists():
+                entered.set()
+
+    with sharing._locked(str(path)):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        wait_until(lambda: os.stat(path).st_ino in locks_waited_for())
+        path.unlink()
+    waiting.join()
+    assert entered.is_set()
 
 
 def test_workers_are_spread_over_the_gpus_by_turns(settings):
