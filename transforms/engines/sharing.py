@@ -35,7 +35,7 @@ from transforms.engines.engine import Engine, OutOfMemory
 from transforms.errors import FeaturemillError
 from transforms.isolated import portable
 from transforms.machine import ended_as, own_command
-from transforms.text import one_line
+from transforms.text import one_line, size_text
 
 _MODULE = "transforms.engines.sharing"
 _SLOTS = 2
@@ -86,7 +86,7 @@ class SharedEngine:
         """Computes the features of N images, N at most the batch size.
 
         Raises:
-            FeaturemillError: The process with the engine is gone.
+            FeaturemillError: The process with the engine is gone, or there is no room for a batch.
         """
         with self._slot() as slot:
             return self._embed(slot, pixels)
@@ -184,11 +184,22 @@ class _Slot:
         return kind, told
 
     def _share(self, size: int) -> mmap.mmap:
-        handle = os.memfd_create("featuremill batch")
         try:
-            # Where there is no room, it is said here, and doesn't end the process later.
-            os.posix_fallocate(handle, 0, size)
-            memory = mmap.mmap(handle, size)
+            handle = os.memfd_create("featuremill batch")
+            try:
+                # Where there is no room, it is said here, and doesn't end the process later.
+                os.posix_fallocate(handle, 0, size)
+                memory = mmap.mmap(handle, size)
+            except BaseException:
+                os.close(handle)
+                raise
+        except OSError as error:
+            # Not the fault of an image: each other batch would fail like this one.
+            raise FeaturemillError(
+                f"a worker has no room for the {size_text(size)} of a batch that it shares with the engine "
+                f"({one_line(error)}); free memory, or lower --workers or --batch-size, and run again"
+            ) from error
+        try:
             self.pipe.send((_MEMORY, size))
             # The process is on this machine, whatever its number.
             send_handle(self.pipe, handle, 0)

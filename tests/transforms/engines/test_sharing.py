@@ -19,6 +19,7 @@ import pytest
 from pipeline.extraction.options import ExtractOptions
 from tests import ROOT
 from tests.pipeline.extraction import test_run as te
+from tests.support.fakes import no_room
 from tests.support.sharable import Settings, Sums, load, load_gpus
 from transforms import engines
 from transforms.engines import chosen_gpus, sharing
@@ -148,6 +149,45 @@ def test_why_it_cant_be_loaded_is_told_to_each_worker(settings):
     for _ in range(2):
         with pytest.raises(FeaturemillError, match=r"^no weights; fetch them$"):
             SharedEngine(load, Settings(settings.name, problem="no weights; fetch them"))
+
+
+def test_no_room_for_a_batch_is_told(settings, monkeypatch):
+    engine = SharedEngine(load, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", no_room)
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(FeaturemillError, match=r"^a worker has no room for the 864 B of .*left on device\); free"):
+            engine.embed(drawn(8))
+        assert os.listdir("/proc/self/fd") == before
+    same(engine.embed(drawn(8)), Sums(settings).embed(drawn(8)))
+
+
+def test_a_worker_that_stands_still_holds_up_nobody(settings):
+    code = (
+        "import sys\n"
+        "from tests.support.sharable import Settings, load\n"
+        "from tests.transforms.engines.test_sharing import drawn\n"
+        "from transforms.engines.sharing import SharedEngine\n"
+        "engine = SharedEngine(load, Settings(sys.argv[1]))\n"
+        "while True:\n"
+        "    print(engine.embed(drawn(2))['sums'].tobytes().hex(), flush=True)\n"
+    )
+    expected = Sums(settings).embed(drawn(2))
+    command = [sys.executable, "-c", code, settings.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as slow:
+        assert slow.stdout.readline().strip() == expected["sums"].tobytes().hex()
+        engine = SharedEngine(load, settings)
+        slow.send_signal(signal.SIGSTOP)
+        for _ in range(20):
+            same(engine.embed(drawn(2)), expected)
+        del engine
+        # Longer than a process without workers stays.
+        time.sleep(sharing._GRACE_SECONDS + 3 * sharing._LOOK_SECONDS)
+        slow.send_signal(signal.SIGCONT)
+        # More than a pipe holds.
+        for _ in range(2000):
+            assert slow.stdout.readline().strip() == expected["sums"].tobytes().hex()
+        slow.kill()
 
 
 @pytest.mark.parametrize("how", ["aborts", "is killed"])
