@@ -11,26 +11,25 @@ import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from benchmarks.decoding import decoding
 from benchmarks.gpu import photo
-from benchmarks.process import run, say, spread
+from benchmarks.process import run, say, spread, working_seconds
 from pipeline.demo.samples import Item, write_tar
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run as extract
 from tests.support.fakes import WEIGHTS
 from transforms.embedding.unit import Job
-from transforms.images.decode import decode_image
 from transforms.machine import available_cores
 from transforms.spec import FeatureSpec
 
 _SIDES = ((500, 375), (224, 224))
 _DRAWN = 50
 _BATCH = 64
+_SPEC = FeatureSpec(backbone="vgg19", weights="", features=(), image_size=224)
 
 
 class Device:
@@ -63,35 +62,15 @@ def options(inputs: Path, output: str, workers: int) -> ExtractOptions:
     return ExtractOptions(inputs=(str(inputs),), output=output, unit_bytes=8 << 20, **settings)
 
 
-def decode_all(encoded: list[bytes], count: int) -> float:
-    """Returns the CPU seconds that one process takes to decode so many images."""
-    spec = FeatureSpec(backbone="vgg19", weights="", features=(), image_size=224)
-    began = time.process_time()
-    for number in range(count):
-        decode_image(encoded[number % len(encoded)], spec, max_pixels=10**6)
-    return time.process_time() - began
-
-
-def decoding(encoded: list[bytes], images: int) -> dict:
-    """Returns what decoding alone makes, with a process for each core."""
-    cores = available_cores()
-    with ProcessPoolExecutor(cores) as pool:
-        # The processes have to be there.
-        list(pool.map(decode_all, [encoded] * cores, [len(encoded)] * cores))
-        began = time.perf_counter()
-        cpu = sum(pool.map(decode_all, [encoded] * cores, [images // cores] * cores))
-        return {"rate": images / (time.perf_counter() - began), "cpu_ms": cpu / images * 1000}
-
-
 def whole(tar: Path, workers: int, images: int) -> dict:
-    """Returns images a second of the whole command, from its workers' first unit to their last."""
+    """Returns images a second of the whole command, from its first unit's start to its last one's end."""
     with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as output:
         done = run(
             [sys.executable, "-m", "benchmarks.feed", "--tar", str(tar), "--workers", str(workers), "--out", output]
         )
-        units = pq.read_table(Path(output, "units.parquet"), columns=["wall_seconds"])["wall_seconds"].to_pylist()
+        seconds = working_seconds(Path(output))
     assert done.figures["embedded"] == images
-    return {"rate": images / (sum(units) / workers), "seconds": done.seconds, "peak_mb": done.peak_mb}
+    return {"rate": images / seconds, "seconds": done.seconds}
 
 
 def cost(few: Path, many: Path) -> float:
@@ -123,7 +102,8 @@ def measure(given: argparse.Namespace) -> dict:
                 write_tar(path, items)
             rounds = []
             for _ in range(given.rounds):
-                figures = {"decoding": decoding(encoded, given.images), "cpu_ms": cost(few, tar)}
+                alone = decoding(encoded, _SPEC, given.images, processes=available_cores())
+                figures = {"decoding": alone, "cpu_ms": cost(few, tar)}
                 figures |= {count: whole(tar, count, given.images) for count in given.workers}
                 rounds.append(figures)
                 say(f"{sides[0]}×{sides[1]}: {figures}")
@@ -135,7 +115,7 @@ def tabled(found: dict) -> str:
     """Returns the figures as Markdown: medians, with the least and the largest."""
     lines = []
     for size, rounds in found["sizes"].items():
-        alone = [each["decoding"]["rate"] for each in rounds]
+        alone = [each["decoding"]["images_per_second"] for each in rounds]
         lines.append(f"{size}: decoding alone {spread(alone, 0)} images/s on {found['cores']} cores")
         for count in (name for name in rounds[0] if isinstance(name, int)):
             rates = [each[count]["rate"] for each in rounds]

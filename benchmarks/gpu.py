@@ -17,10 +17,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks.process import run, say
+from benchmarks.decoding import decoding
+from benchmarks.process import run, say, working_seconds
 from pipeline.demo.samples import Item, write_tar
 from pipeline.extraction.options import ExtractOptions
 from transforms.engines import load_engine
@@ -38,6 +38,7 @@ _PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 # Of the photos that the drawn ones stand for, and how many different ones there are: a tar repeats them.
 _SIDES, _DRAWN = (500, 375), 100
 _COMPARED = 4
+_DECODED = 1000
 _STAGES = ("read", "decode", "embed", "write")
 
 
@@ -136,21 +137,16 @@ def _rate(engine: KerasEngine, size: int, compiled: bool, seconds: float) -> dic
     return found | {"images_per_second": images / passed}
 
 
-def decoding(encoded: list[bytes], spec: FeatureSpec, seconds: float) -> dict:
-    """Returns images a second of decoding alone in one process, {threads: rate}."""
-
-    def decode(data: bytes) -> None:
-        decode_image(data, spec, max_pixels=10**6)
-
-    rates = {}
-    for threads in sorted({1, available_cores()}):
-        with ThreadPoolExecutor(threads) as pool:
-            started, images = time.perf_counter(), 0
-            while (passed := time.perf_counter() - started) < seconds:
-                list(pool.map(decode, encoded))
-                images += len(encoded)
-        rates[threads] = images / passed
-    return rates
+def decoding_alone(encoded: list[bytes], given: argparse.Namespace) -> dict[str, float]:
+    """Returns images a second of decoding, by how it is done."""
+    spec = FeatureSpec(backbone="vgg19", weights="", features=(), image_size=given.image_size)
+    images, cores = min(given.images, _DECODED), available_cores()
+    ways = {
+        "one thread": {},
+        f"{cores} threads of one process": {"threads": cores},
+        f"{cores} processes": {"processes": cores},
+    }
+    return {name: decoding(encoded, spec, images, **way)["images_per_second"] for name, way in ways.items()}
 
 
 def whole(given: argparse.Namespace, precision: str, batch_size: int, tar: Path) -> dict:
@@ -159,8 +155,8 @@ def whole(given: argparse.Namespace, precision: str, batch_size: int, tar: Path)
         command = [sys.executable, "-m", "pipeline.cli", "extract", str(tar), "--output", output, "--quiet", "--json"]
         command += ["--engine", "keras", "--weights", "random:0", "--image-size", str(given.image_size)]
         done = run([*command, "--precision", precision, "--batch-size", str(batch_size)])
-        # They run one after the other; what is left of the command's time is start-up and the last look at OUT.
-        units = pq.read_table(Path(output, "units.parquet"), columns=["wall_seconds"])["wall_seconds"].to_pylist()
+        # What is left of the command's time is start-up and the last look at OUT.
+        working = working_seconds(Path(output))
     summary = json.loads(done.printed)
     stages = summary["this_run"]
     found = {
@@ -169,7 +165,7 @@ def whole(given: argparse.Namespace, precision: str, batch_size: int, tar: Path)
         "seconds": done.seconds,
         "cpu_seconds": done.cpu_seconds,
         "peak_mb": done.peak_mb,
-        "units_seconds": sum(units),
+        "units_seconds": working,
     }
     return found | {f"{name}_seconds": stages[f"{name}_seconds"] for name in _STAGES}
 
@@ -209,14 +205,14 @@ def tabled(found: dict) -> str:
             f"| {precision}, batch {each['batch_size']} | {rate:,.0f} | {rate / bare:.2f} | "
             f"{' | '.join(f'{value:.1f}' for value in seconds)} | {each['cpu_seconds']:.1f} |"
         )
-    alone = ", ".join(f"{rate:,.0f} with {threads} threads" for threads, rate in found["decoding"].items())
+    alone = ", ".join(f"{rate:,.0f} by {way}" for way, rate in found["decoding"].items())
     jpegs = f"{found['images']:,} JPEGs of {_SIDES[0]}×{_SIDES[1]} and {found['jpeg_bytes'] / 1000:.0f} kB in a tar"
     chosen = [
         f"{precision} {'compiled' if each['compiled'] else 'not compiled'}, batches of {each['batch_size']}"
         for precision, figures in found["precisions"].items()
         if (each := figures.get("chosen"))
     ]
-    lines += ["", f"{jpegs}. Decoding alone in one process, images/s: {alone}."]
+    lines += ["", f"{jpegs}. Decoding alone, images/s: {alone}."]
     return "\n".join([*lines, "", f"Chosen when the engine was loaded: {'; '.join(chosen)}.", ""])
 
 
@@ -255,8 +251,7 @@ def measure(given: argparse.Namespace) -> dict:
         tar = Path(folder, "photos.tar")
         numbers = range(given.images)
         write_tar(tar, (Item(f"{i:06}.jpg", f"class{i % 2}", encoded[i % len(encoded)]) for i in numbers))
-        spec = FeatureSpec(backbone="vgg19", weights="", features=(), image_size=given.image_size)
-        found["decoding"] = decoding(encoded, spec, given.seconds)
+        found["decoding"] = decoding_alone(encoded, given)
         say(f"decoding alone: {found['decoding']}")
         for precision in given.precisions:
             figures = found["precisions"][precision] = _grid_apart(given, precision)

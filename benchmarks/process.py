@@ -9,6 +9,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,14 @@ def alternate(commands: Mapping[str, Sequence[str] | Callable[[], Sequence[str]]
             runs[name].append(done)
             say(f"  {number}/{rounds} {name}: {done.seconds:.1f} s, {done.peak_mb:.0f} MB")
     return runs
+
+
+def working_seconds(output: Path) -> float:
+    """Returns the seconds from the first unit's start to the last unit's commit, idle ends of workers included."""
+    columns = pq.read_table(output / "units.parquet", columns=["unit_id", "wall_seconds"]).to_pydict()
+    seconds = dict(zip(*columns.values(), strict=True))
+    ended = {name: (output / "features" / f"{name}.parquet").stat().st_mtime for name in seconds}
+    return max(ended.values()) - min(ended[name] - seconds[name] for name in seconds)
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
