@@ -53,9 +53,9 @@ def run(command: Sequence[str], *, look_seconds: float | None = None) -> Run:
     Raises:
         RuntimeError: It failed; with the end of what it said.
     """
-    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as printed, tempfile.TemporaryFile() as errors:
         started = time.perf_counter()
-        process = subprocess.Popen(command, stdout=printed, stderr=said)
+        process = subprocess.Popen(command, stdout=printed, stderr=errors)
         memory = _Memory(process.pid, look_seconds) if look_seconds else None
         # Not `wait`: only the system knows what a process that is gone held at its peak.
         _, status, usage = os.wait4(process.pid, 0)
@@ -64,8 +64,8 @@ def run(command: Sequence[str], *, look_seconds: float | None = None) -> Run:
         process.returncode = os.waitstatus_to_exitcode(status)
         printed.seek(0)
         if process.returncode:
-            said.seek(0)
-            end = said.read()[-2000:].decode(errors="replace")
+            errors.seek(0)
+            end = errors.read()[-2000:].decode(errors="replace")
             raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}: {end}")
         # Linux counts in kibibytes.
         peak_mb = usage.ru_maxrss * 1024 / 1e6

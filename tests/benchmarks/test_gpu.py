@@ -37,7 +37,7 @@ def test_tiny_on_this_machine(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.long
-def test_where_time_is_over_it_is_said(tmp_path, monkeypatch, capsys):
+def test_what_time_was_too_short_for_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEATUREMILL_CACHE", str(tmp_path))
     few = ["--images", "3", "--image-size", "32", "--seconds", "0.01", "--precisions", "float32", "--workers", "1"]
     monkeypatch.setattr("sys.argv", ["gpu", *few, "--minutes", "0", "--out", str(tmp_path)])

@@ -52,7 +52,7 @@ def _no_locks(*_: object) -> None:
 
 
 def no_room(*_: object) -> None:
-    """What is said where memory is short."""
+    """What the system answers where memory is short."""
     raise OSError(errno.ENOSPC, "No space left on device")
 
 

@@ -187,7 +187,7 @@ class _Slot:
         try:
             handle = os.memfd_create("featuremill batch")
             try:
-                # Where there is no room, it is said here, and doesn't end the process later.
+                # Where there is no room, it is reported here, and doesn't end the process later.
                 os.posix_fallocate(handle, 0, size)
                 memory = mmap.mmap(handle, size)
             except BaseException:

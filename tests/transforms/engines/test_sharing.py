@@ -151,7 +151,7 @@ def test_why_it_cant_be_loaded_is_told_to_each_worker(settings):
             SharedEngine(load, Settings(settings.name, problem="no weights; fetch them"))
 
 
-def test_no_room_for_a_batch_is_told(settings, monkeypatch):
+def test_no_room_for_a_batch_is_reported(settings, monkeypatch):
     engine = SharedEngine(load, settings)
     with monkeypatch.context() as patch:
         patch.setattr(os, "posix_fallocate", no_room)
