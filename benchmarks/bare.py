@@ -6,15 +6,14 @@ Run as `python -m benchmarks.bare engine NAME`, `… kernel NAME DTYPE` or `… 
 import argparse
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.decoding import decoding
 from pipeline.extraction.options import ExtractOptions
 from transforms.engines import load_engine
 from transforms.engines.winograd.kernel import FREQUENCIES, aligned_bytes, kernels
-from transforms.images.decode import decode_image
 from transforms.machine import available_cores
 from transforms.spec import FeatureSpec
 
@@ -72,12 +71,12 @@ def decode(folder: str, mode: str, threads: int) -> dict:
     """Returns images a second of decoding and resizing alone, the files being in memory."""
     spec = FeatureSpec(backbone="vgg19", weights="", features=(), decode=mode)
     files = [path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()]
-    with ThreadPoolExecutor(threads) as pool:
-        started = time.perf_counter()
-        for _ in pool.map(lambda data: decode_image(data, spec, max_pixels=89_000_000), files):
-            pass
-        seconds = time.perf_counter() - started
-    return {"mode": mode, "threads": threads, "images": len(files), "images_per_second": len(files) / seconds}
+    return {
+        "mode": mode,
+        "threads": threads,
+        "images": len(files),
+        **decoding(files, spec, len(files), threads=threads),
+    }
 
 
 def main() -> None:

@@ -13,21 +13,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
+from benchmarks.process import working_seconds
 from pipeline.demo.samples import Item, write_tar
 from tests.distributed import fetch
 from tests.distributed.clusters import ROOT, FlinkCluster, WorkerPool
 
 SETTINGS = ["--weights", "random:0", "--engine", "ncnn", "--threads", "1", "--quiet"]
 SHARDS = 12
-
-
-def working_seconds(output: Path) -> float:
-    """Returns the seconds from the first unit's start to the last unit's commit."""
-    units = {unit["unit_id"]: unit["wall_seconds"] for unit in pq.read_table(output / "units.parquet").to_pylist()}
-    ended = {name: (output / "features" / f"{name}.parquet").stat().st_mtime for name in units}
-    return max(ended.values()) - min(ended[name] - seconds for name, seconds in units.items())
 
 
 def extract(shards: Path, output: Path, *more: str) -> float:

@@ -1,36 +1,42 @@
 """How fast images reach an engine: the whole command with an engine that costs nothing, against decoding alone.
 
 Run as `python -m benchmarks.feed`, on any machine; no GPU is needed. The engine is shared by the workers, as one on a
-GPU is. With `--rate 1000` it takes as long as a device of 1,000 images/s. Figures are printed, never asserted.
+GPU is; once more it takes as long as a device of 1,000 images/s. Figures are printed, never asserted. A run counts from
+its first unit's start to its last one's commit; rounds go on until `--minutes` would be over.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from benchmarks.decoding import decoding
 from benchmarks.gpu import photo
-from benchmarks.process import run, say, spread
+from benchmarks.process import run, say, spread, working_seconds
 from pipeline.demo.samples import Item, write_tar
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run as extract
 from tests.support.fakes import WEIGHTS
 from transforms.embedding.unit import Job
-from transforms.images.decode import decode_image
 from transforms.machine import available_cores
 from transforms.spec import FeatureSpec
+from transforms.text import counted
 
-_SIDES = ((500, 375), (224, 224))
+# {pixels: how often --images}; the smaller ones are decoded so much faster, and a run of a second is mostly its ends.
+_SIDES = {(500, 375): 1, (224, 224): 4}
 _DRAWN = 50
-_BATCH = 64
+_BATCH, _UNITS = 64, 32
+# Of the memory: workers come and go by seconds.
+_LOOK_SECONDS = 0.5
+_SPEC = FeatureSpec(backbone="vgg19", weights="", features=(), image_size=224)
 
 
 class Device:
@@ -57,103 +63,141 @@ def load_device(job: Job) -> Device:
     return Device(job, float(os.environ["FEED_RATE"]))
 
 
-def options(inputs: Path, output: str, workers: int) -> ExtractOptions:
-    settings = {"engine": "ncnn", "engine_per": "machine", "batch_size": _BATCH, "workers": workers}
-    # Several units for each worker: the last ones are shared out, too.
-    return ExtractOptions(inputs=(str(inputs),), output=output, unit_bytes=8 << 20, **settings)
+def options(given: argparse.Namespace) -> ExtractOptions:
+    settings = {"engine": "ncnn", "engine_per": "machine", "batch_size": _BATCH, "workers": given.workers[0]}
+    return ExtractOptions(inputs=(str(given.tar),), output=given.out, unit_bytes=given.unit_bytes, **settings)
 
 
-def decode_all(encoded: list[bytes], count: int) -> float:
-    """Returns the CPU seconds that one process takes to decode so many images."""
-    spec = FeatureSpec(backbone="vgg19", weights="", features=(), image_size=224)
-    began = time.process_time()
-    for number in range(count):
-        decode_image(encoded[number % len(encoded)], spec, max_pixels=10**6)
-    return time.process_time() - began
-
-
-def decoding(encoded: list[bytes], images: int) -> dict:
-    """Returns what decoding alone makes, with a process for each core."""
-    cores = available_cores()
-    with ProcessPoolExecutor(cores) as pool:
-        # The processes have to be there.
-        list(pool.map(decode_all, [encoded] * cores, [len(encoded)] * cores))
-        began = time.perf_counter()
-        cpu = sum(pool.map(decode_all, [encoded] * cores, [images // cores] * cores))
-        return {"rate": images / (time.perf_counter() - began), "cpu_ms": cpu / images * 1000}
-
-
-def whole(tar: Path, workers: int, images: int) -> dict:
-    """Returns images a second of the whole command, from its workers' first unit to their last."""
+def whole(tar: Path, unit_bytes: int, workers: int, *, rate: float = 0.0, look_seconds: float | None = None) -> dict:
+    """Returns what the whole command makes, with an engine of so many images a second; 0: one that costs nothing."""
     with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as output:
-        done = run(
-            [sys.executable, "-m", "benchmarks.feed", "--tar", str(tar), "--workers", str(workers), "--out", output]
-        )
-        units = pq.read_table(Path(output, "units.parquet"), columns=["wall_seconds"])["wall_seconds"].to_pylist()
-    assert done.figures["embedded"] == images
-    return {"rate": images / (sum(units) / workers), "seconds": done.seconds, "peak_mb": done.peak_mb}
-
-
-def cost(few: Path, many: Path) -> float:
-    """Returns CPU milliseconds of one image more in one process; what the engine's process takes isn't in it."""
-    found = []
-    for tar in (few, many):
-        with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as output:
-            found.append(run([sys.executable, "-m", "benchmarks.feed", "--tar", str(tar), "--out", output]).figures)
-    seconds, images = ([each[name] for each in found] for name in ("cpu_seconds", "embedded"))
-    return (seconds[1] - seconds[0]) / (images[1] - images[0]) * 1000
+        command = [sys.executable, "-m", "benchmarks.feed", "--tar", str(tar), "--out", output]
+        command += ["--unit-bytes", str(unit_bytes)]
+        done = run([*command, "--workers", str(workers), "--rate", str(rate)], look_seconds=look_seconds)
+        seconds = working_seconds(Path(output))
+    images = done.figures["embedded"]
+    found = {"rate": images / seconds, "seconds": done.seconds, "images": images}
+    return found | {"cpu_seconds": done.figures["cpu_seconds"], "memory_mb": done.together_mb}
 
 
 def one(given: argparse.Namespace) -> dict:
     """Is the command, with that engine."""
+    os.environ["FEED_RATE"] = str(given.rate)
     began = time.process_time()
-    summary = extract(options(given.tar, given.out, given.workers[0]), load=load_device, weights=WEIGHTS)
+    summary = extract(options(given), load=load_device, weights=WEIGHTS)
     return {"embedded": summary.totals.rows_embedded, "cpu_seconds": time.process_time() - began}
 
 
+@dataclass(frozen=True)
+class Tars:
+    """Photos of one size.
+
+    Attributes:
+        encoded: The different ones.
+        few: A tar of an eighth of the images.
+        many: A tar of all images.
+        unit_bytes: Many units for each worker, so that little is left to one alone at the end; of both tars, so that
+            their difference is the cost of images in units, too.
+    """
+
+    encoded: list[bytes]
+    few: Path
+    many: Path
+
+    @property
+    def unit_bytes(self) -> int:
+        return self.many.stat().st_size // _UNITS + 1
+
+
+def drawn(folder: Path, sides: tuple[int, int], images: int) -> Tars:
+    tars = Tars([photo(seed, sides) for seed in range(_DRAWN)], folder / f"few{sides}.tar", folder / f"many{sides}.tar")
+    for path, count in ((tars.few, images // 8), (tars.many, images)):
+        write_tar(path, (Item(f"{i:06}.jpg", f"class{i % 2}", tars.encoded[i % _DRAWN]) for i in range(count)))
+    return tars
+
+
+def one_round(tars: Tars, given: argparse.Namespace) -> dict:
+    few, many = whole(tars.few, tars.unit_bytes, 1), whole(tars.many, tars.unit_bytes, 1)
+    found = {"decoding": decoding(tars.encoded, _SPEC, many["images"], processes=available_cores())}
+    # Of one process, in which the engine's isn't.
+    seconds, images = (many[name] - few[name] for name in ("cpu_seconds", "images"))
+    found["beyond_ms"] = seconds / images * 1000 - found["decoding"]["cpu_ms"]
+    found["rates"] = {
+        count: many["rate"] if count == 1 else whole(tars.many, tars.unit_bytes, count)["rate"]
+        for count in given.workers
+    }
+    found["held"] = whole(tars.many, tars.unit_bytes, available_cores(), rate=given.rate)["rate"]
+    return found
+
+
 def measure(given: argparse.Namespace) -> dict:
-    os.environ["FEED_RATE"] = str(given.rate)
-    found = {"cores": available_cores(), "images": given.images, "engine_rate": given.rate, "sizes": {}}
-    for sides in _SIDES:
-        with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
-            encoded = [photo(seed, sides) for seed in range(_DRAWN)]
-            few, tar = Path(folder, "few.tar"), Path(folder, "photos.tar")
-            for path, count in ((few, given.images // 8), (tar, given.images)):
-                items = (Item(f"{i:06}.jpg", f"class{i % 2}", encoded[i % _DRAWN]) for i in range(count))
-                write_tar(path, items)
-            rounds = []
-            for _ in range(given.rounds):
-                figures = {"decoding": decoding(encoded, given.images), "cpu_ms": cost(few, tar)}
-                figures |= {count: whole(tar, count, given.images) for count in given.workers}
-                rounds.append(figures)
-                say(f"{sides[0]}×{sides[1]}: {figures}")
-        found["sizes"][f"{sides[0]}×{sides[1]}"] = rounds
+    began = time.monotonic()
+    found = {"cores": available_cores(), "images": given.images, "rate": given.rate}
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
+        tars = {
+            f"{sides[0]}×{sides[1]}": drawn(Path(folder), sides, times * given.images)
+            for sides, times in _SIDES.items()
+        }
+        largest = next(iter(tars.values()))
+        found["memory_mb"] = {
+            count: whole(largest.many, largest.unit_bytes, count, look_seconds=_LOOK_SECONDS)["memory_mb"]
+            for count in given.workers
+        }
+        say(f"memory: {found['memory_mb']}")
+        found["sizes"] = {size: [] for size in tars}
+        for number in range(given.rounds):
+            started = time.monotonic()
+            for size, each in tars.items():
+                found["sizes"][size].append(one_round(each, given))
+                say(f"{number + 1}/{given.rounds} {size}: {found['sizes'][size][-1]}")
+            ended = time.monotonic()
+            if ended + (ended - started) > began + 60 * given.minutes:
+                break
     return found
 
 
 def tabled(found: dict) -> str:
-    """Returns the figures as Markdown: medians, with the least and the largest."""
-    lines = []
-    for size, rounds in found["sizes"].items():
-        alone = [each["decoding"]["rate"] for each in rounds]
-        lines.append(f"{size}: decoding alone {spread(alone, 0)} images/s on {found['cores']} cores")
-        for count in (name for name in rounds[0] if isinstance(name, int)):
-            rates = [each[count]["rate"] for each in rounds]
-            most = min(filter(None, (statistics.median(alone), found["engine_rate"])))
-            share = statistics.median(rates) / most
-            lines.append(f"  {count} workers: {spread(rates, 0)} images/s, {share:.2f} of what can be")
-        beyond = [each["cpu_ms"] - each["decoding"]["cpu_ms"] for each in rounds]
-        lines.append(f"  CPU beyond decoding, one worker: {spread(beyond, 3)} ms an image")
-    return "\n".join(lines)
+    """Returns the figures as a Markdown table: medians, with the least and the largest."""
+    rows = []
+    rounds = len(next(iter(found["sizes"].values())))
+    for size, measured in found["sizes"].items():
+        alone = statistics.median(each["decoding"]["images_per_second"] for each in measured)
+        name = f"{size}: decoding alone, {found['cores']} processes, images/s"
+        rows.append((name, spread([each["decoding"]["images_per_second"] for each in measured], 0), ""))
+        for count in measured[0]["rates"]:
+            name = f"{size}: {counted(count, 'worker')}, an engine that costs nothing, images/s"
+            rows.append(_against(name, [each["rates"][count] for each in measured], alone))
+        name = f"{size}: {counted(found['cores'], 'worker')}, an engine of {found['rate']:,.0f}/s, images/s"
+        rows.append(_against(name, [each["held"] for each in measured], min(alone, found["rate"])))
+        name = f"{size}: processor beyond decoding, one worker, ms an image"
+        rows.append((name, spread([each["beyond_ms"] for each in measured], 3), ""))
+    for (fewer, before), (more, after) in itertools.pairwise(found["memory_mb"].items()):
+        name = f"memory of each further worker, from {fewer} to {more}, MB"
+        rows.append((name, f"{(after - before) / (more - fewer):.0f}", f"{before:.0f} to {after:.0f} in all"))
+    times = " and ".join(f"{n * found['images']:,} JPEGs of {w}×{h}" for (w, h), n in _SIDES.items())
+    head = f"{times}, in a tar each; {found['cores']} cores, {counted(rounds, 'round')}."
+    table = ["| figure | median (least–most) | share of what can be |", "|---|---|---|"]
+    return "\n".join([head, "", *table, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _against(name: str, rates: list[float], most: float) -> tuple[str, str, str]:
+    return name, spread(rates, 0), f"{statistics.median(rates) / most:.2f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=8000)
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rate", type=float, default=0.0, help="Images/s of the engine; 0: it costs nothing.")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=1000.0,
+        help="Images/s of an engine that takes its time, with a worker for each core.",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="At most.")
+    parser.add_argument("--minutes", type=float, default=9.0, help="No round begins that would end later.")
     parser.add_argument("--tar", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--unit-bytes", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--out", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.tar:

@@ -26,7 +26,7 @@ from transforms.network.vgg import build, cut, layers
 from transforms.network.weights import load_weights
 from transforms.spec import FeatureSpec, parse_feature
 
-BACKBONE, TAP = "vgg19", "block5_pool"
+BACKBONE, TAP, SIDE = "vgg19", "block5_pool", 224
 FEATURES = (f"avg={TAP}:avg", f"flat={TAP}:flatten")
 # What is compared with `keras` at float32.
 RUNS = (("winograd", "float32"), ("ncnn", "float32"), ("winograd", "int16"), ("keras", "bfloat16"))
@@ -57,7 +57,7 @@ def embed(weights: Path, engine: str, precision: str, pixels: np.ndarray) -> dic
     """Returns {feature: N×D float32} of N images."""
     features = tuple(map(parse_feature, FEATURES))
     sha256 = load_weights(str(weights), cut(layers(BACKBONE), [TAP]), backbone=BACKBONE).sha256
-    spec = FeatureSpec(BACKBONE, sha256, features, precision=precision)
+    spec = FeatureSpec(BACKBONE, sha256, features, image_size=SIDE, precision=precision)
     loaded = load_engine(engine, spec, str(weights), include_top=False, batch_size=BATCH, threads=None)
     batches = [loaded.embed(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)]
     del loaded
@@ -140,7 +140,7 @@ def main() -> None:
             paths = sorted(photos.fill(Path(folder, "images"), [], given.images).rglob("*.*"))
         # Evenly from all classes.
         paths = list(islice(paths[:: max(1, len(paths) // given.images)], given.images))
-        spec = FeatureSpec(BACKBONE, "", ())
+        spec = FeatureSpec(BACKBONE, "", (), image_size=SIDE)
         decoded = [decode_image(path.read_bytes(), spec, max_pixels=89_000_000) for path in paths]
         pixels, labels = np.stack([image.pixels for image in decoded]), [path.parent.name for path in paths]
         print(f"{len(pixels)} of {origin}, {BACKBONE}, `{TAP}`; against `keras` at float32.")

@@ -51,6 +51,16 @@ def _no_locks(*_: object) -> None:
     raise OSError(errno.ENOTSUP, "Operation not supported")
 
 
+def no_room(*_: object) -> None:
+    """What the system answers where memory is short."""
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+if "FAKE_NO_ROOM" in os.environ:
+    # Of workers too: they import this to load the engine.
+    os.posix_fallocate = no_room
+
+
 def main() -> None:
     from pipeline import cli
     from pipeline.extraction import run as extract

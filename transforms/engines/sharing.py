@@ -14,6 +14,7 @@ import mmap
 import os
 import pickle
 import queue
+import re
 import socket
 import stat
 import subprocess
@@ -21,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
@@ -33,7 +35,7 @@ from transforms.engines.engine import Engine, OutOfMemory
 from transforms.errors import FeaturemillError
 from transforms.isolated import portable
 from transforms.machine import ended_as, own_command
-from transforms.text import one_line
+from transforms.text import one_line, size_text
 
 _MODULE = "transforms.engines.sharing"
 _SLOTS = 2
@@ -46,6 +48,8 @@ _LOOK_SECONDS = 0.25
 _ATTEMPTS = 3
 _MEMORY, _BATCH, _RESIZE = "memory", "batch", "resize"
 _READY, _DONE, _SMALLER, _NO_MEMORY, _FAILED = "ready", "done", "smaller", "no memory", "failed"
+# Beside the sockets: who joins or starts a process locks the one, workers that took turns share the other.
+_OURS = re.compile(r"([0-9a-f]{16})\.(lock|turn)")
 _HUNG_UP = (EOFError, BrokenPipeError, ConnectionResetError)
 
 
@@ -69,8 +73,9 @@ class SharedEngine:
         """
         self._process: subprocess.Popen | None = None
         address = os.path.join(_folder(), _name(load, settings))
-        gpu = gpus[_turn(address) % len(gpus)] if gpus else None
-        if gpu is not None:
+        gpu = None
+        if gpus:
+            gpu = gpus[self._turn(address) % len(gpus)]
             address = os.path.join(_folder(), _name(load, (settings, gpu)))
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         for _ in range(_SLOTS):
@@ -81,7 +86,7 @@ class SharedEngine:
         """Computes the features of N images, N at most the batch size.
 
         Raises:
-            FeaturemillError: The process with the engine is gone.
+            FeaturemillError: The process with the engine is gone, or there is no room for a batch.
         """
         with self._slot() as slot:
             return self._embed(slot, pixels)
@@ -137,6 +142,15 @@ class SharedEngine:
                     raise error from cause
         raise FeaturemillError(f"the process with the engine ended before it was there{self._how()}; run again")
 
+    def _turn(self, address: str) -> int:
+        """Returns how many workers came before, so that each GPU gets equally many."""
+        handle = _held(f"{address}.turn", fcntl.LOCK_SH)
+        # The file is kept as long as one of these workers lives.
+        weakref.finalize(self, os.close, handle)
+        # One byte for each worker.
+        os.write(handle, b".")
+        return os.lseek(handle, 0, os.SEEK_CUR) - 1
+
     def _how(self) -> str:
         """Returns how it ended, where this worker has started it, and can tell."""
         if self._process is None:
@@ -170,11 +184,22 @@ class _Slot:
         return kind, reply
 
     def _share(self, size: int) -> mmap.mmap:
-        handle = os.memfd_create("featuremill batch")
         try:
-            # Where there is no room, it is reported here, and doesn't end the process later.
-            os.posix_fallocate(handle, 0, size)
-            memory = mmap.mmap(handle, size)
+            handle = os.memfd_create("featuremill batch")
+            try:
+                # Where there is no room, it is reported here, and doesn't end the process later.
+                os.posix_fallocate(handle, 0, size)
+                memory = mmap.mmap(handle, size)
+            except BaseException:
+                os.close(handle)
+                raise
+        except OSError as error:
+            # Not the fault of an image: each other batch would fail like this one.
+            raise FeaturemillError(
+                f"a worker has no room for the {size_text(size)} of a batch that it shares with the engine "
+                f"({one_line(error)}); free memory, or lower --workers or --batch-size, and run again"
+            ) from error
+        try:
             self.pipe.send((_MEMORY, size))
             # The process is on this machine, whatever its number.
             send_handle(self.pipe, handle, 0)
@@ -208,20 +233,59 @@ def _folder() -> str:
 
 
 @contextmanager
-def _locked(path: str) -> Iterator[None]:
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def _locked(path: str, *, wait: bool = True) -> Iterator[None]:
+    handle = _held(path, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
         yield
+    finally:
+        os.close(handle)
 
 
-def _turn(address: str) -> int:
-    """Returns how many workers came before, so that each GPU gets equally many."""
-    with open(f"{address}.turn", "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        # One byte for each worker.
-        turn = file.seek(0, os.SEEK_END)
-        file.write(".")
-    return turn
+def _held(path: str, lock: int) -> int:
+    """Returns a descriptor that holds this lock on a file, which is made if it isn't there.
+
+    Raises:
+        BlockingIOError: It was to be had at once, and another has it.
+    """
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            fcntl.flock(handle, lock)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(handle)):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        # It was swept away between our two steps.
+        os.close(handle)
+
+
+def _sweep(folder: str) -> None:
+    """Removes what belongs to no process: one that was killed removes nothing."""
+    for name in os.listdir(folder):
+        if not (found := _OURS.fullmatch(name)):
+            continue
+        path, address = os.path.join(folder, name), os.path.join(folder, found[1])
+        # Whoever has the lock is at work with it.
+        with suppress(OSError), _locked(path, wait=False):
+            if not _is_served(address):
+                with suppress(FileNotFoundError):
+                    os.unlink(address)
+                os.unlink(path)
+
+
+def _is_served(address: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        # A process with too many that wait would let this one wait, too.
+        client.setblocking(False)
+        try:
+            client.connect(address)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            pass
+        return True
 
 
 def _connected(address: str) -> Connection | None:
@@ -354,12 +418,15 @@ class _Server:
 
 def main() -> None:
     """Is the process with the engine."""
-    server = _Server(sys.argv[1])
+    address = sys.argv[1]
+    server = _Server(address)
     load, settings = pickle.loads(sys.stdin.buffer.read())
     # From here on it can be reached. Its standard output was for this alone.
     os.write(1, b"!")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    _sweep(os.path.dirname(address))
     server.run(load, settings)
+    _sweep(os.path.dirname(address))
     # Its threads wait for workers that won't come, and the backend's for work.
     os._exit(0)
 

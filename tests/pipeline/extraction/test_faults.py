@@ -35,9 +35,17 @@ SHARING = "transforms.engines.sharing"
 SETTINGS = ["--image-size", "32", "--batch-size", "4", "--unit-bytes", "8000", "--quiet"]
 
 
-def start(*args, pause: float = 0.0) -> subprocess.Popen:
+SHARED = ["--workers", "2", "--engine-per", "machine"]
+
+
+def start(*args, pause: float = 0.0, **environment: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "tests.support.fakes", *map(str, args), *SETTINGS]
-    return commands.start(command, env={**os.environ, "FAKE_PAUSE_SECONDS": str(pause)})
+    return commands.start(command, env={**os.environ, "FAKE_PAUSE_SECONDS": str(pause), **environment})
+
+
+def workers_of(command: subprocess.Popen) -> list[psutil.Process]:
+    started = psutil.Process(command.pid).children(recursive=True)
+    return [process for process in started if "pipeline.runners.worker" in process.cmdline()]
 
 
 def parts(output: Path) -> int:
@@ -126,9 +134,7 @@ def test_a_killed_worker_is_replaced(inputs, clean, tmp_path, per):
     output = tmp_path / "out"
     command = start(*inputs, "-o", output, "--workers", "2", "--engine-per", per, pause=0.2)
     wait_for_parts(command, output)
-    workers = [
-        p for p in psutil.Process(command.pid).children(recursive=True) if "pipeline.runners.worker" in p.cmdline()
-    ]
+    workers = workers_of(command)
     workers[-1].kill()
     # Without the death watch the command hangs for good.
     code, _, err = finish(command)
@@ -141,7 +147,7 @@ def test_a_killed_worker_is_replaced(inputs, clean, tmp_path, per):
 
 def test_a_shared_engine_that_is_killed_ends_the_run(inputs, clean, tmp_path):
     output = tmp_path / "out"
-    command = start(*inputs, "-o", output, "--workers", "2", "--engine-per", "machine", pause=0.2)
+    command = start(*inputs, "-o", output, *SHARED, pause=0.2)
     wait_for_parts(command, output)
     [engine] = [p for p in psutil.Process(command.pid).children(recursive=True) if SHARING in p.cmdline()]
     engine.kill()
@@ -150,6 +156,30 @@ def test_a_shared_engine_that_is_killed_ends_the_run(inputs, clean, tmp_path):
     assert "the process with the engine ended" in err
     assert err.strip().endswith("run the same command again to go on")
     assert len(err.strip().splitlines()) == 1, err
+    assert_resumes(inputs, output, clean)
+
+
+def test_a_worker_that_stands_still_holds_up_nobody(inputs, clean, tmp_path):
+    output = tmp_path / "out"
+    command = start(*inputs, "-o", output, *SHARED, pause=0.1)
+    wait_for_parts(command, output)
+    slow = workers_of(command)[-1]
+    slow.suspend()
+    # The other one goes on.
+    wait_for_parts(command, output, parts(output) + 4)
+    assert command.poll() is None
+    slow.resume()
+    code, _, err = finish(command)
+    assert (code, err) == (0, "")
+    assert rows(output) == clean
+
+
+def test_no_room_for_a_batch_ends_the_run(inputs, clean, tmp_path):
+    output = tmp_path / "out"
+    code, _, err = finish(start(*inputs, "-o", output, *SHARED, FAKE_NO_ROOM="1"))
+    assert code == 1
+    assert len(err.strip().splitlines()) == 1, err
+    assert "a worker has no room for the 12.3 kB of a batch that it shares with the engine ([Errno 28]" in err
     assert_resumes(inputs, output, clean)
 
 

@@ -28,6 +28,8 @@ from transforms.images.decode import ImageError, decode_image
 from transforms.store.features import open_features
 
 SIZE = 32
+# Of an engine in this process, and in one of its own.
+SHARED = ({}, {"engine": "ncnn", "engine_per": "machine"})
 
 
 def options(inputs, output, **more) -> ExtractOptions:
@@ -280,12 +282,13 @@ def load_poisoned(job: Job) -> PoisonedEngine:
     return PoisonedEngine(job.sizes, job.batch_size)
 
 
-def test_a_batch_that_fails_loses_only_the_guilty_image(tmp_path):
+@pytest.mark.parametrize("shared", SHARED)
+def test_a_batch_that_fails_loses_only_the_guilty_image(tmp_path, shared):
     folder = tmp_path / "in"
     folder.mkdir()
     for number in range(10):
         Image.new("RGB", (40, 40), "red" if number in (3, 8) else (number, 9, 9)).save(folder / f"{number}.png")
-    summary = extract(folder, tmp_path / "out", load=load_poisoned)
+    summary = extract(folder, tmp_path / "out", load=load_poisoned, **shared)
     assert (summary.totals.rows_embedded, summary.totals.rows_failed) == (8, 2)
     assert summary.failures == {"embed: RuntimeError": 2}
     [listed] = (tmp_path / "out/failures").iterdir()
@@ -301,9 +304,10 @@ def load_broken(job: Job) -> BrokenEngine:
     return BrokenEngine(job.sizes, job.batch_size)
 
 
-def test_a_broken_engine_is_an_error_and_not_a_failure_of_every_image(photos, tmp_path):
+@pytest.mark.parametrize("shared", SHARED)
+def test_a_broken_engine_is_an_error_and_not_a_failure_of_every_image(photos, tmp_path, shared):
     with pytest.raises(FeaturemillError, match="fails on any image: no GPU"):
-        extract(photos["tar"], tmp_path / "out", load=load_broken)
+        extract(photos["tar"], tmp_path / "out", load=load_broken, **shared)
     assert list((tmp_path / "out/features").iterdir()) == []
 
 
@@ -320,9 +324,10 @@ def load_narrow(job: Job) -> NarrowEngine:
     return NarrowEngine(job.sizes, job.batch_size)
 
 
-def test_out_of_memory_halves_the_batch(photos, tmp_path):
+@pytest.mark.parametrize("shared", [*SHARED, {**SHARED[1], "workers": 2, "unit_bytes": 8000}])
+def test_out_of_memory_halves_the_batch(photos, tmp_path, shared):
     extract(photos["tar"], tmp_path / "wide", batch_size=8)
-    narrow = extract(photos["tar"], tmp_path / "narrow", batch_size=8, load=load_narrow)
+    narrow = extract(photos["tar"], tmp_path / "narrow", batch_size=8, load=load_narrow, **shared)
     assert narrow.totals.rows_failed == 4
     assert rows(tmp_path / "narrow") == rows(tmp_path / "wide")
 

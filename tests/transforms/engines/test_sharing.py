@@ -4,10 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -16,6 +19,7 @@ import pytest
 from pipeline.extraction.options import ExtractOptions
 from tests import ROOT
 from tests.pipeline.extraction import test_run as te
+from tests.support.fakes import no_room
 from tests.support.sharable import Settings, Sums, load, load_gpus
 from transforms import engines
 from transforms.engines import chosen_gpus, sharing
@@ -57,6 +61,19 @@ def gone(number: int) -> bool:
                 continue
         return True
     return False
+
+
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def locks_waited_for() -> set[int]:
+    """Returns the inodes of files that somebody waits to lock."""
+    rows = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return {int(row[6].split(":")[-1]) for row in rows if row[1] == "->"}
 
 
 def test_gives_what_the_engine_gives(settings):
@@ -134,6 +151,45 @@ def test_why_it_cant_be_loaded_is_reported_to_each_worker(settings):
             SharedEngine(load, Settings(settings.name, problem="no weights; fetch them"))
 
 
+def test_no_room_for_a_batch_is_reported(settings, monkeypatch):
+    engine = SharedEngine(load, settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "posix_fallocate", no_room)
+        before = os.listdir("/proc/self/fd")
+        with pytest.raises(FeaturemillError, match=r"^a worker has no room for the 864 B of .*left on device\); free"):
+            engine.embed(drawn(8))
+        assert os.listdir("/proc/self/fd") == before
+    same(engine.embed(drawn(8)), Sums(settings).embed(drawn(8)))
+
+
+def test_a_worker_that_stands_still_holds_up_nobody(settings):
+    code = (
+        "import sys\n"
+        "from tests.support.sharable import Settings, load\n"
+        "from tests.transforms.engines.test_sharing import drawn\n"
+        "from transforms.engines.sharing import SharedEngine\n"
+        "engine = SharedEngine(load, Settings(sys.argv[1]))\n"
+        "while True:\n"
+        "    print(engine.embed(drawn(2))['sums'].tobytes().hex(), flush=True)\n"
+    )
+    expected = Sums(settings).embed(drawn(2))
+    command = [sys.executable, "-c", code, settings.name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as slow:
+        assert slow.stdout.readline().strip() == expected["sums"].tobytes().hex()
+        engine = SharedEngine(load, settings)
+        slow.send_signal(signal.SIGSTOP)
+        for _ in range(20):
+            same(engine.embed(drawn(2)), expected)
+        del engine
+        # Longer than a process without workers stays.
+        time.sleep(sharing._GRACE_SECONDS + 3 * sharing._LOOK_SECONDS)
+        slow.send_signal(signal.SIGCONT)
+        # More than a pipe holds.
+        for _ in range(2000):
+            assert slow.stdout.readline().strip() == expected["sums"].tobytes().hex()
+        slow.kill()
+
+
 @pytest.mark.parametrize("how", ["aborts", "is killed"])
 def test_the_end_of_the_process_is_reported(settings, how):
     starter, other = SharedEngine(load, settings), SharedEngine(load, settings)
@@ -164,6 +220,59 @@ def test_a_folder_with_a_long_name_is_reported(settings, tmp_path, monkeypatch):
     monkeypatch.setattr(sharing.tempfile, "tempdir", str(tmp_path / ("x" * 100)))
     with pytest.raises(FeaturemillError, match="set TMPDIR to a shorter path"):
         SharedEngine(load, settings)
+
+
+@pytest.fixture
+def own_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sharing.tempfile, "tempdir", str(tmp_path))
+    folder = tmp_path / f"featuremill-{os.getuid()}"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+def test_the_last_process_leaves_nothing_behind(settings, own_folder):
+    engines = [SharedEngine(load_gpus, settings, ["0", "1"]) for _ in range(3)]
+    assert sorted(path.suffix for path in own_folder.iterdir()) == ["", "", ".lock", ".lock", ".turn"]
+    engines.pop(1)
+    wait_until(lambda: sorted(path.suffix for path in own_folder.iterdir()) == ["", ".lock", ".turn"])
+    engines.clear()
+    wait_until(lambda: os.listdir(own_folder) == [])
+
+
+def test_what_belongs_to_nobody_is_swept_away_by_the_next_to_start(settings, own_folder):
+    killed, alive = (SharedEngine(load, Settings(f"{settings.name} {number}")) for number in range(2))
+    with sharing._locked(str(own_folder / f"{'a' * 16}.lock")):
+        turned = SharedEngine(load_gpus, settings, ["0"])
+        os.kill(pid(killed), signal.SIGKILL)
+        assert gone(pid(killed))
+        kept = set(os.listdir(own_folder)) - {
+            f"{sharing._name(load, Settings(f'{settings.name} 0'))}{end}" for end in ("", ".lock")
+        }
+        for name in ("b" * 16 + ".lock", "c" * 16 + ".turn", "notes.lock"):
+            (own_folder / name).touch()
+        starter = SharedEngine(load, settings)
+        new = sharing._name(load, settings)
+        wait_until(lambda: set(os.listdir(own_folder)) == {*kept, "notes.lock", new, f"{new}.lock"})
+    for engine in (alive, starter):
+        same(engine.embed(drawn(2)), Sums(settings).embed(drawn(2)))
+    assert turned.batch_size == 8
+
+
+def test_who_waited_for_a_lock_that_was_swept_away_has_the_next(tmp_path):
+    path, entered = tmp_path / "a.lock", threading.Event()
+
+    def wait() -> None:
+        with sharing._locked(str(path)):
+            if path.exists():
+                entered.set()
+
+    with sharing._locked(str(path)):
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        wait_until(lambda: os.stat(path).st_ino in locks_waited_for())
+        path.unlink()
+    waiting.join()
+    assert entered.is_set()
 
 
 def test_workers_are_spread_over_the_gpus_by_turns(settings):
