@@ -33,6 +33,7 @@ from transforms.errors import FeaturemillError
 from transforms.network.weights import load_weights
 from transforms.spec import FeatureSpec, parse_feature
 from transforms.store.features import open_features
+from transforms.store.predictions import Predictions
 
 FEATURE = "embedding=block1_pool:avg"
 NOTICED = "noticed"
@@ -138,7 +139,7 @@ class Stored:
         return repr((totals, summary.metrics))
 
     def mapped(self) -> object:
-        return repr(_read_predictions(str(self.root / "PRED")).to_pylist())
+        return repr(_read_predictions(Predictions(str(self.root / "PRED"))).to_pylist())
 
     def embed(self) -> object:
         engine = load_engine("ncnn", self.spec, "random:1", include_top=False, batch_size=1, threads=1)

@@ -4,7 +4,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, debug_option, echo, overwrite_option, saying, show
+from pipeline.cli.options import OptionsCommand, debug_option, echo, saying, show
 
 
 @click.command()
@@ -81,13 +81,11 @@ def convert(**given: Any) -> int:
     return 0
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.maintenance.register:RegisterOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--iceberg", metavar="CATALOG.NS.TABLE", help="A table of a catalog that PyIceberg knows by this name.")
-@click.option("--delta", is_flag=True, help="A Delta table, whose log is in OUT/features.")
 @click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
 @debug_option
-def register(output: str, as_json: bool, **given: Any) -> int:
+def register(as_json: bool, **given: Any) -> int:
     """Make a table of OUT's parts, as they lie, or bring it up to date.
 
     No row is written again. After extract, --prune or compact the same command removes from the table what is gone and
@@ -95,24 +93,21 @@ def register(output: str, as_json: bool, **given: Any) -> int:
     """
     from pipeline.maintenance import register as module
 
-    found = module.register(output, **given)
+    found = module.register(module.RegisterOptions(**given))
     return show(found, module.registered_json, module.registered_text, as_json=as_json)
 
 
-@click.command()
+@click.command(cls=OptionsCommand, options="pipeline.maintenance.report:ReportOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--html", "page", required=True, metavar="PAGE", help="The page, one file.")
-@click.option("--feature", metavar="NAME", help="Column of vectors that the small map shows.  [default: embedding]")
-@overwrite_option
 @debug_option
-def report(output: str, **given: Any) -> int:
+def report(**given: Any) -> int:
     """Show a run in one page: totals, failures, time, labels, sizes, vectors, duplicates, the spec.
 
     Nothing but OUT is read, finished or not.
     """
     from pipeline.maintenance import report as module
 
-    echo(module.run_report(output, **given))
+    echo(module.run_report(module.ReportOptions(**given)))
     return 0
 
 

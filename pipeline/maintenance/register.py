@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from transforms import storage
+from transforms.declared import declared
 from transforms.errors import FeaturemillError, UsageError
 from transforms.parquet.files import open_sealed
 from transforms.storage import readable
@@ -47,23 +48,31 @@ class Registered:
     left_out: tuple[str, ...] = ()
 
 
-def register(output: str, *, iceberg: str | None = None, delta: bool = False) -> Registered:
+@dataclass(frozen=True)
+class RegisterOptions:
+    """The options of `register`, on OUT: complete and on a disk."""
+
+    output: str
+    # PyIceberg knows the catalog by its own configuration.
+    iceberg: str | None = declared(
+        None, help="Make a table of a catalog that PyIceberg knows by this name", metavar="CATALOG.NS.TABLE"
+    )
+    delta: bool = declared(False, help="Make a Delta table, whose log is in OUT/features")
+
+    def __post_init__(self) -> None:
+        if self.delta == (self.iceberg is not None):
+            raise UsageError("say what table it becomes: --iceberg CATALOG.NS.TABLE or --delta, one of them")
+        if self.iceberg is not None and (self.iceberg.count(".") < 2 or not all(self.iceberg.split("."))):
+            raise UsageError(f"--iceberg {self.iceberg!r} is not of the form CATALOG.NS.TABLE")
+
+
+def register(options: RegisterOptions) -> Registered:
     """Makes a table of OUT's parts, or brings it up to date by one commit: what is gone is removed, what is new added.
 
-    Args:
-        output: OUT, complete and on a disk.
-        iceberg: `CATALOG.NS.TABLE`; PyIceberg knows the catalog by its name from its own configuration.
-        delta: Whether to keep a Delta log, in the folder of parts.
-
     Raises:
-        UsageError: Not one of the two, or no name of a table.
         FeaturemillError: OUT can't be registered, a library is missing or refuses, or the table isn't OUT's.
     """
-    if delta == (iceberg is not None):
-        raise UsageError("say what table it becomes: --iceberg CATALOG.NS.TABLE or --delta, one of them")
-    if iceberg is not None and (iceberg.count(".") < 2 or not all(iceberg.split("."))):
-        raise UsageError(f"--iceberg {iceberg!r} is not of the form CATALOG.NS.TABLE")
-    out = Output(output)
+    iceberg, out = options.iceberg, Output(options.output)
     _check(out)
     with out.locked():
         features = open_features(out)

@@ -13,6 +13,7 @@ from pipeline.maintenance.inspect import Inspection, inspect
 from pipeline.rendering.html import render, write_page
 from pipeline.rendering.targets import check_targets
 from transforms.committed import held
+from transforms.declared import declared
 from transforms.records import UnitReport
 from transforms.similarity.projection import principal_components
 from transforms.storage import readable
@@ -50,14 +51,21 @@ class Rows:
     sample_labels: list[str | None] = field(default_factory=list)
 
 
-def run_report(output: str, *, page: str, feature: str | None = None, overwrite: bool = False) -> str:
-    """Writes the page on OUT.
+@dataclass(frozen=True)
+class ReportOptions:
+    """The options of `report`, on OUT, finished or not."""
 
-    Args:
-        output: OUT, finished or not.
-        page: The page's file.
-        feature: What the small map shows; by default `embedding`, or the first one.
-        overwrite: Replace a page that is there.
+    output: str
+    page: str = declared(help="The page, one file", flags=("--html",), metavar="PAGE")
+    # Or the first one.
+    feature: str | None = declared(
+        None, help="Column of vectors that the small map shows", metavar="NAME", unset="embedding"
+    )
+    overwrite: bool = declared(False, help="Replace files that are there")
+
+
+def run_report(options: ReportOptions) -> str:
+    """Writes the page on OUT.
 
     Returns:
         What there is to say, a line.
@@ -66,10 +74,11 @@ def run_report(output: str, *, page: str, feature: str | None = None, overwrite:
         UsageError: The page is there already, or can't be one.
         FeaturemillError: OUT holds no features or unreadable ones, or the page can't be written.
     """
-    check_targets([output], page=page, overwrite=overwrite)
+    page = options.page
+    check_targets([options.output], page=page, overwrite=options.overwrite)
     with held(page):
-        inspection = inspect(output_behind(output))
-        name = choose_feature(inspection.features, feature)
+        inspection = inspect(output_behind(options.output))
+        name = choose_feature(inspection.features, options.feature)
         rows = gather_rows(inspection.features, name)
         text = run_report_html(inspection, rows, mapped=name)
         write_page(page, text)

@@ -1,7 +1,6 @@
 """The inputs of `predict`: the head; images, which its own spec extracts, or features; and whether they changed."""
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -29,6 +28,7 @@ from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.shards.fields import Fields
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec, SpecOptions
+from transforms.store.manifest import is_extracted
 from transforms.store.predictions import Predictions
 from transforms.text import clean
 
@@ -57,7 +57,7 @@ def are_features(options: PredictOptions) -> bool:
 
 def _holds_vectors(given: str) -> bool:
     location = storage.absolute(given)
-    if given.startswith("@") or _is_output(location):
+    if given.startswith("@") or is_extracted(location):
         return not given.startswith("@")
     if not _GLOB.search(location) and storage.is_folder(location):
         # Names only: in a folder of a million photos, looking at each would take a while.
@@ -65,13 +65,6 @@ def _holds_vectors(given: str) -> bool:
         return bool(names) and _has_vectors(storage.join(location, names[0]))
     first = next((info.uri for info in feature_files(location)), None)
     return first is not None and _has_vectors(first)
-
-
-def _is_output(location: str) -> bool:
-    try:
-        return {"spec", "fingerprint"} <= json.loads(storage.read_bytes(storage.join(location, "manifest.json"))).keys()
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return False
 
 
 def _has_vectors(uri: str) -> bool:
@@ -98,7 +91,7 @@ def feature_files(location: str) -> list[FileInfo]:
         return [info]
     if _GLOB.search(location):
         return storage.match(location)
-    infos = storage.list_infos(storage.join(location, "features") if _is_output(location) else location)
+    infos = storage.list_infos(storage.join(location, "features") if is_extracted(location) else location)
     return sorted((info for info in infos if info.uri.endswith(".parquet")), key=lambda info: info.uri)
 
 

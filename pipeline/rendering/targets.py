@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
 from transforms.store.layout import OUTPUT_FILES, OUTPUT_FOLDERS, PREDICTION_FILES, PREDICTION_FOLDERS
+from transforms.store.output import Output
 
 # What a run or a prediction writes, beside or below its manifest.
 _FILES = {*OUTPUT_FILES, *PREDICTION_FILES}
@@ -80,14 +81,10 @@ def _is_outs_own(full: str) -> bool:
     """Returns whether a file would lie among the files or the parts of an OUT, whatever is read."""
     folder, name = os.path.split(full)
     above, last = os.path.split(folder)
-    if name in _FILES and _has_manifest(folder):
+    if name in _FILES and Output(folder).has_manifest:
         return True
     # An OUT may itself be called `features`, beside another manifest.
-    return last in _FOLDERS and _has_manifest(above) and not _has_manifest(folder)
-
-
-def _has_manifest(folder: str) -> bool:
-    return storage.stat(storage.join(folder, "manifest.json")) is not None
+    return last in _FOLDERS and Output(above).has_manifest and not Output(folder).has_manifest
 
 
 def check_beside(output: str, given: str) -> None:

@@ -77,7 +77,7 @@ class TrainOptions(LabelOptions, AbstainOptions):
     Attributes:
         features: OUT of extract, or a Parquet file, folder or glob with a column of vectors.
         kinds: Of heads; with several, the one that is best on the validation rows is kept.
-        choose_by: The metric by which that is found; told by the settings if it isn't given.
+        choose_by: The metric by which that is found; the settings decide it if it isn't given.
         near_duplicates: Rows with at least this cosine stay on one side; None for exact copies only.
         settings: Of the fits; its seed is that of the split and of the intervals too.
         errors: Whether the images of some judged rows are read, for a page.

@@ -28,7 +28,7 @@ from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.spooled import CopiedVectors, SpooledRows
 from transforms.rows.table import Table
 from transforms.rows.thumbnails import thumbnails
-from transforms.similarity.copies import DEFAULT_COSINE, Group, copies
+from transforms.similarity.copies import COSINE, DEFAULT_COSINE, Group, copies
 from transforms.storage import readable
 from transforms.text import counted
 
@@ -37,7 +37,6 @@ SHOWN = 200
 _LEAST_ROWS = 3
 # Of more rows than that, each like the next, the first and the last needn't be alike at all.
 _LONGEST = 20
-_COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and at most 1, not {value}")
 _FOLDS = Bound(lambda folds: 3 <= folds <= 20, "{flag} is 3 to 20, not {value}")
 
 
@@ -58,7 +57,7 @@ class SuspectOptions(LabelOptions):
         None, help="Column whose equal values stay in one fold, such as a patient, in --labels FILE or else OUT"
     )
     folds: int = declared(5, help="Judge each row by heads that so many folds but its own made", bounds=(_FOLDS,))
-    cosine: float = declared(DEFAULT_COSINE, help="Cosine from which on two rows are near copies", bounds=(_COSINE,))
+    cosine: float = declared(DEFAULT_COSINE, help="Cosine from which on two rows are near copies", bounds=(COSINE,))
     top: int = declared(SHOWN, help="Show at most so many rows here and on the page", bounds=(AT_LEAST_ONE,))
     seed: int = declared(0, help="Seed of the folds", bounds=(SEED,))
     # As `labelled_table` asks for.

@@ -11,7 +11,7 @@ from pipeline.exploration.outliers import write_outliers_page
 from pipeline.exploration.query import QueryOptions, query, write_query_page
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
-from pipeline.maintenance.report import run_report
+from pipeline.maintenance.report import ReportOptions, run_report
 from pipeline.maps.run import MapOptions, make_map
 from pipeline.rendering.html import write_page
 from pipeline.training.errors import JudgedRows, errors_html
@@ -173,7 +173,7 @@ def run_page(folder: Path) -> Path:
         for i, text in enumerate(HOSTILE)
     )
     out = write_out(folder / "run", vectors, labels=labels, failures=failures, units=7)
-    run_report(out, page=str(folder / "report.html"))
+    run_report(ReportOptions(out, page=str(folder / "report.html")))
     return folder / "report.html"
 
 

@@ -48,7 +48,7 @@ PARAMETERS = {
     "image_size": ("96", 96, ["0", "-1", "large", "1.5"]),
     "precision": ("bfloat16", "bfloat16", ["float64"]),
     "engine": ("keras", "keras", ["tensorflow"]),
-    "batch_size": ("32", 32, ["0", "many"]),
+    "batch_size": ("32", 32, ["0", "many", "auto 8"]),
     "unit_bytes": ("1.5MiB", 3 << 19, ["lots", "1.2.3MiB", "-1"]),
 }
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pipeline.maintenance import inspect as inspecting
 from pipeline.maintenance.compact import CompactOptions, compact
-from pipeline.maintenance.register import register
+from pipeline.maintenance.register import RegisterOptions, register
 from tests.pipeline.extraction.test_run import extract
 from transforms.errors import FeaturemillError
 from transforms.shards import Fields
@@ -86,20 +86,20 @@ def check(kind, out):
 def test_a_table_is_made_and_follows(out, tmp_path, kind):
     asked = {"delta": True} if kind == "delta" else {"iceberg": NAME}
     before = {name: os.stat(f"{out}/features/{name}") for name in os.listdir(f"{out}/features")}
-    first = register(out, **asked)
+    first = register(RegisterOptions(out, **asked))
     assert (first.added, first.removed, first.rows) == (len(before), 0, 10)
     check(kind, out)
-    again = register(out, **asked)
+    again = register(RegisterOptions(out, **asked))
     assert (again.added, again.removed, commits(kind, out)) == (0, 0, 1)
 
     compact(CompactOptions(out, target_bytes=2**20))
-    merged = register(out, **asked)
+    merged = register(RegisterOptions(out, **asked))
     assert (merged.added, merged.removed, commits(kind, out)) == (1, len(before), 2)
     check(kind, out)
 
     (tmp_path / "a" / "0.png").unlink()
     extract([add(tmp_path / "a", [20]), tmp_path / "b", tmp_path / "c"], out, prune=True)
-    pruned = register(out, **asked)
+    pruned = register(RegisterOptions(out, **asked))
     assert (pruned.rows, commits(kind, out)) == (10, 3)
     assert pruned.removed == 1
     check(kind, out)
@@ -108,23 +108,23 @@ def test_a_table_is_made_and_follows(out, tmp_path, kind):
 @pytest.mark.parametrize("kind", ["delta", "iceberg"])
 def test_a_table_of_something_else_is_left_alone(out, tmp_path, kind):
     asked = {"delta": True} if kind == "delta" else {"iceberg": NAME}
-    register(out, **asked)
+    register(RegisterOptions(out, **asked))
     if kind == "delta":
         extract(tmp_path / "a", out, overwrite=True, features=("other=block5_pool:max",))
         with pytest.raises(FeaturemillError, match="_delta_log is that of other columns"):
-            register(out, delta=True)
+            register(RegisterOptions(out, delta=True))
     else:
         extract(tmp_path / "a", tmp_path / "second")
         with pytest.raises(FeaturemillError, match=r"files? that .*second never had"):
-            register(str(tmp_path / "second"), iceberg=NAME)
+            register(RegisterOptions(str(tmp_path / "second"), iceberg=NAME))
         with pytest.raises(FeaturemillError, match=r"table nowhere\.a\.b can't be written: "):
-            register(out, iceberg="nowhere.a.b")
+            register(RegisterOptions(out, iceberg="nowhere.a.b"))
     assert commits(kind, out) == 1
 
 
 def test_kept_columns_are_columns_of_the_table(tmp_path, out):
     (tmp_path / "t.csv").write_text("file,price,tag\na/0.png,1.5,x\na/1.png,,y\n")
     extract(tmp_path / "t.csv", tmp_path / "kept", fields=Fields(path="file"), keep=("price:double", "tag"))
-    register(str(tmp_path / "kept"), delta=True)
+    register(RegisterOptions(str(tmp_path / "kept"), delta=True))
     check("delta", str(tmp_path / "kept"))
     assert json.loads((tmp_path / "kept" / "manifest.json").read_text())["kept"] == {"price": "double", "tag": "string"}

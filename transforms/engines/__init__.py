@@ -211,7 +211,7 @@ def chosen_gpus(engine: str, asked: str) -> list[str]:
     if not numbers or max(numbers) >= len(visible):
         there = f"only {len(visible)}" if visible else "none"
         raise FeaturemillError(
-            f"--gpus {asked}: this machine has {there} that can be told by a number (NVIDIA's alone can); "
+            f"--gpus {asked}: this machine has {there} with a number (NVIDIA's alone have one); "
             "name fewer, or leave it out"
         )
     return [visible[number] for number in numbers]

@@ -1,4 +1,4 @@
-"""Whether a GPU computes a graph compiled, and in batches of how many: measured once for each card, then kept."""
+"""Chooses whether a GPU computes a graph compiled, and its batch size: measured once for each card, then kept."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ class Graph:
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of a graph.
+    """The measured speed of a graph.
 
     Attributes:
         first_seconds: Until the first batch was there.

@@ -114,10 +114,10 @@ def _load(path: str) -> "keras.Model":
                 _check_size(sum(each.file_size for each in archive.infolist()), _MOST_BYTES, path, "unpacks to")
                 described = archive.getinfo("config.json")
                 _check_size(described.file_size, _MOST_CONFIG_BYTES, path, "describes its layers in")
-                said = archive.read(described)
+                config = archive.read(described)
             # In a thread of its own, since Keras remembers for each what is to be initialised later.
             with ThreadPoolExecutor(1) as thread:
-                numbers = thread.submit(_count_weights, json.loads(said)).result()
+                numbers = thread.submit(_count_weights, json.loads(config)).result()
             _check_size(4 * numbers, _MOST_BYTES, path, "has layers whose weights take")
             return import_keras().saving.load_model(copy.name, compile=False, safe_mode=True)
         except FeaturemillError:

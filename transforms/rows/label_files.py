@@ -1,4 +1,4 @@
-"""Label files as people have them (CSV of any delimiter, JSON lines, Parquet), told by their bytes."""
+"""Label files as people have them (CSV of any delimiter, JSON lines, Parquet), recognised by their bytes."""
 
 import csv
 import gzip

@@ -14,6 +14,7 @@ from transforms.rows.table import Table, open_table
 from transforms.similarity.near_copies import near_copies
 
 DEFAULT_COSINE = 0.98
+COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and at most 1, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class DuplicateOptions:
     cosine: float = declared(
         DEFAULT_COSINE,
         help="Cosine from which on two rows are near copies",
-        bounds=(Bound(lambda cosine: 0 < cosine <= 1, "{flag} must be above 0 and at most 1, not {value}"),),
+        bounds=(COSINE,),
     )
     feature: str | None = declared(None, help="Column of vectors", metavar="NAME", unset="embedding")
 

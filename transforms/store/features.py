@@ -66,7 +66,7 @@ class Features:
 
     @property
     def weights(self) -> str:
-        """By what the network's weights are loaded again: `imagenet`, a file, or `random:SEED`."""
+        """Source from which the network's weights are loaded again: `imagenet`, a file, or `random:SEED`."""
         return source_of(self.opened.manifest.weights)
 
     @property

@@ -182,7 +182,7 @@ class PredictionTotals:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSettings:
-    """What decides the predictions, as JSON values. Those with a default are on disk only where they aren't that.
+    """The settings that decide predictions, as JSON values. Those with a default are on disk only where they differ.
 
     Attributes:
         head_sha256: Of the head.
@@ -342,6 +342,14 @@ def new_manifest(
         added_columns=list(ADDED_COLUMNS),
         kept={column.name: column.type for column in kept},
     )
+
+
+def is_extracted(folder: str) -> bool:
+    """Returns whether a folder has the manifest of an OUT; whoever reads it then says what is wrong with it."""
+    try:
+        return {"spec", "fingerprint"} <= json.loads(storage.read_bytes(storage.join(folder, "manifest.json"))).keys()
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False
 
 
 def other_kind(folder: str) -> str:

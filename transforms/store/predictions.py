@@ -36,7 +36,7 @@ def are_predictions(folder: str) -> bool:
 def output_behind(folder: str) -> Output:
     """Returns the OUT at a folder, or that predictions were made from: the one kept in PRED, or their only input.
 
-    What is no such folder is returned all the same: whoever asks for its manifest is told what it is.
+    What is no such folder is returned all the same: whoever asks for its manifest sees what it is.
     """
     output = Output(folder)
     # The manifest is read once, and looked at for what else it is only where it isn't an OUT's.

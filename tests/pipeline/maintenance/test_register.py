@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from pipeline.maintenance import register as module
-from pipeline.maintenance.register import Registered, register
+from pipeline.maintenance.register import Registered, RegisterOptions, register
 from tests.pipeline.extraction.test_added import add
 from tests.pipeline.extraction.test_kept import png
 from tests.pipeline.extraction.test_run import extract
@@ -28,7 +28,7 @@ def photo(tmp_path):
 )
 def test_what_is_no_table(tmp_path, asked, error):
     with pytest.raises(UsageError, match=error):
-        register(str(tmp_path), **asked)
+        register(RegisterOptions(str(tmp_path), **asked))
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_a_missing_library_is_one_line(photo, tmp_path, monkeypatch, asked, libr
         if name.partition(".")[0] == library:
             monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(FeaturemillError, match=rf"can't be written: .*; pip install 'featuremill\[{extra}\]'"):
-        register(str(tmp_path / "out"), **asked)
+        register(RegisterOptions(str(tmp_path / "out"), **asked))
     assert [path.suffix for path in (tmp_path / "out" / "features").iterdir()] == [".parquet"]
 
 
@@ -51,9 +51,10 @@ def test_added_features_are_said_to_be_left_out(photo, tmp_path, monkeypatch):
     (tmp_path / "in").mkdir()
     photo.rename(tmp_path / "in/a.png")
     extract([tmp_path / "in/a.png"], tmp_path / "out")
-    assert module.registered_text(register(str(tmp_path / "out"), delta=True)).endswith("1 part, 1 row")
+    first = register(RegisterOptions(str(tmp_path / "out"), delta=True))
+    assert module.registered_text(first).endswith("1 part, 1 row")
     add(tmp_path, "texture=block1_pool:avg")
-    found = register(str(tmp_path / "out"), delta=True)
+    found = register(RegisterOptions(str(tmp_path / "out"), delta=True))
     assert found.left_out == ("texture",)
     assert module.registered_text(found).endswith("1 row; without texture, which lie beside the parts")
 
@@ -61,4 +62,4 @@ def test_added_features_are_said_to_be_left_out(photo, tmp_path, monkeypatch):
 def test_numbers_that_tables_do_not_have(photo, tmp_path):
     extract(photo, tmp_path / "out", dtype="float16")
     with pytest.raises(FeaturemillError, match=r"holds float16, .* convert --dtype float32"):
-        register(str(tmp_path / "out"), delta=True)
+        register(RegisterOptions(str(tmp_path / "out"), delta=True))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.maintenance.plots import map_plot, norm_plot, rate_plot, size_plot
-from pipeline.maintenance.report import gather_rows, run_report
+from pipeline.maintenance.report import ReportOptions, gather_rows, run_report
 from tests.pipeline.training.test_report import Page
 from tests.support.pages_data import HOSTILE, clusters, write_out
 from transforms.errors import FeaturemillError
@@ -33,7 +33,7 @@ def made(tmp_path_factory):
     sha256[10] = sha256[40] = SAME
     failures = (*(failure(i, "truncated") for i in range(5)), failure(9, "too many pixels"))
     out = write_out(folder / "out", vectors, labels=labels, failures=failures, sha256=sha256, units=8)
-    printed = run_report(out, page=str(folder / "report.html"))
+    printed = run_report(ReportOptions(out, page=str(folder / "report.html")))
     return out, (folder / "report.html").read_text(), printed
 
 
@@ -74,7 +74,7 @@ def test_hostile_text_stays_text(tmp_path):
     sha256 = [SAME] * 40
     keys = [f"{HOSTILE[i % len(HOSTILE)]}{i}" for i in range(40)]
     out = write_out(tmp_path / "o", vectors, keys=keys, labels=labels, failures=failures, sha256=sha256)
-    run_report(out, page=str(tmp_path / "page.html"))
+    run_report(ReportOptions(out, page=str(tmp_path / "page.html")))
     text = (tmp_path / "page.html").read_text()
     page = Page(text)
     assert page.count("script") == page.count("img") == 0
@@ -89,7 +89,7 @@ def test_totals_that_disagree_are_reported_first(tmp_path):
     out = write_out(tmp_path / "out", clusters(30)[0])
     part = sorted((tmp_path / "out" / "features").iterdir())[0]
     part.unlink()
-    run_report(out, page=str(tmp_path / "page.html"))
+    run_report(ReportOptions(out, page=str(tmp_path / "page.html")))
     words = Page((tmp_path / "page.html").read_text()).text
     assert "Parts, footers and manifest disagree" in words
     assert "is planned, but has no part" in words
@@ -97,7 +97,7 @@ def test_totals_that_disagree_are_reported_first(tmp_path):
 
 def test_unfinished_run(tmp_path):
     out = write_out(tmp_path / "out", clusters(30)[0], complete=False)
-    run_report(out, page=str(tmp_path / "page.html"))
+    run_report(ReportOptions(out, page=str(tmp_path / "page.html")))
     words = Page((tmp_path / "page.html").read_text()).text
     assert "running: not finished" in words
     assert "Read 30 = embedded 30 + failed 0" in words
@@ -105,7 +105,7 @@ def test_unfinished_run(tmp_path):
 
 def test_no_rows_at_all(tmp_path):
     out = write_out(tmp_path / "out", np.empty((0, 4), np.float32), units=1)
-    run_report(out, page=str(tmp_path / "page.html"))
+    run_report(ReportOptions(out, page=str(tmp_path / "page.html")))
     page = Page((tmp_path / "page.html").read_text())
     assert "No rows." in page.text
     assert page.count("svg") == 0
@@ -117,18 +117,18 @@ def test_not_finite_vectors_are_counted(tmp_path):
     out = write_out(tmp_path / "out", vectors)
     rows = gather_rows(open_features(out), "embedding")
     assert len(rows.sample) == len(rows.sample_labels) == 29
-    run_report(out, page=str(tmp_path / "page.html"))
+    run_report(ReportOptions(out, page=str(tmp_path / "page.html")))
     assert "nan" in Page((tmp_path / "page.html").read_text()).text.lower()
 
 
 def test_errors_are_one_line(tmp_path):
     with pytest.raises(FeaturemillError, match="holds no features"):
-        run_report(str(tmp_path), page=str(tmp_path / "page.html"))
+        run_report(ReportOptions(str(tmp_path), page=str(tmp_path / "page.html")))
     out = write_out(tmp_path / "out", clusters(10)[0])
     with pytest.raises(FeaturemillError, match="no feature 'embeding'; did you mean embedding"):
-        run_report(out, page=str(tmp_path / "page.html"), feature="embeding")
+        run_report(ReportOptions(out, page=str(tmp_path / "page.html"), feature="embeding"))
     with pytest.raises(FeaturemillError, match=r"cannot write .*no/such/page\.html: there is no folder"):
-        run_report(out, page=str(tmp_path / "no" / "such" / "page.html"))
+        run_report(ReportOptions(out, page=str(tmp_path / "no" / "such" / "page.html")))
     assert not list(tmp_path.glob("*.tmp"))
 
 
@@ -157,7 +157,7 @@ def test_plot_of_equal_lengths(norms):
 
 def test_units_without_rows_are_not_the_slowest(tmp_path):
     out = write_out(tmp_path / "out", clusters(7)[0], units=20)
-    run_report(out, page=str(tmp_path / "page.html"))
+    run_report(ReportOptions(out, page=str(tmp_path / "page.html")))
     words = Page((tmp_path / "page.html").read_text()).text
     slowest = words[words.index("Slowest units") :]
     # Each unit took longer than the one before.
@@ -167,7 +167,7 @@ def test_units_without_rows_are_not_the_slowest(tmp_path):
 def test_run_that_was_cut_off_before_its_first_part(tmp_path):
     out = write_out(tmp_path / "out", clusters(10)[0], complete=False)
     shutil.rmtree(tmp_path / "out" / "features")
-    assert "0 rows" in run_report(out, page=str(tmp_path / "page.html"))
+    assert "0 rows" in run_report(ReportOptions(out, page=str(tmp_path / "page.html")))
     words = Page((tmp_path / "page.html").read_text()).text
     assert "Not finished" in words
     for wrong in ("Parts, footers and manifest disagree", "agree.", "Every image was embedded", "0 × 0"):
@@ -178,7 +178,7 @@ def test_an_unfinished_run_whose_totals_disagree_says_both(tmp_path):
     out = write_out(tmp_path / "out", clusters(10)[0], complete=False)
     part = sorted((tmp_path / "out" / "features").iterdir())[0]
     part.rename(part.with_name("other.parquet"))
-    run_report(out, page=str(tmp_path / "page.html"))
+    run_report(ReportOptions(out, page=str(tmp_path / "page.html")))
     words = Page((tmp_path / "page.html").read_text()).text
     assert "Not finished" in words
     assert "Parts, footers and manifest disagree" in words

@@ -175,19 +175,22 @@ def test_a_worker_that_stands_still_holds_up_nobody(settings):
     expected = Sums(settings).embed(drawn(2))
     command = [sys.executable, "-c", code, settings.name]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as slow:
-        assert slow.stdout.readline().strip() == expected["sums"].tobytes().hex()
-        engine = SharedEngine(load, settings)
-        slow.send_signal(signal.SIGSTOP)
-        for _ in range(20):
-            same(engine.embed(drawn(2)), expected)
-        del engine
-        # Longer than a process without workers stays.
-        time.sleep(sharing._GRACE_SECONDS + 3 * sharing._LOOK_SECONDS)
-        slow.send_signal(signal.SIGCONT)
-        # More than a pipe holds.
-        for _ in range(2000):
+        try:
             assert slow.stdout.readline().strip() == expected["sums"].tobytes().hex()
-        slow.kill()
+            engine = SharedEngine(load, settings)
+            slow.send_signal(signal.SIGSTOP)
+            for _ in range(20):
+                same(engine.embed(drawn(2)), expected)
+            del engine
+            # Longer than a process without workers stays.
+            time.sleep(sharing._GRACE_SECONDS + 3 * sharing._LOOK_SECONDS)
+            slow.send_signal(signal.SIGCONT)
+            # More than a pipe holds.
+            for _ in range(2000):
+                assert slow.stdout.readline().strip() == expected["sums"].tobytes().hex()
+        finally:
+            # It never ends by itself, and may be stopped.
+            slow.kill()
 
 
 @pytest.mark.parametrize("how", ["aborts", "is killed"])
@@ -308,7 +311,7 @@ def test_gpus_are_counted_as_cuda_does(two_gpus, monkeypatch, visible, asked, ex
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"gpus": "2", "workers": 3}, r"^--gpus 2: this machine has only 2 that can be told by a number .*name fewer"),
+        ({"gpus": "2", "workers": 3}, r"^--gpus 2: this machine has only 2 with a number .*name fewer"),
         ({"gpus": "all"}, r"^--gpus all are 2, and need a worker each at least; pass --workers 2$"),
         ({"gpus": "0", "engine": "winograd"}, "^the engine winograd uses no GPU; leave --gpus out"),
         ({"gpus": "0", "engine_per": "worker"}, "--engine-per worker can't be"),

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.maintenance.report import run_report
+from pipeline.maintenance.report import ReportOptions, run_report
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
 from tests import ROOT
@@ -62,7 +62,7 @@ def test_a_command_reads_each_of_the_files_once(tmp_path, counts, command):
     out = write_out(tmp_path / "out", vectors, labels=labels, units=3)
     counts.clear()
     if command == "report":
-        run_report(out, page=str(tmp_path / "report.html"))
+        run_report(ReportOptions(out, page=str(tmp_path / "report.html")))
         assert +counts == {**ONCE, "units.parquet": 1, "read_units": 1, "plan.parquet": 1, "read_plan": 1}
     else:
         # Its page of errors looks for images, by the plan.

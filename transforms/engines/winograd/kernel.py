@@ -24,7 +24,7 @@ TILE, FREQUENCIES = 4, 6**2
 MULTIPLE = 64
 _ALIGNMENT = 64
 _NOT_BUILT = (
-    "isn't here: installing found no C++ compiler (GCC 11 or Clang 14, or newer); install one (apt install g++) and "
+    "isn't here: installing could not compile it; install GCC 11 or Clang 14, or newer (apt install g++), and "
     "install featuremill again"
 )
 CURE = "pass --engine ncnn or --engine keras, which compute in float32"
