@@ -4,7 +4,7 @@ import numpy as np
 
 from transforms.evaluation.intervals import ONE_GROUP, Interval, Units, none
 
-# A difference of losses hangs on the rows that are wrong; resamples of fewer know too little of the next one.
+# A difference of losses hangs on the units that are wrong; resamples of fewer know too little of the next one.
 _LEAST_WRONG = 10
 _DRAWS = 2_000
 # Units drawn at a time: a draw of 100,000 takes 800 kB.
@@ -19,6 +19,7 @@ def share_difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray | No
     Of independent rows it is that of Bonett and Price 2012, Adjusted Wald Confidence Interval for a Difference of
     Binomial Proportions Based on Paired Data: as if each head had been right alone on one row more. Resamples of two
     rows that tell the heads apart know nothing of a third. Of groups it is the bootstrap's, or that where it is wider.
+    It ends at -1 and 1.
 
     Args:
         one, other: N booleans of the same rows.
@@ -34,7 +35,7 @@ def share_difference(one: np.ndarray, other: np.ndarray, groups: np.ndarray | No
         if found["low"] is None:
             return found
         ends += [found["low"], found["high"]]
-    return {"value": value, "low": float(min(ends)), "high": float(max(ends))}
+    return {"value": value, "low": float(max(-1, min(ends))), "high": float(min(1, max(ends)))}
 
 
 def paired_difference(
@@ -52,7 +53,8 @@ def paired_difference(
         one, other: N numbers of the same rows, such as hits or losses.
         groups: N ids; rows of one aren't independent. None: each row is.
         seed: Of the drawing.
-        wrong: Of losses, N booleans: the rows that one of the heads got wrong. There is no interval of few.
+        wrong: Of losses, N booleans: the rows that one of the heads got wrong. There is no interval where few
+            units have any.
     """
     from scipy.stats import t
 
@@ -63,8 +65,8 @@ def paired_difference(
         return none(value, ONE_GROUP)
     if not gains.any():
         return none(value, "no row tells them apart")
-    if wrong is not None and wrong.sum() < _LEAST_WRONG:
-        return none(value, f"fewer than {_LEAST_WRONG} wrong rows")
+    if wrong is not None and np.count_nonzero(units.sums(wrong)) < _LEAST_WRONG:
+        return none(value, f"fewer than {_LEAST_WRONG} {'wrong rows' if units.single else 'groups with a wrong row'}")
     # Units that are alike are drawn together: of hits there are three kinds, however many rows.
     kinds, counts = np.unique(np.column_stack([units.sums(gains), units.sums()]), axis=0, return_counts=True)
     sums, rows = kinds.T

@@ -66,6 +66,22 @@ def test_groups_reach_at_least_as_far_as_rows_would():
     assert found["low"] <= alone["low"] < 0 < alone["high"] <= found["high"]
 
 
+def test_a_difference_of_shares_ends_at_one():
+    rows = np.arange(40)
+    found = share_difference(rows < 20, rows >= 25, rows // 20, seed=0)
+    assert (found["low"], found["high"]) == (-1, 1)
+    alone = share_difference(np.zeros(2, bool), np.ones(2, bool), None, seed=0)
+    assert alone["value"] == alone["high"] == 1
+
+
+def test_wrong_rows_of_one_group_count_once():
+    random, groups = np.random.default_rng(0), np.arange(300) // 20
+    one, other = random.random((2, 300))
+    few = paired_difference(one, other, groups, seed=0, wrong=groups < 9)
+    assert (few["low"], few["why"]) == (None, "fewer than 10 groups with a wrong row")
+    assert paired_difference(one, other, groups, seed=0, wrong=groups < 10)["low"] is not None
+
+
 def test_few_wrong_rows_say_nothing_of_a_difference_of_losses():
     """Where hardly a row is wrong, all gains are small, until one is."""
     random, truth = np.random.default_rng(0), losses_of_two(np.random.default_rng(1), 0.997, 1_000_000)
