@@ -15,8 +15,11 @@ Interval = dict[str, float | str | None]
 ONE_GROUP = "one group"
 FEW_ROWS = "too few rows of a class"
 FEW_ERRORS = "too few errors"
+FEW_GROUPS = "too few groups"
 _TAIL = 0.025
 _DRAWS = 2_000
+# Of fewer groups, no interval of a loss that was tried holds the truth often enough.
+_LEAST_GROUPS = 6
 # An interval of a loss that reaches to more than ten times of it says nothing.
 _FARTHEST = np.log(10)
 # Multiples of the measured miscalibration that are tried, from none at all to twice of it.
@@ -71,7 +74,8 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
 
     Few errors say little of what errors cost. So the variance is at least what the head's own confidence makes of it,
     and the lower end is at least as far as that of so many counted errors: of rows that are nearly all right, those
-    with an error seem worse than they are.
+    with an error seem worse than they are. Where groups differ most below their mean, as they do where many rows are
+    wrong, the lower end is at least as far as the upper one. There is no interval of fewer than six groups.
 
     Args:
         losses: N, at least 0.
@@ -82,7 +86,13 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
     sure = np.clip(top, 0.5, 1 - 1e-12)
     least = float((sure * (1 - sure) * np.log(sure / (1 - sure)) ** 2).mean()) / rows
     if not units.single:
-        return _from_groups(losses, units, "log", least)
+        if 1 < units.count < _LEAST_GROUPS:
+            return none(mean, FEW_GROUPS)
+        found = _from_groups(losses, units, "log", least)
+        # The sign of their skewness; a logarithm is for a tail above.
+        if found["low"] is not None and (units.sums(losses - mean) ** 3).sum() < 0:
+            found["low"] = max(0.0, min(found["low"], 2 * mean - found["high"]))
+        return found
     if rows < 2:
         return none(mean, "one row")
     return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom, t
 
-from benchmarks.honesty import World, covered, metrics_of, truths
+from benchmarks.honesty import World, covered, group_numbers, metrics_of, truths
 from transforms.evaluation.intervals import ClassSums, Units, balanced_accuracy, macro_f1, mean_loss, share
 
 
@@ -84,6 +84,27 @@ def test_log_losses_of_hardly_any_errors_hold_the_truth_or_have_no_interval():
             held.append(found["low"] <= truth <= found["high"])
     assert 20 < len(held) < 200, "where no row is wrong there is none"
     assert np.mean(held) >= 0.93 - 3 * (0.05 * 0.95 / len(held)) ** 0.5
+
+
+@pytest.mark.parametrize("groups", [6, 10])
+def test_log_losses_of_few_groups_hold_the_truth(groups):
+    """Those of groups that are often wrong have their tail below, where a logarithm's interval is too short."""
+    world, random, rows, held = World(3, 0.69, 0.2), np.random.default_rng(0), 20 * groups, []
+    truth = truths(world, random)["log_loss"]
+    for _ in range(400):
+        of_row = group_numbers(random, groups, rows)
+        codes, taken, said = world.meet(random, of_row, rows)
+        found = mean_loss(-np.log(np.where(codes == taken, said, (1 - said) / 2)), said, Units.of(rows, of_row))
+        held.append(found["low"] <= truth <= found["high"])
+    assert np.mean(held) >= 0.93
+
+
+@pytest.mark.parametrize(("groups", "why"), [(1, "one group"), (2, "too few groups"), (5, "too few groups"), (6, None)])
+def test_a_log_loss_of_fewer_than_six_groups_has_no_interval(groups, why):
+    losses = np.random.default_rng(0).uniform(0.5, 1, 120)
+    found = mean_loss(losses, np.exp(-losses), Units.of(120, np.arange(120) % groups))
+    assert found.get("why") == why
+    assert (found["low"] is None) == bool(why)
 
 
 def test_rows_that_are_alike_hold_too_seldom_without_their_groups():
