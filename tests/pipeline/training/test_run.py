@@ -17,13 +17,13 @@ from pipeline.prediction.run import predict
 from pipeline.training import run as module
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import train, trained_json, trained_text
+from pipeline.training.run import split_table, train, trained_json, trained_text
 from tests.support.factories import shared_data
 from tests.support.heads_data import draw_rows
 from tests.support.pages_data import clusters, write_out
 from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
-from transforms.evaluation.split import Split
+from transforms.evaluation.split import SIDES, Split
 from transforms.heads import FitSettings, model
 from transforms.predictors.head import load_head
 from transforms.rows.table import open_table
@@ -266,6 +266,39 @@ def test_sides_are_given_or_drawn_not_both(tmp_path):
     path = write_clouds(tmp_path / "f.parquet", rows=90, side=["train", "validation", "test"] * 30)
     with pytest.raises(UsageError, match="--split-column says which rows judge"):
         train(options(path, tmp_path / "head", split_column="side", test=0.2))
+
+
+@pytest.mark.parametrize("belongs", ["group", "content", "near copy", "nothing"])
+def test_a_new_row_moves_no_row_that_judged(tmp_path, belongs):
+    """The last of 61 rows is new: it belongs to five test rows, to one, or to none. The row before has no label."""
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(61, 8))
+    if belongs in ("content", "near copy"):
+        matrix[60] = matrix[50] * (1 if belongs == "content" else 1.0001)
+    flats = [f"flat{i // 5}" for i in range(60)] + ["flat10" if belongs == "group" else "new"]
+    labels = [*(["a", "b"] * 30)[:59], None, "a"]
+    path = write_features(tmp_path / "f.parquet", matrix, labels, flat=flats)
+    sides = ["train"] * 30 + ["validation"] * 20 + ["test"] * 10
+    kept = pa.table({"key": [f"photo{i:04}" for i in range(60)], "side": sides})
+    near = 0.999 if belongs == "near copy" else None
+    asked = options(path, tmp_path / "x", group_column="flat", near_duplicates=near)
+    _, _, parts = split_table(asked, str(path), kept)
+    found = [SIDES[side] if side >= 0 else None for side in parts.sides]
+    assert found == [*sides[:59], None, "train" if belongs == "nothing" else "test"]
+    assert parts.report["moved_rows"] == 0
+
+
+def test_the_test_rows_of_another_head_judge_whatever_groups_grow(tmp_path):
+    drawn = draw_rows(rows=120, dims=8, classes=2, distance=6.0)
+    labels, flats = [drawn.classes[code] for code in drawn.codes], [str(i // 4 % 10) for i in range(120)]
+    quick = {"group_column": "flat", "learning_curve": False, "errors": False}
+    tests = []
+    for rows, name, more in ((100, "one", {"test": 0.3}), (120, "two", {"test_of": str(tmp_path / "one")})):
+        path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix[:rows], labels[:rows], flat=flats[:rows])
+        train(options(path, tmp_path / name, **quick, **more))
+        kept = pq.read_table(tmp_path / name / "rows.parquet").to_pylist()
+        tests.append({flats[int(row["key"][5:])] for row in kept if row["side"] == "test"})
+    assert tests[0] == tests[1] != set()
 
 
 def test_what_groups_do_to_the_split_is_reported(tmp_path):
