@@ -17,12 +17,12 @@ from pipeline.training.facts import describe_data, label_origin
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import (
-    FOLD_NOTES,
     LOWER_IS_BETTER,
     Run,
     abstaining_text,
     cautions,
     fit_cautions,
+    fold_notes,
     judged_how,
     metrics_text,
     ranking,
@@ -129,6 +129,10 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     if len(outcomes) > 1 and plan.judged_on == "folds":
         judging = _chosen_by_fold(outcomes, rows, options.choose_by)
         judged = _judge(judging, rows, plan, options, table=table, parts=parts)
+    if plan.judged_on == "folds":
+        # What stands beside each run's figures, too, is of the head that is stored.
+        for found in (judged, *(run["judged"] for run in runs)):
+            found["notes"] = fold_notes(best.run["kind"])
     confidences = kept_confidences(_together(best.choosing)[1].top)
     judged = {**judged, "confidences": confidences}
     if options.abstains:
@@ -454,7 +458,7 @@ def _judge(
     judged: Sequence[_Judged], rows: Rows, plan: FitPlan, options: TrainOptions, *, table: Table, parts: Split
 ) -> dict[str, Any]:
     numbers, scores = _together(judged)
-    found = judge(
+    return judge(
         scores,
         rows.codes[numbers],
         rows.classes,
@@ -463,7 +467,6 @@ def _judge(
         seed=options.settings.seed,
         judged_on=plan.judged_on,
     )
-    return {**found, "notes": list(FOLD_NOTES)} if plan.judged_on == "folds" else found
 
 
 def _head(

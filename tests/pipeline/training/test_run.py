@@ -332,6 +332,24 @@ def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
     assert all(point["low"] <= point["accuracy"] <= point["high"] for point in head.metrics["learning"])
 
 
+@pytest.mark.parametrize("kinds", [("knn",), ("linear",), ("ridge", "linear")])
+def test_what_the_stored_head_was_trained_on_is_said(tmp_path, kinds):
+    """Those by Adam aren't fitted again, since nothing would tell when to stop."""
+    asked = {"kinds": kinds, "settings": FitSettings(epochs=2, transform="none"), "learning_curve": False}
+    trained = train(options(write_clouds(tmp_path / "f.parquet", rows=90), tmp_path / "head", folds=3, **asked))
+    refits = trained.head.model.kind != "linear"
+    stored = "it was trained on all rows" + ("" if refits else " but those of the first fold, which only chose for it")
+    text, pages = (
+        trained_text(trained),
+        [(tmp_path / "head" / f"{name}.html").read_text() for name in ("report", "errors")],
+    )
+    assert f"{stored}\n" in text
+    assert trained.head.metrics["notes"][0].endswith(stored)
+    assert [page.count(f"{stored}.") for page in pages] == [len(kinds), 1]
+    for page in pages:
+        assert page.count("it was trained on all rows") == page.count(f"{stored}.")
+
+
 def test_a_learning_curve_of_many_scores_is_judged_on_some_rows(tmp_path, monkeypatch):
     path = write_clouds(tmp_path / "f.parquet", rows=600)
     whole = train(options(path, tmp_path / "one", validation=0.5)).runs[0]
