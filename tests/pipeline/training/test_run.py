@@ -1,6 +1,7 @@
 """Training as a whole: nothing leaks, every row is judged once, what can't be is said in a line."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -178,29 +179,50 @@ def test_the_best_of_several_is_kept(tmp_path):
     assert "ridge" in (tmp_path / "head/report.html").read_text()
 
 
-def test_what_is_best_on_noise_is_not_above_chance(tmp_path):
-    """Whoever chooses by the rows that judge finds a head that is better than chance on them."""
-    kinds, above = ("ridge", "knn"), {"test": [], "folds": []}
-    for seed in range(5):
-        random = np.random.default_rng(seed)
-        # As many of each: of others, who names the larger class is right more often than not, by no merit.
-        labels = random.permutation(["a", "b"] * 60)
-        path = write_features(tmp_path / "f.parquet", random.normal(size=(120, 8)), labels)
-        for name, judge in (("test", {"test": 0.4}), ("folds", {"folds": 3})):
-            asked = {
-                "kinds": kinds,
-                "settings": FitSettings(seed=seed, neighbours=3),
-                "learning_curve": False,
-                "errors": False,
-                **judge,
-            }
-            trained = train(options(path, tmp_path / "head", overwrite=True, **asked))
-            above[name].append(trained.head.metrics["metrics"]["accuracy"]["value"] - 0.5)
-            compared = trained.head.metrics["compared"]
-            best = min(compared, key=lambda row: row["choice"]["value"])
-            assert (trained.head.model.kind, best["choice"]["metric"]) == (best["kind"], "log_loss")
-    for found in above.values():
-        assert np.mean(found) < 3 * np.std(found) / np.sqrt(len(found))
+NOISE = {"kinds": ("ridge", "knn"), "settings": FitSettings(neighbours=3), "learning_curve": False, "errors": False}
+
+
+@pytest.mark.parametrize("choose_by", ["log_loss", "accuracy"])
+def test_labels_of_test_rows_choose_nothing(tmp_path, choose_by):
+    """Whoever chooses by them finds a head that is better than chance on noise; of the other labels, another head."""
+    random = np.random.default_rng(0)
+    matrix, labels = random.normal(size=(120, 8)), random.permutation(["a", "b"] * 60)
+    sides = np.array(["train", "validation", "test"] * 40)
+    others = np.where((sides == "test"), np.where(labels == "a", "b", "a"), labels)
+    heads = []
+    for some in (labels, others):
+        path = write_features(tmp_path / "f.parquet", matrix, some, side=sides)
+        asked = options(path, tmp_path / "head", split_column="side", choose_by=choose_by, overwrite=True, **NOISE)
+        heads.append((train(asked).head, (tmp_path / "head/head.npz").read_bytes()))
+    (one, arrays), (other, other_arrays) = heads
+    assert arrays == other_arrays
+    assert (one.model.kind, one.temperature) == (other.model.kind, other.temperature)
+    assert [row["choice"] for row in one.metrics["compared"]] == [row["choice"] for row in other.metrics["compared"]]
+    right = [[row["metrics"]["accuracy"]["value"] for row in head.metrics["compared"]] for head in (one, other)]
+    assert right[0] == pytest.approx([1 - value for value in right[1]])
+    assert right[0][0] != right[0][1], "so that these rows would choose otherwise"
+
+
+def test_labels_of_a_fold_choose_nothing_for_it(tmp_path):
+    """Each fold chooses for the one before it, so that the labels of one at a time are others."""
+    random = np.random.default_rng(0)
+    path = write_features(tmp_path / "f.parquet", random.normal(size=(120, 8)), random.permutation(["a", "b"] * 60))
+    asked = options(path, tmp_path / "head", folds=3, **NOISE)
+    table, _, parts = split_table(asked, str(path))
+    plan = plan_fits(parts, learning=False)
+    for fit in plan.fits:
+        alone, found = replace(plan, fits=(fit,), final=None), []
+        for turned in (False, True):
+            rows = module.make_rows(table, plan.cells)
+            judged = np.isin(rows.cells, fit.test)
+            rows = replace(rows, codes=np.where(judged & turned, 1 - rows.codes, rows.codes))
+            outcomes = [module.run_kind(kind, rows, alone, asked, table=table, parts=parts) for kind in asked.kinds]
+            [(numbers, scores)] = module._chosen_by_fold(outcomes, rows, "log_loss")
+            right = [np.mean(of.judging[0][1].predicted == rows.codes[numbers]) for of in outcomes]
+            found.append((*(of.run["choice"] for of in outcomes), *(of.run["settings"] for of in outcomes)))
+            found[-1] += scores.predicted.tolist(), scores.top.tolist()
+            assert right[0] != right[1], "so that these rows would choose otherwise"
+        assert found[0] == found[1]
 
 
 def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
@@ -510,9 +532,8 @@ def test_strange_labels_are_reported_in_one_short_line(tmp_path, capsys):
 def test_real_features_by_flat(tmp_path, kind):
     path = shared_data() / "vgg19_block5_pool_real.parquet"
     head = train(options(path, tmp_path / "head", kinds=(kind,), group_column="group", folds=5)).head
-    assert head.metrics["metrics"]["accuracy"]["value"] >= (0.895 if kind == "ridge" else 0.885)
-    if kind == "ridge":
-        assert head.metrics["metrics"]["log_loss"]["value"] <= 0.25
+    assert head.metrics["metrics"]["accuracy"]["value"] >= 0.90
+    assert head.metrics["metrics"]["log_loss"]["value"] <= 0.25
     assert head.metrics["majority"]["accuracy"]["value"] == pytest.approx(526 / 705)
     assert head.metrics["rows"] == 705
 
