@@ -19,7 +19,7 @@ from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import check_named, computed_layers
 from transforms.errors import FeaturemillError
 from transforms.evaluation.dealing import DEALING
-from transforms.evaluation.split import SIDES, VALIDATION, Split
+from transforms.evaluation.split import SIDES, TRAIN, VALIDATION, Split
 from transforms.heads import TRANSFORMS, FitSettings, kind_of
 from transforms.heads.cells import Rows
 from transforms.heads.model import class_weights
@@ -255,14 +255,17 @@ def _settings(chosen: Mapping[str, Any], recorded: Mapping[str, Any]) -> FitSett
 
 
 def _sides_fact(table: Table, kept: pa.Table, parts: Split) -> str:
-    sides = trained_rows.sides_of(table, kept)
-    known = sides.is_valid().to_numpy()
-    others = int((~known & (parts.sides >= 0)).sum())
+    before = encode_as(trained_rows.sides_of(table, kept), SIDES)
+    known = before >= 0
     if not known.any():
         return "drawn anew: the head was tuned on other rows"
     text = "each row is on its side of the head, whatever its label is now"
-    text += f"; {counted(others, 'row')} that the head didn't have to train" if others else ""
-    if SIDES[VALIDATION] not in sides.unique().to_pylist():
+    moved = int((known & (parts.sides >= 0) & (parts.sides != before)).sum())
+    text += f", but for {counted(moved, 'row')} beside others of another side" if moved else ""
+    trains, beside = (int((~known & some).sum()) for some in (parts.sides == TRAIN, parts.sides > TRAIN))
+    text += f"; {counted(trains, 'row')} that the head didn't have to train" if trains else ""
+    text += f"; {counted(beside, 'row')} that it didn't have beside the rows that they belong to" if beside else ""
+    if VALIDATION not in before:
         text += "; no row is here that chose for it, so that some of those that trained its network choose"
     return text
 

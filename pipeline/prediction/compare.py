@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.prediction.inputs import without_groups
 from pipeline.rendering.tables import text_table
 from pipeline.training.options import LabelOptions
 from pipeline.training.report import interval
@@ -39,7 +40,9 @@ class CompareOptions(LabelOptions):
     heads: tuple[str, ...]
     features: str | None = None
     group_column: str | None = declared(
-        None, help="Column whose equal values aren't independent, such as a patient, in --labels FILE or else FEATURES"
+        None,
+        help="Column whose equal values aren't independent, such as a patient, in --labels FILE or else FEATURES",
+        unset="that of the first HEAD that has one, where these have it",
     )
     seed: int = declared(0, help="Seed of the bootstrap", bounds=(SEED,))
 
@@ -107,9 +110,14 @@ def compare(options: CompareOptions) -> Comparison:
     """
     heads = [load_head(folder) for folder in options.heads]
     location = options.features or heads[0].source
-    tables = [_table(options, head, location) for head in heads]
+    named = zip(options.heads, heads, strict=True)
+    grouped = {head.group_column: folder for folder, head in named if head.group_column}
+    own = next(iter(grouped), None) if options.group_column is None else None
+    tables = [_table(options, head, location, own) for head in heads]
     notes = list(dict.fromkeys(filter(None, map(check_features, heads, tables))))
     table = tables[0]
+    if own and table.groups is None:
+        notes.append(without_groups(grouped[own], own))
     labelled = table.labels.is_valid().to_numpy()
     known = labelled.copy()
     for head in heads:
@@ -155,14 +163,15 @@ def compare(options: CompareOptions) -> Comparison:
     )
 
 
-def _table(options: CompareOptions, head: Head, location: str) -> Table:
-    groups = {"group_column": options.group_column}
-    names = {"key_column": options.key_column or DEFAULT_KEY}
+def _table(options: CompareOptions, head: Head, location: str, own: str | None) -> Table:
+    """Opens the features that a head takes; groups are by the column asked for, or by `own` where it is there."""
+    groups, own = {"group_column": options.group_column or own}, (own,) if own else ()
+    names = {"key_column": options.key_column or DEFAULT_KEY, "optional": own}
     if not options.labels:
         names["label_column"] = options.label_column or DEFAULT_LABEL
         return _with_zeros(open_table(location, columns=head.columns, **names, **groups))
     file = read_labels(options.labels, key_column=options.key_column, label_column=options.label_column, **groups)
-    names |= {"labels_file": options.labels, "optional": tuple(file.columns.values())}
+    names |= {"labels_file": options.labels, "optional": (*file.columns.values(), *own)}
     (table,), _ = join_labels(
         [open_table(location, columns=head.columns, **names, **groups)], file, mode=options.labels_mode
     )

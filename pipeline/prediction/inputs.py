@@ -28,6 +28,7 @@ from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_table
 from transforms.shards.fields import Fields
 from transforms.shards.parquet import IMAGE_COLUMNS
 from transforms.spec import FeatureSpec, SpecOptions
+from transforms.storage import readable
 from transforms.store.manifest import is_extracted
 from transforms.store.predictions import Predictions
 from transforms.text import clean
@@ -202,15 +203,26 @@ def _features(spec: FeatureSpec, columns: Sequence[str]) -> tuple:
     return wanted if deepest[0] == deepest[1] else spec.features
 
 
+def without_groups(head: str, column: str) -> str:
+    """Returns the note that intervals don't know a head's groups."""
+    return f"{readable(head)} was trained by group {column!r}, which these rows don't have: each row counts by itself"
+
+
 def open_tables(
-    options: PredictOptions, predictor: Predictor, locations: Sequence[str], *, ours: bool
+    options: PredictOptions,
+    predictor: Predictor,
+    locations: Sequence[str],
+    *,
+    ours: bool,
+    own_groups: str | None = None,
 ) -> "tuple[list[Table], tuple[str, ...]]":
-    """Opens features, with true labels from a file where one is named; also returns notes about that file.
+    """Opens features, with true labels from a file where one is named; also returns notes about that file and groups.
 
     Args:
         options: Names columns and the file.
         predictor: Says which columns it takes.
         locations: Of the features.
+        own_groups: The head's own column of groups, which they may lack; it is used where none is named.
         ours: They were extracted by this command, so that the columns asked for aren't theirs but the file's.
 
     Raises:
@@ -220,20 +232,24 @@ def open_tables(
     if not ours and not options.labels:
         own["label_column"] = options.label_column or DEFAULT_LABEL
     columns, file = options.feature_columns or predictor.columns, None
-    groups = {"group_column": options.group_column}
+    groups = {"group_column": options.group_column or own_groups}
+    own["optional"] = (own_groups,) if own_groups else ()
     if options.labels and locations:
         names = {"key_column": options.key_column, "label_column": options.label_column}
         file = read_labels(options.labels, **names, **groups)
-        own |= {"labels_file": options.labels, "optional": tuple(file.columns.values())}
+        own |= {"labels_file": options.labels, "optional": (*file.columns.values(), *own["optional"])}
     tables = [open_table(location, columns=columns, **own, **groups) for location in locations]
     tables = [replace(table, vectors=replace(table.vectors, zeros_pass=True)) for table in tables]
     # Who says where labels come from means it.
     if ours and options.fields.label_from == Fields().label_from:
         tables = [_without_folder_labels(table, options.inputs) for table in tables]
-    if file is None:
-        return tables, ()
-    tables, joined = join_labels(tables, file, mode=options.labels_mode)
-    return tables, (f"true labels {joined_text(joined)}",)
+    notes = []
+    if file is not None:
+        tables, joined = join_labels(tables, file, mode=options.labels_mode)
+        notes.append(f"true labels {joined_text(joined)}")
+    if own_groups and any(table.groups is None for table in tables):
+        notes.append(without_groups(predictor.name, own_groups))
+    return tables, tuple(notes)
 
 
 def _without_folder_labels(table: Table, inputs: Sequence[str]) -> Table:

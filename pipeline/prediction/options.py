@@ -36,6 +36,7 @@ class PredictOptions(LabelOptions, AbstainOptions, ImageOptions):
         None,
         help="Column whose equal values aren't independent, such as a patient, for the intervals of --evaluate; in "
         "--labels FILE or else INPUT, where that is features",
+        unset="HEAD's, where these have it",
     )
     feature_columns: tuple[str, ...] = declared(
         (),

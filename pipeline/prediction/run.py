@@ -238,6 +238,7 @@ def _limited(options: PredictOptions, images: ExtractOptions) -> ExtractOptions:
 def _settings(options: PredictOptions, source: _Source) -> PredictionSettings:
     """Returns what decides the predictions: another PRED if any of it differs."""
     paths = [f"@{storage.absolute(name[1:])}" if name[0] == "@" else storage.absolute(name) for name in options.inputs]
+    has_groups = options.evaluate and source.head is not None and source.head.group_column is not None
     return PredictionSettings(
         head_sha256=source.predictor.sha256,
         inputs=paths,
@@ -248,11 +249,19 @@ def _settings(options: PredictOptions, source: _Source) -> PredictionSettings:
         label_column=options.label_column or DEFAULT_LABEL,
         key_column=options.key_column or DEFAULT_KEY,
         labels_mode=options.labels_mode,
-        group_column=options.group_column or None,
+        # None is the head's, which its hash stands for, or none where it has none.
+        group_column=options.group_column or ("" if options.group_column == "" and has_groups else None),
         fields={name: value for name, value in asdict(options.fields).items() if (name, value) not in _LATER},
         max_pixels=options.max_pixels,
         threshold=source.predictor.threshold or 0.0,
     )
+
+
+def _own_groups(options: PredictOptions, source: _Source) -> str | None:
+    """Returns the head's column of groups where it counts: nothing but intervals knows groups."""
+    if source.head is None or not options.evaluate or options.group_column is not None:
+        return None
+    return source.head.group_column
 
 
 def _new_manifest(
@@ -308,7 +317,9 @@ def _open_features(options: PredictOptions, source: _Source, locations: Sequence
     Raises:
         FeaturemillError: They aren't, or can't be judged by.
     """
-    tables, remarks = given.open_tables(options, source.predictor, locations, ours=source.images is not None)
+    tables, remarks = given.open_tables(
+        options, source.predictor, locations, ours=source.images is not None, own_groups=_own_groups(options, source)
+    )
     notes = dict.fromkeys(remarks)
     if source.head is not None:
         notes |= dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))

@@ -6,6 +6,7 @@ from typing import Any, TypedDict
 from pipeline.rendering.html import render
 from pipeline.rendering.tables import text_table
 from pipeline.training.plots import MOST_CLASSES, confusion_plot, curve_plot, learning_plot, reliability_plot
+from transforms.heads import kind_of
 from transforms.text import counted
 
 METRICS = {
@@ -30,13 +31,13 @@ _WIDE = 16
 LOWER_IS_BETTER = ("log_loss", "weighted_log_loss")
 # What is to be known of a judgement by folds; it stands beside the figures wherever they are.
 _STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
+_NOT_REFITTED = f"{_STORED_HEAD} but those of the first fold, which only chose for it"
 _OVERLAP = "the intervals take the judged heads as they are: that their training rows overlap isn't in them"
-FOLD_NOTES = (_STORED_HEAD, _OVERLAP)
 _ALSO_CHOSE = "also chose the settings, the temperature and, of several, the head: expect a little less on new rows"
 _JUDGED_HOW = {
     "test": "Judged on test rows, which neither trained nor chose anything.",
     "validation": f"Judged on the validation rows, which {_ALSO_CHOSE}.",
-    "folds": f"Each row was judged by a head that was trained without its fold; {_STORED_HEAD}; {_OVERLAP}.",
+    "folds": "Each row was judged by a head that was trained without its fold.",
 }
 _EACH_FOLD = "each fold is judged by the kind of head that the next fold's rows chose for it"
 # What a choice among several heads does to the figures at the top of the page.
@@ -45,6 +46,11 @@ _CHOSEN_HOW = {
     "validation": " They judge, too, so the best one's figures are a little too good.",
     "test": "",
 }
+
+
+def fold_notes(kind: str) -> list[str]:
+    """Returns what is to be known of a judgement by folds where a head of this kind is stored, in sentences."""
+    return [_STORED_HEAD if kind_of(kind).refits else _NOT_REFITTED, _OVERLAP]
 
 
 class _Extra(TypedDict, total=False):
@@ -134,7 +140,7 @@ def judged_how(runs: Sequence[Run], judged: Mapping[str, Any]) -> list[str]:
         chosen = f"{ranking(runs)[0]['kind']} was {_chosen_by(runs)} of the validation rows"
         found.append(f"{chosen}; {_EACH_FOLD}" if by_folds else chosen)
     if by_folds:
-        found += FOLD_NOTES
+        found += judged.get("notes", ())
     if judged["judged_on"] == "validation":
         found.append(f"the validation rows {_ALSO_CHOSE}")
     return found

@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from pipeline.training.errors import JudgedRows, errors_html
 from pipeline.training.facts import describe_data, label_origin
 from pipeline.training.fits import CHUNKS, FitPlan, plan_fits
 from pipeline.training.options import TrainOptions
 from pipeline.training.report import (
-    FOLD_NOTES,
     LOWER_IS_BETTER,
     Run,
     abstaining_text,
     cautions,
     fit_cautions,
+    fold_notes,
     judged_how,
     metrics_text,
     ranking,
@@ -36,7 +38,7 @@ from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.dealing import DEALING
 from transforms.evaluation.intervals import Units, share
 from transforms.evaluation.metrics import RowScores, fit_temperature, is_bounded, judge, metric_values, score_rows
-from transforms.evaluation.split import SIDES, Split, split
+from transforms.evaluation.split import SIDES, Split, split, tied
 from transforms.heads.cells import Rows
 from transforms.heads.far import measure_far
 from transforms.heads.model import Model, score_slices
@@ -46,6 +48,7 @@ from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.spooled import CopiedVectors, SpooledRows
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_stored, open_table
+from transforms.similarity.near_copies import near_copies
 from transforms.store.features import Features
 from transforms.store.layout import ERRORS_FILE
 from transforms.text import counted, printable, short, shown
@@ -126,6 +129,10 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     if len(outcomes) > 1 and plan.judged_on == "folds":
         judging = _chosen_by_fold(outcomes, rows, options.choose_by)
         judged = _judge(judging, rows, plan, options, table=table, parts=parts)
+    if plan.judged_on == "folds":
+        # What stands beside each run's figures, too, is of the head that is stored.
+        for found in (judged, *(run["judged"] for run in runs)):
+            found["notes"] = fold_notes(best.run["kind"])
     confidences = kept_confidences(_together(best.choosing)[1].top)
     judged = {**judged, "confidences": confidences}
     if options.abstains:
@@ -169,16 +176,39 @@ def split_table(
     Args:
         options: What was asked for.
         features: OUT, opened, or a name of other Parquet.
-        kept: From `trained_rows.read_rows`: these rows stay on their sides, and all others train. Of none of them the
-            options alone say how to split.
+        kept: From `trained_rows.read_rows`: these rows stay on their sides, those that belong to them are beside them,
+            and all others train. Of none of them the options alone say how to split.
     """
     table, joined = labelled_table(options, features)
-    sides = trained_rows.sides_of(table, kept) if kept is not None else None
-    if sides is None or sides.null_count == len(sides):
+    sides = _kept_sides(table, kept, options) if kept is not None else None
+    if sides is None:
         table, joined = _with_test_rows(options, table, joined)
         return table, joined, _split(table, options, folds=options.folds)
-    table = replace(table, sides=pc.coalesce(sides, "train"))
+    table = replace(table, sides=sides)
     return table, joined, _split(table, options, folds=None)
+
+
+def _kept_sides(table: Table, kept: pa.Table, options: TrainOptions) -> pa.ChunkedArray | None:
+    """Returns the side of each row as another head had it; None where that had none of these rows.
+
+    What it didn't have is on the side of the rows that it belongs to, else it trains: with a new row of their group on
+    another side, `split` would move all that judge.
+    """
+    sides = trained_rows.sides_of(table, kept)
+    if sides.null_count == len(sides):
+        return None
+    codes = encode_as(sides, SIDES)
+    if sides.null_count:
+        belongs = tied([table])
+        if options.near_duplicates is not None:
+            pairs = belongs[near_copies(table.vectors, options.near_duplicates)]
+            linked = coo_array((np.ones(len(pairs), bool), pairs.T), (len(belongs), len(belongs)))
+            belongs = connected_components(linked, directed=False)[1][belongs]
+        nearest = np.full(int(belongs.max()) + 1, len(SIDES), np.int32)
+        known = codes >= 0
+        np.minimum.at(nearest, belongs[known], codes[known])
+        codes = np.where(known, codes, nearest[belongs] % len(SIDES))
+    return pa.chunked_array([pa.array(np.array(SIDES)[codes], pa.string())])
 
 
 def _split(table: Table, options: TrainOptions, *, folds: int | None) -> Split:
@@ -232,8 +262,9 @@ def _with_test_rows(options: TrainOptions, table: Table, joined: Joined | None) 
         raise FeaturemillError(
             f"{options.test_of} doesn't say which rows it was judged by; it is of an earlier version: train it again"
         )
-    is_test = pc.fill_null(pc.equal(trained_rows.sides_of(table, kept), "test"), False)
-    if not pc.any(pc.and_(is_test, table.labels.is_valid())).as_py():
+    sides = _kept_sides(table, kept, options)
+    is_test = None if sides is None else pc.equal(sides, "test")
+    if is_test is None or not pc.any(pc.and_(is_test, table.labels.is_valid())).as_py():
         raise FeaturemillError(
             f"no row of {options.features} with a label is a test row of {options.test_of}; name a head that was "
             "trained with --test-fraction on rows that are among these"
@@ -427,7 +458,7 @@ def _judge(
     judged: Sequence[_Judged], rows: Rows, plan: FitPlan, options: TrainOptions, *, table: Table, parts: Split
 ) -> dict[str, Any]:
     numbers, scores = _together(judged)
-    found = judge(
+    return judge(
         scores,
         rows.codes[numbers],
         rows.classes,
@@ -436,7 +467,6 @@ def _judge(
         seed=options.settings.seed,
         judged_on=plan.judged_on,
     )
-    return {**found, "notes": list(FOLD_NOTES)} if plan.judged_on == "folds" else found
 
 
 def _head(

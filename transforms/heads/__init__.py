@@ -35,7 +35,7 @@ class FitSettings:
     """The settings that decide a fit, beside the rows.
 
     Attributes:
-        class_weights: Weigh a row by N / (C × rows of its class).
+        class_weights: Weigh a row by N / (C × rows of its class), C being the classes that have rows.
         penalties: Of ridge and logistic, relative to the number of rows and the features' mean variance, so that one
             grid serves any N, D and scale.
     """

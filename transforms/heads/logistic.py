@@ -15,6 +15,7 @@ from transforms.heads import FitSettings, Kind
 from transforms.heads.cells import Rows
 from transforms.heads.model import (
     Model,
+    class_weights,
     dense_arrays,
     dense_keras_logits,
     dense_logits,
@@ -138,10 +139,7 @@ class _Problem:
         if dims > count:
             axes, triangle = np.linalg.qr(rows.T)
             rows = np.ascontiguousarray(triangle.T)
-        counts = np.bincount(codes, minlength=classes)
-        weights = np.ones(classes)
-        if settings.class_weights:
-            weights = np.where(counts > 0, count / (np.count_nonzero(counts) * np.maximum(counts, 1)), 1)
+        weights = class_weights(np.bincount(codes, minlength=classes)) if settings.class_weights else np.ones(classes)
         return cls(rows, axes, mean, scale, codes, weights, unit)
 
     def coordinates(self, vectors: np.ndarray) -> np.ndarray:

@@ -107,8 +107,11 @@ def score_slices(rows: int, classes: int) -> Iterator[slice]:
 
 
 def class_weights(counts: np.ndarray) -> np.ndarray:
-    """Returns what a row of each of C classes counts, N / (C × rows of the class), of the training rows of each."""
-    return counts.sum() / (len(counts) * np.maximum(counts, 1))
+    """Returns what a row of each of C classes counts, N / (classes × rows of the class), of the training rows of each.
+
+    Only classes with rows are counted, so that training rows count 1 on average; one without counts as with one row.
+    """
+    return counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
 
 
 def log_losses(scores: np.ndarray, codes: np.ndarray) -> np.ndarray:

@@ -94,6 +94,11 @@ class Head:
         return "features of several networks" if self.fingerprints else "vectors of unknown origin"
 
     @property
+    def group_column(self) -> str | None:
+        """The column whose equal values were kept together when it was trained; None where there was none."""
+        return self.split.get("options", {}).get("group_column") or None
+
+    @property
     def never_trained(self) -> tuple[str, ...]:
         """Names of a fine-tuned network's layers that are still random; empty where all are, or none."""
         return tuple(self.model.settings.get("finetuned", {}).get("never_trained", ()))

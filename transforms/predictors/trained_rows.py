@@ -30,7 +30,7 @@ _SCHEMA = pa.schema(
 def rows_file(table: Table, parts: Split) -> bytes:
     """Returns the file: key, the last 8 bytes of the content's hash (null where unknown), side and component.
 
-    A row of a fold is `train`, since the head that is stored was trained on all folds.
+    A row of a fold is `train`, since the head that is stored was trained on all folds, or chosen by the first.
 
     Args:
         table: N rows; those without a label aren't among the rows of a head.

@@ -713,20 +713,21 @@ def test_a_row_stays_on_its_side_when_labels_are_corrected(made, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("kept", "said"),
+    ("kept", "now", "said"),
     [
-        (["train", "validation"], "now; 1 row that the head didn't have to train"),
-        (["train", "train"], "train; no row is here that chose for it, so that some of those that trained its network"),
-        ([], "drawn anew: the head was tuned on other rows"),
+        (["train", "validation"], [0, 1, 0, -1], "label is now; 1 row that the head didn't have to train"),
+        (["train", "validation"], [0, 1, 2, 1], "now; 2 rows that it didn't have beside the rows that they belong to"),
+        (["test", "validation"], [0, 1, -1, -1], "label is now, but for 1 row beside others of another side"),
+        (["train", "train"], [0, 0, 0, -1], "train; no row is here that chose for it, so that some of those that"),
+        ([], [0, 1, 0, -1], "drawn anew: the head was tuned on other rows"),
     ],
-    ids=["others", "none that chose", "none"],
+    ids=["others", "groups", "moved", "none that chose", "none"],
 )
-def test_what_becomes_of_the_sides_is_said(kept, said):
+def test_what_becomes_of_the_sides_is_said(kept, now, said):
     table = SimpleNamespace(keys=pa.chunked_array([["a", "b", "c", "d"]]), sha256=None)
     rows = pa.table({"key": pa.array(["a", "b"][: len(kept)], pa.string()), "side": pa.array(kept, pa.string())})
-    # One has no label.
-    fact = data_module._sides_fact(table, rows, SimpleNamespace(sides=np.array([0, 1, 0, -1])))
-    assert said in fact
+    # -1 is a row without a label.
+    assert said in data_module._sides_fact(table, rows, SimpleNamespace(sides=np.array(now)))
 
 
 def judged_all(head, out, labels):

@@ -83,6 +83,26 @@ def test_heads_are_compared_on_rows_that_none_has_seen(made, capsys):
     assert f"{300 - test.sum()} rows left out: they trained or chose one of the heads" in capsys.readouterr().out
 
 
+def test_heads_are_compared_by_the_groups_that_one_was_trained_by(made, tmp_path):
+    folder, first, second = made
+    labels = open_table(str(folder / "OUT")).labels.to_pylist()
+    lines = [f"{key},{label},{number // 3}" for number, (key, label) in enumerate(zip(KEYS, labels, strict=True))]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,patient", *lines]))
+    more = {"labels": str(tmp_path / "labels.csv"), "group_column": "patient"}
+    third = fit(folder / "OUT", tmp_path / "third", test=0.3, **more)
+    fourth = fit(folder / "OUT", tmp_path / "fourth", test_of=third, settings=FitSettings(penalties=(1e4,)))
+    note = f"{third} was trained by group 'patient', which these rows don't have: each row counts by itself"
+    heads = (fourth, third)
+    alone = compare(CompareOptions(heads=heads))
+    assert (alone.groups, note in alone.notes) == (None, True)
+    by_group = compare(CompareOptions(heads=heads, labels=more["labels"]))
+    assert (by_group.groups, note in by_group.notes) == (by_group.rows // 3, False)
+    assert by_group == compare(CompareOptions(heads=heads, **more))
+    for asked in ({"heads": heads, "group_column": ""}, {"heads": (first, second)}):
+        plain = compare(CompareOptions(labels=more["labels"], **asked))
+        assert (plain.groups, any("by group" in one for one in plain.notes)) == (None, False)
+
+
 def test_rows_that_trained_are_judged_apart(made, tmp_path, capsys):
     folder, first, _ = made
     options = {"head": first, "output": str(tmp_path / "PRED"), "evaluate": True}

@@ -313,6 +313,33 @@ def test_rows_of_one_group_are_no_evidence_of_others(inputs, run, tmp_path, item
     assert summary.metrics["groups"] == groups
 
 
+def test_groups_of_the_head_count_where_nobody_names_others(inputs, run, tmp_path, items):
+    classes = sorted({item.label for item in items})
+    made = draw_head(classes, split={"options": {"group_column": "flat"}})
+    save_head(made, str(tmp_path / "HEAD"), overwrite=True)
+    features = open_features(str(inputs["features"]))
+    pairs = list(zip(features.keys, features.labels, strict=True))
+    lines = [f"{key},{label},{i % 2}" for i, (key, label) in enumerate(pairs)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,flat", *lines]))
+    asked = {"evaluate": True, "labels": str(tmp_path / "labels.csv")}
+    note = f"{tmp_path / 'HEAD'} was trained by group 'flat', which these rows don't have: each row counts by itself"
+    # Nothing but intervals knows groups.
+    assert note not in run(inputs["features"]).manifest.notes
+    summary = run(inputs["features"], evaluate=True)
+    assert summary.metrics["groups"] is None
+    assert summary.manifest.notes == [note]
+    assert summary.manifest.settings.group_column is None, "PRED of before goes on"
+    for name in ("features", "tar"):
+        summary = run(inputs[name], output=str(tmp_path / name), **asked)
+        assert summary.metrics["groups"] == 2
+        assert note not in summary.manifest.notes
+    with pytest.raises(FeaturemillError, match=r"\(there \| now\): group_column None \| \."):
+        run(inputs["tar"], output=str(tmp_path / "tar"), group_column="", **asked)
+    summary = run(inputs["tar"], output=str(tmp_path / "tar"), group_column="", overwrite=True, **asked)
+    assert summary.metrics["groups"] is None
+    assert note not in summary.manifest.notes
+
+
 def test_a_strange_label_is_only_wrong_when_judged(inputs, run, tmp_path, items, classes):
     strange = sorted({item.label for item in items})[3]
     with pytest.raises(FeaturemillError, match=rf"no class of .*HEAD, the first is '{strange}' of .*; fix"):

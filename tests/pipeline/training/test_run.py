@@ -1,6 +1,7 @@
 """Training as a whole: nothing leaks, every row is judged once, what can't be is said in a line."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,13 +18,13 @@ from pipeline.prediction.run import predict
 from pipeline.training import run as module
 from pipeline.training.fits import plan_fits
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import train, trained_json, trained_text
+from pipeline.training.run import split_table, train, trained_json, trained_text
 from tests.support.factories import shared_data
 from tests.support.heads_data import draw_rows
 from tests.support.pages_data import clusters, write_out
 from tests.support.properties import examples
 from transforms.errors import FeaturemillError, UsageError
-from transforms.evaluation.split import Split
+from transforms.evaluation.split import SIDES, Split
 from transforms.heads import FitSettings, model
 from transforms.predictors.head import load_head
 from transforms.rows.table import open_table
@@ -178,29 +179,50 @@ def test_the_best_of_several_is_kept(tmp_path):
     assert "ridge" in (tmp_path / "head/report.html").read_text()
 
 
-def test_what_is_best_on_noise_is_not_above_chance(tmp_path):
-    """Whoever chooses by the rows that judge finds a head that is better than chance on them."""
-    kinds, above = ("ridge", "knn"), {"test": [], "folds": []}
-    for seed in range(5):
-        random = np.random.default_rng(seed)
-        # As many of each: of others, who names the larger class is right more often than not, by no merit.
-        labels = random.permutation(["a", "b"] * 60)
-        path = write_features(tmp_path / "f.parquet", random.normal(size=(120, 8)), labels)
-        for name, judge in (("test", {"test": 0.4}), ("folds", {"folds": 3})):
-            asked = {
-                "kinds": kinds,
-                "settings": FitSettings(seed=seed, neighbours=3),
-                "learning_curve": False,
-                "errors": False,
-                **judge,
-            }
-            trained = train(options(path, tmp_path / "head", overwrite=True, **asked))
-            above[name].append(trained.head.metrics["metrics"]["accuracy"]["value"] - 0.5)
-            compared = trained.head.metrics["compared"]
-            best = min(compared, key=lambda row: row["choice"]["value"])
-            assert (trained.head.model.kind, best["choice"]["metric"]) == (best["kind"], "log_loss")
-    for found in above.values():
-        assert np.mean(found) < 3 * np.std(found) / np.sqrt(len(found))
+NOISE = {"kinds": ("ridge", "knn"), "settings": FitSettings(neighbours=3), "learning_curve": False, "errors": False}
+
+
+@pytest.mark.parametrize("choose_by", ["log_loss", "accuracy"])
+def test_labels_of_test_rows_choose_nothing(tmp_path, choose_by):
+    """Whoever chooses by them finds a head that is better than chance on noise; of the other labels, another head."""
+    random = np.random.default_rng(0)
+    matrix, labels = random.normal(size=(120, 8)), random.permutation(["a", "b"] * 60)
+    sides = np.array(["train", "validation", "test"] * 40)
+    others = np.where((sides == "test"), np.where(labels == "a", "b", "a"), labels)
+    heads = []
+    for some in (labels, others):
+        path = write_features(tmp_path / "f.parquet", matrix, some, side=sides)
+        asked = options(path, tmp_path / "head", split_column="side", choose_by=choose_by, overwrite=True, **NOISE)
+        heads.append((train(asked).head, (tmp_path / "head/head.npz").read_bytes()))
+    (one, arrays), (other, other_arrays) = heads
+    assert arrays == other_arrays
+    assert (one.model.kind, one.temperature) == (other.model.kind, other.temperature)
+    assert [row["choice"] for row in one.metrics["compared"]] == [row["choice"] for row in other.metrics["compared"]]
+    right = [[row["metrics"]["accuracy"]["value"] for row in head.metrics["compared"]] for head in (one, other)]
+    assert right[0] == pytest.approx([1 - value for value in right[1]])
+    assert right[0][0] != right[0][1], "so that these rows would choose otherwise"
+
+
+def test_labels_of_a_fold_choose_nothing_for_it(tmp_path):
+    """Each fold chooses for the one before it, so that the labels of one at a time are others."""
+    random = np.random.default_rng(0)
+    path = write_features(tmp_path / "f.parquet", random.normal(size=(120, 8)), random.permutation(["a", "b"] * 60))
+    asked = options(path, tmp_path / "head", folds=3, **NOISE)
+    table, _, parts = split_table(asked, str(path))
+    plan = plan_fits(parts, learning=False)
+    for fit in plan.fits:
+        alone, found = replace(plan, fits=(fit,), final=None), []
+        for turned in (False, True):
+            rows = module.make_rows(table, plan.cells)
+            judged = np.isin(rows.cells, fit.test)
+            rows = replace(rows, codes=np.where(judged & turned, 1 - rows.codes, rows.codes))
+            outcomes = [module.run_kind(kind, rows, alone, asked, table=table, parts=parts) for kind in asked.kinds]
+            [(numbers, scores)] = module._chosen_by_fold(outcomes, rows, "log_loss")
+            right = [np.mean(of.judging[0][1].predicted == rows.codes[numbers]) for of in outcomes]
+            found.append((*(of.run["choice"] for of in outcomes), *(of.run["settings"] for of in outcomes)))
+            found[-1] += scores.predicted.tolist(), scores.top.tolist()
+            assert right[0] != right[1], "so that these rows would choose otherwise"
+        assert found[0] == found[1]
 
 
 def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
@@ -243,6 +265,15 @@ def test_what_the_validation_rows_chose_is_said(tmp_path, more, said):
     assert sum(sentence in text for sentence in others) == len(said)
 
 
+@pytest.mark.parametrize(("more", "promised"), [({}, True), ({"test": 0.3}, True), ({"folds": 3}, False)])
+def test_no_share_of_trials_is_promised_of_folds(tmp_path, more, promised):
+    """What their intervals hold isn't known, as the sentence before says."""
+    train(options(write_clouds(tmp_path / "f.parquet", rows=90), tmp_path / "head", learning_curve=False, **more))
+    page = (tmp_path / "head/report.html").read_text()
+    assert ("what new rows would show in 95 of 100 such trials; rows that belong" in page) == promised
+    assert ("isn't in them. Rows that belong together" in page.replace("&#39;", "'")) != promised
+
+
 def test_what_to_choose_by_can_be_stated(tmp_path):
     random = np.random.default_rng(0)
     matrix = random.normal(size=(300, 4))
@@ -266,6 +297,39 @@ def test_sides_are_given_or_drawn_not_both(tmp_path):
     path = write_clouds(tmp_path / "f.parquet", rows=90, side=["train", "validation", "test"] * 30)
     with pytest.raises(UsageError, match="--split-column says which rows judge"):
         train(options(path, tmp_path / "head", split_column="side", test=0.2))
+
+
+@pytest.mark.parametrize("belongs", ["group", "content", "near copy", "nothing"])
+def test_a_new_row_moves_no_row_that_judged(tmp_path, belongs):
+    """The last of 61 rows is new: it belongs to five test rows, to one, or to none. The row before has no label."""
+    random = np.random.default_rng(0)
+    matrix = random.normal(size=(61, 8))
+    if belongs in ("content", "near copy"):
+        matrix[60] = matrix[50] * (1 if belongs == "content" else 1.0001)
+    flats = [f"flat{i // 5}" for i in range(60)] + ["flat10" if belongs == "group" else "new"]
+    labels = [*(["a", "b"] * 30)[:59], None, "a"]
+    path = write_features(tmp_path / "f.parquet", matrix, labels, flat=flats)
+    sides = ["train"] * 30 + ["validation"] * 20 + ["test"] * 10
+    kept = pa.table({"key": [f"photo{i:04}" for i in range(60)], "side": sides})
+    near = 0.999 if belongs == "near copy" else None
+    asked = options(path, tmp_path / "x", group_column="flat", near_duplicates=near)
+    _, _, parts = split_table(asked, str(path), kept)
+    found = [SIDES[side] if side >= 0 else None for side in parts.sides]
+    assert found == [*sides[:59], None, "train" if belongs == "nothing" else "test"]
+    assert parts.report["moved_rows"] == 0
+
+
+def test_the_test_rows_of_another_head_judge_whatever_groups_grow(tmp_path):
+    drawn = draw_rows(rows=120, dims=8, classes=2, distance=6.0)
+    labels, flats = [drawn.classes[code] for code in drawn.codes], [str(i // 4 % 10) for i in range(120)]
+    quick = {"group_column": "flat", "learning_curve": False, "errors": False}
+    tests = []
+    for rows, name, more in ((100, "one", {"test": 0.3}), (120, "two", {"test_of": str(tmp_path / "one")})):
+        path = write_features(tmp_path / "f.parquet", drawn.vectors.matrix[:rows], labels[:rows], flat=flats[:rows])
+        train(options(path, tmp_path / name, **quick, **more))
+        kept = pq.read_table(tmp_path / name / "rows.parquet").to_pylist()
+        tests.append({flats[int(row["key"][5:])] for row in kept if row["side"] == "test"})
+    assert tests[0] == tests[1] != set()
 
 
 def test_what_groups_do_to_the_split_is_reported(tmp_path):
@@ -297,6 +361,24 @@ def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
         assert all(word in text for text in (printed, " ".join(head.metrics["notes"])))
         assert all(word[4:] in (tmp_path / "head" / page).read_text() for page in ("report.html", "errors.html"))
     assert all(point["low"] <= point["accuracy"] <= point["high"] for point in head.metrics["learning"])
+
+
+@pytest.mark.parametrize("kinds", [("knn",), ("linear",), ("ridge", "linear")])
+def test_what_the_stored_head_was_trained_on_is_said(tmp_path, kinds):
+    """Those by Adam aren't fitted again, since nothing would tell when to stop."""
+    asked = {"kinds": kinds, "settings": FitSettings(epochs=2, transform="none"), "learning_curve": False}
+    trained = train(options(write_clouds(tmp_path / "f.parquet", rows=90), tmp_path / "head", folds=3, **asked))
+    refits = trained.head.model.kind != "linear"
+    stored = "it was trained on all rows" + ("" if refits else " but those of the first fold, which only chose for it")
+    text, pages = (
+        trained_text(trained),
+        [(tmp_path / "head" / f"{name}.html").read_text() for name in ("report", "errors")],
+    )
+    assert f"{stored}\n" in text
+    assert trained.head.metrics["notes"][0].endswith(stored)
+    assert [page.count(f"{stored}.") for page in pages] == [len(kinds), 1]
+    for page in pages:
+        assert page.count("it was trained on all rows") == page.count(f"{stored}.")
 
 
 def test_a_learning_curve_of_many_scores_is_judged_on_some_rows(tmp_path, monkeypatch):
@@ -450,9 +532,8 @@ def test_strange_labels_are_reported_in_one_short_line(tmp_path, capsys):
 def test_real_features_by_flat(tmp_path, kind):
     path = shared_data() / "vgg19_block5_pool_real.parquet"
     head = train(options(path, tmp_path / "head", kinds=(kind,), group_column="group", folds=5)).head
-    assert head.metrics["metrics"]["accuracy"]["value"] >= (0.895 if kind == "ridge" else 0.885)
-    if kind == "ridge":
-        assert head.metrics["metrics"]["log_loss"]["value"] <= 0.25
+    assert head.metrics["metrics"]["accuracy"]["value"] >= 0.90
+    assert head.metrics["metrics"]["log_loss"]["value"] <= 0.25
     assert head.metrics["majority"]["accuracy"]["value"] == pytest.approx(526 / 705)
     assert head.metrics["rows"] == 705
 

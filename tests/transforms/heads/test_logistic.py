@@ -13,7 +13,7 @@ from transforms import heads
 from transforms.errors import FeaturemillError
 from transforms.heads import FitSettings, logistic
 from transforms.heads.cells import Rows
-from transforms.heads.model import Model
+from transforms.heads.model import Model, class_weights
 
 TRAIN, VALIDATION = (0, 1), (2,)
 
@@ -133,6 +133,17 @@ def test_class_weights_help_the_rare_class():
         model = heads.fitter("logistic", rows, options).fit(TRAIN, VALIDATION)
         shares.append(softmax(heads.logits(model, rows.vectors.matrix), axis=1)[rows.codes == 1, 1].mean())
     assert shares[1] > shares[0] + 0.2
+
+
+def test_a_class_without_training_rows_counts_as_in_every_kind_of_head():
+    """Its rows only judge; those that train count 1 on average, so that a penalty means what it does elsewhere."""
+    rows = draw_rows(rows=60, dims=4, classes=3)
+    codes = np.minimum(rows.codes, 1)
+    problem = logistic._Problem.of(rows.vectors.matrix, codes, 3, FitSettings(class_weights=True))
+    counts = np.bincount(codes, minlength=3)
+    np.testing.assert_array_equal(problem.class_weights, class_weights(counts))
+    np.testing.assert_array_equal(problem.class_weights, 60 / (2 * np.array([*counts[:2], 1])))
+    assert np.average(problem.class_weights, weights=counts) == pytest.approx(1)
 
 
 def test_the_same_rows_give_the_same_bits():
