@@ -387,7 +387,7 @@ def test_the_plan_says_that_a_faster_engine_was_not_built(photos, tmp_path, monk
     assert len(notes) == says
     for note in notes:
         assert "the engine winograd, which is faster, isn't here: installing could not compile it" in note
-        assert note.endswith("(apt install g++) and install featuremill again")
+        assert note.endswith("(apt install g++), and install featuremill again")
 
 
 def test_float16_overflow_is_a_failure_and_small_numbers_are_stored_as_float16(tmp_path):
