@@ -252,8 +252,8 @@ def test_layers_are_counted_as_in_keras(backbone):
     table = layers(backbone)
     for count in range(2, len(table) + 1):
         recipe = next(layer.name for layer in base.layers[-count:] if layer.weights)
-        assert table[first_unfrozen(backbone, str(count))].name == recipe
-    assert [table[first_unfrozen(backbone, part)].name for part in ("block5", "block3", "all")] == [
+        assert table[first_unfrozen(table, str(count))].name == recipe
+    assert [table[first_unfrozen(table, part)].name for part in ("block5", "block3", "all")] == [
         "block5_conv1",
         "block3_conv1",
         "block1_conv1",
@@ -691,9 +691,7 @@ def test_a_row_stays_on_its_side_when_labels_are_corrected(made, tmp_path):
     rows = read_rows(str(made / "ridge"))
     first, second = open_table(str(made / "out")).labels.unique().to_pylist()
     # Every test row is of one class, as no split drawn from these labels would have it.
-    labels = {
-        row["key"]: first if row["side"] == "test" or i % 2 else second for i, row in enumerate(rows.to_pylist())
-    }
+    labels = {row["key"]: first if row["side"] == "test" or i % 2 else second for i, row in enumerate(rows.to_pylist())}
     new = rows["key"].to_pylist()[:2]
     data = io.BytesIO()
     pq.write_table(rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(new)))), data)
