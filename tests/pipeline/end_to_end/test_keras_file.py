@@ -1,5 +1,6 @@
 """A user's `.keras` file from images to predictions, in Keras's safe mode."""
 
+import json
 import resource
 import zipfile
 from types import SimpleNamespace
@@ -280,6 +281,17 @@ def test_what_a_model_is_known_by(tmp_path):
     assert first.sha256 == again.sha256
     assert (first.image_size(None), first.image_size(48)) == (224, 48)
     assert first.taps(["maps"], 48)["maps"].shape == (12, 12, 6)
+    # At another size than a file of settings has, the same share is cut.
+    config = {
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "input_size": [3, 32, 32],
+        "interpolation": "bicubic",
+        "crop_pct": 0.9,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    sides = {side: options(tmp_path, normalise=str(tmp_path / "config.json"), image_size=side) for side in (None, 64)}
+    assert [(asked.image_size, asked.short_side) for asked in sides.values()] == [(32, 35), (64, 70)]
     model.get_layer("dense").bias.assign(np.ones(4))
     model.save(tmp_path / "again.keras")
     assert open_file("keras", str(tmp_path / "again.keras")).sha256 != first.sha256
