@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, field
 from typing import get_type_hints
 
-from transforms.declared import Bound, check, declared, wrong_field
+from transforms.declared import AT_LEAST_ONE, Bound, check, declared, wrong_field
 from transforms.errors import UsageError
 from transforms.pools import POOLS
 from transforms.text import did_you_mean
@@ -21,6 +21,9 @@ OWN_NORMALISATION = re.compile(f"rgb[*]({_NUMBER},{_NUMBER},{_NUMBER})[+]({_NUMB
 
 # Block 1 of a single image of this size takes 1 GiB.
 _FITS_IN_MEMORY = Bound(lambda value: value <= 2048, "{flag} {value} is over 2048: one image would take gigabytes")
+
+# Short side of the whole image against the side of the square cut from it: 256 for 224, as VGG was tested.
+_CROP_RATIO = 256 / 224
 
 # The version of the rules in `images.modes`: one more whenever an image's pixels become others by them.
 PIXEL_RULES = 2
@@ -58,6 +61,12 @@ class SpecOptions:
     interpolation: str = declared(
         "bilinear", help="How pixels are interpolated", choices=("nearest", "bilinear", "bicubic", "lanczos")
     )
+    short_side: int | None = declared(
+        None,
+        help="What --resize crop brings the short side to before it cuts the square",
+        bounds=(AT_LEAST_ONE, _FITS_IN_MEMORY),
+        unset="256/224 of the image size",
+    )
     decode: str = declared(
         "exact", help="How JPEGs are decoded, fast being large ones at reduced scale", choices=("exact", "fast")
     )
@@ -67,6 +76,28 @@ class SpecOptions:
     )
     dtype: str = declared("float32", help="Type of the stored numbers", choices=("float32", "float16"))
     pixel_rules: int = field(default=PIXEL_RULES, metadata={"internal": True})
+
+    @property
+    def whole_side(self) -> int:
+        """What `crop` brings the short side to."""
+        return self.short_side or usual_short_side(self.image_size)
+
+    def check_crop(self) -> None:
+        """Raises UsageError for a short side that can't be."""
+        if self.short_side is None:
+            return
+        if self.resize != "crop":
+            raise UsageError(f"--short-side is for --resize crop, not {self.resize}; leave it out")
+        if self.short_side < self.image_size:
+            raise UsageError(
+                f"--short-side {self.short_side} is below the image size, {self.image_size}, and no square of that can "
+                "be cut; choose a larger one"
+            )
+
+
+def usual_short_side(image_size: int) -> int:
+    """Returns what `crop` brings the short side to where nobody says, for a square of `image_size` pixels."""
+    return round(image_size * _CROP_RATIO)
 
 
 @dataclass(frozen=True)
@@ -105,6 +136,8 @@ class FeatureSpec(SpecOptions, Computed):
             del values["pixel_rules"]
         if self.normalise == VGG_NORMALISATION:
             del values["normalise"]
+        if self.short_side is None:
+            del values["short_side"]
         return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -125,6 +158,7 @@ class FeatureSpec(SpecOptions, Computed):
             raise ValueError(f"no way to normalise is called {spec.normalise!r}")
         try:
             check(spec)
+            spec.check_crop()
         except UsageError as error:
             raise ValueError(str(error)) from error
         return spec

@@ -23,7 +23,8 @@ from transforms.evaluation.split import SIDES, TRAIN, VALIDATION, Split
 from transforms.heads import TRANSFORMS, FitSettings, kind_of
 from transforms.heads.cells import Rows
 from transforms.heads.model import class_weights
-from transforms.network.bases import is_graph
+from transforms.network.bases import base_of, is_graph, open_file
+from transforms.network.vgg import Layer
 from transforms.network.weights import Weights, load_weights
 from transforms.pools import POOLS
 from transforms.predictors import trained_rows
@@ -38,7 +39,7 @@ from transforms.store.features import Features
 from transforms.text import counted, short
 
 # What has to be the same for a stored tap to be what the head's own network computes. The stored dtype may differ.
-_DECISIVE = ("backbone", *(own.name for own in fields(SpecOptions) if own.name != "dtype"))
+_DECISIVE = ("backbone", "normalise", *(own.name for own in fields(SpecOptions) if own.name != "dtype"))
 # Rows whose keys are hashed at once.
 _ROWS_AT_ONCE = 4096
 
@@ -117,7 +118,7 @@ def check_head(head: Head, options: FinetuneOptions) -> None:
             f"{options.head} was trained on {head.origin}, so its network isn't known; "
             "train it on the output of featuremill extract"
         )
-    check_named(head.spec.backbone, "finetune")
+    check_named(head.spec.backbone, "finetune", files=(".keras",))
     if head.spec.precision != "float32":
         raise FeaturemillError(
             f"{options.head} takes features of precision {head.spec.precision}, too coarse to train convolutions in; "
@@ -141,7 +142,7 @@ def check_spec(spec: FeatureSpec, features: Features) -> None:
 def make_plan(head: Head, features: Features, options: FinetuneOptions) -> TuningPlan:
     # A tap of the mirrored image is another one, which no tap of the image gives.
     stored = () if options.source == "images" or options.mirror else features.spec.features
-    plan = plan_tuning(computed_layers(head.spec), head.spec, head.columns, options.unfreeze, stored)
+    plan = plan_tuning(_table(head, options), head.spec, head.columns, options.unfreeze, stored)
     if options.source == "taps" and not plan.start:
         cure = f"extract --feature tap={plan.below}:flatten" if plan.below else "pass --unfreeze with fewer layers"
         raise FeaturemillError(
@@ -149,6 +150,15 @@ def make_plan(head: Head, features: Features, options: FinetuneOptions) -> Tunin
             f"{_nearest(plan, features)}; {cure}, or start from images"
         )
     return plan
+
+
+def _table(head: Head, options: FinetuneOptions) -> tuple[Layer, ...]:
+    """Returns the base as the head's weights have it: of a file, all of it."""
+    spec = head.spec
+    if not base_of(spec.backbone).is_file:
+        return computed_layers(spec)
+    source = weights_source(head, options.head, options.weights)
+    return tuple(info.layer for info in open_file(spec.backbone, source).described(spec.image_size))
 
 
 def _nearest(plan: TuningPlan, features: Features) -> str:

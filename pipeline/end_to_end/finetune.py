@@ -35,6 +35,7 @@ from transforms.evaluation.metrics import RowScores, fit_temperature, is_bounded
 from transforms.heads import kind_of
 from transforms.heads.cells import HeldVectors, Rows
 from transforms.heads.model import Model, dense_arrays, dense_layers, log_losses, score_slices
+from transforms.network.bases import base_of
 from transforms.network.weights import Weights, digest, load_weights
 from transforms.predictors import trained_rows
 from transforms.predictors.folder import check_place
@@ -44,7 +45,8 @@ from transforms.store.features import Features, open_features
 from transforms.store.predictions import output_behind
 from transforms.text import counted
 
-WEIGHT_FILE = "base.weights.h5"
+# {whether the base is from a user's file: the file of the tuned one}.
+_WEIGHT_FILES = {False: "base.weights.h5", True: "base.keras"}
 # Steps over which the learning rate rises, where an epoch isn't longer.
 _WARM_UP = 100
 
@@ -374,7 +376,7 @@ def _close(
         model=model,
         temperature=temperature,
         spec=replace(head.spec, weights=new.sha256),
-        weights=WEIGHT_FILE,
+        weights=_WEIGHT_FILES[base_of(head.spec.backbone).is_file],
         weights_are_random=head.weights_are_random if kept else bool(data.never_trained),
         source=data.table.location,
         split={**data.parts.report, "options": data.split_options, "labels": data.origin},
@@ -383,14 +385,14 @@ def _close(
     )
     page = report_html(f"Head {kind}, fine-tuned", runs, facts)
     rows = trained_rows.rows_file(data.table, replace(data.parts, sides=data.sides))
-    files = {WEIGHT_FILE: file, "report.html": page.encode(), trained_rows.FILE: rows}
+    files = {tuned.weights: file, "report.html": page.encode(), trained_rows.FILE: rows}
     save_head(tuned, options.output, files=files, overwrite=options.overwrite)
     return FinetuneSummary(options.output, tuned, runs, plan, tuning, record, facts)
 
 
 def _read_back(file: bytes, plan: TuningPlan, backbone: str) -> Weights:
     """Returns the weights as whoever uses the head will read them."""
-    with tempfile.NamedTemporaryFile(suffix=".weights.h5") as copy:
+    with tempfile.NamedTemporaryFile() as copy:
         copy.write(file)
         copy.flush()
         return load_weights(copy.name, plan.table, backbone=backbone)
@@ -516,7 +518,8 @@ def finetuned_text(summary: FinetuneSummary) -> str:
             *(f"  CAUTION: {each}" for each in [*doubts, *cautions(after, after["judged"])]),
             *(f"  {sentence}" for sentence in judged_how(summary.runs, after["judged"])),
             trained,
-            f"{summary.output}: head.json, head.npz, metrics.json, {trained_rows.FILE}, report.html, {WEIGHT_FILE}",
+            f"{summary.output}: head.json, head.npz, metrics.json, {trained_rows.FILE}, report.html, "
+            f"{summary.head.weights}",
         ]
     )
 

@@ -53,7 +53,8 @@ def beside(options: ExtractOptions, named: Collection[str]) -> tuple[ExtractOpti
         raise FeaturemillError(f"{output} has an added feature {alike[0]}; give this one another name")
     base = base or (options.backbone if "backbone" in named else manifest.spec.backbone)
     # Another base brings its own.
-    unset = {name: None for name in ("image_size", "resize", "interpolation", "normalise") if name not in named}
+    own = ("image_size", "resize", "short_side", "interpolation", "normalise")
+    unset = {name: None for name in own if name not in named}
     side = output.added_feature(name)
     if base in FILES and "backbone" not in named:
         # The file of OUT's own base, or the one that was named when the feature was begun.

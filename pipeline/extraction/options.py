@@ -17,7 +17,16 @@ from transforms.machine import available_cores
 from transforms.network.bases import BACKBONES, FILES, base_of, cut, feature_size, file_kind, layers, open_file
 from transforms.network.weights import Weights, load_weights
 from transforms.shards import Fields
-from transforms.spec import DEFAULT_FEATURE, OWN_COLUMNS, POOLS, Feature, FeatureSpec, SpecOptions, parse_feature
+from transforms.spec import (
+    DEFAULT_FEATURE,
+    OWN_COLUMNS,
+    POOLS,
+    Feature,
+    FeatureSpec,
+    SpecOptions,
+    parse_feature,
+    usual_short_side,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +140,14 @@ class ExtractOptions(ImageOptions, SpecOptions):
         for name in ("image_size", "resize", "interpolation", "features", "normalise"):
             if getattr(self, name) in (None, ()):
                 object.__setattr__(self, name, known.get(name) or getattr(base, name))
+        short = known.get("short_side") if self.short_side is None and self.resize == "crop" else self.short_side
+        # The usual one has no other fingerprint for being named.
+        object.__setattr__(self, "short_side", None if short == usual_short_side(self.image_size) else short)
         super().__post_init__()
         if not self.output.strip():
             raise UsageError("the output is empty; name a folder")
         check_engine(self.engine, self.precision, self.backbone)
+        self.check_crop()
         self._check_gpus()
         if self.include_top and not base.has_top:
             raise UsageError(f"{self.backbone} is used without its top; leave --include-top out")
@@ -183,7 +196,11 @@ class ExtractOptions(ImageOptions, SpecOptions):
         taps = file.taps([parse_feature(text).tap for text in features], side)
         notes += [f"{name} gives {tap.text}" for name, tap in taps.items()]
         object.__setattr__(self, "notes", self.notes or tuple(notes))
-        return {**prepared.image, "features": features, "image_size": side}
+        image = {**prepared.image, "features": features, "image_size": side}
+        if "short_side" in image:
+            # At another size it's the same share.
+            image["short_side"] = round(image["short_side"] * side / prepared.image["image_size"])
+        return image
 
     def _check_gpus(self) -> None:
         if self.gpus is None:

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from transforms.errors import UsageError
-from transforms.network.bases import cut, describe, is_cut, layers
+from transforms.network.bases import base_of, cut, describe, is_cut, layers
 from transforms.network.vgg import CHANNELS, Layer
 from transforms.pools import POOLS
 from transforms.spec import VGG_NORMALISATION, Feature, FeatureSpec
@@ -91,11 +91,11 @@ def _input_shape(table: Sequence[Layer], index: int, image_size: int) -> tuple[i
     return describe(table[:index], image_size)[-1].output_shape
 
 
-def first_unfrozen(backbone: str, unfreeze: str) -> int:
-    """Returns the index of the lowest layer that is trained, in the whole base.
+def first_unfrozen(table: Sequence[Layer], unfreeze: str) -> int:
+    """Returns the index of the lowest layer that is trained.
 
     Args:
-        backbone: One of `transforms.network.bases.BASES`.
+        table: The whole base.
         unfreeze: `all`; a layer; a block, by what its layers' names begin with, such as `block5`, or `conv5_block3` of
             ResNet50; or a number of layers from the top of the base without dense layers, where all others count, as in
             `for layer in base.layers[-5:]`. 5 are the whole of VGG19's block 5; of VGG16, whose blocks are shorter,
@@ -104,13 +104,12 @@ def first_unfrozen(backbone: str, unfreeze: str) -> int:
     Raises:
         UsageError: None of these.
     """
-    table = layers(backbone)
     blocks = list(dict.fromkeys(layer.name.split("_")[0] for layer in table))
     if unfreeze == "all":
         return 0
     if unfreeze.isdecimal():
         if not 1 <= int(unfreeze) <= len(table):
-            raise UsageError(f"--unfreeze {unfreeze}: {backbone} has {len(table)} layers; choose 1 to {len(table)}")
+            raise UsageError(f"--unfreeze {unfreeze}: the base has {len(table)} layers; choose 1 to {len(table)}")
         lowest = len(table) - int(unfreeze)
     else:
         # EfficientNetV2's blocks have a letter more, from a on.
@@ -147,14 +146,15 @@ def plan_tuning(
     """
     of = {feature.name: feature for feature in spec.features}
     features = tuple(of[name] for name in columns)
-    whole = [layer.name for layer in layers(spec.backbone)]
+    base = table if base_of(spec.backbone).is_file else layers(spec.backbone)
+    whole = [layer.name for layer in base]
     for feature in features:
         if feature.tap not in whole:
             raise UsageError(
                 f"the head takes {feature}, a dense layer of the network; finetune trains convolutions: train a head "
                 "on block5_pool"
             )
-    unfrozen = whole[first_unfrozen(spec.backbone, unfreeze) :]
+    unfrozen = whole[first_unfrozen(base, unfreeze) :]
     names = [layer.name for layer in table]
     # Of a graph, the table may lack layers that the head doesn't take.
     kept = (i for i, layer in enumerate(table) if layer.has_weights and layer.name in unfrozen)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transforms.images.decode import PAD_COLOUR, short_side
+from transforms.images.decode import PAD_COLOUR
 from transforms.network.keras_import import import_keras
 from transforms.spec import FeatureSpec
 
@@ -39,7 +39,7 @@ def resize(pixels: Any, spec: FeatureSpec) -> Any:
 
     Args:
         pixels: N×H×W×3 uint8 in RGB, a symbolic tensor of Keras; H and W may be unknown.
-        spec: Its `image_size`, `resize` and `interpolation` are used.
+        spec: Its `image_size`, `resize`, `short_side` and `interpolation` are used.
 
     Returns:
         N×S×S×3 float32 of whole numbers in 0 … 255.
@@ -88,7 +88,7 @@ def _window(length: Any, longest: Any, shortest: Any, spec: FeatureSpec) -> _Win
     if spec.resize == "squash":
         return _Window(zero, length / side, zero, zero + side)
     if spec.resize == "crop":
-        square = shortest * side / float(short_side(spec.image_size))
+        square = shortest * side / float(spec.whole_side)
         start = (length - square) / 2.0
         # Pillow keeps the corners of a box in float32.
         start, stop = (ops.cast(ops.cast(corner, "float32"), "float64") for corner in (start, start + square))

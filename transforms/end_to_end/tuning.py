@@ -13,7 +13,7 @@ import numpy as np
 from transforms.end_to_end.plan import TuningPlan
 from transforms.errors import FeaturemillError
 from transforms.heads.transform import Transform
-from transforms.network.bases import build, outputs_of
+from transforms.network.bases import build, open_file, outputs_of
 from transforms.network.keras_import import import_keras
 from transforms.network.normalise import preprocess
 from transforms.pools import pool_output
@@ -164,7 +164,9 @@ class TuningNetwork:
         return {layer.name: tuple(layer.get_weights()) for layer in self._base.layers if layer.weights}
 
     def weight_file(self) -> bytes:
-        """Returns the whole base as a `.weights.h5` file of Keras 3."""
+        """Returns the whole base as a `.weights.h5` file of Keras 3; one from a `.keras` file as such a file."""
+        if file := getattr(self.plan.table[0], "file", ""):
+            return open_file("keras", file).archive(self.weights())
         with tempfile.TemporaryDirectory() as folder:
             path = os.path.join(folder, "base.weights.h5")
             self._base.save_weights(path)

@@ -56,8 +56,6 @@ _SCANNED_PIXELS = 4 * 10**9
 
 # ImageNet's mean colour, rounded: after preprocessing, VGG's at least, padding of this colour is about zero.
 PAD_COLOUR = (124, 117, 104)
-# Short side of the whole image against the side of the square cut from it: 256 for 224, as VGG was tested.
-_CROP_RATIO = 256 / 224
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -110,16 +108,16 @@ def decode_image(data: bytes, spec: FeatureSpec, *, max_pixels: int, name: str =
     """Decodes one image, turns it upright and brings it to the size of the spec. Safe to call from several threads.
 
     `squash` with `exact` is `keras.utils.load_img(target_size=(S, S), interpolation=...)`, bit for bit, for 8-bit RGB
-    and grey images without alpha or rotation. `crop` takes the centre S×S of the image with its short side at
-    S×256/224; `pad` brings its long side to S and centres it on `PAD_COLOUR`. `fast` has libjpeg decode JPEGs at 1/2,
-    1/4 or 1/8 of their size, but never below twice the size that they are resized to.
+    and grey images without alpha or rotation. `crop` takes the centre S×S of the image with its short side at the
+    spec's `whole_side`; `pad` brings its long side to S and centres it on `PAD_COLOUR`. `fast` has libjpeg decode JPEGs
+    at 1/2, 1/4 or 1/8 of their size, but never below twice the size that they are resized to.
 
     Where `spec.pixel_rules` are older than `PIXEL_RULES`, an image whose pixels these rules changed is refused: what is
     stored under that spec was made by the old ones.
 
     Args:
         data: Encoded bytes, of one of `FORMATS`.
-        spec: Its `image_size`, `resize`, `interpolation`, `decode`, `exif` and `pixel_rules` are used.
+        spec: Its `image_size`, `resize`, `short_side`, `interpolation`, `decode`, `exif` and `pixel_rules` are used.
         max_pixels: Images with more pixels (width × height) are refused before they are decoded; at most
             `PIXEL_CEILING` has an effect.
         name: The image's name or key; its ending names the format of bytes that can't be decoded.
@@ -171,7 +169,7 @@ def _decode(data: bytes, spec: FeatureSpec, max_pixels: int) -> DecodedImage:
             image = image.transpose(turn)
         if turn in _SIDEWAYS:
             size = size[::-1]
-        image = fit(image, size, spec.image_size, resample)
+        image = fit(image, size, spec, resample)
         # Not np.array(image), which copies these bytes once more.
         pixels = np.frombuffer(image.tobytes(), np.uint8).reshape(image.height, image.width, 3)
     except ImageError:
@@ -329,29 +327,27 @@ def _whole_size(size: tuple[int, int], spec: FeatureSpec) -> tuple[int, int]:
     """Returns the size that a whole image of this size is brought to, before anything is cut off or padded."""
     if spec.resize == "squash":
         return spec.image_size, spec.image_size
-    scale = spec.image_size / max(size) if spec.resize == "pad" else short_side(spec.image_size) / min(size)
+    scale = spec.image_size / max(size) if spec.resize == "pad" else spec.whole_side / min(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
-def short_side(side: int) -> int:
-    """Returns what `crop` brings the short side to, for a square of `side` pixels."""
-    return round(side * _CROP_RATIO)
-
-
-def _squash(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
+def _squash(image: Image.Image, full: tuple[int, int], spec: FeatureSpec, resample: Image.Resampling) -> Image.Image:
+    side = spec.image_size
     # Pillow would copy it.
     return image if image.size == (side, side) else image.resize((side, side), resample)
 
 
-def _crop(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
+def _crop(image: Image.Image, full: tuple[int, int], spec: FeatureSpec, resample: Image.Resampling) -> Image.Image:
+    side = spec.image_size
     # Only the square that stays is resized: resizing the whole first, as the recipe is usually told, would make
     # 256 × 2,560,000 pixels of an image of 1 × 10,000.
-    square = min(image.size) * side / short_side(side)
+    square = min(image.size) * side / spec.whole_side
     left, top = (image.width - square) / 2, (image.height - square) / 2
     return image.resize((side, side), resample, box=(left, top, left + square, top + square))
 
 
-def _pad(image: Image.Image, full: tuple[int, int], side: int, resample: Image.Resampling) -> Image.Image:
+def _pad(image: Image.Image, full: tuple[int, int], spec: FeatureSpec, resample: Image.Resampling) -> Image.Image:
+    side = spec.image_size
     scale = side / max(full)
     width, height = max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
     result = Image.new("RGB", (side, side), PAD_COLOUR)

@@ -10,8 +10,7 @@ from typing import Any
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.images.decode import short_side
-from transforms.spec import NORMALISATIONS, OWN_NORMALISATION
+from transforms.spec import NORMALISATIONS, OWN_NORMALISATION, usual_short_side
 from transforms.text import one_line
 
 # Networks that take pixels from 0 to 255 need nothing, as those do that normalise them inside.
@@ -31,7 +30,8 @@ class Prepared:
 
     Attributes:
         normalise: As the feature spec has it.
-        image: {field of `SpecOptions`: its value}, of image size, resize and interpolation those that are stated.
+        image: {field of `SpecOptions`: its value}, of image size, resize, interpolation and short side those that are
+            stated; the last where it isn't the usual one.
         notes: Lines about what is stated and can't be done exactly so.
     """
 
@@ -124,7 +124,9 @@ def _prepared(
     side, fit = image["image_size"], image["resize"]
     if not isinstance(side, int) or side < 1:
         raise ValueError(f"its image size is {side!r}")
-    ours = short_side(side) if fit == "crop" else side
+    if fit == "crop" and whole >= side:
+        return Prepared(text, image if whole == usual_short_side(side) else {**image, "short_side": whole})
+    ours = usual_short_side(side) if fit == "crop" else side
     if whole == ours:
         return Prepared(text, image)
     return Prepared(

@@ -5,13 +5,13 @@ comes behind that. Its shapes are known only once Keras has built it, which take
 """
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.keras_import import import_keras
@@ -34,7 +34,8 @@ class GraphLayer(Layer):
     """One layer of a graph; `kind` is the name of its class.
 
     Attributes:
-        builder: The function of `keras.applications` that makes its network.
+        builder: The function of `keras.applications` that makes its network; or
+        file: the path of a user's file that holds it.
         inputs: Names of the layers whose outputs it takes; none where it takes the pixels.
         weights: Its arrays.
         yields_vector: See `is_vector`.
@@ -42,6 +43,7 @@ class GraphLayer(Layer):
 
     kind: str
     builder: str = ""
+    file: str = ""
     inputs: tuple[str, ...] = ()
     weights: tuple[Array, ...] = ()
     yields_vector: bool = False
@@ -92,17 +94,37 @@ def describe(builder: str, image_size: int) -> tuple[GraphLayerInfo, ...]:
     # Only one: each has all of its weights.
     _spare.clear()
     _spare[builder, image_size] = network
-    infos = []
-    for layer in network.layers[1:]:
-        taken = layer.input if isinstance(layer.input, list) else [layer.input]
+    return read_off(network, builder=builder)
+
+
+def read_off(network: "keras.Model", **origin: str) -> tuple[GraphLayerInfo, ...]:
+    """Returns all layers of a graph with their shapes and costs.
+
+    Args:
+        network: Of one image size.
+        origin: The rows' `builder` or `file`.
+
+    Raises:
+        FeaturemillError: It uses a layer more than once.
+    """
+    pixels, infos, used = network.inputs[0]._keras_history.operation, [], calls(network)
+    for layer in network.layers:
+        if layer is pixels:
+            continue
+        if len(used[layer.name]) > 1:
+            raise FeaturemillError(
+                f"{' '.join(origin.values())} uses its layer {layer.name} {len(used[layer.name])} times, and such a "
+                "network can't be cut in two; build it with a layer for each use"
+            )
+        taken = used[layer.name][0].input_tensors
         names = dict.fromkeys(name for tensor in taken for name in _sources(tensor))
-        output = tuple(layer.output.shape[1:])
+        output = tuple(used[layer.name][0].outputs[0].shape[1:])
         weights = _arrays(layer)
         row = GraphLayer(
             layer.name,
             type(layer).__name__,
-            builder=builder,
-            inputs=tuple(name for name in names if name != network.layers[0].name),
+            **origin,
+            inputs=tuple(name for name in names if name != pixels.name),
             weights=weights,
             yields_vector=len(output) == 1,
         )
@@ -113,13 +135,24 @@ def describe(builder: str, image_size: int) -> tuple[GraphLayerInfo, ...]:
     return tuple(infos)
 
 
+def calls(network: "keras.Model") -> dict[str, list[Any]]:
+    """Returns {layer: how it is used}: Keras's nodes, with `input_tensors` and `outputs`, one for each use.
+
+    A layer's own `input` and `output` may be those of another graph, as they are of a network that is a layer here.
+    """
+    found = defaultdict(list)
+    for nodes in network._nodes_by_depth.values():
+        for node in nodes:
+            found[node.operation.name].append(node)
+    return found
+
+
 def _sources(tensor: "keras.KerasTensor") -> list[str]:
     """Returns the names of the layers that a tensor comes from, through what is computed between layers, such as +."""
-    made_by = tensor._keras_history.operation
+    made_by, node, _ = tensor._keras_history
     if isinstance(made_by, import_keras().Layer):
         return [made_by.name]
-    taken = made_by.input if isinstance(made_by.input, list) else [made_by.input]
-    return [name for each in taken for name in _sources(each)]
+    return [name for each in made_by._inbound_nodes[node].input_tensors for name in _sources(each)]
 
 
 def _arrays(layer: "keras.Layer") -> tuple[Array, ...]:

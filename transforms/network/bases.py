@@ -244,9 +244,12 @@ def describe(table: Sequence[Layer], image_size: int | None = None) -> tuple[Lay
     """
     if not is_graph(table):
         return vgg.describe(table, image_size or vgg.TOP_IMAGE_SIZES[0])
-    names = {layer.name for layer in table}
-    builder, size = table[0].builder, image_size or applications.built_size(table[0].builder)
-    return tuple(info for info in applications.describe(builder, size) if info.name in names)
+    names, first = {layer.name for layer in table}, table[0]
+    if first.file:
+        infos = open_file("keras", first.file).described(image_size)
+    else:
+        infos = applications.describe(first.builder, image_size or applications.built_size(first.builder))
+    return tuple(info for info in infos if info.name in names)
 
 
 def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32", **options: Any) -> "keras.Model":
@@ -263,7 +266,8 @@ def build(table: Sequence[Layer], image_size: int, *, dtype: str = "float32", **
         options: Of VGG, see `vgg.build`: `kernels`.
     """
     if is_graph(table):
-        return applications.build(table, image_size, dtype=dtype)
+        file = table[0].file
+        return open_file("keras", file).copy(image_size) if file else applications.build(table, image_size, dtype=dtype)
     return vgg.build(table, image_size, dtype=dtype, **options)
 
 
@@ -286,8 +290,9 @@ def outputs_of(network: "keras.Model", inputs: Any, names: Sequence[str], start:
                 break
             inputs = outputs[layer.name] = layer(inputs)
     elif names:
-        begin = network.get_layer(start).output if start else network.input
-        part = keras.Model(begin, [network.get_layer(name).output for name in names])
+        used = applications.calls(network)
+        begin = used[start][0].outputs[0] if start else network.input
+        part = keras.Model(begin, [used[name][0].outputs[0] for name in names])
         outputs |= zip(names, part(inputs), strict=True)
     return outputs
 

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
+from transforms.network.applications import GraphLayerInfo, calls, read_off
 from transforms.network.files import NetworkFile, Tap
 from transforms.network.keras_import import import_keras
 from transforms.pools import extra_tokens
@@ -23,6 +24,7 @@ from transforms.text import did_you_mean, one_line, size_text
 if TYPE_CHECKING:
     import keras
 
+Arrays = Mapping[str, tuple[np.ndarray, ...]]
 # What an archive may unpack to, its description alone, and the weights of what that describes.
 _MOST_BYTES, _MOST_CONFIG_BYTES = 4 * 2**30, 2**26
 
@@ -33,19 +35,26 @@ class KerasFile(NetworkFile):
     def __init__(self, path: str):
         super().__init__(path)
         self.model = _load(path)
-        shapes = [tuple(each.shape) for each in self.model.inputs]
+        # Of a model that was never built there is no such attribute.
+        shapes = [tuple(each.shape) for each in getattr(self.model, "inputs", None) or ()]
         if len(shapes) != 1 or len(shapes[0]) != 4 or shapes[0][3] != 3 or shapes[0][1] != shapes[0][2] or shapes[0][0]:
-            raise FeaturemillError(f"{path} takes {' and '.join(map(str, shapes))}, not N×S×S×3 images; save another")
+            takes = " and ".join(map(str, shapes)) or "inputs of unknown shapes"
+            raise FeaturemillError(f"{path} takes {takes}, not N×S×S×3 images; save another")
         self.side = shapes[0][1] or 0
-        self._layers = {}
-        for layer in self.model.layers:
-            # What is used twice has no one output.
-            with suppress(AttributeError):
-                if len(getattr(layer.output, "shape", ())) in (2, 3, 4) and layer.output is not self.model.inputs[0]:
-                    self._layers[layer.name] = layer
-        if not self._layers:
+        graph = import_keras().Model(self.model.inputs, self.model.outputs)
+        # What is used twice has no one output.
+        used = {name: nodes[0].outputs for name, nodes in calls(graph).items() if len(nodes) == 1}
+        self._outputs = {
+            layer.name: used[layer.name][0]
+            for layer in self.model.layers
+            if len(used.get(layer.name, ())) == 1
+            and len(used[layer.name][0].shape) in (2, 3, 4)
+            and used[layer.name][0] is not self.model.inputs[0]
+        }
+        if not self._outputs:
             raise FeaturemillError(f"{path} has no layer that can be tapped; use a functional or sequential model")
-        self.outputs = tuple(self._layers)[-1:]
+        self.outputs = tuple(self._outputs)[-1:]
+        self._described: tuple[int, tuple[GraphLayerInfo, ...]] = 0, ()
         self.parameters = self.model.count_params()
         self.sha256 = self._identity()
 
@@ -71,7 +80,7 @@ class KerasFile(NetworkFile):
         return {name: _tap(name, tuple(output.shape[1:])) for name, output in zip(names, given, strict=True)}
 
     def tappable(self, side: int) -> Iterator[Tap]:
-        yield from self.taps(self._layers, side).values()
+        yield from self.taps(self._outputs, side).values()
 
     def cut(self, names: Iterable[str]) -> "keras.Model":
         """Returns the model up to some layers, whose outputs it gives as a list.
@@ -80,9 +89,56 @@ class KerasFile(NetworkFile):
             UsageError: There is no such layer.
         """
         for name in names:
-            if name not in self._layers:
-                raise UsageError(f"{self.path} has no layer {name!r}{did_you_mean(name, self._layers)}")
-        return import_keras().Model(self.model.inputs, [self._layers[name].output for name in names])
+            if name not in self._outputs:
+                raise UsageError(f"{self.path} has no layer {name!r}{did_you_mean(name, self._outputs)}")
+        return import_keras().Model(self.model.inputs, [self._outputs[name] for name in names])
+
+    def described(self, side: int | None) -> tuple[GraphLayerInfo, ...]:
+        """Returns all layers with their shapes and costs, at an image size or the last one that was described.
+
+        Raises:
+            FeaturemillError: It can't be copied, uses a layer more than once, or doesn't compute in float32.
+        """
+        if side is not None and self._described[0] != side:
+            leaves = (layer for layer in self.model._flatten_layers() if layer.weights and not hasattr(layer, "layers"))
+            for layer in leaves:
+                if layer.compute_dtype != "float32":
+                    raise FeaturemillError(
+                        f"{self.path} computes {layer.name} in {layer.compute_dtype}, and only float32 is trained; "
+                        "save it with layers of float32"
+                    )
+            try:
+                self._described = side, read_off(self.copy(side), file=self.path)
+            except FeaturemillError:
+                raise
+            except Exception as error:
+                # Layers may raise anything.
+                raise FeaturemillError(
+                    f"{self.path} can't be taken apart: {one_line(error)}; save it as a functional or sequential model"
+                ) from error
+        return self._described[1]
+
+    def copy(self, side: int) -> "keras.Model":
+        """Returns a network with the same layers at one image size, to be changed; its weights are to be set."""
+        keras = import_keras()
+        copy = keras.models.clone_model(self.model, input_tensors=keras.Input((side, side, 3)))
+        # Not as a Sequential, whose layers' graph is hidden.
+        return keras.Model(copy.inputs, copy.outputs)
+
+    def arrays(self, names: Iterable[str]) -> Arrays:
+        """Returns {layer: its arrays} of those layers that have any."""
+        layers = (self.model.get_layer(name) for name in names)
+        return {layer.name: tuple(layer.get_weights()) for layer in layers if layer.weights}
+
+    def archive(self, arrays: Arrays) -> bytes:
+        """Returns a `.keras` file of the model with other weights, {layer: its arrays}; all else in it is the same."""
+        copy = type(self.model).from_config(self.model.get_config())
+        for layer in copy.layers:
+            layer.set_weights(arrays.get(layer.name, ()))
+        with tempfile.TemporaryDirectory() as folder:
+            copy.save(path := os.path.join(folder, "network.keras"))
+            with open(path, "rb") as file:
+                return file.read()
 
 
 def _tap(name: str, shape: tuple[int, ...]) -> Tap:

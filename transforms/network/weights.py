@@ -46,8 +46,9 @@ def load_weights(source: str, layers: Sequence[Layer], *, backbone: str) -> Weig
 
     Args:
         source: `imagenet` (Keras's published files, from its cache or the net), the path or URL of an `.h5`,
-            `.weights.h5` or `.keras` file, or `random:SEED`. Of bases from files that file; its arrays stay there.
-        layers: The table, cut behind the deepest tap; only these layers are read and hashed. Of a file, all is hashed.
+            `.weights.h5` or `.keras` file, or `random:SEED`. Of bases from files that file.
+        layers: The table, cut behind the deepest tap; only these layers are read and hashed. Of a file, all is hashed,
+            and without a table its arrays stay there.
         backbone: The base, to find its published file, and to tell when a file holds another.
 
     Raises:
@@ -56,7 +57,8 @@ def load_weights(source: str, layers: Sequence[Layer], *, backbone: str) -> Weig
     """
     if base_of(backbone).is_file:
         file = open_file(backbone, source)
-        return Weights({}, file.sha256, file.path, is_random=False)
+        arrays = file.arrays(layer.name for layer in layers) if layers else {}
+        return Weights(arrays, file.sha256, file.path, is_random=False)
     needed = _needed(layers)
     seed = re.fullmatch(r"random:(\d+)", source)
     if seed:
@@ -127,7 +129,7 @@ def digest_layers(layers: Iterable[tuple[str, tuple[np.ndarray, ...]]]) -> str:
     """Returns what `digest` does, of layers that come one after the other."""
     sha256 = hashlib.sha256()
     for name, arrays in layers:
-        for array in arrays:
+        for array in map(np.atleast_1d, arrays):
             sha256.update(f"{name} {'×'.join(map(str, array.shape))}\n".encode())
             # A transposed matrix is put in order much faster by pieces, each copied as it lies first, than at once.
             rows = max(1, _PIECE_NUMBERS * len(array) // array.size)

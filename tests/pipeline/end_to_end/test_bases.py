@@ -360,8 +360,8 @@ def test_tuning_starts_where_all_goes_through():
     assert plan_tuning(table, spec, ["b"], "conv4_block2", ()).trained == ("conv4_block2_1_conv", "conv4_block2_1_bn")
     for wrong, says in (("block5", "is no layer"), ("conv", "is no layer"), ("0", "choose 1 to")):
         with pytest.raises(UsageError, match=says):
-            first_unfrozen("resnet50", wrong)
-    assert table[first_unfrozen("resnet50", "conv5_block3_2")].name == "conv5_block3_2_conv"
+            first_unfrozen(table, wrong)
+    assert table[first_unfrozen(table, "conv5_block3_2")].name == "conv5_block3_2_conv"
 
 
 @pytest.mark.long

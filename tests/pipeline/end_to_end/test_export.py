@@ -112,14 +112,17 @@ def exported(tmp_path_factory) -> Exported:
     return Exported(head, str(folder / "head"), folder / "model.keras", folder / "saved")
 
 
-@pytest.mark.parametrize("resize", ["squash", "crop", "pad"])
+@pytest.mark.parametrize(
+    ("resize", "short_side"), [("squash", None), ("crop", None), ("crop", 32), ("crop", 35), ("pad", None)]
+)
 @pytest.mark.parametrize("interpolation", ["nearest", "bilinear", "bicubic", "lanczos"])
-def test_resizing_is_pillows(resize, interpolation):
+def test_resizing_is_pillows(resize, short_side, interpolation):
     from transforms.end_to_end.resizing import resize as resize_symbolic
     from transforms.network.keras_import import import_keras
 
     keras = import_keras()
-    spec = FeatureSpec("vgg16", "", (), image_size=32, resize=resize, interpolation=interpolation)
+    fitted = {"resize": resize, "short_side": short_side, "interpolation": interpolation}
+    spec = FeatureSpec("vgg16", "", (), image_size=32, **fitted)
     images = keras.Input((None, None, 3), dtype="uint8")
     model = keras.Model(images, resize_symbolic(images, spec))
     random = np.random.default_rng(0)

@@ -260,8 +260,8 @@ def test_layers_are_counted_as_in_keras(backbone):
     table = layers(backbone)
     for count in range(2, len(table) + 1):
         recipe = next(layer.name for layer in base.layers[-count:] if layer.weights)
-        assert table[first_unfrozen(backbone, str(count))].name == recipe
-    assert [table[first_unfrozen(backbone, part)].name for part in ("block5", "block3", "all")] == [
+        assert table[first_unfrozen(table, str(count))].name == recipe
+    assert [table[first_unfrozen(table, part)].name for part in ("block5", "block3", "all")] == [
         "block5_conv1",
         "block3_conv1",
         "block1_conv1",

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import apache_beam as beam
@@ -31,6 +32,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.images.decode import decode_image
 from transforms.network.bases import open_file
 from transforms.network.normalise import preprocess
+from transforms.spec import FeatureSpec
 from transforms.store.features import open_features
 
 CONFIG = {
@@ -55,7 +57,7 @@ def folder(tmp_path_factory):
 
 def options(folder, **more):
     asked = {"backbone": str(folder / "net.onnx"), "normalise": str(folder / "config.json"), "engine": "auto"}
-    return ExtractOptions(inputs=(str(folder / "photos"),), output=str(folder / "out"), **{**asked, **more})
+    return ExtractOptions(**{"inputs": (str(folder / "photos"),), "output": str(folder / "out"), **asked, **more})
 
 
 def test_from_images_to_predictions(folder, tmp_path):
@@ -157,6 +159,38 @@ def test_one_line_says_what_does_not_fit(folder, more, says):
     with pytest.raises(FeaturemillError, match=says) as error:
         options(folder, **more).engine_name  # noqa: B018
     assert "\n" not in str(error.value)
+
+
+def test_a_crop_of_another_share(folder, tmp_path):
+    """It is in the spec where it isn't the usual one, and stays for who names nothing; OUTs of before have none."""
+    (tmp_path / "clip.json").write_text(json.dumps({**CONFIG, "size": {"shortest_edge": 32}}))
+    asked = options(folder, normalise=str(tmp_path / "clip.json"), output=str(tmp_path / "out"))
+    assert (asked.image_size, asked.short_side, len(asked.notes)) == (32, 32, 2)
+    run(asked)
+    spec = open_features(asked.output).spec
+    assert FeatureSpec.from_json(spec.to_json()) == spec
+    assert (spec.short_side, "short_side" in spec.to_json()) == (32, True)
+    again = resumed(ExtractOptions(inputs=asked.inputs, output=asked.output), [])
+    assert (again.short_side, run(again).this_run.units) == (32, 0)
+    # An OUT of before goes on with its own crop.
+    before = options(folder, output=str(tmp_path / "before"))
+    assert before.short_side is None
+    run(before)
+    assert "short_side" not in open_features(before.output).spec.to_json()
+    given = {"normalise": asked.normalise, "output": before.output}
+    assert run(resumed(replace(asked, **given), ["backbone", "normalise"])).this_run.units == 0
+    # Named, the usual one is no other; what fits no crop is refused; at another size the share stays.
+    assert options(folder, short_side=37).short_side is None
+    assert options(folder, short_side=40).short_side == 40
+    for wrong, says in (
+        ({"short_side": 31}, "below the image size, 32"),
+        ({"short_side": 40, "resize": "pad"}, "is for --resize crop, not pad"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            options(folder, **wrong)
+        with pytest.raises(ValueError, match=says):
+            FeatureSpec.from_json(replace(spec, **wrong).to_json())
+    assert options(folder, normalise=asked.normalise, resize="squash").short_side is None
 
 
 def test_who_names_nothing_gets_the_first_output(folder):

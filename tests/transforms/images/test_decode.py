@@ -261,6 +261,20 @@ def test_crop_is_close_to_resize_then_crop():
     assert np.abs(pixels - expected)[2:-2, 2:-2].mean() < 1
 
 
+@pytest.mark.parametrize("short_side", [32, 36, 64])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crop_of_another_share_is_resize_then_crop(short_side, interpolation):
+    spec = {"resize": "crop", "image_size": 32, "short_side": short_side, "interpolation": interpolation}
+    image, edge = noise(4 * short_side, 2 * short_side), (short_side - 32) // 2
+    whole = image.resize((2 * short_side, short_side), Image.Resampling[interpolation.upper()])
+    left = short_side // 2 + edge
+    expected = np.asarray(whole.crop((left, edge, left + 32, edge + 32)))
+    # Where whole pixels are cut, to the bit.
+    np.testing.assert_array_equal(decode(encode(image), **spec).pixels, expected)
+    # `fast` decodes twice of what the whole image is resized to.
+    assert decode(encode(image, "JPEG"), **spec, decode="fast").pixels.shape == (32, 32, 3)
+
+
 def test_pad_keeps_the_aspect_and_pads_with_the_mean():
     pixels = decode(encode(Image.new("RGB", (200, 100), "red")), resize="pad", image_size=64).pixels
     assert (pixels[16:48] == (255, 0, 0)).all()

@@ -39,8 +39,8 @@ def written(tmp_path, config):
     return str(tmp_path / "config.json")
 
 
-def sized(side, resize, interpolation):
-    return {"image_size": side, "resize": resize, "interpolation": interpolation}
+def sized(side, resize, interpolation, **more):
+    return {"image_size": side, "resize": resize, "interpolation": interpolation, **more}
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,17 @@ def sized(side, resize, interpolation):
     [
         (DINO, MEAN, STD, sized(224, "crop", "bicubic"), 0),
         (VIT, HALF, HALF, sized(384, "squash", "bilinear"), 0),
-        (CLIP, MEAN, STD, sized(224, "crop", "bicubic"), 1),
+        (CLIP, MEAN, STD, sized(224, "crop", "bicubic", short_side=224), 0),
+        # Of which the rest would be black.
+        ({**CLIP, "size": 192}, MEAN, STD, sized(224, "crop", "bicubic"), 1),
         (SHARE, MEAN, STD, sized(224, "crop", "bicubic"), 0),
         ({**SHARE, "size": {"shortest_edge": 384}}, MEAN, STD, sized(384, "squash", "bicubic"), 0),
         (POOLFORMER, MEAN, STD, sized(224, "crop", "bicubic"), 0),
         ({**VIT, "include_top": True}, HALF, [0.25] * 3, sized(384, "squash", "bilinear"), 0),
         (PLAIN, [0, 0, 0], [1 / 255] * 3, {}, 0),
         (TIMM, MEAN, STD, sized(224, "crop", "bicubic"), 0),
-        ({**TIMM["pretrained_cfg"], "crop_pct": 1.0}, MEAN, STD, sized(224, "crop", "bicubic"), 1),
+        ({**TIMM["pretrained_cfg"], "crop_pct": 1.0}, MEAN, STD, sized(224, "crop", "bicubic", short_side=224), 0),
+        ({**TIMM["pretrained_cfg"], "crop_pct": 0.9}, MEAN, STD, sized(224, "crop", "bicubic", short_side=248), 0),
         ({**TIMM["pretrained_cfg"], "crop_mode": "squash"}, MEAN, STD, sized(224, "squash", "bicubic"), 0),
         (
             {**DINO, "size": {"height": 64, "width": 64}, "do_center_crop": False},
@@ -65,7 +68,22 @@ def sized(side, resize, interpolation):
             0,
         ),
     ],
-    ids=["dino", "vit", "clip", "share", "large", "poolformer", "twice", "plain", "timm", "whole", "squashed", "exact"],
+    ids=[
+        "dino",
+        "vit",
+        "clip",
+        "small",
+        "share",
+        "large",
+        "poolformer",
+        "twice",
+        "plain",
+        "timm",
+        "whole",
+        "most",
+        "squashed",
+        "exact",
+    ],
 )
 def test_what_files_say(tmp_path, config, mean, std, image, notes):
     prepared = read_prepared(written(tmp_path, config))
