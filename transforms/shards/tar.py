@@ -237,12 +237,12 @@ class _Sample:
             return False
 
     def _labelled(self, row: EncodedImage) -> EncodedImage:
-        if self.shard.keep:
-            row = replace(row, kept=self._kept(row))
+        kept = self._kept(row) if self.shard.keep else ()
         try:
-            return replace(row, label=self._label(row))
+            label, unusable = self._label(row), ""
         except _UnusableError as error:
-            return replace(row, unusable=str(error))
+            label, unusable = None, str(error)
+        return EncodedImage(row.key, label, row.source, row.position, row.data, unusable, kept=kept)
 
     def _label(self, row: EncodedImage) -> str | None:
         if self.shard.label_field == _NO_LABEL or not self.takes_labels:
