@@ -575,7 +575,7 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
     None then), and one failure says where it broke.
     """
     apart = _Apart(unit)
-    with open_stream(unit.shard, unit.start) as stream:
+    with open_stream(unit.shard, unit.start, through=True) as stream:
         try:
             for sample, is_done in _samples(unit.shard, stream, stop=unit.stop):
                 yield from sample.finished(apart) if is_done else sample.flushed(apart)
