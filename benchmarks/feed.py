@@ -174,7 +174,9 @@ def tabled(found: dict) -> str:
         rows.append((name, spread([each["beyond_ms"] for each in measured], 3), ""))
     for (fewer, before), (more, after) in itertools.pairwise(found["memory_mb"].items()):
         name = f"memory of each further worker, from {fewer} to {more}, MB"
-        rows.append((name, f"{(after - before) / (more - fewer):.0f}", f"{before:.0f} to {after:.0f} in all"))
+        # Only a single worker is in the runner's own process.
+        rest = f"{before:.0f} to {after:.0f} in all{', with a process for the runner' if fewer == 1 else ''}"
+        rows.append((name, f"{(after - before) / (more - fewer):.0f}", rest))
     times = " and ".join(f"{n * found['images']:,} JPEGs of {w}×{h}" for (w, h), n in _SIDES.items())
     head = f"{times}, in a tar of {_UNITS} units each; {found['cores']} cores, {counted(rounds, 'round')}."
     table = ["| figure | median (least–most) | share of what can be |", "|---|---|---|"]
