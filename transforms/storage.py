@@ -69,18 +69,19 @@ def _is_object_store(uri: str) -> bool:
     return not is_local(uri) and _scheme(uri) not in _FILE_SYSTEMS
 
 
-def open_read(uri: str, *, ahead: int = READ_BYTES) -> BinaryIO:
+def open_read(uri: str, *, ahead: int = READ_BYTES, buffer: int = -1) -> BinaryIO:
     """Opens for reading; the file can seek.
 
     Args:
         uri: The file.
         ahead: Bytes that are asked of an object store at once, by who wants only a little.
+        buffer: Bytes that are read of a local file at once, by who wants them all; by default a few blocks.
 
     Raises:
         OSError: The file isn't there or can't be read; errors of stores are OSErrors too, then and while reading.
     """
     if is_local(uri):
-        return open(uri, "rb")
+        return open(uri, "rb", buffer)
     there = place(uri)
     file = ask(lambda: there.files.open_input_file(there.path))
     return Reader(file, ask(file.size, is_answered=False), ahead)

@@ -17,7 +17,7 @@ def test_tiny_on_this_machine(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["feed", "--images", "16", "--workers", "1", "2", "--rounds", "1"])
     feed.main()
     head, _, *table = capsys.readouterr().out.splitlines()
-    assert head == "16 JPEGs of 48×32, in a tar each; 2 cores, 1 round."
+    assert head == "16 JPEGs of 48×32, in a tar of 16 units each; 2 cores, 1 round."
     rows = dict(re.fullmatch(r"\| (.*?) \| (.*) \|", line).groups() for line in table[2:])
     assert [name.removeprefix("48×32: ") for name in rows] == [
         "decoding alone, 2 processes, images/s",

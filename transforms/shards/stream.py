@@ -14,6 +14,8 @@ from transforms.text import clean, one_line
 # An encoded image beyond this is a failure, not a reason to run out of memory.
 MAX_ENCODED_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 20
+# Of a local shard that is read through. Each read lets go of Python's lock, and has to get it back from the decoders.
+_BUFFER_BYTES = 128 << 10
 # Records that lie farther apart are read one by one, nearer ones with what lies between them.
 GAP_BYTES = 1 << 20
 
@@ -84,13 +86,18 @@ class Stream:
 
 
 @contextmanager
-def open_stream(shard: Shard, start: int = 0) -> Iterator[Stream]:
+def open_stream(shard: Shard, start: int = 0, *, through: bool = False) -> Iterator[Stream]:
     """Opens a shard at the byte `start` (0 for gzip, which can't seek for less than decompressing all before).
+
+    Args:
+        shard: What is read.
+        start: Where.
+        through: Whether all that follows is read, and not only headers.
 
     Raises:
         OSError: The shard isn't there or can't be read.
     """
-    with storage.open_read(shard.file.uri) as file:
+    with storage.open_read(shard.file.uri, buffer=_BUFFER_BYTES if through else -1) as file:
         if shard.compression:
             with gzip.GzipFile(fileobj=file, mode="rb") as plain:
                 yield Stream(plain)

@@ -237,12 +237,12 @@ class _Sample:
             return False
 
     def _labelled(self, row: EncodedImage) -> EncodedImage:
-        if self.shard.keep:
-            row = replace(row, kept=self._kept(row))
+        kept = self._kept(row) if self.shard.keep else ()
         try:
-            return replace(row, label=self._label(row))
+            label, unusable = self._label(row), ""
         except _UnusableError as error:
-            return replace(row, unusable=str(error))
+            label, unusable = None, str(error)
+        return EncodedImage(row.key, label, row.source, row.position, row.data, unusable, kept=kept)
 
     def _label(self, row: EncodedImage) -> str | None:
         if self.shard.label_field == _NO_LABEL or not self.takes_labels:
@@ -575,7 +575,7 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
     None then), and one failure says where it broke.
     """
     apart = _Apart(unit)
-    with open_stream(unit.shard, unit.start) as stream:
+    with open_stream(unit.shard, unit.start, through=True) as stream:
         try:
             for sample, is_done in _samples(unit.shard, stream, stop=unit.stop):
                 yield from sample.finished(apart) if is_done else sample.flushed(apart)

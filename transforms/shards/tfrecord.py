@@ -136,7 +136,7 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
     length ends the shard.
     """
     shard, index = unit.shard, unit.first_index
-    with open_stream(shard, unit.start) as stream:
+    with open_stream(shard, unit.start, through=True) as stream:
         while unit.stop < 0 or stream.position < unit.stop:
             offset = stream.position
             try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.support.factories import Item, fake_items, found_shard, rows, tar_bytes, write_folder, write_shard
 from tests.support.properties import examples
-from transforms import shards
+from transforms import shards, storage
 from transforms.errors import FeaturemillError
 from transforms.records import EncodedImage, Unit
 from transforms.shards import parquet
@@ -160,9 +160,21 @@ class FailingFile:
 @pytest.mark.parametrize(("kind", "options"), [("tfrecord", {}), ("tar", {}), ("parquet", {}), ("tar", {"gzip": True})])
 def test_a_failing_disk_is_an_error_and_no_failure(tmp_path, monkeypatch, kind, options):
     shard = write_shard(tmp_path, kind, fake_items(10, size=3000), **options)
-    monkeypatch.setattr("transforms.storage.open_read", lambda uri: FailingFile(uri, 100))
+    monkeypatch.setattr("transforms.storage.open_read", lambda uri, **_: FailingFile(uri, 100))
     with pytest.raises(FeaturemillError, match="Input/output error"):
         rows(shard)
+
+
+@pytest.mark.parametrize("kind", ["tfrecord", "tar"])
+def test_a_unit_is_read_in_large_pieces(tmp_path, monkeypatch, kind):
+    shard = write_shard(tmp_path, kind, fake_items(100, size=3000))
+    opened, open_read = [], storage.open_read
+    monkeypatch.setattr(storage, "open_read", lambda uri, **how: opened.append(open_read(uri, **how)) or opened[-1])
+    read = shards.read(Unit(shard))
+    assert next(read).data
+    # Where the system stands: several images on.
+    assert opened[-1].raw.tell() > 100_000
+    read.close()
 
 
 def test_a_unit_whose_shard_became_shorter_says_so(tmp_path):
