@@ -131,7 +131,7 @@ def coverage(rounds: int) -> Iterator[dict[str, Any]]:
     cases += [(World(1000, 0.7), 2000, None)]
     cases += [
         (World(3, accuracy, likeness=likeness), 20 * groups, groups)
-        for accuracy in (0.69, 0.9, 0.957)
+        for accuracy in (0.69, 0.9, 0.957, 0.99)
         for likeness in (0.05, 0.2)
         for groups in GROUPS
     ]

@@ -63,10 +63,25 @@ class Units:
 
 
 def share(hits: np.ndarray, units: Units) -> Interval:
-    """Returns a share of rows: Wilson's interval of independent rows, else as `_from_groups` has it."""
+    """Returns a share of rows: Wilson's interval of independent rows, else as `_from_groups` has it.
+
+    Of groups it reaches no further than if all rows of each group that has an error, or a hit, were one.
+    """
     if units.single:
         return _interval(hits.mean(), *_wilson(float(hits.sum()), float(len(hits))))
-    return _from_groups(hits, units, "logit")
+    found = _from_groups(hits, units, "logit")
+    if found["low"] is None:
+        return found
+    low, high = 1 - _most(units.sums(~hits)), _most(units.sums(hits))
+    return found
+
+
+def _most(counts: np.ndarray) -> float:
+    """Returns the upper end of the share of units that have any (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    some = np.count_nonzero(counts)
+    return float(beta.ppf(1 - _TAIL, some + 1, len(counts) - some)) if some < len(counts) else 1.0
 
 
 def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
@@ -95,7 +110,7 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
         return found
     if rows < 2:
         return none(mean, "one row")
-    return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log")
+    return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log", rows)
 
 
 def _from_groups(values: np.ndarray, units: Units, scale: str, least: float = 0.0) -> Interval:
@@ -105,7 +120,9 @@ def _from_groups(values: np.ndarray, units: Units, scale: str, least: float = 0.
     if units.count < 2:
         return none(mean, ONE_GROUP)
     left = (sums.sum() - sums) / (rows.sum() - rows)
-    return _student(mean, mean, max(least, _jackknife(left)), units.count - 1, scale)
+    # Losses vary in all groups, and the head's confidence knows of errors that weren't met.
+    freedom = units.count - 1 if scale == "log" else _freedom(left)
+    return _student(mean, mean, max(least, _jackknife(left)), freedom, scale, units.count)
 
 
 def _jackknife(left: np.ndarray) -> float:
@@ -113,13 +130,26 @@ def _jackknife(left: np.ndarray) -> float:
     return float((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
 
 
-def _student(value: float, centre: float, variance: float, freedom: float, scale: str) -> Interval:
+def _freedom(left: np.ndarray) -> float:
+    """Returns how many degrees of freedom that variance has: twice its square over its own variance, which the units'
+    kurtosis says (Satterthwaite 1946; Hansen, Hurwitz and Madow 1953, Sample Survey Methods and Theory, chapter 10).
+
+    Normal ones have U - 1. Where few groups have errors, it is those few that say how much groups vary.
+    """
+    units, squares = len(left), np.square(left - left.mean())
+    if not squares.any():
+        return units - 1
+    kurtosis = np.square(squares).mean() / squares.mean() ** 2
+    return min(units - 1, float(2 * units / (kurtosis - (units - 3) / (units - 1))))
+
+
+def _student(value: float, centre: float, variance: float, freedom: float, scale: str, units: int) -> Interval:
     """Returns Student's interval on the scale of logits or logarithms, to the ends of which no share or loss gets."""
     from scipy.stats import t
 
     if scale == "logit" and not 0 < centre < 1:
         # So many units without any other outcome; that rows of one are alike may be.
-        low = _TAIL ** (1 / (freedom + 1))
+        low = _TAIL ** (1 / units)
         return _interval(value, low, 1) if centre >= 1 else _interval(value, 0, 1 - low)
     reach = float(t.ppf(1 - _TAIL, freedom)) * np.sqrt(variance)
     if scale == "log":
@@ -225,7 +255,7 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
         value, left = sums.left_out(_recall, used)
         if sums.units.count < 2:
             return none(value, ONE_GROUP)
-        return _student(value, value, _jackknife(left), sums.units.count - 1, "logit")
+        return _student(value, value, _jackknife(left), _freedom(left), "logit", sums.units.count)
     rows, recall = true[used], right[used] / true[used]
     value, classes = float(recall.mean()), len(rows)
     worth = classes**2 / (1 / rows).sum()
@@ -234,7 +264,8 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
     variance = float(spread.sum()) / classes**2
     if variance <= 0:
         return _interval(value, *_wilson(value * worth, worth))
-    return _one_error(_student(value, value, variance, max(1, int((rows - 1).sum())), "logit"), sums)
+    freedom = max(1, int((rows - 1).sum()))
+    return _one_error(_student(value, value, variance, freedom, "logit", int(rows.sum())), sums)
 
 
 def _one_error(interval: Interval, sums: ClassSums) -> Interval:
@@ -260,7 +291,8 @@ def macro_f1(sums: ClassSums) -> Interval:
     bias, variance = (count - 1) * (left.mean() - value), _jackknife(left)
     if abs(bias) > np.sqrt(variance):
         return none(value, FEW_ROWS)
-    return _one_error(_student(value, float(np.clip(value - bias, 0, 1)), variance, count - 1, "logit"), sums)
+    freedom = count - 1 if sums.units.single else _freedom(left)
+    return _one_error(_student(value, float(np.clip(value - bias, 0, 1)), variance, freedom, "logit", count), sums)
 
 
 def calibration_error(

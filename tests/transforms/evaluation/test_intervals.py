@@ -99,6 +99,31 @@ def test_log_losses_of_few_groups_hold_the_truth(groups):
     assert np.mean(held) >= 0.93
 
 
+@pytest.mark.parametrize(("accuracy", "groups"), [(0.957, 20), (0.99, 50)])
+def test_shares_of_groups_hold_the_truth_where_errors_come_in_whole_groups(accuracy, groups):
+    """Few groups have any error, and it is they that say how much groups vary."""
+    world, random, rows, held = World(3, accuracy, 0.2), np.random.default_rng(0), 20 * groups, []
+    truth = truths(world, random)["accuracy"]
+    for _ in range(400):
+        of_row = group_numbers(random, groups, rows)
+        codes, taken, _ = world.meet(random, of_row, rows)
+        units = Units.of(rows, of_row)
+        sums = ClassSums.of(codes, taken, 3, units)
+        found = share(codes == taken, units), balanced_accuracy(sums), macro_f1(sums)
+        held.append([metric["low"] <= truth <= metric["high"] for metric in found])
+    # Those of U - 1 degrees of freedom have 0.90 and 0.88.
+    assert (np.mean(held, axis=0) >= 0.93).all(), np.mean(held, axis=0)
+
+
+def test_a_share_of_groups_reaches_no_further_than_if_an_error_spoiled_its_group():
+    groups, hits = np.arange(1000) // 20, np.arange(1000) >= 10
+    found = share(hits, Units.of(1000, groups))
+    # Of 50 units one is spoiled: Clopper and Pearson's end is 0.1065.
+    assert found["low"] == pytest.approx(1 - 0.1065, abs=1e-4)
+    opposite = share(~hits, Units.of(1000, groups))
+    assert (opposite["low"], opposite["high"]) == pytest.approx((1 - found["high"], 1 - found["low"]))
+
+
 @pytest.mark.parametrize(("groups", "why"), [(1, "one group"), (2, "too few groups"), (5, "too few groups"), (6, None)])
 def test_a_log_loss_of_fewer_than_six_groups_has_no_interval(groups, why):
     losses = np.random.default_rng(0).uniform(0.5, 1, 120)
