@@ -73,7 +73,7 @@ def share(hits: np.ndarray, units: Units) -> Interval:
     if found["low"] is None:
         return found
     low, high = 1 - _most(units.sums(~hits)), _most(units.sums(hits))
-    return found
+    return _interval(found["value"], max(found["low"], low), min(found["high"], high))
 
 
 def _most(counts: np.ndarray) -> float:
