@@ -139,7 +139,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
         threshold = threshold_of(confidences, options.abstain) if options.threshold is None else options.threshold
         numbers, scores = _together(judging)
         right = scores.predicted == rows.codes[numbers]
-        judged["abstaining"] = selective(scores.top, right, parts.components[numbers], threshold)
+        judged["abstaining"] = selective(scores.top, right, parts.components[numbers], threshold, heads=len(plan.fits))
         facts["unknown"] = abstaining_text(judged["abstaining"])
     far = None
     if options.flag_far is not None:
@@ -157,7 +157,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     files = {}
     if options.errors:
         numbers, scores = _together(judging)
-        shown = JudgedRows([table], numbers, scores, rows.codes[numbers], parts.components[numbers])
+        shown = JudgedRows([table], numbers, scores, rows.codes[numbers], parts.components[numbers], len(plan.fits))
         files[ERRORS_FILE] = errors_html(f"Errors of {best.run['kind']}", judged, shown, facts)
     files["report.html"] = report_html(
         f"Head {best.run['kind']}", runs, facts, judged=judged, errors=ERRORS_FILE if files else ""
@@ -466,6 +466,7 @@ def _judge(
         groups=parts.components[numbers],
         seed=options.settings.seed,
         judged_on=plan.judged_on,
+        heads=len(plan.fits),
     )
 
 

@@ -2,10 +2,19 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom, t
+from scipy.stats import binom, norm, t
 
 from benchmarks.honesty import World, covered, group_numbers, metrics_of, truths
-from transforms.evaluation.intervals import ClassSums, Units, balanced_accuracy, macro_f1, mean_loss, share
+from transforms.evaluation.intervals import (
+    ClassSums,
+    Units,
+    balanced_accuracy,
+    effect_of,
+    macro_f1,
+    mean_loss,
+    share,
+)
+from transforms.evaluation.metrics import judge, score_rows
 
 
 def exact_coverage(rows: int, truth: float) -> float:
@@ -130,6 +139,49 @@ def test_a_log_loss_of_fewer_than_six_groups_has_no_interval(groups, why):
     found = mean_loss(losses, np.exp(-losses), Units.of(120, np.arange(120) % groups))
     assert found.get("why") == why
     assert (found["low"] is None) == bool(why)
+
+
+def least_squares(vectors: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:
+    centre = vectors.mean(axis=0)
+    shifted = vectors - centre
+    system = shifted.T @ shifted + len(codes) * np.eye(len(centre))
+    weights = np.linalg.solve(system, shifted.T @ (codes - codes.mean()))
+    return weights, codes.mean() - 0.5 - centre @ weights
+
+
+def test_by_folds_what_a_head_of_all_rows_has_is_held():
+    """Of 60 rows and 32 columns the head hangs on the rows that trained it, and each row trained four of five."""
+    random, held = np.random.default_rng(0), []
+    for _ in range(600):
+        codes, fold = random.permutation(np.arange(60) % 2), np.arange(60) // 12
+        vectors = random.normal(size=(60, 32))
+        vectors[:, 0] += 2 * codes
+        hits = np.empty(60, bool)
+        for number in range(5):
+            weights, offset = least_squares(vectors[fold != number], codes[fold != number])
+            hits[fold == number] = (vectors[fold == number] @ weights + offset > 0) == codes[fold == number]
+        weights, offset = least_squares(vectors, codes)
+        far = np.array([offset + 2 * weights[0], -offset]) / np.linalg.norm(weights)
+        for heads in (1, 5):
+            found = share(hits, Units.of(60, None, effect_of(heads)))
+            held.append(found["low"] <= norm.cdf(far).mean() <= found["high"])
+    assert np.mean(held[::2]) < 0.92
+    assert np.mean(held[1::2]) >= 0.95
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(300) // 10])
+def test_intervals_by_folds_are_wider(groups):
+    random = np.random.default_rng(0)
+    probabilities, codes = World(3, 0.8).draw(random, groups, 300)
+    codes, scores = codes.astype(np.int64), score_rows(probabilities, codes, keys=None)
+    of = [
+        judge(scores, codes, "abc", keys=list("x" * 300), groups=groups, seed=0, judged_on="folds", heads=heads)
+        for heads in (1, 5)
+    ]
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
+        one, five = (judged["metrics"][name] for judged in of)
+        assert one["value"] == five["value"]
+        assert 1.3 < (five["high"] - five["low"]) / (one["high"] - one["low"]) < 1.7, name
 
 
 def test_rows_that_are_alike_hold_too_seldom_without_their_groups():
