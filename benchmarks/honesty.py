@@ -8,6 +8,7 @@ printed.
 
 import argparse
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -131,7 +132,7 @@ def coverage(rounds: int) -> Iterator[dict[str, Any]]:
     cases += [(World(1000, 0.7), 2000, None)]
     cases += [
         (World(3, accuracy, likeness=likeness), 20 * groups, groups)
-        for accuracy in (0.69, 0.9, 0.957)
+        for accuracy in (0.69, 0.9, 0.957, 0.99)
         for likeness in (0.05, 0.2)
         for groups in GROUPS
     ]
@@ -469,6 +470,49 @@ def tuning(rounds: int) -> Iterator[dict[str, Any]]:
             yield optimism("finetune of a head trained with", judged, gaps)
 
 
+def inputs(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields what folds by group say of heads on real features, whose inputs are changed in one way each."""
+    from transforms.heads import FitSettings
+
+    path = Path(os.environ.get("FEATUREMILL_SHARED", "../shared"), "data", "vgg19_block5_pool_real.parquet")
+    if not path.is_file():
+        say("no shared data")
+        return
+    mean, flat = ("embedding",), ("block5_pool",)
+    transforms = (None, "none", "sqrt", "l2", "sqrt-l2")
+    cases = [("ridge", mean, 0, {"transform": transform}) for transform in transforms]
+    cases += [("ridge", columns, 0, {"standardize": True}) for columns in (mean, flat)]
+    cases += [("ridge", flat, 0, {}), ("ridge", (*mean, *flat), 0, {})]
+    cases += [(kind, mean, offset, {}) for kind in ("linear", "dense256") for offset in (0, 100)]
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
+        moved = Path(folder) / "moved.parquet"
+        write_moved(path, moved, 100)
+        for kind, columns, offset, settings in cases:
+            measured = []
+            for seed in range(rounds):
+                more = {"kinds": (kind,), "columns": columns, "folds": 5, "group_column": "group"}
+                asked = FitSettings(seed=seed, **settings)
+                found = trained(moved if offset else path, Path(folder) / "head", settings=asked, **more)
+                measured.append([found.metrics["metrics"][name]["value"] for name in ("accuracy", "log_loss")])
+            accuracy, loss = np.mean(measured, axis=0).tolist()
+            said = f"{kind} of {' and '.join(columns)}, {settings or 'as by default'}"
+            said += f", {offset} standard deviations off" if offset else ""
+            say(f"{said}: accuracy {accuracy:.3f}, log loss {loss:.3f}")
+            yield {"case": said, "accuracy": accuracy, "log_loss": loss, "rounds": rounds}
+
+
+def write_moved(path: Path, moved: Path, deviations: float) -> None:
+    """Writes features whose `embedding` has so many of its standard deviations added to each number."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["key", "label", "group", "embedding"])
+    vectors = np.stack(table["embedding"].to_numpy()).astype(np.float32)
+    vectors += deviations * vectors.std()
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+    pq.write_table(table.drop_columns("embedding").append_column("embedding", column), moved)
+
+
 # What each is, and its share of the rounds.
 PARTS = {
     "splits": (splits, 1),
@@ -478,6 +522,7 @@ PARTS = {
     "compared": (compared, 1),
     "calibration": (calibration, 0.02),
     "tuning": (tuning, 0.05),
+    "inputs": (inputs, 0.01),
 }
 
 

@@ -42,7 +42,7 @@ class CompareOptions(LabelOptions):
     group_column: str | None = declared(
         None,
         help="Column whose equal values aren't independent, such as a patient, in --labels FILE or else FEATURES",
-        unset="that of the first HEAD that has one, where these have it",
+        unset="that of the HEADs, where these have it",
     )
     seed: int = declared(0, help="Seed of the bootstrap", bounds=(SEED,))
 
@@ -112,6 +112,12 @@ def compare(options: CompareOptions) -> Comparison:
     location = options.features or heads[0].source
     named = zip(options.heads, heads, strict=True)
     grouped = {head.group_column: folder for folder, head in named if head.group_column}
+    if len(grouped) > 1 and options.group_column is None:
+        (column, folder), (other, another) = list(grouped.items())[:2]
+        raise UsageError(
+            f"{readable(folder)} was trained by group {column!r}, {readable(another)} by {other!r}; "
+            "say which rows belong together by --group-column ('' for none)"
+        )
     own = next(iter(grouped), None) if options.group_column is None else None
     tables = [_table(options, head, location, own) for head in heads]
     notes = list(dict.fromkeys(filter(None, map(check_features, heads, tables))))

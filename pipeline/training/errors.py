@@ -35,6 +35,7 @@ class JudgedRows:
         scores: Of the N rows.
         codes: N, the true classes.
         groups: N ids; rows of one aren't independent.
+        heads: How many judged, each on its fold.
     """
 
     tables: Sequence[Table]
@@ -42,11 +43,12 @@ class JudgedRows:
     scores: RowScores
     codes: np.ndarray
     groups: np.ndarray
+    heads: int = 1
 
     def only(self, some: np.ndarray) -> "JudgedRows":
         """Returns the rows for which N booleans are true."""
         scores = RowScores(*(values[some] for values in self.scores))
-        return JudgedRows(self.tables, self.numbers[some], scores, self.codes[some], self.groups[some])
+        return JudgedRows(self.tables, self.numbers[some], scores, self.codes[some], self.groups[some], self.heads)
 
 
 def errors_html(title: str, judged: Mapping[str, Any], rows: JudgedRows, facts: Mapping[str, str]) -> str:
@@ -64,7 +66,7 @@ def errors_html(title: str, judged: Mapping[str, Any], rows: JudgedRows, facts: 
     chosen = choose_rows(rows.scores, rows.codes, count, classes=drawn, most=_TILES, each=_EACH)
     tiles = _tiles(rows, chosen, labels)
     sizes = {pair: int(size) for pair, size in zip(*_cells(rows.codes, predicted, count), strict=True)}
-    intervals = class_intervals(rows.codes, predicted, count, rows.groups)
+    intervals = class_intervals(rows.codes, predicted, count, rows.groups, heads=rows.heads)
     per_class = [
         {"label": row["label"], "rows": row["rows"], **of_class}
         for row, of_class in zip(judged["per_class"], intervals, strict=True)

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.training.errors import JudgedRows, errors_html
 from pipeline.training.facts import describe_data, label_origin
@@ -38,7 +36,7 @@ from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.dealing import DEALING
 from transforms.evaluation.intervals import Units, share
 from transforms.evaluation.metrics import RowScores, fit_temperature, is_bounded, judge, metric_values, score_rows
-from transforms.evaluation.split import SIDES, Split, split, tied
+from transforms.evaluation.split import SIDES, Split, split
 from transforms.heads.cells import Rows
 from transforms.heads.far import measure_far
 from transforms.heads.model import Model, score_slices
@@ -48,7 +46,6 @@ from transforms.predictors.head import Head, load_head, save_head, softmax
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.spooled import CopiedVectors, SpooledRows
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_stored, open_table
-from transforms.similarity.near_copies import near_copies
 from transforms.store.features import Features
 from transforms.store.layout import ERRORS_FILE
 from transforms.text import counted, printable, short, shown
@@ -112,7 +109,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     check_place(options.output, overwrite=options.overwrite)
     options, table, joined = _with_stored_sides(options, say)
     decoded = replace(table, vectors=CopiedVectors(table.vectors))
-    parts = _split(decoded, options, folds=options.folds)
+    parts = _split(decoded, options, folds=options.folds, kept=bool(options.test_of))
     plan = plan_fits(parts, learning=options.learning_curve and _learning_fits(table, options))
     rows = make_rows(decoded, plan.cells)
     facts = describe_data(table, joined, parts, rows)
@@ -139,7 +136,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
         threshold = threshold_of(confidences, options.abstain) if options.threshold is None else options.threshold
         numbers, scores = _together(judging)
         right = scores.predicted == rows.codes[numbers]
-        judged["abstaining"] = selective(scores.top, right, parts.components[numbers], threshold)
+        judged["abstaining"] = selective(scores.top, right, parts.components[numbers], threshold, heads=len(plan.fits))
         facts["unknown"] = abstaining_text(judged["abstaining"])
     far = None
     if options.flag_far is not None:
@@ -157,7 +154,7 @@ def _train(options: TrainOptions, say: Callable[[str], None]) -> Trained:
     files = {}
     if options.errors:
         numbers, scores = _together(judging)
-        shown = JudgedRows([table], numbers, scores, rows.codes[numbers], parts.components[numbers])
+        shown = JudgedRows([table], numbers, scores, rows.codes[numbers], parts.components[numbers], len(plan.fits))
         files[ERRORS_FILE] = errors_html(f"Errors of {best.run['kind']}", judged, shown, facts)
     files["report.html"] = report_html(
         f"Head {best.run['kind']}", runs, facts, judged=judged, errors=ERRORS_FILE if files else ""
@@ -180,38 +177,21 @@ def split_table(
             and all others train. Of none of them the options alone say how to split.
     """
     table, joined = labelled_table(options, features)
-    sides = _kept_sides(table, kept, options) if kept is not None else None
+    sides = _kept_sides(table, kept) if kept is not None else None
     if sides is None:
         table, joined = _with_test_rows(options, table, joined)
-        return table, joined, _split(table, options, folds=options.folds)
+        return table, joined, _split(table, options, folds=options.folds, kept=bool(options.test_of))
     table = replace(table, sides=sides)
-    return table, joined, _split(table, options, folds=None)
+    return table, joined, _split(table, options, folds=None, kept=True)
 
 
-def _kept_sides(table: Table, kept: pa.Table, options: TrainOptions) -> pa.ChunkedArray | None:
-    """Returns the side of each row as another head had it; None where that had none of these rows.
-
-    What it didn't have is on the side of the rows that it belongs to, else it trains: with a new row of their group on
-    another side, `split` would move all that judge.
-    """
+def _kept_sides(table: Table, kept: pa.Table) -> pa.ChunkedArray | None:
+    """Returns the side of each row as another head had it; None where that had none of these rows."""
     sides = trained_rows.sides_of(table, kept)
-    if sides.null_count == len(sides):
-        return None
-    codes = encode_as(sides, SIDES)
-    if sides.null_count:
-        belongs = tied([table])
-        if options.near_duplicates is not None:
-            pairs = belongs[near_copies(table.vectors, options.near_duplicates)]
-            linked = coo_array((np.ones(len(pairs), bool), pairs.T), (len(belongs), len(belongs)))
-            belongs = connected_components(linked, directed=False)[1][belongs]
-        nearest = np.full(int(belongs.max()) + 1, len(SIDES), np.int32)
-        known = codes >= 0
-        np.minimum.at(nearest, belongs[known], codes[known])
-        codes = np.where(known, codes, nearest[belongs] % len(SIDES))
-    return pa.chunked_array([pa.array(np.array(SIDES)[codes], pa.string())])
+    return None if sides.null_count == len(sides) else sides
 
 
-def _split(table: Table, options: TrainOptions, *, folds: int | None) -> Split:
+def _split(table: Table, options: TrainOptions, *, folds: int | None, kept: bool) -> Split:
     return split(
         table,
         validation=options.validation,
@@ -219,6 +199,7 @@ def _split(table: Table, options: TrainOptions, *, folds: int | None) -> Split:
         folds=folds,
         seed=options.settings.seed,
         near=options.near_duplicates,
+        kept=kept,
     )
 
 
@@ -262,7 +243,7 @@ def _with_test_rows(options: TrainOptions, table: Table, joined: Joined | None) 
         raise FeaturemillError(
             f"{options.test_of} doesn't say which rows it was judged by; it is of an earlier version: train it again"
         )
-    sides = _kept_sides(table, kept, options)
+    sides = _kept_sides(table, kept)
     is_test = None if sides is None else pc.equal(sides, "test")
     if is_test is None or not pc.any(pc.and_(is_test, table.labels.is_valid())).as_py():
         raise FeaturemillError(
@@ -466,6 +447,7 @@ def _judge(
         groups=parts.components[numbers],
         seed=options.settings.seed,
         judged_on=plan.judged_on,
+        heads=len(plan.fits),
     )
 
 

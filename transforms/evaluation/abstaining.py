@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from transforms.evaluation.intervals import Units, share
+from transforms.evaluation.intervals import Units, effect_of, share
 
 # Of the validation rows' confidences so many are kept, at even ranks: a rate is met to half a percent.
 _KEPT = 201
@@ -31,7 +31,9 @@ def is_answered(top: np.ndarray, threshold: float) -> np.ndarray:
     return np.asarray(top, np.float32) >= np.float32(threshold)
 
 
-def selective(top: np.ndarray, right: np.ndarray, groups: np.ndarray | None, threshold: float) -> dict[str, Any]:
+def selective(
+    top: np.ndarray, right: np.ndarray, groups: np.ndarray | None, threshold: float, heads: int = 1
+) -> dict[str, Any]:
     """Returns {"threshold", "coverage", "risk"}: the share of rows that are answered, and of these the share of errors.
 
     Both are intervals of 95 % (El-Yaniv and Wiener 2010, On the Foundations of Noise-free Selective Classification);
@@ -42,8 +44,10 @@ def selective(top: np.ndarray, right: np.ndarray, groups: np.ndarray | None, thr
         right: N booleans.
         groups: N ids; rows of one aren't independent.
         threshold: From which confidence on rows are answered.
+        heads: How many judged, each on its fold.
     """
+    effect = effect_of(heads)
     answered = is_answered(top, threshold)
     of_answered = None if groups is None else groups[answered]
-    risk = share(~right[answered], Units.of(int(answered.sum()), of_answered)) if answered.any() else None
-    return {"threshold": threshold, "coverage": share(answered, Units.of(len(top), groups)), "risk": risk}
+    risk = share(~right[answered], Units.of(int(answered.sum()), of_answered, effect)) if answered.any() else None
+    return {"threshold": threshold, "coverage": share(answered, Units.of(len(top), groups, effect)), "risk": risk}

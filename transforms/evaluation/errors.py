@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from transforms.evaluation.intervals import Interval, Units, share
+from transforms.evaluation.intervals import Interval, Units, effect_of, share
 from transforms.evaluation.metrics import RowScores
 
 # Points of the curve of coverage against accuracy.
@@ -72,7 +72,7 @@ def choose_rows(
 
 
 def class_intervals(
-    codes: np.ndarray, predicted: np.ndarray, count: int, groups: np.ndarray
+    codes: np.ndarray, predicted: np.ndarray, count: int, groups: np.ndarray, *, heads: int = 1
 ) -> list[dict[str, Interval | None]]:
     """Returns {"precision", "recall"} of each of C classes with their 95 % intervals, None for what is 0 / 0.
 
@@ -80,14 +80,16 @@ def class_intervals(
         codes, predicted: N, the true and the predicted classes.
         count: C.
         groups: N ids; rows of one aren't independent.
+        heads: How many judged, each on its fold.
     """
 
     def by_class(of: np.ndarray) -> list[Interval | None]:
         order = np.argsort(of, kind="stable")
         rows = np.split(order, np.cumsum(np.bincount(of, minlength=count))[:-1])
+        units = [Units.of(len(some), groups[some], effect_of(heads)) for some in rows]
         return [
-            share(codes[some] == predicted[some], Units.of(len(some), groups[some])) if len(some) else None
-            for some in rows
+            share(codes[some] == predicted[some], of_some) if len(some) else None
+            for some, of_some in zip(rows, units, strict=True)
         ]
 
     pairs = zip(by_class(predicted), by_class(codes), strict=True)

@@ -43,30 +43,56 @@ class Units:
         of_row: N int64, each 0 … U-1: the row's unit.
         count: U.
         single: Whether each row is a unit by itself.
+        effect: How many times as large as of such units the variance of a mean is; see `effect_of`.
     """
 
     of_row: np.ndarray
     count: int
     single: bool
+    effect: float = 1.0
 
     @classmethod
-    def of(cls, rows: int, groups: np.ndarray | None) -> "Units":
+    def of(cls, rows: int, groups: np.ndarray | None, effect: float = 1.0) -> "Units":
         """Returns the groups, or without them the rows."""
         if groups is None:
-            return cls(np.arange(rows), rows, True)
+            return cls(np.arange(rows), rows, True, effect)
         names, of_row = np.unique(groups, return_inverse=True)
-        return cls(of_row.reshape(rows), len(names), len(names) == rows)
+        return cls(of_row.reshape(rows), len(names), len(names) == rows, effect)
 
     def sums(self, values: np.ndarray | None = None) -> np.ndarray:
         """Returns U sums over the rows of each unit, or its number of rows."""
         return np.bincount(self.of_row, values, self.count).astype(np.float64)
 
 
+def effect_of(heads: int) -> float:
+    """Returns the `Units.effect` of judging by so many heads, each on its fold.
+
+    Training rows overlap: a mean of K folds varies by 1 / K of what one does and by 1 / (K - 1), the judged rows over
+    the training rows (Nadeau and Bengio 2003, Inference for the Generalization Error).
+    """
+    return 1.0 if heads == 1 else 1 + heads / (heads - 1)
+
+
 def share(hits: np.ndarray, units: Units) -> Interval:
-    """Returns a share of rows: Wilson's interval of independent rows, else as `_from_groups` has it."""
+    """Returns a share of rows: Wilson's interval of independent rows, else as `_from_groups` has it.
+
+    Of groups it reaches no further than if all rows of each group that has an error, or a hit, were one.
+    """
     if units.single:
-        return _interval(hits.mean(), *_wilson(float(hits.sum()), float(len(hits))))
-    return _from_groups(hits, units, "logit")
+        return _interval(hits.mean(), *_wilson(hits.sum() / units.effect, len(hits) / units.effect))
+    found = _from_groups(hits, units, "logit")
+    if found["low"] is None:
+        return found
+    low, high = 1 - _most(units.sums(~hits), units.effect), _most(units.sums(hits), units.effect)
+    return _interval(found["value"], max(found["low"], low), min(found["high"], high))
+
+
+def _most(counts: np.ndarray, effect: float) -> float:
+    """Returns the upper end of the share of units that have any (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    some, others = np.count_nonzero(counts) / effect, np.count_nonzero(counts == 0) / effect
+    return float(beta.ppf(1 - _TAIL, some + 1, others)) if others else 1.0
 
 
 def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
@@ -95,7 +121,7 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
         return found
     if rows < 2:
         return none(mean, "one row")
-    return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log")
+    return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log", units)
 
 
 def _from_groups(values: np.ndarray, units: Units, scale: str, least: float = 0.0) -> Interval:
@@ -105,7 +131,9 @@ def _from_groups(values: np.ndarray, units: Units, scale: str, least: float = 0.
     if units.count < 2:
         return none(mean, ONE_GROUP)
     left = (sums.sum() - sums) / (rows.sum() - rows)
-    return _student(mean, mean, max(least, _jackknife(left)), units.count - 1, scale)
+    # Losses vary in all groups, and the head's confidence knows of errors that weren't met.
+    freedom = units.count - 1 if scale == "log" else _freedom(left)
+    return _student(mean, mean, max(least, _jackknife(left)), freedom, scale, units)
 
 
 def _jackknife(left: np.ndarray) -> float:
@@ -113,14 +141,28 @@ def _jackknife(left: np.ndarray) -> float:
     return float((len(left) - 1) / len(left) * np.square(left - left.mean()).sum())
 
 
-def _student(value: float, centre: float, variance: float, freedom: float, scale: str) -> Interval:
+def _freedom(left: np.ndarray) -> float:
+    """Returns how many degrees of freedom that variance has: twice its square over its own variance, which the units'
+    kurtosis says (Satterthwaite 1946; Hansen, Hurwitz and Madow 1953, Sample Survey Methods and Theory, chapter 10).
+
+    Normal ones have U - 1. Where few groups have errors, it is those few that say how much groups vary.
+    """
+    units, squares = len(left), np.square(left - left.mean())
+    if not squares.any():
+        return units - 1
+    kurtosis = np.square(squares).mean() / squares.mean() ** 2
+    return min(units - 1, float(2 * units / (kurtosis - (units - 3) / (units - 1))))
+
+
+def _student(value: float, centre: float, variance: float, freedom: float, scale: str, units: Units) -> Interval:
     """Returns Student's interval on the scale of logits or logarithms, to the ends of which no share or loss gets."""
     from scipy.stats import t
 
     if scale == "logit" and not 0 < centre < 1:
         # So many units without any other outcome; that rows of one are alike may be.
-        low = _TAIL ** (1 / (freedom + 1))
+        low = _TAIL ** (units.effect / units.count)
         return _interval(value, low, 1) if centre >= 1 else _interval(value, 0, 1 - low)
+    variance *= units.effect
     reach = float(t.ppf(1 - _TAIL, freedom)) * np.sqrt(variance)
     if scale == "log":
         if reach > _FARTHEST * centre:
@@ -225,25 +267,27 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
         value, left = sums.left_out(_recall, used)
         if sums.units.count < 2:
             return none(value, ONE_GROUP)
-        return _student(value, value, _jackknife(left), sums.units.count - 1, "logit")
+        return _student(value, value, _jackknife(left), _freedom(left), "logit", sums.units)
     rows, recall = true[used], right[used] / true[used]
     value, classes = float(recall.mean()), len(rows)
     worth = classes**2 / (1 / rows).sum()
     # Of a class with a single row nothing is known but what the others are like.
     spread = np.where(rows > 1, recall * (1 - recall) / np.maximum(rows - 1, 1), value * (1 - value))
     variance = float(spread.sum()) / classes**2
+    effect = sums.units.effect
     if variance <= 0:
-        return _interval(value, *_wilson(value * worth, worth))
-    return _one_error(_student(value, value, variance, max(1, int((rows - 1).sum())), "logit"), sums)
+        return _interval(value, *_wilson(value * worth / effect, worth / effect))
+    freedom = max(1, int((rows - 1).sum()))
+    return _one_error(_student(value, value, variance, freedom, "logit", sums.units), sums)
 
 
 def _one_error(interval: Interval, sums: ClassSums) -> Interval:
     """Returns an interval that reaches as far as an accuracy's, where independent rows have a single error."""
     right, true, _ = sums.totals
-    rows = float(true.sum())
+    rows, effect = float(true.sum()), sums.units.effect
     if not sums.units.single or rows - right.sum() != 1:
         return interval
-    return {**interval, "high": max(interval["high"], _wilson(rows - 1, rows)[1])}
+    return {**interval, "high": max(interval["high"], _wilson((rows - 1) / effect, rows / effect)[1])}
 
 
 def macro_f1(sums: ClassSums) -> Interval:
@@ -260,7 +304,8 @@ def macro_f1(sums: ClassSums) -> Interval:
     bias, variance = (count - 1) * (left.mean() - value), _jackknife(left)
     if abs(bias) > np.sqrt(variance):
         return none(value, FEW_ROWS)
-    return _one_error(_student(value, float(np.clip(value - bias, 0, 1)), variance, count - 1, "logit"), sums)
+    freedom = count - 1 if sums.units.single else _freedom(left)
+    return _one_error(_student(value, float(np.clip(value - bias, 0, 1)), variance, freedom, "logit", sums.units), sums)
 
 
 def calibration_error(
@@ -269,7 +314,8 @@ def calibration_error(
     """Returns the sum over bins of |Σ gaps| / N, a gap being what a row's confidence is above 1 (a hit) or 0.
 
     Chance alone makes a calibrated head seem miscalibrated, so resamples would centre on too much. Here the interval
-    holds those multiples of the measured gaps of which as much or as little as was measured comes in 95 % of draws.
+    holds those multiples of the measured gaps of which as much or as little as was measured comes in 95 % of draws. By
+    folds more chance would shorten it, so the units' effect isn't in it.
 
     Args:
         top: N confidences.

@@ -12,6 +12,7 @@ from transforms.evaluation.intervals import (
     Units,
     balanced_accuracy,
     calibration_error,
+    effect_of,
     macro_f1,
     mean_loss,
     share,
@@ -156,6 +157,7 @@ def judge(
     groups: np.ndarray | None,
     seed: int,
     judged_on: str,
+    heads: int = 1,
 ) -> dict[str, Any]:
     """Returns all metrics of a head's predictions, as JSON values without NaN.
 
@@ -173,6 +175,7 @@ def judge(
         groups: N ids; rows of one aren't independent, which intervals know.
         seed: Of what the calibration error's interval draws.
         judged_on: `test`, `validation` or `folds`: what rows these are.
+        heads: How many judged, each on its fold.
 
     Returns:
         `judged_on`, `rows`, `groups` (how many there are, None where each row is one), `metrics` ({name: an interval of
@@ -188,7 +191,7 @@ def judge(
     predicted, top = scores.predicted, scores.top
     rows = np.bincount(codes, minlength=count)
     majority = int(rows.argmax())
-    units = Units.of(len(codes), groups)
+    units = Units.of(len(codes), groups, effect_of(heads))
     found = _intervals(scores, codes, count, units=units, majority=majority, seed=seed)
     majority_accuracy = found.pop("majority")
     confusion = None

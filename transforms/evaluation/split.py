@@ -58,7 +58,16 @@ class Split:
     report: dict[str, Any]
 
 
-def split(table: Table, *, validation: float, test: float, folds: int | None, seed: int, near: float | None) -> Split:
+def split(
+    table: Table,
+    *,
+    validation: float,
+    test: float,
+    folds: int | None,
+    seed: int,
+    near: float | None,
+    kept: bool = False,
+) -> Split:
     """Splits the labelled rows.
 
     Each class is split by itself as far as components allow (see `deal`), so that sides have their shares of the rows.
@@ -73,6 +82,8 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
         seed: Of the drawing.
         near: Cosine from which rows count as copies; None: only equal content hashes do, or equal vectors where there
             are no hashes.
+        kept: Whether `sides` are those of another head: rows without one are on the side of those that they belong to,
+            that nearest to training, else they train.
 
     Raises:
         UsageError: A fraction, number of folds or cosine that can't be.
@@ -85,7 +96,7 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
     contents = _contents(table)
     copies = _connect(len(labels), [contents], pairs)
     components, draws = _components(table, copies, seed)
-    given = None if table.sides is None else _given(table, labels)
+    given = None if table.sides is None else _given(table, labels, components if kept else None)
     dealing = _Dealing(components, labels, draws, seed)
     side = dealing.sides(given, validation=validation, test=test, folds=folds)
     sides = np.where(labels >= 0, side[components], UNUSED).astype(np.int8)
@@ -95,7 +106,7 @@ def split(table: Table, *, validation: float, test: float, folds: int | None, se
         dealt[side == TRAIN] = dealing.deal(side == TRAIN, [1 / folds] * folds, 1)
         dealt = np.where(sides == TRAIN, dealt[components], -1).astype(np.int8)
     wants_test = test > 0 if given is None else bool((given == TEST).any())
-    cure = "--seed or --val-fraction" if given is None else "split column ('' splits by chance)"
+    cure = "--seed or --val-fraction" if given is None else "--split-column ('' splits by chance)"
     _check(sides, dealt, labels, classes, folds=folds, wants_test=wants_test, cure=cure)
     report = {
         "seed": seed,
@@ -237,8 +248,8 @@ def _draw(names: pa.Array, seed: int) -> np.ndarray:
     return draws
 
 
-def _given(table: Table, labels: np.ndarray) -> np.ndarray:
-    """Returns N sides, `UNUSED` where a row has neither a side nor a label."""
+def _given(table: Table, labels: np.ndarray, components: np.ndarray | None) -> np.ndarray:
+    """Returns N sides, `UNUSED` where a row has neither a side nor a label; of components, a side for all."""
     codes, values = encode(table.sides)
     where = table.sides_from or table.location
     known = {value: _SIDE_NAMES.get(value.strip().casefold()) for value in values.to_pylist()}
@@ -247,14 +258,20 @@ def _given(table: Table, labels: np.ndarray) -> np.ndarray:
             raise FeaturemillError(
                 f"{where}: the split column says {value!r}{did_you_mean(value.casefold(), _SIDE_NAMES)}"
             )
+    # The last stands for rows without a side: -1 takes it.
+    given = np.array([*known.values(), UNUSED])[codes]
+    if components is not None:
+        has_side = given >= 0
+        nearest = np.full(int(components.max()) + 1, len(SIDES))
+        np.minimum.at(nearest, components[has_side], given[has_side])
+        return np.where(has_side, given, nearest[components] % len(SIDES))
     empty = int(((codes < 0) & (labels >= 0)).sum())
     if empty:
         raise FeaturemillError(
             f"{where}: the split column is empty in {empty:,} row{'s' * (empty != 1)} with a label; "
             "fill them in or leave them out"
         )
-    # The last stands for rows without a side: -1 takes it.
-    return np.array([*known.values(), UNUSED])[codes]
+    return given
 
 
 class _Dealing:
@@ -324,7 +341,8 @@ def _check(
     if wants_test and not (sides == TEST).any():
         raise FeaturemillError("no row fell on the test side; choose a larger --test-fraction or another --seed")
     if dealt is None:
-        cure = f"choose another {cure}, give them more rows, or leave these classes out"
+        # `finetune` has the split of the head that `train` made.
+        cure = f"train with another {cure}, give them more rows, or leave these classes out"
         _refuse(classes, counts(sides == TRAIN) == 0, "to train on", cure)
         _refuse(classes, counts(sides == VALIDATION) == 0, "in validation", cure)
         return

@@ -86,8 +86,11 @@ def test_heads_are_compared_on_rows_that_none_has_seen(made, capsys):
 def test_heads_are_compared_by_the_groups_that_one_was_trained_by(made, tmp_path):
     folder, first, second = made
     labels = open_table(str(folder / "OUT")).labels.to_pylist()
-    lines = [f"{key},{label},{number // 3}" for number, (key, label) in enumerate(zip(KEYS, labels, strict=True))]
-    (tmp_path / "labels.csv").write_text("\n".join(["key,label,patient", *lines]))
+    lines = [
+        f"{key},{label},{number // 3},{number // 6}"
+        for number, (key, label) in enumerate(zip(KEYS, labels, strict=True))
+    ]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label,patient,clinic", *lines]))
     more = {"labels": str(tmp_path / "labels.csv"), "group_column": "patient"}
     third = fit(folder / "OUT", tmp_path / "third", test=0.3, **more)
     fourth = fit(folder / "OUT", tmp_path / "fourth", test_of=third, settings=FitSettings(penalties=(1e4,)))
@@ -98,6 +101,12 @@ def test_heads_are_compared_by_the_groups_that_one_was_trained_by(made, tmp_path
     by_group = compare(CompareOptions(heads=heads, labels=more["labels"]))
     assert (by_group.groups, note in by_group.notes) == (by_group.rows // 3, False)
     assert by_group == compare(CompareOptions(heads=heads, **more))
+    fifth = fit(folder / "OUT", tmp_path / "fifth", test_of=third, **{**more, "group_column": "clinic"})
+    heads_of_two, said = (third, fifth), r"third was trained by group 'patient', .*fifth by 'clinic'; say which rows"
+    with pytest.raises(UsageError, match=said):
+        compare(CompareOptions(heads=heads_of_two, labels=more["labels"]))
+    stated = compare(CompareOptions(heads=heads_of_two, **more))
+    assert stated.groups == stated.rows // 3
     for asked in ({"heads": heads, "group_column": ""}, {"heads": (first, second)}):
         plain = compare(CompareOptions(labels=more["labels"], **asked))
         assert (plain.groups, any("by group" in one for one in plain.notes)) == (None, False)

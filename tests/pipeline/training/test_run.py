@@ -267,11 +267,11 @@ def test_what_the_validation_rows_chose_is_said(tmp_path, more, said):
 
 @pytest.mark.parametrize(("more", "promised"), [({}, True), ({"test": 0.3}, True), ({"folds": 3}, False)])
 def test_no_share_of_trials_is_promised_of_folds(tmp_path, more, promised):
-    """What their intervals hold isn't known, as the sentence before says."""
+    """They hold it more often, as the sentence before says."""
     train(options(write_clouds(tmp_path / "f.parquet", rows=90), tmp_path / "head", learning_curve=False, **more))
     page = (tmp_path / "head/report.html").read_text()
     assert ("what new rows would show in 95 of 100 such trials; rows that belong" in page) == promised
-    assert ("isn't in them. Rows that belong together" in page.replace("&#39;", "'")) != promised
+    assert ("as their training rows overlap. Rows that belong together" in page.replace("&#39;", "'")) != promised
 
 
 def test_what_to_choose_by_can_be_stated(tmp_path):

@@ -2,10 +2,19 @@
 
 import numpy as np
 import pytest
-from scipy.stats import binom, t
+from scipy.stats import binom, norm, t
 
 from benchmarks.honesty import World, covered, group_numbers, metrics_of, truths
-from transforms.evaluation.intervals import ClassSums, Units, balanced_accuracy, macro_f1, mean_loss, share
+from transforms.evaluation.intervals import (
+    ClassSums,
+    Units,
+    balanced_accuracy,
+    effect_of,
+    macro_f1,
+    mean_loss,
+    share,
+)
+from transforms.evaluation.metrics import judge, score_rows
 
 
 def exact_coverage(rows: int, truth: float) -> float:
@@ -99,12 +108,80 @@ def test_log_losses_of_few_groups_hold_the_truth(groups):
     assert np.mean(held) >= 0.93
 
 
+@pytest.mark.parametrize(("accuracy", "groups"), [(0.957, 20), (0.99, 50)])
+def test_shares_of_groups_hold_the_truth_where_errors_come_in_whole_groups(accuracy, groups):
+    """Few groups have any error, and it is they that say how much groups vary."""
+    world, random, rows, held = World(3, accuracy, 0.2), np.random.default_rng(0), 20 * groups, []
+    truth = truths(world, random)["accuracy"]
+    for _ in range(400):
+        of_row = group_numbers(random, groups, rows)
+        codes, taken, _ = world.meet(random, of_row, rows)
+        units = Units.of(rows, of_row)
+        sums = ClassSums.of(codes, taken, 3, units)
+        found = share(codes == taken, units), balanced_accuracy(sums), macro_f1(sums)
+        held.append([metric["low"] <= truth <= metric["high"] for metric in found])
+    # Those of U - 1 degrees of freedom have 0.90 and 0.88.
+    assert (np.mean(held, axis=0) >= 0.93).all(), np.mean(held, axis=0)
+
+
+def test_a_share_of_groups_reaches_no_further_than_if_an_error_spoiled_its_group():
+    groups, hits = np.arange(1000) // 20, np.arange(1000) >= 10
+    found = share(hits, Units.of(1000, groups))
+    # Of 50 units one is spoiled: Clopper and Pearson's end is 0.1065.
+    assert found["low"] == pytest.approx(1 - 0.1065, abs=1e-4)
+    opposite = share(~hits, Units.of(1000, groups))
+    assert (opposite["low"], opposite["high"]) == pytest.approx((1 - found["high"], 1 - found["low"]))
+
+
 @pytest.mark.parametrize(("groups", "why"), [(1, "one group"), (2, "too few groups"), (5, "too few groups"), (6, None)])
 def test_a_log_loss_of_fewer_than_six_groups_has_no_interval(groups, why):
     losses = np.random.default_rng(0).uniform(0.5, 1, 120)
     found = mean_loss(losses, np.exp(-losses), Units.of(120, np.arange(120) % groups))
     assert found.get("why") == why
     assert (found["low"] is None) == bool(why)
+
+
+def least_squares(vectors: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, float]:
+    centre = vectors.mean(axis=0)
+    shifted = vectors - centre
+    system = shifted.T @ shifted + len(codes) * np.eye(len(centre))
+    weights = np.linalg.solve(system, shifted.T @ (codes - codes.mean()))
+    return weights, codes.mean() - 0.5 - centre @ weights
+
+
+def test_by_folds_what_a_head_of_all_rows_has_is_held():
+    """Of 60 rows and 32 columns the head hangs on the rows that trained it, and each row trained four of five."""
+    random, held = np.random.default_rng(0), []
+    for _ in range(600):
+        codes, fold = random.permutation(np.arange(60) % 2), np.arange(60) // 12
+        vectors = random.normal(size=(60, 32))
+        vectors[:, 0] += 2 * codes
+        hits = np.empty(60, bool)
+        for number in range(5):
+            weights, offset = least_squares(vectors[fold != number], codes[fold != number])
+            hits[fold == number] = (vectors[fold == number] @ weights + offset > 0) == codes[fold == number]
+        weights, offset = least_squares(vectors, codes)
+        far = np.array([offset + 2 * weights[0], -offset]) / np.linalg.norm(weights)
+        for heads in (1, 5):
+            found = share(hits, Units.of(60, None, effect_of(heads)))
+            held.append(found["low"] <= norm.cdf(far).mean() <= found["high"])
+    assert np.mean(held[::2]) < 0.92
+    assert np.mean(held[1::2]) >= 0.95
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(300) // 10])
+def test_intervals_by_folds_are_wider(groups):
+    random = np.random.default_rng(0)
+    probabilities, codes = World(3, 0.8).draw(random, groups, 300)
+    codes, scores = codes.astype(np.int64), score_rows(probabilities, codes, keys=None)
+    of = [
+        judge(scores, codes, "abc", keys=list("x" * 300), groups=groups, seed=0, judged_on="folds", heads=heads)
+        for heads in (1, 5)
+    ]
+    for name in ("accuracy", "balanced_accuracy", "macro_f1", "log_loss"):
+        one, five = (judged["metrics"][name] for judged in of)
+        assert one["value"] == five["value"]
+        assert 1.3 < (five["high"] - five["low"]) / (one["high"] - one["low"]) < 1.7, name
 
 
 def test_rows_that_are_alike_hold_too_seldom_without_their_groups():

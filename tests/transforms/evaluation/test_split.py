@@ -293,6 +293,20 @@ def test_validation_is_drawn_where_none_is_given():
     assert set(found.sides[1::2]) == {2}
 
 
+def test_rows_that_another_head_did_not_have_are_beside_those_that_they_belong_to():
+    matrix = np.random.default_rng(0).normal(size=(60, 8)).astype(np.float32)
+    # The last six are new: near copies of a test row, of one that trained, of one that chose, and three others.
+    matrix[54:57] = matrix[[2, 0, 1]] * 2
+    labels = [f"class{i // 3 % 2}" for i in range(60)]
+    sides = ["train", "validation", "test"] * 18 + [None] * 6
+    # The fifth is of the group of a test row, which has no label any more.
+    table = make_table(60, matrix=matrix, labels=[*labels[:5], None, *labels[6:]], sides=sides)
+    table = replace(table, groups=pa.chunked_array([[*map(str, range(58)), "5", "59"]]))
+    found = run(table, near=0.999, kept=True)
+    assert found.sides[54:].tolist() == [2, 0, 1, 0, 2, 0]
+    assert found.report["moved_rows"] == 0
+
+
 def test_rows_without_a_label_are_unused_but_bind():
     labels = ["a", None, "b", "b", "a"] * 20
     groups = [f"group{i // 5}" for i in range(100)]
@@ -321,7 +335,7 @@ def test_report_adds_up():
     [
         ({"labels": ["a"] * 60}, {}, "only the label 'a', and a head tells at least two"),
         ({"labels": [None] * 60}, {}, "no label at all"),
-        ({}, {"validation": 0.0}, "2 classes have no rows in validation: 'class0', 'class1'; choose another --seed"),
+        ({}, {"validation": 0.0}, "no rows in validation: 'class0', 'class1'; train with another --seed or"),
         ({"labels": ["a", "b"] * 29 + ["c", "c"], "groups": ["g"] * 60}, {}, "no row fell on the test side"),
         ({"groups": ["g"] * 60}, {"folds": 3, "test": 0}, "fold . of 3 has no rows; choose fewer --folds"),
         (
@@ -329,7 +343,11 @@ def test_report_adds_up():
             {"folds": 3, "test": 0},
             "1 class has no rows in a second fold to train on: 'c'; choose fewer --folds",
         ),
-        ({"labels": ["a", "b", "c"] * 20, "sides": ["val", "train", "train"] * 20}, {}, "to train on: 'a'"),
+        (
+            {"labels": ["a", "b", "c"] * 20, "sides": ["val", "train", "train"] * 20},
+            {},
+            "'a'; train with another --split",
+        ),
         ({"sides": ["train", "tset"] * 30}, {}, "the split column says 'tset'; did you mean test"),
         ({"sides": ["train", None] * 30}, {}, "the split column is empty in 30 rows"),
     ],
