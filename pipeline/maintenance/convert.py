@@ -81,7 +81,7 @@ def convert(options: ConvertOptions) -> Converted:
             dtype can't hold, or a part that can't be read or a file that can't be written.
     """
     source, dtype = options.source, options.dtype
-    if are_predictions(storage.absolute(source)):
+    if are_predictions(source):
         if options.feature or dtype:
             raise UsageError(f"{source} holds predictions, which have no vectors; leave out --feature and --dtype")
         return _convert_predictions(source, options.output, overwrite=options.overwrite)

@@ -13,7 +13,6 @@ from pipeline.maps.thumbnails import MapThumbnails, map_thumbnails
 from pipeline.rendering.html import write_page
 from pipeline.rendering.tables import write_rows
 from pipeline.rendering.targets import check_targets
-from transforms import storage
 from transforms.committed import held
 from transforms.declared import SEED, Bound, check, declared
 from transforms.errors import UsageError
@@ -73,7 +72,7 @@ class MapOptions:
     @property
     def predicted(self) -> str | None:
         """PRED: the one that is named, or OUT itself where it is one."""
-        return self.predictions or (self.output if are_predictions(storage.absolute(self.output)) else None)
+        return self.predictions or (self.output if are_predictions(self.output) else None)
 
 
 @dataclass(frozen=True)

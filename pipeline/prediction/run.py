@@ -41,7 +41,7 @@ from transforms.shards import Fields
 from transforms.storage import readable
 from transforms.store.manifest import PredictionSettings, PredictionsManifest, PredictionTotals
 from transforms.store.output import Output
-from transforms.store.predictions import Predictions, are_predictions, output_behind
+from transforms.store.predictions import Predictions, output_predicted
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
@@ -93,8 +93,7 @@ def predict(
     """
     run = partial(extract.run, load=load, say=say, quiet=quiet)
     # Predictions as an input stand for the features that they were made from.
-    behind = [str(output_behind(name)) if are_predictions(storage.absolute(name)) else name for name in options.inputs]
-    options = replace(options, inputs=tuple(behind))
+    options = replace(options, inputs=tuple(str(output_predicted(name) or name) for name in options.inputs))
     with ExitStack() as stack:
         folder = options.output
         if options.is_file:

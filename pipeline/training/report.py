@@ -34,7 +34,7 @@ _STORED_HEAD = "the head that is stored is another than those that were judged: 
 _NOT_REFITTED = f"{_STORED_HEAD} but those of the first fold, which only chose for it"
 _OVERLAP = "the intervals take the judged heads as they are: that their training rows overlap isn't in them"
 _ALSO_CHOSE = "also chose the settings, the temperature and, of several, the head: expect a little less on new rows"
-_JUDGED_HOW = {
+_JUDGING_ROWS = {
     "test": "Judged on test rows, which neither trained nor chose anything.",
     "validation": f"Judged on the validation rows, which {_ALSO_CHOSE}.",
     "folds": "Each row was judged by a head that was trained without its fold.",
@@ -238,7 +238,7 @@ def report_html(
         ],
         metrics=METRICS,
         ranked_metrics=_RANKED,
-        judged_how=_JUDGED_HOW,
+        judged_how=_JUDGING_ROWS,
         interval=lambda metric: interval(metric).replace("-", "–"),
     )
 
