@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from pipeline.rendering.tables import write_rows, write_rows_of
-from pipeline.rendering.targets import check_targets
+from pipeline.rendering.targets import check_replaceable, check_targets
 from transforms import storage
 from transforms.committed import committed_folder, held
 from transforms.declared import check, declared
@@ -137,20 +137,8 @@ def _check_place(source: str, output: str, *, as_parquet: bool, overwrite: bool)
     """Checks that the copy may be written here, before any work is done for it."""
     if storage.is_local(source) and os.path.realpath(output).startswith(os.path.realpath(source) + os.sep):
         raise FeaturemillError(f"{output} lies in {source}, where its rows would count twice; choose another --output")
-    if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output) and not as_parquet):
-        return
-    if as_parquet:
-        ours = os.path.isfile(output)
-    else:
-        # The folder is replaced as a whole: what somebody else put there would go with it.
-        there = set(os.listdir(output)) if os.path.isdir(output) else set()
-        ours = VECTORS in there and there <= {VECTORS, METADATA, CONFIG}
-    if not ours:
-        raise FeaturemillError(
-            f"{output} is there and no copy of convert's alone; choose another --output, or move it away"
-        )
-    if not overwrite:
-        raise FeaturemillError(f"{output} is there already; choose another --output, or pass --overwrite")
+    names = () if as_parquet else (VECTORS, METADATA, CONFIG)
+    check_replaceable(output, names, what="no copy of convert's alone", overwrite=overwrite)
 
 
 def _chosen(features: Features, feature: str | None, *, one: bool) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -330,11 +330,6 @@ def _moved_keys(repeats: Any, moves: _Moves) -> Any:
     shard, sign, member = repeats.partition("#")
     whole = moves(repeats)
     return whole if whole != repeats else moves(shard) + sign + member
-
-
-def relocate_json(summary: RelocateSummary) -> dict[str, Any]:
-    """Returns the summary for programs."""
-    return asdict(summary)
 
 
 def relocate_text(summary: RelocateSummary) -> str:
