@@ -12,8 +12,9 @@ import pyarrow.compute as pc
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
 from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
 from pipeline.training.fits import plan_fits
+from pipeline.training.kinds import scored
 from pipeline.training.options import LabelOptions
-from pipeline.training.run import labelled_table, make_rows, scored
+from pipeline.training.tables import labelled_table, make_rows
 from transforms import storage
 from transforms.declared import AT_LEAST_ONE, SEED, Bound, check, declared
 from transforms.evaluation.choosing import Choosing

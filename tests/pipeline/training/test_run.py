@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pipeline.cli.app import run_cli
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
-from pipeline.training import run as module
 from pipeline.training.fits import plan_fits
+from pipeline.training.kinds import chosen_by_fold, run_kind
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import split_table, train, trained_json, trained_text
+from pipeline.training.run import train, trained_json, trained_text
+from pipeline.training.tables import make_rows, split_table
 from tests.support.factories import shared_data
 from tests.support.heads_data import draw_rows
 from tests.support.pages_data import clusters, write_out
@@ -213,11 +214,11 @@ def test_labels_of_a_fold_choose_nothing_for_it(tmp_path):
     for fit in plan.fits:
         alone, found = replace(plan, fits=(fit,), final=None), []
         for turned in (False, True):
-            rows = module.make_rows(table, plan.cells)
+            rows = make_rows(table, plan.cells)
             judged = np.isin(rows.cells, fit.test)
             rows = replace(rows, codes=np.where(judged & turned, 1 - rows.codes, rows.codes))
-            outcomes = [module.run_kind(kind, rows, alone, asked, table=table, parts=parts) for kind in asked.kinds]
-            [(numbers, scores)] = module._chosen_by_fold(outcomes, rows, "log_loss")
+            outcomes = [run_kind(kind, rows, alone, asked, table=table, parts=parts) for kind in asked.kinds]
+            [(numbers, scores)] = chosen_by_fold(outcomes, rows, "log_loss")
             right = [np.mean(of.judging[0][1].predicted == rows.codes[numbers]) for of in outcomes]
             found.append((*(of.run["choice"] for of in outcomes), *(of.run["settings"] for of in outcomes)))
             found[-1] += scores.predicted.tolist(), scores.top.tolist()
@@ -232,7 +233,7 @@ def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
         turned = [(numbers, scores.predicted + 1, scores) for numbers, scores in outcomes[0].judging]
         return [(numbers, scores._replace(predicted=predicted % 3)) for numbers, predicted, scores in turned]
 
-    monkeypatch.setattr(module, "_chosen_by_fold", always_wrong)
+    monkeypatch.setattr("pipeline.training.run.chosen_by_fold", always_wrong)
     path = write_clouds(tmp_path / "f.parquet")
     trained = train(options(path, tmp_path / "head", kinds=("ridge", "knn"), folds=3, errors=False))
     caution = "worse than always naming the majority class"
@@ -384,7 +385,7 @@ def test_what_the_stored_head_was_trained_on_is_said(tmp_path, kinds):
 def test_a_learning_curve_of_many_scores_is_judged_on_some_rows(tmp_path, monkeypatch):
     path = write_clouds(tmp_path / "f.parquet", rows=600)
     whole = train(options(path, tmp_path / "one", validation=0.5)).runs[0]
-    monkeypatch.setattr(module, "_LEARNING_NUMBERS", 3 * 60)
+    monkeypatch.setattr("pipeline.training.kinds._LEARNING_NUMBERS", 3 * 60)
     monkeypatch.setattr(model, "_SCORES_AT_ONCE", 40)
     some = train(options(path, tmp_path / "two", validation=0.5)).runs[0]
     assert some["judged"]["metrics"]["accuracy"] == whole["judged"]["metrics"]["accuracy"], "on all rows"
