@@ -19,7 +19,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature, open_features
 from transforms.store.predictions import Predictions, are_predictions
-from transforms.store.schema import part_schema
+from transforms.store.schema import matrix_of, part_schema
 from transforms.text import counted, one_line, size_text
 
 _DTYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
@@ -158,16 +158,11 @@ def _plain_batches(features: Features, schema: pa.Schema, names: Sequence[str], 
     for batch in features.batches(schema.names):
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for name in names:
-            matrix = _matrix(columns[name])
+            matrix = matrix_of(columns[name])
             ends = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
             numbers = pa.array(_as_width(matrix, dtype, batch, name, features.output).ravel())
             columns[name] = pa.ListArray.from_arrays(pa.array(ends), numbers)
         yield pa.record_batch([columns[name] for name in schema.names], schema=schema)
-
-
-def _matrix(column: pa.Array) -> np.ndarray:
-    """Returns a column of vectors as n×D, in its own dtype."""
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 def _as_width(matrix: np.ndarray, dtype: str, batch: pa.RecordBatch, name: str, source: str) -> np.ndarray:
@@ -205,7 +200,7 @@ def _write_tables(features: Features, name: str, folder: str) -> None:
         metadata.write(("\t".join(shown) + "\n").encode())
         for batch in features.batches([*shown, name]):
             # Arrow has no text for float16.
-            matrix = _matrix(batch.column(name)).astype(np.float32, copy=False)
+            matrix = matrix_of(batch.column(name)).astype(np.float32, copy=False)
             table = pa.table({str(column): numbers for column, numbers in enumerate(matrix.T)})
             writer = writer or csv.CSVWriter(vectors, table.schema, write_options=options)
             writer.write_table(table)

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from pipeline.extraction.summary import skipped_text
 from pipeline.maintenance.agreement import check_files, check_parts
@@ -17,6 +18,7 @@ from transforms.store.manifest import Manifest, Totals
 from transforms.store.output import Output
 from transforms.store.repeats import Repeats, find_repeats
 from transforms.store.reports import add_notes, add_up, note_lines
+from transforms.store.schema import matrix_of
 from transforms.text import counted, short, shown_within, size_text
 
 
@@ -162,11 +164,11 @@ class _VectorSums:
         self.size = self.rows = self.zeros = self.zero_rows = self.nans = 0
         self.norm_sum, self.norm_min, self.norm_max = 0.0, float("inf"), 0.0
 
-    def add(self, column: Any) -> None:
-        """Counts the rows of a column: a fixed-size list array of N rows of D numbers."""
+    def add(self, column: pa.FixedSizeListArray) -> None:
+        """Counts the rows of a column of N vectors of D numbers."""
         if not len(column):
             return
-        vectors = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float64)
+        vectors = matrix_of(column).astype(np.float64)
         self.size = vectors.shape[1]
         self.rows += len(vectors)
         self.zeros += int((vectors == 0).sum())

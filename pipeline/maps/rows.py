@@ -16,6 +16,7 @@ from transforms.similarity.unit_vectors import unit_length
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
 from transforms.store.predictions import Predictions
+from transforms.store.schema import matrix_of
 
 # The vectors of all rows are held in memory, about three times.
 MOST_BYTES = 2**31
@@ -56,8 +57,7 @@ def read_map_rows(features: Features, name: str, *, limit: int) -> MapRows:
         if not len(here):
             continue
         batch = batch.take(pa.array(here))
-        column = batch.column(name)
-        found = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        found = matrix_of(batch.column(name))
         _check_finite(features, batch, found)
         if vectors is None:
             vectors = _room(features, name, len(numbers), found.shape[1])

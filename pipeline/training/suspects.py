@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
+from pipeline.rendering.tables import row_json, text_table, write_stored_rows
 from pipeline.training.fits import plan_fits
 from pipeline.training.kinds import scored
 from pipeline.training.options import LabelOptions
@@ -250,9 +250,8 @@ def write_suspects(found: Suspects, path: str) -> None:
         ("by_heads", pa.bool_()),
         ("copies_of_other_labels", pa.int64()),
     ]
-    schema = rows_schema(own, found.table.kept)
-    values = [row_values(_values(number, one), one.row) for number, one in enumerate(found.found, 1)]
-    write_rows(path, [pa.Table.from_pylist(values, schema)], schema)
+    rows = ((_values(number, one), one.row) for number, one in enumerate(found.found, 1))
+    write_stored_rows(path, own, found.table.kept, rows)
 
 
 def write_suspects_page(found: Suspects, path: str) -> None:
