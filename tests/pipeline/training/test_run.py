@@ -246,7 +246,7 @@ def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "stated"),
     [
         ({}, ["also chose the settings, the temperature and, of several, the head"]),
         ({"test": 0.3}, []),
@@ -254,16 +254,16 @@ def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
     ],
     ids=["validation", "test", "folds"],
 )
-def test_what_the_validation_rows_chose_is_said(tmp_path, more, said):
+def test_what_the_validation_rows_chose_is_stated(tmp_path, more, stated):
     asked = {"kinds": ("ridge", "knn"), "learning_curve": False, "errors": False, **more}
     trained = train(options(write_clouds(tmp_path / "f.parquet"), tmp_path / "head", **asked))
     text, page = trained_text(trained), (tmp_path / "head/report.html").read_text().replace("&#39;", "'")
     kind = trained.head.model.kind
-    for sentence in [f"{kind} was chosen by log loss of the validation rows", *said]:
+    for sentence in [f"{kind} was chosen by log loss of the validation rows", *stated]:
         assert text.count(sentence) == 1
         assert sentence.removeprefix(f"{kind} was ") in page
     others = ["also chose the settings", "each fold is judged", "on all rows"]
-    assert sum(sentence in text for sentence in others) == len(said)
+    assert sum(sentence in text for sentence in others) == len(stated)
 
 
 @pytest.mark.parametrize(("more", "promised"), [({}, True), ({"test": 0.3}, True), ({"folds": 3}, False)])
@@ -365,7 +365,7 @@ def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kinds", [("knn",), ("linear",), ("ridge", "linear")])
-def test_what_the_stored_head_was_trained_on_is_said(tmp_path, kinds):
+def test_what_the_stored_head_was_trained_on_is_stated(tmp_path, kinds):
     """Those by Adam aren't fitted again, since nothing would tell when to stop."""
     asked = {"kinds": kinds, "settings": FitSettings(epochs=2, transform="none"), "learning_curve": False}
     trained = train(options(write_clouds(tmp_path / "f.parquet", rows=90), tmp_path / "head", folds=3, **asked))
