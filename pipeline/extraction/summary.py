@@ -1,6 +1,6 @@
 """The plan and the result of a run, in words and numbers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -105,30 +105,28 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
     if plan.todo:
         # A look costs requests on a store, for labels that the summary may count anyway.
         lines += describe_labels(look_at_labels(found, options.fields), options, found)
-    if plan.stale:
-        lines.append(
-            f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
-            f"{_some([s.reason for s in plan.stale])}"
-        )
-    if plan.recognised:
-        lines.append(
-            f"note     {counted(plan.recognised, 'image')} of inputs that were written again have the same bytes: "
-            "their rows are kept"
-        )
-    if plan.unnamed:
-        lines.append(f"note     {plan.unnamed} of them of inputs not named now: an earlier run was asked for them")
-    if plan.dropped:
-        sources = dict.fromkeys(planned.unit.shard.file.uri for planned in plan.dropped)
-        lines.append(
-            f"note     inputs of {counted(len(plan.dropped), 'unfinished unit')} changed or vanished, what is left is "
-            f"planned anew: {_some(sources)}"
-        )
+    lines += [f"note     {note}" for note in _changes(plan)]
     if options.workers > 1 and 0 < len(plan.todo) < options.workers:
         lines.append(
             f"note     {counted(len(plan.todo), 'unit')} can't keep {options.workers} workers busy; "
             "use a smaller --unit-bytes"
         )
     return lines
+
+
+def _changes(plan: Plan) -> Iterator[str]:
+    """Yields what differs from earlier runs' inputs."""
+    if plan.stale:
+        yield f"{counted(len(plan.stale), 'part')} of changed inputs removed: {_some([s.reason for s in plan.stale])}"
+    if plan.recognised:
+        images = counted(plan.recognised, "image")
+        yield f"{images} of inputs that were written again have the same bytes: their rows are kept"
+    if plan.unnamed:
+        yield f"{plan.unnamed} of them of inputs not named now: an earlier run was asked for them"
+    if plan.dropped:
+        units = counted(len(plan.dropped), "unfinished unit")
+        sources = dict.fromkeys(planned.unit.shard.file.uri for planned in plan.dropped)
+        yield f"inputs of {units} changed or vanished, what is left is planned anew: {_some(sources)}"
 
 
 def skipped_text(files: int, endings: Mapping[str, int]) -> str:
