@@ -214,7 +214,7 @@ def open_tables(
     locations: Sequence[str],
     *,
     ours: bool,
-    own_groups: str | None = None,
+    own_groups: str | None,
 ) -> "tuple[list[Table], tuple[str, ...]]":
     """Opens features, with true labels from a file where one is named; also returns notes about that file and groups.
 

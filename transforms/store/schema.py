@@ -1,7 +1,6 @@
 """The Arrow schemas of parts and of failures."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +8,8 @@ import pyarrow as pa
 from transforms.labels.kept import arrow_type
 from transforms.spec import FeatureSpec
 
-NONE: Mapping[str, str] = MappingProxyType({})
 
-
-def part_schema(spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str] = NONE) -> pa.Schema:
+def part_schema(spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str]) -> pa.Schema:
     """Returns the Arrow schema of a part: the row's own columns, then one fixed-size list per feature.
 
     Args:
