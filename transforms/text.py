@@ -1,5 +1,6 @@
 """Text in messages: counts, sizes, names, and what other people's files hold."""
 
+import codecs
 import difflib
 import unicodedata
 from collections.abc import Iterable
@@ -9,6 +10,13 @@ _MOST_LETTERS = 240
 _MOST_CHOICES = 30
 # They turn what stands after them around, so that a key reads as another.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+# Those of UTF-32 begin like those of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    *((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
+    *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
+)
 
 
 def counted(count: int, noun: str) -> str:
@@ -40,6 +48,11 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
         return f"; did you mean {' or '.join(close)}?"
     more = f" … ({len(valid):,} in all)" if len(valid) > _MOST_CHOICES else ""
     return f"; choose from {', '.join(valid[:_MOST_CHOICES])}{more}"
+
+
+def marked_encoding(start: bytes) -> str:
+    """Returns the encoding that the mark at a text's start stands for; `utf-8` where there is none."""
+    return next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8")
 
 
 def one_line(error: BaseException) -> str:

@@ -1,6 +1,5 @@
 """Finds the shards and image files that the user names: folders, globs, braces, lists."""
 
-import codecs
 import difflib
 import glob
 import os
@@ -27,17 +26,11 @@ from transforms.shards.detect import (
 from transforms.shards.fields import Fields
 from transforms.shards.files import TableRow, read_table
 from transforms.shards.names import BY_NAME, HIDDEN, base_name, count_by_ending, extension, is_hidden, is_picture
-from transforms.text import clean, one_line
+from transforms.text import clean, marked_encoding, one_line
 
 _GLOB = re.compile(r"[*?\[]")
 _MAX_BRACES = 1_000_000
 _THREADS = 16
-# Those of UTF-32 begin like those of UTF-16.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    *((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
-    *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
-)
 _TABLE = re.compile(r"\.(csv|tsv|parquet|parq|pq)$", re.IGNORECASE)
 _FILE_URI = re.compile(r"^file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 # A path with something behind it, or a table's header.
@@ -288,7 +281,7 @@ def _entries(data: bytes, base: str) -> list[str]:
 
     It may be in UTF-8, or in UTF-16 or UTF-32, as Windows writes them. `find -print0` ends each path by a NUL.
     """
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    encoding = marked_encoding(data)
     if encoding == "utf-8" and len(data) > 1 and not any(data[1:64:2]):
         encoding = "utf-16-le"
     text = data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "replace")
