@@ -86,16 +86,15 @@ def shown(text: str) -> str:
 
     Other people's keys, labels and paths stand in our lines; line breaks and tabs are ours.
     """
-    return "".join(_written_out(letter) if letter not in "\n\t" and _is_control(letter) else letter for letter in text)
+    return "".join(
+        letter.encode("unicode_escape").decode("ascii") if letter not in "\n\t" and _is_control(letter) else letter
+        for letter in text
+    )
 
 
 def shown_within(text: str) -> str:
     """Returns somebody's text as `shown` does, on one line: a line break of theirs would begin a line like ours."""
     return shown(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _written_out(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
 
 
 def short(text: str, length: int = LABEL_LENGTH) -> str:

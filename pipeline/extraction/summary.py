@@ -80,13 +80,15 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         counted(len(found.shards), "shard") if found.shards else "",
         counted(len(found.files), "image file") if found.files else "",
     ]
+    name, size = options.engine_name, options.engine_batch_size
+    engine = "auto (each worker chooses)" if name == "auto" else f"{name} on {device(name)}"
     lines = [
         f"inputs   {' and '.join(filter(None, inputs))} matched",
         f"units    {len(plan.todo)} to do ({size_text(todo_bytes)}), {len(plan.done)} done before",
         f"features {', '.join(f'{f} ({options.sizes[f.name]} × {options.dtype})' for f in options.parsed_features)}",
         f"weights  {weights.origin}",
-        f"engine   {_engine_text(options.engine_name)}, {options.precision}, "
-        f"batches {_batches_text(options.engine_batch_size)}, {_workers_text(options)}, {options.runner}",
+        f"engine   {engine}, {options.precision}, batches {f'of {size}' if size else 'as large as is fastest'}, "
+        f"{_workers_text(options)}, {options.runner}",
         f"output   {readable(options.output)}",
     ]
     lines += [f"note     {note}" for note in options.notes]
@@ -133,14 +135,6 @@ def skipped_text(files: int, endings: Mapping[str, int]) -> str:
     """Returns how many files were passed over, by ending."""
     shown = [f"{count} {ending}" for ending, count in list(endings.items())[:6]]
     return f"{counted(files, 'other file')} passed over: {', '.join(shown)}{', …' if len(endings) > 6 else ''}"
-
-
-def _engine_text(name: str) -> str:
-    return "auto (each worker chooses)" if name == "auto" else f"{name} on {device(name)}"
-
-
-def _batches_text(size: int | None) -> str:
-    return f"of {size}" if size else "as large as is fastest"
 
 
 def _workers_text(options: ExtractOptions) -> str:

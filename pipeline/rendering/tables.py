@@ -130,10 +130,6 @@ def _write_text(file: BinaryIO, path: str, tables: Iterable[pa.Table | pa.Record
     stream.detach()
 
 
-def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
-
-
 def write_rows_of(parts: Sequence[str], path: str) -> int:
     """Writes the rows of Parquet files, all of one schema, to one file as `write_rows` does; returns how many.
 
@@ -168,7 +164,7 @@ def write_rows(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema: p
             if not path.lower().endswith(".parquet"):
                 _write_text(file, path, tables, schema.names)
                 return
-            with _writer(file, schema) as writer:
+            with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
                 for table in tables:
                     writer.write(table)
     except OSError as error:

@@ -145,7 +145,10 @@ def _read_csv(file: BinaryIO, sample: bytes, choose: Choose) -> tuple[dict[str, 
                 column_names=[str(number) for number in range(len(names))], block_size=_BLOCK_BYTES
             ),
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=_is_comment
+                delimiter=delimiter,
+                newlines_in_values=True,
+                # Comments have other numbers of columns.
+                invalid_row_handler=lambda row: "skip" if row.text.startswith("#") else "error",
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=wanted,
@@ -183,10 +186,6 @@ def _not_utf8() -> str:
         "isn't UTF-8; save it as UTF-8 (of a file from Windows: iconv -f WINDOWS-1252 -t UTF-8 FILE > labels.csv), "
         "since a guess could spell names wrong"
     )
-
-
-def _is_comment(row: pyarrow.csv.InvalidRow) -> str:
-    return "skip" if row.text.startswith("#") else "error"
 
 
 def _header(text: str, *, cut: bool) -> tuple[list[str], str, int]:

@@ -435,15 +435,11 @@ class _Survey:
     apart: bool = False
 
 
-def _can_survey(shard: Shard) -> bool:
-    # Elsewhere all the data between the headers would have to be read.
-    return not shard.compression and storage.is_local(shard.file.uri)
-
-
 @lru_cache(maxsize=16)
 def _survey(shard: Shard) -> _Survey:
     """Reads the headers of a tar once; of one that can't be surveyed nothing is known."""
-    if not _can_survey(shard):
+    if shard.compression or not storage.is_local(shard.file.uri):
+        # All the data between the headers would have to be read.
         return _Survey()
     labels, without_label, without_image = False, False, False
     with open_stream(shard) as stream:
@@ -583,11 +579,6 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
             yield broken(unit.shard, error, stream.position)
 
 
-def _matches(head: bytes, named: bool) -> bool:
-    # An archive without members is nothing but blocks of zeros.
-    return starts_like(head) or (named and len(head) >= BLOCK_BYTES and not any(head))
-
-
 def _columns(shard: Shard) -> dict[str, str]:
     """Returns the endings of the members in the first samples, and the keys of their `.json`."""
     found: dict[str, str] = {}
@@ -611,7 +602,8 @@ FORMAT = Format(
     sign="checksum of the first header",
     ending=re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE),
     gzip=True,
-    matches=_matches,
+    # An archive without members is nothing but blocks of zeros.
+    matches=lambda head, named: starts_like(head) or (named and len(head) >= BLOCK_BYTES and not any(head)),
     resolve=resolve,
     split=split,
     read=read,
