@@ -91,11 +91,7 @@ def restore_manifest(output: Output, weights: Weights) -> None:
         except (FeaturemillError, KeyError, TypeError, ValueError):
             continue
         manifest = new_manifest(
-            spec,
-            weights=weights.origin,
-            weights_are_random=weights.is_random,
-            limit=None,
-            versions=library_versions(),
+            spec, weights=weights.origin, weights_are_random=weights.is_random, limit=None, versions=library_versions()
         )
         own = {*ROW_COLUMNS, *ADDED_COLUMNS, *(feature.name for feature in spec.features)}
         output.manifest = replace(

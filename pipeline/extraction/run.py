@@ -244,13 +244,7 @@ def beam_settings(options: ExtractOptions) -> dict[str, Any]:
 
 
 def _run_pipeline(
-    output: Output,
-    options: ExtractOptions,
-    plan: Plan,
-    job: Job,
-    *,
-    load: Callable[[Job], Engine] | None,
-    quiet: bool,
+    output: Output, options: ExtractOptions, plan: Plan, job: Job, *, load: Callable[[Job], Engine] | None, quiet: bool
 ) -> None:
     import apache_beam as beam
 

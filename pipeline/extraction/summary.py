@@ -178,11 +178,7 @@ def summarise(output: Output, plan: Plan, *, wall_seconds: float) -> Summary:
 
 def summary_json(summary: Summary) -> dict[str, Any]:
     """Returns the summary for programs."""
-    return {
-        **asdict(summary),
-        "failure_rate": summary.failure_rate,
-        "images_per_second": summary.images_per_second,
-    }
+    return {**asdict(summary), "failure_rate": summary.failure_rate, "images_per_second": summary.images_per_second}
 
 
 def summary_text(summary: Summary) -> str:

@@ -78,11 +78,7 @@ def run_kind(kind: str, rows: Rows, plan: FitPlan, options: TrainOptions, *, tab
         judged=judged,
         seconds=time.perf_counter() - started,
         cautions=fit_cautions(
-            chosen.settings,
-            curve,
-            epochs=options.settings.epochs,
-            patience=options.settings.patience,
-            bounded=bounded,
+            chosen.settings, curve, epochs=options.settings.epochs, patience=options.settings.patience, bounded=bounded
         ),
     )
     if len(options.kinds) > 1:

@@ -30,9 +30,7 @@ class LabelOptions:
         unset="those that came with the images",
     )
     labels_mode: str = declared(
-        "replace",
-        help="Rows that --labels FILE doesn't have get no label, or keep their own (update)",
-        choices=MODES,
+        "replace", help="Rows that --labels FILE doesn't have get no label, or keep their own (update)", choices=MODES
     )
     label_column: str | None = declared(
         None, help="Column with the label, in --labels FILE or the features", unset="label; in FILE found by its name"

@@ -94,12 +94,7 @@ def ranking(runs: Sequence[Run]) -> list[Run]:
 
 
 def fit_cautions(
-    settings: Mapping[str, Any],
-    curve: Sequence[Mapping[str, float]],
-    *,
-    epochs: int,
-    patience: int,
-    bounded: bool,
+    settings: Mapping[str, Any], curve: Sequence[Mapping[str, float]], *, epochs: int, patience: int, bounded: bool
 ) -> list[str]:
     """Returns what is to be known of how a head was fitted, in words.
 

@@ -118,12 +118,7 @@ def predictions_schema(predictor: Predictor, *, probabilities: bool, kept: Mappi
 
 
 def prediction_rows(
-    predictor: Predictor,
-    probabilities: np.ndarray,
-    facts: dict[str, pa.Array],
-    *,
-    top: int,
-    schema: pa.Schema,
+    predictor: Predictor, probabilities: np.ndarray, facts: dict[str, pa.Array], *, top: int, schema: pa.Schema
 ) -> pa.RecordBatch:
     """Returns a batch of N rows.
 

@@ -15,14 +15,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.labels.folders import REGEX, Place, Stated, by_pattern, read_folders
 from transforms.machine import ahead
 from transforms.records import FileInfo, ListedFile, Shard, SkippedFile
-from transforms.shards.detect import (
-    FORMATS,
-    Looked,
-    guess_inside,
-    look_inside,
-    may_be_anything,
-    named_format,
-)
+from transforms.shards.detect import FORMATS, Looked, guess_inside, look_inside, may_be_anything, named_format
 from transforms.shards.fields import Fields
 from transforms.shards.files import TableRow, read_table
 from transforms.shards.names import BY_NAME, HIDDEN, base_name, count_by_ending, extension, is_hidden, is_picture
@@ -124,9 +117,7 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT, *, output: str | None 
     _check_each(inputs, by_input, skipped)
     return Found(
         tuple(sorted(shards, key=lambda shard: shard.file.uri)),
-        tuple(
-            sorted((*_listed(images, fields.file_labels), *tabled.values()), key=lambda listed: listed.file.uri),
-        ),
+        tuple(sorted((*_listed(images, fields.file_labels), *tabled.values()), key=lambda listed: listed.file.uri)),
         tuple(sorted(skipped, key=lambda each: each.file.uri)),
         columns,
     )

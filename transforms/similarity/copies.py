@@ -21,11 +21,7 @@ COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and a
 class DuplicateOptions:
     """The options of `find_duplicates`."""
 
-    cosine: float = declared(
-        DEFAULT_COSINE,
-        help="Cosine from which on two rows are near copies",
-        bounds=(COSINE,),
-    )
+    cosine: float = declared(DEFAULT_COSINE, help="Cosine from which on two rows are near copies", bounds=(COSINE,))
     feature: str | None = declared(None, help="Column of vectors", metavar="NAME", unset="embedding")
 
     def __post_init__(self) -> None:
