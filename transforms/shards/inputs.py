@@ -163,15 +163,11 @@ def _listed(images: Sequence[_Candidate], rule: str) -> list[ListedFile]:
     found = {
         (folder, roots): _first_stated([stated[Place(folder, root)] for root in roots]) for folder, roots in folders
     }
-    if rule.startswith(REGEX):
-        return [
-            ListedFile(candidate.file, by_pattern(rule, candidate.file.uri), found[place].split)
-            for candidate, place in zip(images, at, strict=True)
-        ]
-    return [
-        ListedFile(candidate.file, found[place].label, found[place].split)
-        for candidate, place in zip(images, at, strict=True)
-    ]
+    listed = []
+    for candidate, place in zip(images, at, strict=True):
+        label = by_pattern(rule, candidate.file.uri) if rule.startswith(REGEX) else found[place].label
+        listed.append(ListedFile(candidate.file, label, found[place].split))
+    return listed
 
 
 def _first_stated(several: Sequence[Stated]) -> Stated:

@@ -12,9 +12,11 @@ them, in a plain tar on a disk. Elsewhere a label without an image is a failure 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
+from typing import Any
 
 from transforms import storage
 from transforms.labels.folders import LABEL_NAMES, is_no_class, partition_value
@@ -236,6 +238,12 @@ class _Sample:
         except _UnusableError:
             return False
 
+    def json_items(self) -> Iterator[tuple[str, Any]]:
+        """Yields what its `.json` members hold, as far as they can be read."""
+        for text in (text for name, text in self.texts.items() if name.endswith(".json")):
+            with suppress(_UnusableError):
+                yield from parse_json(text).items()
+
     def _labelled(self, row: EncodedImage) -> EncodedImage:
         if self.shard.keep:
             row = replace(row, kept=self._kept(row))
@@ -411,11 +419,7 @@ def _check_label(shard: Shard, samples: list[_Sample], wanted: str) -> None:
     for sample in samples:
         if wanted.lower() in sample.extensions:
             return
-        for name, text in sample.texts.items():
-            try:
-                keys |= dict.fromkeys(parse_json(text) if name.endswith(".json") else ())
-            except _UnusableError:
-                continue
+        keys |= dict.fromkeys(key for key, _ in sample.json_items())
     if wanted not in keys:
         present = [f".{extension}" for extension in dict.fromkeys(e for s in samples for e in s.extensions)]
         raise missing(shard.file.uri, role="label", wanted=wanted, present=present + list(keys))
@@ -585,14 +589,9 @@ def _columns(shard: Shard) -> dict[str, str]:
     # Asked for as JSON, so that it is read also where there are no labels.
     for sample in _look(replace(shard, keep=(Kept("json", "string"),)))[0]:
         found |= dict.fromkeys(sample.extensions, "string")
-        for name, text in sample.texts.items():
-            try:
-                values = parse_json(text) if name.endswith(".json") else {}
-            except _UnusableError:
-                continue
-            for key, value in values.items():
-                if value is not None:
-                    found.setdefault(key, type_of(value))
+        for key, value in sample.json_items():
+            if value is not None:
+                found.setdefault(key, type_of(value))
     return found
 
 
