@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 
 from pipeline.rendering.targets import check_beside
 from transforms import storage
-from transforms.declared import SHARE, Bound, check, declared
+from transforms.declared import COSINE, SHARE, Bound, check, declared
 from transforms.errors import UsageError
 from transforms.heads import KINDS, FitSettings
 from transforms.rows.labels import MODES
 
 _BELOW_ONE = Bound(lambda share: 0 <= share < 1, "{flag} is a share from 0 to below 1, not {value}")
-_COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and at most 1, not {value}")
 # What kinds of heads can be chosen by.
 CHOSEN_BY = ("log_loss", "accuracy", "balanced_accuracy", "macro_f1")
 _FOLDS = Bound(
@@ -124,7 +123,7 @@ class TrainOptions(LabelOptions, AbstainOptions):
         "FEATURES",
     )
     near_duplicates: float | None = declared(
-        None, help="Keep rows on one side whose vectors have at least this cosine", metavar="COSINE", bounds=(_COSINE,)
+        None, help="Keep rows on one side whose vectors have at least this cosine", metavar="COSINE", bounds=(COSINE,)
     )
     choose_by: str | None = declared(
         None,

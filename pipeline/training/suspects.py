@@ -16,7 +16,7 @@ from pipeline.training.kinds import scored
 from pipeline.training.options import LabelOptions
 from pipeline.training.tables import labelled_table, make_rows
 from transforms import storage
-from transforms.declared import AT_LEAST_ONE, SEED, Bound, check, declared
+from transforms.declared import AT_LEAST_ONE, COSINE, SEED, Bound, check, declared
 from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.confident import Blocks, Doubts, doubts
 from transforms.evaluation.metrics import fit_temperature
@@ -29,7 +29,7 @@ from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.spooled import CopiedVectors, SpooledRows
 from transforms.rows.table import Table
 from transforms.rows.thumbnails import thumbnails
-from transforms.similarity.copies import COSINE, DEFAULT_COSINE, Group, copies
+from transforms.similarity.copies import DEFAULT_COSINE, Group, copies
 from transforms.storage import readable
 from transforms.text import counted
 

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.training.options import TrainOptions
 from transforms.errors import FeaturemillError
@@ -19,7 +17,7 @@ from transforms.predictors import trained_rows
 from transforms.predictors.head import load_head
 from transforms.rows.labels import Joined, encode_as, join_labels, read_labels
 from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table, open_stored, open_table
-from transforms.similarity.near_copies import near_copies
+from transforms.similarity.near_copies import connected, near_copies
 from transforms.store.features import Features
 
 if TYPE_CHECKING:
@@ -63,8 +61,7 @@ def _kept_sides(table: Table, kept: pa.Table, options: TrainOptions) -> pa.Chunk
         belongs = tied([table])
         if options.near_duplicates is not None:
             pairs = belongs[near_copies(table.vectors, options.near_duplicates)]
-            linked = coo_array((np.ones(len(pairs), bool), pairs.T), (len(belongs), len(belongs)))
-            belongs = connected_components(linked, directed=False)[1][belongs]
+            belongs = connected(*pairs.T, len(belongs))[belongs]
         nearest = np.full(int(belongs.max()) + 1, len(SIDES), np.int32)
         known = codes >= 0
         np.minimum.at(nearest, belongs[known], codes[known])
