@@ -1,12 +1,13 @@
 """Outliers: the rows farthest from the centre of their class, or from their nearest neighbours."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
+from pipeline.rendering.contact_sheet import Section, Tile, row_tile, write_sheet
 from pipeline.rendering.tables import row_json, text_table, write_stored_rows
-from transforms.rows.thumbnails import thumbnails
+from transforms.rows.thumbnails import Thumbnail, thumbnails
 from transforms.similarity.outlying import Outlier, Outliers
 from transforms.storage import readable
 
@@ -77,7 +78,7 @@ def write_outliers_page(found: Outliers, path: str) -> None:
     )
 
 
-def _tile(far: Outlier, images: Any) -> Any:
+def _tile(far: Outlier, images: Mapping[int, Thumbnail]) -> Tile:
     elsewhere = far.nearest_class is not None and far.nearest_class != far.row.label
     score = f"{far.distance:.4f}" + (f", nearest {far.nearest_class}" if elsewhere else "")
     return row_tile(far.row, images, score, marked=elsewhere)

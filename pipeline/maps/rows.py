@@ -3,7 +3,6 @@
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +19,7 @@ from transforms.store.schema import matrix_of
 
 # The vectors of all rows are held in memory, about three times.
 MOST_BYTES = 2**31
+_Column = pa.Array | pa.ChunkedArray
 _PREDICTED = ["key", "position", "label", "score"]
 
 
@@ -81,7 +81,7 @@ def _room(features: Features, name: str, rows: int, dims: int) -> np.ndarray:
     return np.empty((rows, dims), np.float32)
 
 
-def _check_finite(features: Features, batch: Any, vectors: np.ndarray) -> None:
+def _check_finite(features: Features, batch: pa.RecordBatch, vectors: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise FeaturemillError(
@@ -150,7 +150,7 @@ def add_predictions(rows: MapRows, output: Predictions) -> int:
     return len(predicted) - predicted.null_count
 
 
-def _places(keys: Any, positions: Any) -> Any:
+def _places(keys: _Column, positions: _Column) -> _Column:
     """Returns keys with their positions, as strings; of an unknown position only what sets it off is there."""
     return pc.binary_join_element_wise(keys, positions.cast(pa.string()), "@", null_handling="replace")
 
