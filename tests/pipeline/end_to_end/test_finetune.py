@@ -691,9 +691,7 @@ def test_a_row_stays_on_its_side_when_labels_are_corrected(made, tmp_path):
     rows = read_rows(str(made / "ridge"))
     first, second = open_table(str(made / "out")).labels.unique().to_pylist()
     # Every test row is of one class, as no split drawn from these labels would have it.
-    labels = {
-        row["key"]: first if row["side"] == "test" or i % 2 else second for i, row in enumerate(rows.to_pylist())
-    }
+    labels = {row["key"]: first if row["side"] == "test" or i % 2 else second for i, row in enumerate(rows.to_pylist())}
     new = rows["key"].to_pylist()[:2]
     data = io.BytesIO()
     pq.write_table(rows.filter(pc.invert(pc.is_in(rows["key"], pa.array(new)))), data)
