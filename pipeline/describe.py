@@ -166,9 +166,7 @@ def _draw(axes: "Axes", infos: Sequence[LayerInfo], title: str) -> None:
         f"{title}  ·  {parameters:,} parameters  ·  {2 * macs / 1e9:,.1f} GFLOP an image", y=0.93, fontsize=15
     )
     axes.legend(loc="upper right", bbox_to_anchor=(0.99, 0.9), frameon=False, fontsize=11)
-    axes.set_aspect("equal")
-    axes.set_xlim(-0.5, x)
-    axes.set_ylim(-3.9, 4.1)
+    axes.set(aspect="equal", xlim=(-0.5, x), ylim=(-3.9, 4.1))
     axes.axis("off")
 
 

@@ -27,6 +27,7 @@ class Bound:
 AT_LEAST_ONE = Bound(lambda value: value >= 1, "{flag} must be at least 1, not {value}")
 ABOVE_ZERO = Bound(lambda value: 0 < value < float("inf"), "{flag} is a number above 0, not {value}")
 SHARE = Bound(lambda value: 0 <= value <= 1, "{flag} is a share between 0 and 1, not {value}")
+COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and at most 1, not {value}")
 SEED = Bound(lambda value: 0 <= value < 2**32, "{flag} {value}: a seed is from 0 to " + str(2**32 - 1))
 
 

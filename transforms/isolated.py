@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 import psutil
 
 from transforms.errors import FeaturemillError
-from transforms.machine import ended_as, own_command
+from transforms.machine import end_with, ended_as, own_command
 from transforms.text import one_line
 
 T = TypeVar("T")
@@ -317,17 +317,11 @@ def _data_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmData:"))
 
 
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
-    os._exit(1)
-
-
 def main() -> None:
     """Is the child, until its parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     number, parent = map(int, sys.argv[1:])
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent)
     _serve(Connection(number))
     # What was called may have left threads behind.
     os._exit(0)

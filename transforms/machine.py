@@ -2,6 +2,8 @@
 
 import os
 import sys
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +17,8 @@ from transforms.errors import FeaturemillError
 
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 _GROUP = Path("/sys/fs/cgroup")
+# A process whose parent is gone ends within so many seconds.
+_LOOK_SECONDS = 0.5
 
 
 def available_cores() -> int:
@@ -87,6 +91,17 @@ def home_folder() -> str:
 def ended_as(code: int) -> str:
     """Returns the end of a process in words, given its exit code or, negative, its signal."""
     return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def end_with(parent: int) -> None:
+    """Lets this process end as soon as its parent, given by its id, is gone."""
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_LOOK_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
 
 
 def own_command(module: str) -> list[str]:

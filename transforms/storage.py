@@ -18,16 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from transforms.errors import FeaturemillError
 from transforms.machine import ahead
-from transforms.object_stores import (
-    READ_BYTES,
-    Place,
-    Reader,
-    StoreError,
-    Writer,
-    ask,
-    has_answered,
-    place,
-)
+from transforms.object_stores import READ_BYTES, Place, Reader, StoreError, Writer, ask, has_answered, place
 from transforms.records import FileInfo
 from transforms.text import one_line, shown_within
 

@@ -1,5 +1,6 @@
 """Text in messages: counts, sizes, names, and what other people's files hold."""
 
+import codecs
 import difflib
 import unicodedata
 from collections.abc import Iterable
@@ -9,6 +10,13 @@ _MOST_LETTERS = 240
 _MOST_CHOICES = 30
 # They turn what stands after them around, so that a key reads as another.
 _DIRECTIONS = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+# Those of UTF-32 begin like those of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    *((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
+    *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
+)
 
 
 def counted(count: int, noun: str) -> str:
@@ -42,6 +50,11 @@ def did_you_mean(name: str, valid: Iterable[str]) -> str:
     return f"; choose from {', '.join(valid[:_MOST_CHOICES])}{more}"
 
 
+def marked_encoding(start: bytes) -> str:
+    """Returns the encoding that the mark at a text's start stands for; `utf-8` where there is none."""
+    return next((encoding for mark, encoding in _MARKS if start.startswith(mark)), "utf-8")
+
+
 def one_line(error: BaseException) -> str:
     """Returns the error's message on one line, or its type's name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -73,16 +86,15 @@ def shown(text: str) -> str:
 
     Other people's keys, labels and paths stand in our lines; line breaks and tabs are ours.
     """
-    return "".join(_written_out(letter) if letter not in "\n\t" and _is_control(letter) else letter for letter in text)
+    return "".join(
+        letter.encode("unicode_escape").decode("ascii") if letter not in "\n\t" and _is_control(letter) else letter
+        for letter in text
+    )
 
 
 def shown_within(text: str) -> str:
     """Returns somebody's text as `shown` does, on one line: a line break of theirs would begin a line like ours."""
     return shown(text).replace("\n", "\\n").replace("\t", "\\t")
-
-
-def _written_out(letter: str) -> str:
-    return letter.encode("unicode_escape").decode("ascii")
 
 
 def short(text: str, length: int = LABEL_LENGTH) -> str:

@@ -11,6 +11,7 @@ from pipeline.cli.options import (
     debug_option,
     echo,
     hand_out,
+    json_option,
     overwrite_option,
     result_options,
     saying,
@@ -45,7 +46,7 @@ def query(rows: str | None, page: str | None, overwrite: bool, as_json: bool, **
 @click.command()
 @click.argument("output", metavar="OUT")
 @click.argument("text", metavar="QUERY")
-@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@json_option
 @click.option("--csv", "as_csv", is_flag=True, help="Show the result as CSV.")
 @click.option("--output", "-o", "rows", metavar="FILE", help="Write the result to a .parquet, .csv or .jsonl file.")
 @overwrite_option

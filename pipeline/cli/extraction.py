@@ -12,6 +12,7 @@ from pipeline.cli.options import (
     echo,
     failures_exit_code,
     gathered,
+    json_option,
     saying,
     show,
     written,
@@ -22,7 +23,7 @@ from pipeline.cli.options import (
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("--yes", is_flag=True, help="Don't ask.")
 @click.option("--quiet", "-q", is_flag=True, help="Show neither plan nor progress.")
-@click.option("--json", "as_json", is_flag=True, help="Show the summary as JSON on standard output.")
+@json_option
 @debug_option
 @click.pass_context
 def extract(ctx: click.Context, **given: Any) -> int:
@@ -63,7 +64,7 @@ _OF_A_RUN = (
 
 @click.command(cls=OptionsCommand, options="pipeline.extraction.estimate:EstimateOptions", without=_OF_A_RUN)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@json_option
 @debug_option
 def estimate(as_json: bool, **given: Any) -> int:
     """Embed a sample of the INPUTs; say what all of them would take, in hours and bytes, and what the bottleneck is.

@@ -13,6 +13,7 @@ from pipeline.cli.options import (
     failures_exit_code,
     gathered,
     hand_out,
+    json_option,
     result_options,
     saying,
     show,
@@ -22,7 +23,7 @@ from pipeline.cli.options import (
 @click.command(cls=OptionsCommand, options="pipeline.training.options:TrainOptions")
 @click.argument("features", metavar="FEATURES")
 @click.option("--compare", metavar="KIND,KIND...", help="Train several on one split, rank them, keep the best.")
-@click.option("--json", "as_json", is_flag=True, help="Show the judgement as JSON on standard output.")
+@json_option
 @click.option("--quiet", "-q", is_flag=True, help="Show only the result.")
 @debug_option
 @click.pass_context
@@ -47,7 +48,7 @@ def train(ctx: click.Context, compare: str | None, as_json: bool, quiet: bool, *
 @click.command(cls=OptionsCommand, options="pipeline.prediction.options:PredictOptions")
 @click.argument("names", nargs=-1, required=True, metavar="[HEAD] INPUT...")
 @click.option("--head", metavar="HEAD", help="The head, instead of the first argument; imagenet is ImageNet's own.")
-@click.option("--json", "as_json", is_flag=True, help="Show the summary as JSON on standard output.")
+@json_option
 @click.option("--quiet", "-q", is_flag=True, help="Show neither plan nor progress.")
 @debug_option
 def predict(names: tuple[str, ...], head: str | None, as_json: bool, quiet: bool, **given: Any) -> int:
@@ -82,7 +83,7 @@ def predict(names: tuple[str, ...], head: str | None, as_json: bool, quiet: bool
 
 @click.command(cls=OptionsCommand, options="pipeline.prediction.compare:CompareOptions")
 @click.argument("names", nargs=-1, required=True, metavar="HEAD HEAD... [FEATURES]")
-@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@json_option
 @debug_option
 def compare(names: tuple[str, ...], as_json: bool, **given: Any) -> int:
     """Judge several HEADs on the same rows, none of which any of them has seen: who is better, and how sure that is.
@@ -139,7 +140,7 @@ def export(**given: Any) -> int:
 @click.command(cls=OptionsCommand, options="pipeline.end_to_end.options:FinetuneOptions")
 @click.argument("head", metavar="HEAD")
 @click.argument("features", metavar="FEATURES")
-@click.option("--json", "as_json", is_flag=True, help="Show the judgement as JSON on standard output.")
+@json_option
 @click.option("--quiet", "-q", is_flag=True, help="Show only the result.")
 @debug_option
 def finetune(as_json: bool, quiet: bool, **given: Any) -> int:

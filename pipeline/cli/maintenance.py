@@ -1,16 +1,17 @@
 """The commands on an OUT that is there: inspect, verify, compact, relocate, convert, register, report, drop-feature."""
 
+from dataclasses import asdict
 from typing import Any
 
 import click
 
-from pipeline.cli.options import OptionsCommand, debug_option, echo, saying, show
+from pipeline.cli.options import OptionsCommand, debug_option, echo, json_option, saying, show
 
 
 @click.command()
 @click.argument("output", metavar="OUT")
 @click.option("--deep", is_flag=True, help="Read every file whole and compare it with the hash that it carries.")
-@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@json_option
 @debug_option
 def inspect(output: str, deep: bool, as_json: bool) -> int:
     """Show what OUT holds and check that parts, footers and manifest agree (exit code 1 if not)."""
@@ -23,7 +24,7 @@ def inspect(output: str, deep: bool, as_json: bool) -> int:
 
 @click.command(cls=OptionsCommand, options="pipeline.maintenance.verify:VerifyOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@json_option
 @debug_option
 def verify(as_json: bool, **given: Any) -> int:
     """Embed a random sample of OUT's rows again, from their sources, and compare.
@@ -39,20 +40,20 @@ def verify(as_json: bool, **given: Any) -> int:
 
 @click.command(cls=OptionsCommand, options="pipeline.maintenance.compact:CompactOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@json_option
 @debug_option
 def compact(as_json: bool, **given: Any) -> int:
     """Merge OUT's small parts into larger ones, sorted by key. Rows, totals and resume stay what they are."""
     from pipeline.maintenance import compact as module
 
     summary = module.compact(module.CompactOptions(**given), say=saying())
-    return show(summary, module.compact_json, module.compact_text, as_json=as_json)
+    return show(summary, asdict, module.compact_text, as_json=as_json)
 
 
 @click.command(cls=OptionsCommand, options="pipeline.maintenance.relocate:RelocateOptions")
 @click.argument("output", metavar="OUT")
 @click.argument("moves", nargs=-1, required=True, metavar="OLD=NEW...")
-@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@json_option
 @debug_option
 def relocate(as_json: bool, **given: Any) -> int:
     """Tell OUT that its images lie elsewhere now, so that nothing is embedded again.
@@ -63,7 +64,7 @@ def relocate(as_json: bool, **given: Any) -> int:
     from pipeline.maintenance import relocate as module
 
     summary = module.relocate(module.RelocateOptions(**given), say=saying())
-    return show(summary, module.relocate_json, module.relocate_text, as_json=as_json)
+    return show(summary, asdict, module.relocate_text, as_json=as_json)
 
 
 @click.command(cls=OptionsCommand, options="pipeline.maintenance.convert:ConvertOptions")
@@ -83,7 +84,7 @@ def convert(**given: Any) -> int:
 
 @click.command(cls=OptionsCommand, options="pipeline.maintenance.register:RegisterOptions")
 @click.argument("output", metavar="OUT")
-@click.option("--json", "as_json", is_flag=True, help="Show the result as JSON.")
+@json_option
 @debug_option
 def register(as_json: bool, **given: Any) -> int:
     """Make a table of OUT's parts, as they lie, or bring it up to date.
@@ -94,7 +95,7 @@ def register(as_json: bool, **given: Any) -> int:
     from pipeline.maintenance import register as module
 
     found = module.register(module.RegisterOptions(**given))
-    return show(found, module.registered_json, module.registered_text, as_json=as_json)
+    return show(found, asdict, module.registered_text, as_json=as_json)
 
 
 @click.command(cls=OptionsCommand, options="pipeline.maintenance.report:ReportOptions")

@@ -250,12 +250,13 @@ def together(*options: Callable) -> Callable:
     return decorate
 
 
+json_option = click.option("--json", "as_json", is_flag=True, help="Show the result as JSON on standard output.")
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace files that are there.")
 result_options = together(
     click.option("--output", "-o", "rows", metavar="FILE", help="Write the result to a .parquet, .csv or .jsonl file."),
     click.option("--html", "page", metavar="PAGE", help="Write the result as a contact sheet with thumbnails."),
     overwrite_option,
-    click.option("--json", "as_json", is_flag=True, help="Show the result as JSON on standard output."),
+    json_option,
 )
 
 

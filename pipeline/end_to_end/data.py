@@ -13,7 +13,7 @@ from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.training.facts import describe_data, label_origin, never_trained_text
 from pipeline.training.fits import Fit, plan_fits
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import split_table
+from pipeline.training.tables import split_table
 from transforms.end_to_end.inputs import GroupReader, TapRows, TuningRows
 from transforms.end_to_end.plan import TuningPlan, plan_tuning
 from transforms.engines.checks import check_named, computed_layers

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from pipeline.rendering.targets import check_replaceable
 from pipeline.training.facts import never_trained_text
 from transforms import storage
 from transforms.committed import committed_file, committed_folder, held
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 # What the model can't say itself: classes, spec, where all came from. In the .keras archive, in a SavedModel's assets.
 NOTES = "featuremill.json"
-_SAVED_MODEL = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
+_SAVED_MODEL = ("saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra")
 # Else they would become folders of such a name.
 _OTHER_FORMATS = (".h5", ".hdf5", ".tflite", ".onnx", ".pb", ".pt", ".pth", ".zip")
 
@@ -69,7 +70,8 @@ def export(options: ExportOptions, *, say: Callable[[str], None] = lambda line: 
     folder, output = options.head, options.output
     with held(output, parents=True):
         as_file = output.endswith(".keras")
-        check_place(output, as_file=as_file, overwrite=options.overwrite)
+        names = () if as_file else _SAVED_MODEL
+        check_replaceable(output, names, what="is no model, or not alone", overwrite=options.overwrite)
         loaded = load_head(folder)
         if loaded.spec is None:
             raise FeaturemillError(
@@ -89,31 +91,6 @@ def export(options: ExportOptions, *, say: Callable[[str], None] = lambda line: 
 
         _write(assemble(loaded, used.arrays, used.origin), output, notes, as_file=as_file)
         return {"output": output, "format": "keras" if as_file else "savedmodel", **notes}
-
-
-def check_place(output: str, *, as_file: bool, overwrite: bool) -> None:
-    """Checks that a model may be written here, before any work is done for it.
-
-    Raises:
-        FeaturemillError: There is a model and it isn't to be replaced, or there is something else.
-    """
-    if not os.path.lexists(output):
-        return
-    empty = os.path.isdir(output) and not os.listdir(output)
-    if empty and not as_file:
-        return
-    if as_file:
-        ours = os.path.isfile(output)
-    else:
-        # The folder is replaced as a whole: what somebody else put there would go with it.
-        there = set(os.listdir(output)) if os.path.isdir(output) else set()
-        ours = "saved_model.pb" in there and there <= _SAVED_MODEL
-    if not ours:
-        raise FeaturemillError(
-            f"{output} is there and is no model, or not alone; choose another --output, or move it elsewhere"
-        )
-    if not overwrite:
-        raise FeaturemillError(f"{output} is there already; choose another --output, or pass --overwrite")
 
 
 def _load_weights(folder: str, head: Head, given: str | None) -> Weights:

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
+from pipeline.rendering.tables import row_json, text_table, write_stored_rows
 from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.table import Table
 from transforms.rows.thumbnails import thumbnails
@@ -97,34 +97,17 @@ def write_duplicates(found: Duplicates, path: str) -> None:
     Raises:
         FeaturemillError: It can't be written there.
     """
-    kinds = [
-        ("group", pa.int64()),
-        ("rows_in_group", pa.int64()),
-        ("exact", pa.bool_()),
-        ("labels_disagree", pa.bool_()),
-    ]
-    schema = rows_schema(kinds, found.table.kept)
+    kinds = {"group": pa.int64(), "rows_in_group": pa.int64(), "exact": pa.bool_(), "labels_disagree": pa.bool_()}
 
-    def tables() -> Iterator[pa.Table]:
+    def rows() -> Iterator[tuple[dict[str, Any], StoredRow]]:
         for first in range(0, len(found.groups), _BATCH_GROUPS):
             some = found.groups[first : first + _BATCH_GROUPS]
-            rows = _rows_of(found, some)
-            values = [
-                row_values(
-                    {
-                        "group": number,
-                        "rows_in_group": len(group.rows),
-                        "exact": group.exact,
-                        "labels_disagree": group.labels > 1,
-                    },
-                    rows[row],
-                )
-                for number, group in enumerate(some, first + 1)
-                for row in group.rows
-            ]
-            yield pa.Table.from_pylist(values, schema)
+            stored = _rows_of(found, some)
+            for number, group in enumerate(some, first + 1):
+                own = (number, len(group.rows), group.exact, group.labels > 1)
+                yield from ((dict(zip(kinds, own, strict=True)), stored[row]) for row in group.rows)
 
-    write_rows(path, tables(), schema)
+    write_stored_rows(path, kinds.items(), found.table.kept, rows())
 
 
 def write_duplicates_page(found: Duplicates, path: str) -> None:

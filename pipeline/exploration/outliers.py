@@ -1,12 +1,13 @@
 """Outliers: the rows farthest from the centre of their class, or from their nearest neighbours."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
-from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
-from transforms.rows.thumbnails import thumbnails
+from pipeline.rendering.contact_sheet import Section, Tile, row_tile, write_sheet
+from pipeline.rendering.tables import row_json, text_table, write_stored_rows
+from transforms.rows.thumbnails import Thumbnail, thumbnails
 from transforms.similarity.outlying import Outlier, Outliers
 from transforms.storage import readable
 
@@ -49,9 +50,8 @@ def write_outliers(found: Outliers, path: str) -> None:
         FeaturemillError: It can't be written there.
     """
     own = [("rank", pa.int64()), ("distance", pa.float64()), ("nearest_class", pa.string())]
-    schema = rows_schema(own, found.table.kept)
-    values = [row_values(_values(rank, far), far.row) for rank, far in enumerate(found.found, 1)]
-    write_rows(path, [pa.Table.from_pylist(values, schema)], schema)
+    rows = ((_values(rank, far), far.row) for rank, far in enumerate(found.found, 1))
+    write_stored_rows(path, own, found.table.kept, rows)
 
 
 def write_outliers_page(found: Outliers, path: str) -> None:
@@ -78,7 +78,7 @@ def write_outliers_page(found: Outliers, path: str) -> None:
     )
 
 
-def _tile(far: Outlier, images: Any) -> Any:
+def _tile(far: Outlier, images: Mapping[int, Thumbnail]) -> Tile:
     elsewhere = far.nearest_class is not None and far.nearest_class != far.row.label
     score = f"{far.distance:.4f}" + (f", nearest {far.nearest_class}" if elsewhere else "")
     return row_tile(far.row, images, score, marked=elsewhere)

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.exploration.questions import Query, read_queries
 from pipeline.rendering.contact_sheet import Section, Tile, row_tile, write_sheet
-from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
+from pipeline.rendering.tables import row_json, text_table, write_stored_rows
 from transforms.declared import AT_LEAST_ONE, check, declared
 from transforms.engines import ENGINES, check_engine
 from transforms.engines.engine import Engine
@@ -202,13 +202,12 @@ def write_found(found: Found, path: str) -> None:
         FeaturemillError: It can't be written there.
     """
     own = [("query", pa.string()), ("kind", pa.string()), ("rank", pa.int32()), ("score", pa.float64())]
-    schema = rows_schema(own, found.table.kept)
-    rows = [
-        row_values({"query": asked.name, "kind": asked.kind, "rank": rank, "score": near.score}, near.row)
+    rows = (
+        ({"query": asked.name, "kind": asked.kind, "rank": rank, "score": near.score}, near.row)
         for asked, some in zip(found.queries, found.neighbours, strict=True)
         for rank, near in enumerate(some, 1)
-    ]
-    write_rows(path, [pa.Table.from_pylist(rows, schema)], schema)
+    )
+    write_stored_rows(path, own, found.table.kept, rows)
 
 
 def write_query_page(found: Found, path: str) -> None:

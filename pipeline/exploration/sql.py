@@ -89,7 +89,7 @@ def sql(output: str, text: str) -> Iterator[Answer]:
     views: dict[str, Any] = {}
     joined = ""
     complete, out = True, output_behind(output)
-    is_predicted = are_predictions(storage.absolute(output))
+    is_predicted = are_predictions(output)
     if is_predicted:
         # Failures of the images; those of the features, where these were kept, are the same.
         predictions = Predictions(output)

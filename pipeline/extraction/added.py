@@ -29,20 +29,9 @@ def beside(options: ExtractOptions, named: Collection[str]) -> tuple[ExtractOpti
         raise UsageError(
             f"{flag} doesn't go with --add-feature, which adds one feature to the rows of OUT; leave it out"
         )
-    match = re.fullmatch(r"([^=:]+)=([^=]+):([^=:]+)", options.add_feature.strip())
-    if not match:
-        raise UsageError(f"--add-feature {options.add_feature!r} is not of the form {_FORM}")
-    name, tap, pool = match.groups()
     output = Output(options.output)
+    name, base, tap, pool = _parsed(options, output)
     manifest = output.manifest
-    base, _, rest = tap.partition(":")
-    if base in (*BACKBONES, *FILES) and rest:
-        tap = rest
-    elif rest and not {options.backbone, manifest.spec.backbone} & {*FILES}:
-        # Only names of tensors have colons.
-        raise UsageError(f"--add-feature {options.add_feature!r}: no backbone {base!r}{did_you_mean(base, BACKBONES)}")
-    else:
-        base = ""
     if manifest.sample_limit:
         raise FeaturemillError(f"{output} is a sample, to which nothing is added; add to one made without --limit")
     own = [*(feature.name for feature in manifest.spec.features), *manifest.kept]
@@ -72,6 +61,22 @@ def beside(options: ExtractOptions, named: Collection[str]) -> tuple[ExtractOpti
         backbone=base,
         features=(f"{name}={tap}:{pool}",),
     ), [*named, "features", "backbone", "keep"]
+
+
+def _parsed(options: ExtractOptions, output: Output) -> tuple[str, str, str, str]:
+    """Returns name, base, tap and pool of the added feature; the base is empty where none is named."""
+    text = options.add_feature
+    match = re.fullmatch(r"([^=:]+)=([^=]+):([^=:]+)", text.strip())
+    if not match:
+        raise UsageError(f"--add-feature {text!r} is not of the form {_FORM}")
+    name, tap, pool = match.groups()
+    base, _, rest = tap.partition(":")
+    if rest and base in (*BACKBONES, *FILES):
+        return name, base, rest, pool
+    if rest and not {options.backbone, output.manifest.spec.backbone} & {*FILES}:
+        # Only names of tensors have colons.
+        raise UsageError(f"--add-feature {text!r}: no backbone {base!r}{did_you_mean(base, BACKBONES)}")
+    return name, "", tap, pool
 
 
 def settings_of(options: ExtractOptions) -> str:

@@ -158,10 +158,7 @@ class Estimate:
 
 
 def estimate(
-    options: EstimateOptions,
-    *,
-    load: Callable[[Job], Engine] | None = None,
-    weights: Weights | None = None,
+    options: EstimateOptions, *, load: Callable[[Job], Engine] | None = None, weights: Weights | None = None
 ) -> Estimate:
     """Measures a sample of the inputs and extrapolates. Writes to a temporary folder only, and removes it.
 

@@ -48,7 +48,8 @@ def look_at_labels(found: shards.Found, fields: shards.Fields) -> LabelLook:
     """Looks at the labels of the inputs: all of image files, which are known, and some of a few shards."""
     counts: Counter[str | None] = Counter(listed.label for listed in found.files)
     labelled = [listed for listed in found.files if listed.label is not None]
-    origins = [_of_files(fields) if listed.kept is None else "tables of paths" for listed in labelled]
+    of_files = _RULES.get(fields.file_labels, fields.file_labels)
+    origins = [of_files if listed.kept is None else "tables of paths" for listed in labelled]
     step = -(-len(found.shards) // _SHARDS) or 1
     looked = found.shards[::step]
     whole = len(looked) == len(found.shards)
@@ -63,10 +64,6 @@ def look_at_labels(found: shards.Found, fields: shards.Fields) -> LabelLook:
         if any(label is not None for label in labels):
             origins.append(_of_shard(shard))
     return LabelLook(counts, whole, tuple(dict.fromkeys(origins)))
-
-
-def _of_files(fields: shards.Fields) -> str:
-    return _RULES.get(fields.file_labels, fields.file_labels)
 
 
 def _of_shard(shard: Shard) -> str:

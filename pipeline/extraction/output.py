@@ -91,11 +91,7 @@ def restore_manifest(output: Output, weights: Weights) -> None:
         except (FeaturemillError, KeyError, TypeError, ValueError):
             continue
         manifest = new_manifest(
-            spec,
-            weights=weights.origin,
-            weights_are_random=weights.is_random,
-            limit=None,
-            versions=library_versions(),
+            spec, weights=weights.origin, weights_are_random=weights.is_random, limit=None, versions=library_versions()
         )
         own = {*ROW_COLUMNS, *ADDED_COLUMNS, *(feature.name for feature in spec.features)}
         output.manifest = replace(
@@ -209,20 +205,8 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
         FeaturemillError: A planned unit has no part, or a part is there that nobody planned.
     """
     output.relist()
-    there = output.listing.unit_ids()
     unit_ids = [planned.unit_id for planned in plan.units]
-    missing = [name for name in unit_ids if name not in there]
-    if missing:
-        raise FeaturemillError(
-            f"{len(missing)} of {len(unit_ids)} units have no part in {output}, such as {missing[0]}; "
-            "run the same command again"
-        )
-    extra = sorted(there - set(unit_ids))
-    if extra:
-        raise FeaturemillError(
-            f"{output} holds {len(extra)} parts that this run didn't plan, such as {extra[0]}: another run was at work "
-            "with other inputs or another --unit-bytes; run one command with all inputs"
-        )
+    _check_parts(output, unit_ids)
     fresh = {planned.unit_id for planned in plan.todo}
     reports = output.collect_reports(unit_ids, fresh=fresh)
     # A writer that was killed between its failures and its part may have listed what a second one then embedded.
@@ -248,3 +232,20 @@ def close_output(output: Output, manifest: Manifest, plan: Plan, *, began: float
     )
     output.write_manifest(manifest)
     output.tidy(set(unit_ids), began=began)
+
+
+def _check_parts(output: Output, unit_ids: Sequence[str]) -> None:
+    """Checks that there is a part for each planned unit, and no other."""
+    there = output.listing.unit_ids()
+    missing = [name for name in unit_ids if name not in there]
+    if missing:
+        raise FeaturemillError(
+            f"{len(missing)} of {len(unit_ids)} units have no part in {output}, such as {missing[0]}; "
+            "run the same command again"
+        )
+    extra = sorted(there - set(unit_ids))
+    if extra:
+        raise FeaturemillError(
+            f"{output} holds {len(extra)} parts that this run didn't plan, such as {extra[0]}: another run was at work "
+            "with other inputs or another --unit-bytes; run one command with all inputs"
+        )

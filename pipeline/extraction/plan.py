@@ -93,51 +93,32 @@ def make_plan(
     incomplete = incomplete_shards(planned.unit for planned in known)
     # Planned anew as a whole: parts of units that are cut the same way again count.
     ids = {planned.unit: planned.unit_id for planned in known if planned.unit.shard.file.uri in incomplete}
-    again = list(ids)
     known = [planned for planned in known if planned.unit.shard.file.uri not in incomplete]
-    todo, done, stale, dropped = [], [], [], []
     reasons = {planned.unit_id: _why_stale(planned.unit, given, files, elsewhere=elsewhere) for planned in known}
     suspects = [planned for planned in known if reasons[planned.unit_id] and planned.unit_id in parts]
     touched, recognised = _compare_touched(output, suspects, reasons, given, files, elsewhere=elsewhere, say=say)
-    for planned in known:
-        if planned.unit_id in touched:
-            done.append(touched[planned.unit_id])
-            continue
-        reason = reasons[planned.unit_id]
-        if not reason:
-            (done if planned.unit_id in parts else todo).append(planned)
-            continue
-        again.append(planned.unit)
-        if planned.unit_id in parts:
-            stale.append(Stale(planned.unit_id, reason))
-        else:
-            dropped.append(planned)
-    found = _with_survivors(found, again, elsewhere)
-    covered = {p.unit.shard.file.uri for p in (*todo, *done)} | {
-        listed.file.uri for p in (*todo, *done) for listed in p.unit.files
-    }
+    same = [touched.get(p.unit_id, p) for p in known if p.unit_id in touched or not reasons[p.unit_id]]
+    changed = [p for p in known if p.unit_id not in touched and reasons[p.unit_id]]
+    stale = [Stale(p.unit_id, reasons[p.unit_id]) for p in changed if p.unit_id in parts]
+    found = _with_survivors(found, [*ids, *(p.unit for p in changed)], elsewhere)
+    covered = {file.uri for p in same for file in p.unit.inputs}
     units = _new_units(found, covered, unit_bytes=unit_bytes, workers=workers)
     taken = {planned.unit_id for planned in known}
     new = [PlannedUnit(ids.get(unit) or _free_id(unit, fingerprint, taken), unit) for unit in units]
-    # A part that was made under a plan that is lost counts, if the same unit is planned again.
-    done += [planned for planned in new if planned.unit_id in parts]
-    todo += [planned for planned in new if planned.unit_id not in parts]
+    todo = tuple(p for p in (*same, *new) if p.unit_id not in parts)
     unknown = parts - {planned.unit_id for planned in (*known, *new)}
     stale += [Stale(name, f"part {name} is in no plan") for name in sorted(unknown)]
-    unnamed = sum(not _is_named(planned.unit, given, files) for planned in todo)
+    named = given.keys() | files.keys()
     return Plan(
-        todo=tuple(todo),
-        done=tuple(done),
+        todo=todo,
+        # New ones too: a part that was made under a plan that is lost counts, if the same unit is planned again.
+        done=tuple(p for p in (*same, *new) if p.unit_id in parts),
         stale=tuple(stale),
-        dropped=tuple(dropped),
-        unnamed=unnamed,
+        dropped=tuple(p for p in changed if p.unit_id not in parts),
+        unnamed=sum(not any(file.uri in named for file in p.unit.inputs) for p in todo),
         touched=tuple(touched.values()),
         recognised=recognised,
     )
-
-
-def _is_named(unit: Unit, given: dict[str, Shard], files: dict[str, ListedFile]) -> bool:
-    return unit.shard.file.uri in given or any(listed.file.uri in files for listed in unit.files)
 
 
 def incomplete_shards(units: Iterable[Unit]) -> set[str]:

@@ -143,22 +143,7 @@ def _extract(
     if "split" not in (main.manifest if options.beside else manifest).added_columns:
         # An OUT begun before there were sides goes on without them.
         found = replace(found, files=tuple(replace(listed, split=None) for listed in found.files))
-    plan = make_plan(
-        main,
-        found,
-        fingerprint=main.manifest.fingerprint if options.beside else spec.fingerprint,
-        # A sample reads whole shards from their start: cutting them all up first would cost more than the sample.
-        unit_bytes=sys.maxsize if options.limit else options.unit_bytes,
-        workers=options.workers,
-        say=say,
-    )
-    if plan.touched:
-        keep_touched(main, plan)
-    _refuse_stale(plan, main, options)
-    if options.beside:
-        plan = plan_beside(main, plan, output)
-        note_added(main, output)
-    plan = _settle(plan, output, options, spec)
+    plan = _plan(output, options, found, spec, main=main, say=say)
     for line in describe_plan(plan, options, found=found, weights=weights):
         say(line)
     # An unfinished sample is begun anew, which removes the notes of what was under way. Units with failures are done
@@ -180,6 +165,34 @@ def _extract(
     else:
         list_skipped(output, found, options.inputs)
     return summarise(output, plan, wall_seconds=time.perf_counter() - started)
+
+
+def _plan(
+    output: Output,
+    options: ExtractOptions,
+    found: shards.Found,
+    spec: FeatureSpec,
+    *,
+    main: Output,
+    say: Callable[[str], None],
+) -> Plan:
+    """Returns what this run does: compares the inputs with what OUT holds, and refuses what it can't go on with."""
+    plan = make_plan(
+        main,
+        found,
+        fingerprint=main.manifest.fingerprint if options.beside else spec.fingerprint,
+        # A sample reads whole shards from their start: cutting them all up first would cost more than the sample.
+        unit_bytes=sys.maxsize if options.limit else options.unit_bytes,
+        workers=options.workers,
+        say=say,
+    )
+    if plan.touched:
+        keep_touched(main, plan)
+    _refuse_stale(plan, main, options)
+    if options.beside:
+        plan = plan_beside(main, plan, output)
+        note_added(main, output)
+    return _settle(plan, output, options, spec)
 
 
 def _refuse_stale(plan: Plan, output: Output, options: ExtractOptions) -> None:
@@ -231,13 +244,7 @@ def beam_settings(options: ExtractOptions) -> dict[str, Any]:
 
 
 def _run_pipeline(
-    output: Output,
-    options: ExtractOptions,
-    plan: Plan,
-    job: Job,
-    *,
-    load: Callable[[Job], Engine] | None,
-    quiet: bool,
+    output: Output, options: ExtractOptions, plan: Plan, job: Job, *, load: Callable[[Job], Engine] | None, quiet: bool
 ) -> None:
     import apache_beam as beam
 

@@ -1,6 +1,6 @@
 """The plan and the result of a run, in words and numbers."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -80,13 +80,15 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
         counted(len(found.shards), "shard") if found.shards else "",
         counted(len(found.files), "image file") if found.files else "",
     ]
+    name, size = options.engine_name, options.engine_batch_size
+    engine = "auto (each worker chooses)" if name == "auto" else f"{name} on {device(name)}"
     lines = [
         f"inputs   {' and '.join(filter(None, inputs))} matched",
         f"units    {len(plan.todo)} to do ({size_text(todo_bytes)}), {len(plan.done)} done before",
         f"features {', '.join(f'{f} ({options.sizes[f.name]} × {options.dtype})' for f in options.parsed_features)}",
         f"weights  {weights.origin}",
-        f"engine   {_engine_text(options.engine_name)}, {options.precision}, "
-        f"batches {_batches_text(options.engine_batch_size)}, {_workers_text(options)}, {options.runner}",
+        f"engine   {engine}, {options.precision}, batches {f'of {size}' if size else 'as large as is fastest'}, "
+        f"{_workers_text(options)}, {options.runner}",
         f"output   {readable(options.output)}",
     ]
     lines += [f"note     {note}" for note in options.notes]
@@ -105,24 +107,7 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
     if plan.todo:
         # A look costs requests on a store, for labels that the summary may count anyway.
         lines += describe_labels(look_at_labels(found, options.fields), options, found)
-    if plan.stale:
-        lines.append(
-            f"note     {counted(len(plan.stale), 'part')} of changed inputs removed: "
-            f"{_some([s.reason for s in plan.stale])}"
-        )
-    if plan.recognised:
-        lines.append(
-            f"note     {counted(plan.recognised, 'image')} of inputs that were written again have the same bytes: "
-            "their rows are kept"
-        )
-    if plan.unnamed:
-        lines.append(f"note     {plan.unnamed} of them of inputs not named now: an earlier run was asked for them")
-    if plan.dropped:
-        sources = dict.fromkeys(planned.unit.shard.file.uri for planned in plan.dropped)
-        lines.append(
-            f"note     inputs of {counted(len(plan.dropped), 'unfinished unit')} changed or vanished, what is left is "
-            f"planned anew: {_some(sources)}"
-        )
+    lines += [f"note     {note}" for note in _changes(plan)]
     if options.workers > 1 and 0 < len(plan.todo) < options.workers:
         lines.append(
             f"note     {counted(len(plan.todo), 'unit')} can't keep {options.workers} workers busy; "
@@ -131,18 +116,25 @@ def describe_plan(plan: Plan, options: ExtractOptions, *, found: shards.Found, w
     return lines
 
 
+def _changes(plan: Plan) -> Iterator[str]:
+    """Yields what differs from earlier runs' inputs."""
+    if plan.stale:
+        yield f"{counted(len(plan.stale), 'part')} of changed inputs removed: {_some([s.reason for s in plan.stale])}"
+    if plan.recognised:
+        images = counted(plan.recognised, "image")
+        yield f"{images} of inputs that were written again have the same bytes: their rows are kept"
+    if plan.unnamed:
+        yield f"{plan.unnamed} of them of inputs not named now: an earlier run was asked for them"
+    if plan.dropped:
+        units = counted(len(plan.dropped), "unfinished unit")
+        sources = dict.fromkeys(planned.unit.shard.file.uri for planned in plan.dropped)
+        yield f"inputs of {units} changed or vanished, what is left is planned anew: {_some(sources)}"
+
+
 def skipped_text(files: int, endings: Mapping[str, int]) -> str:
     """Returns how many files were passed over, by ending."""
     shown = [f"{count} {ending}" for ending, count in list(endings.items())[:6]]
     return f"{counted(files, 'other file')} passed over: {', '.join(shown)}{', …' if len(endings) > 6 else ''}"
-
-
-def _engine_text(name: str) -> str:
-    return "auto (each worker chooses)" if name == "auto" else f"{name} on {device(name)}"
-
-
-def _batches_text(size: int | None) -> str:
-    return f"of {size}" if size else "as large as is fastest"
 
 
 def _workers_text(options: ExtractOptions) -> str:
@@ -186,11 +178,7 @@ def summarise(output: Output, plan: Plan, *, wall_seconds: float) -> Summary:
 
 def summary_json(summary: Summary) -> dict[str, Any]:
     """Returns the summary for programs."""
-    return {
-        **asdict(summary),
-        "failure_rate": summary.failure_rate,
-        "images_per_second": summary.images_per_second,
-    }
+    return {**asdict(summary), "failure_rate": summary.failure_rate, "images_per_second": summary.images_per_second}
 
 
 def summary_text(summary: Summary) -> str:

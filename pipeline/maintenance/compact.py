@@ -3,8 +3,7 @@
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from transforms import storage
 from transforms.declared import AT_LEAST_ONE, check, declared, parse_bytes
@@ -168,11 +167,6 @@ def _groups(parts: list[PartFacts], target_bytes: int) -> list[list[PartFacts]]:
 
 def _sum_bytes(parts: list[PartFacts]) -> int:
     return sum(facts.data_bytes for facts in parts)
-
-
-def compact_json(summary: CompactSummary) -> dict[str, Any]:
-    """Returns the summary for programs."""
-    return asdict(summary)
 
 
 def compact_text(summary: CompactSummary) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv
 
 from pipeline.rendering.tables import write_rows, write_rows_of
-from pipeline.rendering.targets import check_targets
+from pipeline.rendering.targets import check_replaceable, check_targets
 from transforms import storage
 from transforms.committed import committed_folder, held
 from transforms.declared import check, declared
@@ -19,7 +19,7 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.storage import readable
 from transforms.store.features import Features, choose_feature, open_features
 from transforms.store.predictions import Predictions, are_predictions
-from transforms.store.schema import part_schema
+from transforms.store.schema import matrix_of, part_schema
 from transforms.text import counted, one_line, size_text
 
 _DTYPES = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64()}
@@ -81,7 +81,7 @@ def convert(options: ConvertOptions) -> Converted:
             dtype can't hold, or a part that can't be read or a file that can't be written.
     """
     source, dtype = options.source, options.dtype
-    if are_predictions(storage.absolute(source)):
+    if are_predictions(source):
         if options.feature or dtype:
             raise UsageError(f"{source} holds predictions, which have no vectors; leave out --feature and --dtype")
         return _convert_predictions(source, options.output, overwrite=options.overwrite)
@@ -137,20 +137,8 @@ def _check_place(source: str, output: str, *, as_parquet: bool, overwrite: bool)
     """Checks that the copy may be written here, before any work is done for it."""
     if storage.is_local(source) and os.path.realpath(output).startswith(os.path.realpath(source) + os.sep):
         raise FeaturemillError(f"{output} lies in {source}, where its rows would count twice; choose another --output")
-    if not os.path.lexists(output) or (os.path.isdir(output) and not os.listdir(output) and not as_parquet):
-        return
-    if as_parquet:
-        ours = os.path.isfile(output)
-    else:
-        # The folder is replaced as a whole: what somebody else put there would go with it.
-        there = set(os.listdir(output)) if os.path.isdir(output) else set()
-        ours = VECTORS in there and there <= {VECTORS, METADATA, CONFIG}
-    if not ours:
-        raise FeaturemillError(
-            f"{output} is there and no copy of convert's alone; choose another --output, or move it away"
-        )
-    if not overwrite:
-        raise FeaturemillError(f"{output} is there already; choose another --output, or pass --overwrite")
+    names = () if as_parquet else (VECTORS, METADATA, CONFIG)
+    check_replaceable(output, names, what="no copy of convert's alone", overwrite=overwrite)
 
 
 def _chosen(features: Features, feature: str | None, *, one: bool) -> tuple[str, ...]:
@@ -170,16 +158,11 @@ def _plain_batches(features: Features, schema: pa.Schema, names: Sequence[str], 
     for batch in features.batches(schema.names):
         columns = dict(zip(batch.schema.names, batch.columns, strict=True))
         for name in names:
-            matrix = _matrix(columns[name])
+            matrix = matrix_of(columns[name])
             ends = np.arange(0, matrix.size + 1, matrix.shape[1], dtype=np.int32)
             numbers = pa.array(_as_width(matrix, dtype, batch, name, features.output).ravel())
             columns[name] = pa.ListArray.from_arrays(pa.array(ends), numbers)
         yield pa.record_batch([columns[name] for name in schema.names], schema=schema)
-
-
-def _matrix(column: pa.Array) -> np.ndarray:
-    """Returns a column of vectors as n×D, in its own dtype."""
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
 
 
 def _as_width(matrix: np.ndarray, dtype: str, batch: pa.RecordBatch, name: str, source: str) -> np.ndarray:
@@ -217,7 +200,7 @@ def _write_tables(features: Features, name: str, folder: str) -> None:
         metadata.write(("\t".join(shown) + "\n").encode())
         for batch in features.batches([*shown, name]):
             # Arrow has no text for float16.
-            matrix = _matrix(batch.column(name)).astype(np.float32, copy=False)
+            matrix = matrix_of(batch.column(name)).astype(np.float32, copy=False)
             table = pa.table({str(column): numbers for column, numbers in enumerate(matrix.T)})
             writer = writer or csv.CSVWriter(vectors, table.schema, write_options=options)
             writer.write_table(table)

@@ -28,8 +28,7 @@ def rate_plot(reports: Sequence[UnitReport], name: str) -> str:
     edges = [group[0] for group in groups] + [len(reports)]
     axes.stairs(rates, edges, color=COLOURS["first"], fill=True, alpha=0.35)
     axes.stairs(rates, edges, color=COLOURS["first"], baseline=None)
-    axes.set_xlim(0, len(reports))
-    axes.set_ylim(bottom=0)
+    axes.set(xlim=(0, len(reports)), ylim=(0, None))
     return svg_text(figure, name, "Images per second, unit by unit")
 
 
@@ -41,8 +40,7 @@ def size_plot(sizes: Mapping[tuple[int, int], int], name: str) -> str:
     figure, axes = new_figure(4.5, 3.6, "width in pixels", "height in pixels")
     areas = 8 + 250 * counts / counts.max()
     axes.scatter(widths, heights, s=areas, color=COLOURS["first"], alpha=0.45, linewidths=0)
-    axes.set_xlim(0, 1.1 * widths.max())
-    axes.set_ylim(0, 1.1 * heights.max())
+    axes.set(xlim=(0, 1.1 * widths.max()), ylim=(0, 1.1 * heights.max()))
     return svg_text(figure, name, "Image widths and heights")
 
 
@@ -76,8 +74,7 @@ def map_plot(places: np.ndarray, labels: Sequence[str | None], name: str) -> str
             axes.scatter(
                 here[:, 0], here[:, 1], s=size, color=COLOURS[colour], marker=marker, alpha=0.7, linewidths=0, label="."
             ).set_label(words.lstrip("_") or ".")
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     axes.set_aspect("equal", adjustable="datalim")
     add_legend(axes)
     for handle in axes.get_legend().legend_handles:

@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -197,11 +197,6 @@ def _commit_delta(out: Output, version: int, gone: set[str], new: set[str]) -> N
             os.link(temporary, storage.join(out.path("features"), _LOG, f"{version:020d}.json"))
         finally:
             os.unlink(temporary)
-
-
-def registered_json(registered: Registered) -> dict[str, Any]:
-    """Returns the result for programs."""
-    return asdict(registered)
 
 
 def registered_text(registered: Registered) -> str:

@@ -4,12 +4,13 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from pipeline.maintenance.moves import Moves, continued, lies_in, understood
 from transforms import shards, storage
 from transforms.declared import check, declared
 from transforms.errors import FeaturemillError, UsageError
@@ -72,29 +73,6 @@ class RelocateSummary:
     wall_seconds: float
 
 
-@dataclass(frozen=True)
-class _Moves:
-    """Old and new places, none with a slash at its end."""
-
-    pairs: tuple[tuple[str, str], ...]
-
-    def __call__(self, place: str) -> str:
-        """Returns where a place is now: that of the longest old one that it is, or lies in."""
-        fitting = [pair for pair in self.pairs if _lies_in(place, pair[0])]
-        if not fitting:
-            return place
-        old, new = max(fitting, key=lambda pair: len(pair[0]))
-        return new + place[len(old) :]
-
-    def cleaned(self) -> "_Moves":
-        """Returns the moves of places as rows have them."""
-        return _Moves(tuple((clean(old), clean(new)) for old, new in self.pairs))
-
-
-def _lies_in(place: str, folder: str) -> bool:
-    return place == folder or place.startswith(f"{folder}/")
-
-
 def relocate(options: RelocateOptions, *, say: Callable[[str], None] = lambda line: None) -> RelocateSummary:
     """Writes the new places of OUT's inputs into its rows, failures, totals and plan. No image is decoded or embedded.
 
@@ -118,7 +96,7 @@ def relocate(options: RelocateOptions, *, say: Callable[[str], None] = lambda li
         manifest = out.manifest
         if not out.is_local and not storage.written_as(out.folder, ""):
             raise FeaturemillError(f"{out} is on a file system that can't replace a file; copy it to a disk first")
-        pairs = _continued(manifest, moves) if manifest.relocation else _understood(moves, _places(out.plan))
+        pairs = continued(manifest, moves) if manifest.relocation else understood(moves, _places(out.plan))
         token = manifest.relocation.token if manifest.relocation else uuid.uuid4().hex
         files = images = 0
         if not manifest.relocation or out.relocation != token:
@@ -135,48 +113,11 @@ def relocate(options: RelocateOptions, *, say: Callable[[str], None] = lambda li
     return RelocateSummary(out.folder, pairs.pairs, files, images, rewritten, time.perf_counter() - started)
 
 
-def _readings(move: str) -> list[tuple[str, str]]:
-    """Returns all (old, new) that `OLD=NEW` can mean: a name may hold such a sign itself.
-
-    Raises:
-        UsageError: None.
-    """
-    signs = [i for i, letter in enumerate(move) if letter == "="]
-    found = [(move[:i], move[i + 1 :]) for i in signs if move[:i].rstrip("/") and move[i + 1 :].rstrip("/")]
-    if not found:
-        raise UsageError(f"{clean(move)} is no move; write OLD=NEW, such as /old/photos=/new/photos")
-    return [(storage.absolute(old), storage.absolute(new)) for old, new in found]
-
-
-def _understood(moves: Sequence[str], places: set[str]) -> _Moves:
-    pairs = []
-    for move in moves:
-        fitting = [(old, new) for old, new in _readings(move) if any(_lies_in(place, old) for place in places)]
-        if not fitting:
-            raise FeaturemillError(
-                f"no input of this OUT lies in {clean(_readings(move)[0][0])}; its inputs are such as "
-                f"{clean(min(places, default='none'))}"
-            )
-        if any(old == new for old, new in fitting):
-            raise UsageError(f"{clean(move)} is no move; both places are the same")
-        if len(fitting) > 1:
-            raise UsageError(f"{clean(move)} can be read in two ways; name a folder above or below, without a =")
-        pairs += fitting
-    return _Moves(tuple(pairs))
-
-
-def _continued(manifest: Manifest, moves: Sequence[str]) -> _Moves:
-    begun = manifest.relocation.moves
-    if len(begun) != len(moves) or not all(any(pair in _readings(move) for move in moves) for pair in begun):
-        raise FeaturemillError(f"another relocation was cut off; finish it first: {manifest.cure}")
-    return _Moves(begun)
-
-
 def _places(plan: Iterable[PlannedUnit]) -> set[str]:
     return {file.uri for planned in plan for file in planned.unit.inputs}
 
 
-def _moved_plan(out: Output, moves: _Moves) -> dict[str, tuple[Unit, Unit]]:
+def _moved_plan(out: Output, moves: Moves) -> dict[str, tuple[Unit, Unit]]:
     """Returns {id: (a unit, what it is at the new place)} of the units that move.
 
     Raises:
@@ -247,7 +188,7 @@ def _only_moved(old: Unit, new: Unit) -> tuple[Unit, Unit]:
     return tuple(replace(unit, files=tuple(unit.files[i] for i in kept), stop=len(kept)) for unit in (old, new))
 
 
-def _begin(out: Output, manifest: Manifest, moves: _Moves, units: dict[str, tuple[Unit, Unit]], token: str) -> None:
+def _begin(out: Output, manifest: Manifest, moves: Moves, units: dict[str, tuple[Unit, Unit]], token: str) -> None:
     relocation = Relocation(token, moves.pairs, (manifest.relocation or manifest).status)
     with out.writing():
         out.remove_leftovers()
@@ -256,7 +197,7 @@ def _begin(out: Output, manifest: Manifest, moves: _Moves, units: dict[str, tupl
         out.write_plan(plan, relocation=token)
 
 
-def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None]) -> int:
+def _rewrite(out: Output, moves: Moves, token: str, say: Callable[[str], None]) -> int:
     """Writes parts, failures, the list of skipped files and units.parquet anew, as far as they aren't.
 
     Returns:
@@ -269,7 +210,7 @@ def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None])
     concerned = {
         unit_id
         for unit_id, unit in units.items()
-        if any(_lies_in(file.uri, new) for file in unit.inputs for new in new_places)
+        if any(lies_in(file.uri, new) for file in unit.inputs for new in new_places)
     }
 
     def rows(table: pa.Table) -> pa.Table:
@@ -307,7 +248,7 @@ def _rewrite(out: Output, moves: _Moves, token: str, say: Callable[[str], None])
     return written
 
 
-def _finish(out: Output, moves: _Moves) -> None:
+def _finish(out: Output, moves: Moves) -> None:
     manifest = out.manifest
     if read_manifest(out.folder).relocation != manifest.relocation:
         raise FeaturemillError(f"another command was at work on {out} meanwhile; run this one again")
@@ -319,7 +260,7 @@ def _finish(out: Output, moves: _Moves) -> None:
         out.write_manifest(replace(manifest, **done))
 
 
-def _moved_keys(repeats: Any, moves: _Moves) -> Any:
+def _moved_keys(repeats: Any, moves: Moves) -> Any:
     """Returns the keys that the manifest names, at their new places."""
     if isinstance(repeats, dict):
         return {name: _moved_keys(value, moves) for name, value in repeats.items()}
@@ -330,11 +271,6 @@ def _moved_keys(repeats: Any, moves: _Moves) -> Any:
     shard, sign, member = repeats.partition("#")
     whole = moves(repeats)
     return whole if whole != repeats else moves(shard) + sign + member
-
-
-def relocate_json(summary: RelocateSummary) -> dict[str, Any]:
-    """Returns the summary for programs."""
-    return asdict(summary)
 
 
 def relocate_text(summary: RelocateSummary) -> str:

@@ -21,6 +21,7 @@ from transforms.store.features import Features, choose_feature
 from transforms.store.manifest import Totals
 from transforms.store.output import Output
 from transforms.store.predictions import output_behind
+from transforms.store.schema import matrix_of
 from transforms.text import counted, printable, size_text
 
 STAGES = ("read", "decode", "embed", "write")
@@ -101,7 +102,7 @@ def gather_rows(features: Features, mapped: str) -> Rows:
         sizes = zip(batch.column("width").to_pylist(), batch.column("height").to_pylist(), strict=True)
         rows.sizes.update(sizes)
         for name in features.names:
-            vectors = batch_vectors(batch, name)
+            vectors = matrix_of(batch.column(name)).astype(np.float32, copy=False)
             norms[name].append(np.linalg.norm(vectors, axis=1))
             if name == mapped:
                 if wanted is None:
@@ -117,13 +118,6 @@ def gather_rows(features: Features, mapped: str) -> Rows:
     if sampled:
         rows.sample = np.concatenate(sampled)
     return rows
-
-
-def batch_vectors(batch: Any, name: str) -> np.ndarray:
-    """Returns a record batch's vectors, N×D float32."""
-    column = batch.column(name)
-    values = column.flatten().to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
-    return values.reshape(len(column), column.type.list_size)
 
 
 def run_report_html(inspection: Inspection, rows: Rows, *, mapped: str) -> str:

@@ -3,7 +3,6 @@
 import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,9 +15,11 @@ from transforms.similarity.unit_vectors import unit_length
 from transforms.spec import ROW_COLUMNS
 from transforms.store.features import Features
 from transforms.store.predictions import Predictions
+from transforms.store.schema import matrix_of
 
 # The vectors of all rows are held in memory, about three times.
 MOST_BYTES = 2**31
+_Column = pa.Array | pa.ChunkedArray
 _PREDICTED = ["key", "position", "label", "score"]
 
 
@@ -56,8 +57,7 @@ def read_map_rows(features: Features, name: str, *, limit: int) -> MapRows:
         if not len(here):
             continue
         batch = batch.take(pa.array(here))
-        column = batch.column(name)
-        found = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+        found = matrix_of(batch.column(name))
         _check_finite(features, batch, found)
         if vectors is None:
             vectors = _room(features, name, len(numbers), found.shape[1])
@@ -81,7 +81,7 @@ def _room(features: Features, name: str, rows: int, dims: int) -> np.ndarray:
     return np.empty((rows, dims), np.float32)
 
 
-def _check_finite(features: Features, batch: Any, vectors: np.ndarray) -> None:
+def _check_finite(features: Features, batch: pa.RecordBatch, vectors: np.ndarray) -> None:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(bad):
         raise FeaturemillError(
@@ -150,7 +150,7 @@ def add_predictions(rows: MapRows, output: Predictions) -> int:
     return len(predicted) - predicted.null_count
 
 
-def _places(keys: Any, positions: Any) -> Any:
+def _places(keys: _Column, positions: _Column) -> _Column:
     """Returns keys with their positions, as strings; of an unknown position only what sets it off is there."""
     return pc.binary_join_element_wise(keys, positions.cast(pa.string()), "@", null_handling="replace")
 

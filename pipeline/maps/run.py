@@ -13,7 +13,6 @@ from pipeline.maps.thumbnails import MapThumbnails, map_thumbnails
 from pipeline.rendering.html import write_page
 from pipeline.rendering.tables import write_rows
 from pipeline.rendering.targets import check_targets
-from transforms import storage
 from transforms.committed import held
 from transforms.declared import SEED, Bound, check, declared
 from transforms.errors import UsageError
@@ -73,7 +72,7 @@ class MapOptions:
     @property
     def predicted(self) -> str | None:
         """PRED: the one that is named, or OUT itself where it is one."""
-        return self.predictions or (self.output if are_predictions(storage.absolute(self.output)) else None)
+        return self.predictions or (self.output if are_predictions(self.output) else None)
 
 
 @dataclass(frozen=True)
@@ -115,8 +114,10 @@ def make_map(options: MapOptions, *, say: Callable[[str], None] = lambda line: N
         name = choose_feature(features, options.feature)
         clock = _Clock(say)
         rows = read_map_rows(features, name, limit=options.limit)
-        predicted = add_predictions(rows, Predictions(options.predicted)) if options.predicted else None
-        clock.lap(f"read {len(rows.numbers):,} of {features.rows:,} rows" + _predicted_text(predicted))
+        predicted = ""
+        if options.predicted:
+            predicted = f", {add_predictions(rows, Predictions(options.predicted)):,} with a prediction"
+        clock.lap(f"read {len(rows.numbers):,} of {features.rows:,} rows{predicted}")
         neighbours, cosines = all_nearest(rows.vectors, NEIGHBOURS)
         clock.lap(f"found the {neighbours.shape[1]} nearest of each")
         thumbnails = map_thumbnails(
@@ -155,10 +156,6 @@ class _Clock:
         now = time.perf_counter()
         self._say(f"{line} ({now - self._last:.1f} s)")
         self._last = now
-
-
-def _predicted_text(predicted: int | None) -> str:
-    return "" if predicted is None else f", {predicted:,} with a prediction"
 
 
 def _about(options: MapOptions, features: Features, rows: MapRows, name: str, method: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Compare: several heads on the same rows, none of which trained any of them, with paired differences."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -124,13 +125,7 @@ def compare(options: CompareOptions) -> Comparison:
     table = tables[0]
     if own and table.groups is None:
         notes.append(without_groups(grouped[own], own))
-    labelled = table.labels.is_valid().to_numpy()
-    known = labelled.copy()
-    for head in heads:
-        known &= encode_as(table.labels, head.classes) >= 0
-    if (labelled & ~known).any():
-        notes.append(f"{counted(int((labelled & ~known).sum()), 'row')} left out: not all heads know their label")
-    wanted = known & ~_seen(options, table, notes)
+    wanted = _known(heads, table, notes) & ~_seen(options, table, notes)
     if not wanted.any():
         raise FeaturemillError(
             f"{location}: no row is left to compare by: each has no label, or trained or chose one of the heads; train "
@@ -140,6 +135,20 @@ def compare(options: CompareOptions) -> Comparison:
     scores = [_scores(head, of_head, wanted) for head, of_head in zip(heads, tables, strict=True)]
     units = Units.of(int(wanted.sum()), groups)
     hits = [codes == found.predicted for found, codes in scores]
+    losses = [found.losses for found, _ in scores]
+
+    def difference(one: int, other: int) -> Difference:
+        wrong = ~(hits[one] & hits[other])
+        return Difference(
+            one,
+            other,
+            share_difference(hits[one], hits[other], groups, seed=options.seed),
+            paired_difference(losses[one], losses[other], groups, seed=options.seed, wrong=wrong),
+            int((hits[one] & ~hits[other]).sum()),
+            int((hits[other] & ~hits[one]).sum()),
+            mcnemar(hits[one], hits[other]) if units.single else None,
+        )
+
     return Comparison(
         heads=options.heads,
         features=location,
@@ -147,24 +156,7 @@ def compare(options: CompareOptions) -> Comparison:
         groups=None if units.single else units.count,
         accuracies=tuple(share(right, units) for right in hits),
         log_losses=tuple(mean_loss(found.losses, found.top, units) for found, _ in scores),
-        differences=tuple(
-            Difference(
-                one,
-                other,
-                share_difference(hits[one], hits[other], groups, seed=options.seed),
-                paired_difference(
-                    scores[one][0].losses,
-                    scores[other][0].losses,
-                    groups,
-                    seed=options.seed,
-                    wrong=~(hits[one] & hits[other]),
-                ),
-                int((hits[one] & ~hits[other]).sum()),
-                int((hits[other] & ~hits[one]).sum()),
-                mcnemar(hits[one], hits[other]) if units.single else None,
-            )
-            for one, other in combinations(range(len(heads)), 2)
-        ),
+        differences=tuple(difference(*pair) for pair in combinations(range(len(heads)), 2)),
         notes=tuple(notes),
     )
 
@@ -186,6 +178,15 @@ def _table(options: CompareOptions, head: Head, location: str, own: str | None) 
 
 def _with_zeros(table: Table) -> Table:
     return replace(table, vectors=replace(table.vectors, zeros_pass=True))
+
+
+def _known(heads: Sequence[Head], table: Table, notes: list[str]) -> np.ndarray:
+    """Returns N booleans: which rows have a label that all heads know; notes how many have another."""
+    known = np.all([encode_as(table.labels, head.classes) >= 0 for head in heads], axis=0)
+    unknown = int((table.labels.is_valid().to_numpy() & ~known).sum())
+    if unknown:
+        notes.append(f"{counted(unknown, 'row')} left out: not all heads know their label")
+    return known
 
 
 def _seen(options: CompareOptions, table: Table, notes: list[str]) -> np.ndarray:

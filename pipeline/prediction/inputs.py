@@ -209,12 +209,7 @@ def without_groups(head: str, column: str) -> str:
 
 
 def open_tables(
-    options: PredictOptions,
-    predictor: Predictor,
-    locations: Sequence[str],
-    *,
-    ours: bool,
-    own_groups: str | None = None,
+    options: PredictOptions, predictor: Predictor, locations: Sequence[str], *, ours: bool, own_groups: str | None
 ) -> "tuple[list[Table], tuple[str, ...]]":
     """Opens features, with true labels from a file where one is named; also returns notes about that file and groups.
 

@@ -120,13 +120,7 @@ class Tally:
             if not of_seen.all():
                 keys, rows = keys.filter(pa.array(~of_seen)), rows.only(~of_seen)
         metrics = judge(
-            rows.scores,
-            rows.codes,
-            predictor.unique_labels,
-            keys=keys,
-            groups=rows.groups,
-            seed=0,
-            judged_on="inputs",
+            rows.scores, rows.codes, predictor.unique_labels, keys=keys, groups=rows.groups, seed=0, judged_on="inputs"
         )
         if predictor.threshold:
             right = rows.scores.predicted == rows.codes

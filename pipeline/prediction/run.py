@@ -4,20 +4,20 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 
 from pipeline.extraction import run as extract
-from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.summary import Summary
 from pipeline.prediction import inputs as given
-from pipeline.prediction.labelling import Tally, check_true_labels, kept_together, predict_tables
+from pipeline.prediction.labelling import Tally, predict_tables
 from pipeline.prediction.options import PredictOptions
+from pipeline.prediction.source import Opened, Source, open_features, open_source, settings_of
 from pipeline.prediction.summary import PredictSummary, seen_text
 from pipeline.rendering.tables import write_rows_of
 from pipeline.runners.supervised import earlier_output, tell
@@ -31,40 +31,14 @@ from transforms.engines.versions import library_versions
 from transforms.errors import FeaturemillError
 from transforms.network.weights import Weights
 from transforms.parquet.files import open_sealed
-from transforms.predictors import imagenet
-from transforms.predictors.head import Head, check_features, load_head
-from transforms.predictors.predictions import Predictor
 from transforms.predictors.trained_rows import had_seen, read_rows
-from transforms.predictors.weights import check_weights
-from transforms.rows.table import DEFAULT_KEY, DEFAULT_LABEL, Table
-from transforms.shards import Fields
 from transforms.storage import readable
 from transforms.store.manifest import PredictionSettings, PredictionsManifest, PredictionTotals
 from transforms.store.output import Output
-from transforms.store.predictions import Predictions, are_predictions, output_behind
+from transforms.store.predictions import Predictions, output_predicted
 
 # Without PRED, so many rows are predicted and shown.
 SHOWN_ROWS = 20
-
-# Predictions of earlier versions don't say these.
-_LATER = {(name, getattr(Fields(), name)) for name in ("label_from", "path", "keep")}
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The rows or images that are predicted from.
-
-    Attributes:
-        predictor: Gives the labels.
-        head: The trained head behind it; None for ImageNet's.
-        images: How images become features; None where the inputs are features.
-        weights: Of the network, without their arrays; None where the inputs are features.
-    """
-
-    predictor: Predictor
-    head: "Head | None" = None
-    images: ExtractOptions | None = None
-    weights: Weights | None = None
 
 
 def predict(
@@ -93,8 +67,7 @@ def predict(
     """
     run = partial(extract.run, load=load, say=say, quiet=quiet)
     # Predictions as an input stand for the features that they were made from.
-    behind = [str(output_behind(name)) if are_predictions(storage.absolute(name)) else name for name in options.inputs]
-    options = replace(options, inputs=tuple(behind))
+    options = replace(options, inputs=tuple(str(output_predicted(name) or name) for name in options.inputs))
     with ExitStack() as stack:
         folder = options.output
         if options.is_file:
@@ -138,8 +111,8 @@ def _predict(
     started = time.perf_counter()
     # A wrong place is reported before weights are loaded.
     there = output.manifest
-    source = _open_source(options, output, weights)
-    settings = _settings(options, source)
+    source = open_source(options, output, weights)
+    settings = settings_of(options, source)
     inputs_sha256 = given.inputs_sha256(options, features=source.images is None)
     # A file is replaced at the end, and the folder behind it is only there to go on with.
     anew = options.overwrite and not options.is_file
@@ -152,7 +125,7 @@ def _predict(
     manifest = _new_manifest(options, source, settings, inputs_sha256)
     say(f"head     {source.predictor.name}, {len(source.predictor.labels):,} classes")
     # Features are looked at before PRED is touched, so that wrong ones leave nothing behind.
-    opened = None if source.images else _open_features(options, source, options.inputs)
+    opened = None if source.images else open_features(options, source, options.inputs)
     if there and anew:
         output.clear(keep_features=_fit(output, source))
     output.begin(manifest)
@@ -165,20 +138,19 @@ def _predict(
 def _fill(
     options: PredictOptions,
     output: Predictions,
-    source: _Source,
-    opened: "_Opened | None",
+    source: Source,
+    opened: "Opened | None",
     manifest: PredictionsManifest,
     *,
     run: Callable[..., Summary],
 ) -> tuple[PredictionsManifest, dict[str, Any] | None]:
     """Extracts and predicts into PRED, which has begun; returns the manifest, completed, and the metrics asked for."""
-    extracted = None
+    extracted, limit = None, None if options.output else SHOWN_ROWS
     if source.images:
-        extracted = run(source.images, weights=source.weights)
+        extracted = run(replace(source.images, limit=limit), weights=source.weights)
         output.copy_failures()
         locations = [output.features_folder] if extracted.totals.rows_embedded else []
-        opened = _open_features(options, source, locations)
-    limit = None if options.output else SHOWN_ROWS
+        opened = open_features(options, source, locations)
     try:
         tally = predict_tables(opened.tables, source.predictor, output, kept=opened.kept, options=options, limit=limit)
     except BaseException:
@@ -205,67 +177,8 @@ def _fill(
     return output.manifest, metrics
 
 
-def _open_source(options: PredictOptions, output: Predictions, weights: Weights | None) -> _Source:
-    """Opens the head, and loads the weights if there are images.
-
-    Raises:
-        FeaturemillError: No head there, or weights that it wasn't trained on.
-    """
-    features = given.are_features(options)
-    if options.is_imagenet:
-        images = given.imagenet_options(options, output)
-        # Before half a gigabyte of weights is fetched.
-        classes = imagenet.load_classes()
-        weights = replace(weights or images.load_weights(), arrays={})
-        predictor = replace(imagenet.predictor(images.spec(weights), classes), threshold=options.threshold or 0.0)
-        return _Source(predictor, None, _limited(options, images), weights)
-
-    head = load_head(options.head)
-    predictor = given.head_predictor(head, options)
-    if features:
-        return _Source(predictor, head)
-    images = given.head_options(options, head, output)
-    # The arrays are the engine's matter; here they would only take memory.
-    weights = replace(weights or images.load_weights(), arrays={})
-    check_weights(weights, head, options.head)
-    return _Source(predictor, head, _limited(options, images), weights)
-
-
-def _limited(options: PredictOptions, images: ExtractOptions) -> ExtractOptions:
-    return images if options.output else replace(images, limit=SHOWN_ROWS)
-
-
-def _settings(options: PredictOptions, source: _Source) -> PredictionSettings:
-    """Returns what decides the predictions: another PRED if any of it differs."""
-    paths = [f"@{storage.absolute(name[1:])}" if name[0] == "@" else storage.absolute(name) for name in options.inputs]
-    has_groups = options.evaluate and source.head is not None and source.head.group_column is not None
-    return PredictionSettings(
-        head_sha256=source.predictor.sha256,
-        inputs=paths,
-        feature_columns=list(options.feature_columns or source.predictor.columns),
-        top=min(options.top, len(source.predictor.labels)),
-        probabilities=options.probabilities,
-        labels=options.labels and storage.absolute(options.labels),
-        label_column=options.label_column or DEFAULT_LABEL,
-        key_column=options.key_column or DEFAULT_KEY,
-        labels_mode=options.labels_mode,
-        # None is the head's, which its hash stands for, or none where it has none.
-        group_column=options.group_column or ("" if options.group_column == "" and has_groups else None),
-        fields={name: value for name, value in asdict(options.fields).items() if (name, value) not in _LATER},
-        max_pixels=options.max_pixels,
-        threshold=source.predictor.threshold or 0.0,
-    )
-
-
-def _own_groups(options: PredictOptions, source: _Source) -> str | None:
-    """Returns the head's column of groups where it counts: nothing but intervals knows groups."""
-    if source.head is None or not options.evaluate or options.group_column is not None:
-        return None
-    return source.head.group_column
-
-
 def _new_manifest(
-    options: PredictOptions, source: _Source, settings: PredictionSettings, inputs_sha256: str
+    options: PredictOptions, source: Source, settings: PredictionSettings, inputs_sha256: str
 ) -> PredictionsManifest:
     return PredictionsManifest(
         head=source.predictor.name,
@@ -279,7 +192,7 @@ def _new_manifest(
     )
 
 
-def _fit(output: Predictions, source: _Source) -> bool:
+def _fit(output: Predictions, source: Source) -> bool:
     """Tells whether the features in PRED are those that the images would give now."""
     features = Output(output.features_folder)
     if source.images is None or not features.has_manifest:
@@ -302,35 +215,8 @@ def _is_done(options: PredictOptions, output: Predictions, inputs_sha256: str) -
     )
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """Features that fit the head, and what is to be known of them."""
-
-    tables: "Sequence[Table]"
-    notes: tuple[str, ...]
-    kept: dict[str, str]
-
-
-def _open_features(options: PredictOptions, source: _Source, locations: Sequence[str]) -> _Opened:
-    """Opens features and checks that they are the head's, and their true labels if they are to be judged by.
-
-    Raises:
-        FeaturemillError: They aren't, or can't be judged by.
-    """
-    tables, remarks = given.open_tables(
-        options, source.predictor, locations, ours=source.images is not None, own_groups=_own_groups(options, source)
-    )
-    notes = dict.fromkeys(remarks)
-    if source.head is not None:
-        notes |= dict.fromkeys(filter(None, (check_features(source.head, table) for table in tables)))
-    if options.evaluate:
-        check_true_labels(tables, source.predictor)
-    kept, remarks = kept_together(tables)
-    return _Opened(tables, (*notes, *remarks), kept)
-
-
 def _outcome(
-    source: _Source, opened: _Opened, tally: Tally, extracted: Summary | None, limit: int | None
+    source: Source, opened: Opened, tally: Tally, extracted: Summary | None, limit: int | None
 ) -> dict[str, Any]:
     """Returns what the manifest says of the predictions."""
     failed = extracted.totals.rows_failed if extracted else 0

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from decimal import Decimal
 from functools import partial
+from itertools import islice
 from typing import Any, BinaryIO, TextIO
 
 import pyarrow as pa
@@ -23,6 +24,8 @@ from transforms.rows.lookup import StoredRow
 from transforms.text import one_line, printable
 
 _MOST_LETTERS = 100
+# So many are in memory at once.
+_TABLE_ROWS = 2**16
 _ROW_FIELDS = pa.schema(
     [
         *((name, pa.string()) for name in ("key", "label", "source")),
@@ -33,28 +36,44 @@ _ROW_FIELDS = pa.schema(
 )
 
 
-def rows_schema(own: Iterable[pa.Field | tuple[str, pa.DataType]], kept: Mapping[str, str]) -> pa.Schema:
-    """Returns the Arrow schema of `row_values`: a command's own columns, those of a row, and those that came along.
+def write_stored_rows(
+    path: str,
+    own: Iterable[tuple[str, pa.DataType]],
+    kept: Mapping[str, str],
+    rows: Iterable[tuple[Mapping[str, Any], StoredRow]],
+) -> None:
+    """Writes stored rows as `write_rows` does: a command's own columns, those of a row, and those that came along.
 
     Args:
-        own: The command's.
+        path: The file.
+        own: The command's columns.
         kept: {column that came along: name of its type}.
+        rows: The command's values, and the row.
+
+    Raises:
+        FeaturemillError: It can't be written there.
     """
-    own = pa.schema([*own, *_ROW_FIELDS])
-    names = names_beside(kept, own.names)
-    return pa.schema([*own, *((names[name], arrow_type(kind)) for name, kind in kept.items())])
+    schema = pa.schema([*own, *_ROW_FIELDS])
+    names = names_beside(kept, schema.names)
+    schema = pa.schema([*schema, *((names[name], arrow_type(kind)) for name, kind in kept.items())])
+
+    def tables() -> Iterator[pa.Table]:
+        values = (_values(*pair) for pair in rows)
+        while some := list(islice(values, _TABLE_ROWS)):
+            yield pa.Table.from_pylist(some, schema)
+
+    write_rows(path, tables(), schema)
 
 
-def row_values(own: Mapping[str, Any], row: StoredRow) -> dict[str, Any]:
-    """Returns a command's own values, a row's, and those that came along with it."""
+def _values(own: Mapping[str, Any], row: StoredRow) -> dict[str, Any]:
     values = {**own, **{field.name: getattr(row, field.name) for field in _ROW_FIELDS}}
     names = names_beside(row.kept, values)
     return values | {names[name]: value for name, value in row.kept.items()}
 
 
 def row_json(own: Mapping[str, Any], row: StoredRow) -> dict[str, Any]:
-    """Returns what `row_values` does, for programs."""
-    return {name: value if name in own else as_json(value) for name, value in row_values(own, row).items()}
+    """Returns a command's own values, a row's, and those that came along with it, for programs."""
+    return {name: value if name in own else as_json(value) for name, value in _values(own, row).items()}
 
 
 def as_json(value: Any) -> Any:
@@ -111,10 +130,6 @@ def _write_text(file: BinaryIO, path: str, tables: Iterable[pa.Table | pa.Record
     stream.detach()
 
 
-def _writer(file: BinaryIO, schema: pa.Schema) -> pq.ParquetWriter:
-    return pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True)
-
-
 def write_rows_of(parts: Sequence[str], path: str) -> int:
     """Writes the rows of Parquet files, all of one schema, to one file as `write_rows` does; returns how many.
 
@@ -149,7 +164,7 @@ def write_rows(path: str, tables: Iterable[pa.Table | pa.RecordBatch], schema: p
             if not path.lower().endswith(".parquet"):
                 _write_text(file, path, tables, schema.names)
                 return
-            with _writer(file, schema) as writer:
+            with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
                 for table in tables:
                     writer.write(table)
     except OSError as error:

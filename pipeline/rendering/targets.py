@@ -59,6 +59,29 @@ def check_targets(
             raise FeaturemillError(f"{path} is there already; choose another place, or pass --overwrite")
 
 
+def check_replaceable(output: str, names: Sequence[str], *, what: str, overwrite: bool) -> None:
+    """Checks that a local file, or a folder with files of ours, may be written in the place of what is there.
+
+    Args:
+        output: The file or folder.
+        names: All that may be in the folder, first what always is; none for a file. It is replaced as a whole: what
+            somebody else put there would go with it.
+        what: What something else is, in the error.
+        overwrite: Whether what is ours may be replaced.
+
+    Raises:
+        FeaturemillError: There is something else, or it isn't to be replaced.
+    """
+    is_folder = os.path.isdir(output)
+    there = set(os.listdir(output)) if is_folder else set()
+    if not os.path.lexists(output) or (is_folder and names and not there):
+        return
+    if not (names[0] in there and there <= set(names) if names else os.path.isfile(output)):
+        raise FeaturemillError(f"{output} is there and {what}; choose another --output, or move it elsewhere")
+    if not overwrite:
+        raise FeaturemillError(f"{output} is there already; choose another --output, or pass --overwrite")
+
+
 def _real(path: str) -> str:
     path = storage.absolute(path)
     return os.path.realpath(path) if storage.is_local(path) else path

@@ -20,19 +20,9 @@ if TYPE_CHECKING:
 
 # As Beam writes them.
 RUNNERS = (
-    "BundleBasedDirectRunner",
-    "DataflowRunner",
-    "DirectRunner",
-    "FlinkRunner",
-    "FnApiRunner",
-    "InteractiveRunner",
-    "KafkaStreamsRunner",
-    "PortableRunner",
-    "PrismRunner",
-    "SparkRunner",
-    "SwitchingDirectRunner",
-    "TestDataflowRunner",
-    "TestDirectRunner",
+    *("BundleBasedDirectRunner", "DataflowRunner", "DirectRunner", "FlinkRunner", "FnApiRunner", "InteractiveRunner"),
+    *("KafkaStreamsRunner", "PortableRunner", "PrismRunner", "SparkRunner", "SwitchingDirectRunner"),
+    *("TestDataflowRunner", "TestDirectRunner"),
 )
 
 

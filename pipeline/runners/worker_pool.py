@@ -18,14 +18,12 @@ import ipaddress
 import os
 import subprocess
 import sys
-import threading
-import time
 from contextlib import suppress
 
 from pipeline.runners.options import TOKEN, TOKEN_FILE, TOKEN_PARAM, pool_token
 from transforms.embedding import held_up
 from transforms.errors import FeaturemillError
-from transforms.machine import own_command
+from transforms.machine import end_with, own_command
 from transforms.text import printable
 
 _MODULE = "pipeline.runners.worker_pool"
@@ -118,7 +116,7 @@ def _listened(address: str, port: int) -> str:
 
 def work(control: str, worker_id: str) -> None:
     """Is a worker, until its runner hangs up or the pool is gone."""
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    end_with(os.getppid())
     held_up.allow()
     from apache_beam.runners.worker.sdk_worker import SdkHarness
 
@@ -131,12 +129,6 @@ def work(control: str, worker_id: str) -> None:
         code = 1
     # Not by returning: a unit in an engine would be finished first, for nobody.
     os._exit(code)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK_SECONDS)
-    os._exit(1)
 
 
 def main() -> None:

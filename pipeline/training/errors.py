@@ -66,12 +66,6 @@ def errors_html(title: str, judged: Mapping[str, Any], rows: JudgedRows, facts: 
     chosen = choose_rows(rows.scores, rows.codes, count, classes=drawn, most=_TILES, each=_EACH)
     tiles = _tiles(rows, chosen, labels)
     sizes = {pair: int(size) for pair, size in zip(*_cells(rows.codes, predicted, count), strict=True)}
-    intervals = class_intervals(rows.codes, predicted, count, rows.groups, heads=rows.heads)
-    per_class = [
-        {"label": row["label"], "rows": row["rows"], **of_class}
-        for row, of_class in zip(judged["per_class"], intervals, strict=True)
-    ]
-    wrong = np.bincount(rows.codes[rows.codes != predicted], minlength=count)
     right = rows.codes == predicted
     captions = (
         (
@@ -99,12 +93,24 @@ def errors_html(title: str, judged: Mapping[str, Any], rows: JudgedRows, facts: 
         matrix=_matrix(labels, drawn, sizes, chosen),
         cells=[_cell_section(pair, some, sizes[pair], labels, tiles) for pair, some in chosen.cells.items()],
         sections=[section for section in sections if section.tiles],
-        per_class=[per_class[at] for at in np.argsort(-wrong, kind="stable")],
+        per_class=_per_class(judged, rows, count),
         plots=[{"svg": svg, "caption": caption} for svg, caption in captions],
         labels=[label for label in labels if printable(label) == label],
         metrics=METRICS,
         interval=lambda metric: interval(metric).replace("-", "–"),
     )
+
+
+def _per_class(judged: Mapping[str, Any], rows: JudgedRows, count: int) -> list[dict[str, Any]]:
+    """Returns label, rows and figures with intervals of each class, those with the most mistakes first."""
+    codes, predicted = rows.codes, rows.scores.predicted
+    intervals = class_intervals(codes, predicted, count, rows.groups, heads=rows.heads)
+    found = [
+        {"label": row["label"], "rows": row["rows"], **of_class}
+        for row, of_class in zip(judged["per_class"], intervals, strict=True)
+    ]
+    wrong = np.bincount(codes[codes != predicted], minlength=count)
+    return [found[at] for at in np.argsort(-wrong, kind="stable")]
 
 
 def _cells(codes: np.ndarray, predicted: np.ndarray, count: int) -> tuple[list[tuple[int, int]], np.ndarray]:

@@ -4,13 +4,12 @@ from dataclasses import dataclass, field
 
 from pipeline.rendering.targets import check_beside
 from transforms import storage
-from transforms.declared import SHARE, Bound, check, declared
+from transforms.declared import COSINE, SHARE, Bound, check, declared
 from transforms.errors import UsageError
 from transforms.heads import KINDS, FitSettings
 from transforms.rows.labels import MODES
 
 _BELOW_ONE = Bound(lambda share: 0 <= share < 1, "{flag} is a share from 0 to below 1, not {value}")
-_COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and at most 1, not {value}")
 # What kinds of heads can be chosen by.
 CHOSEN_BY = ("log_loss", "accuracy", "balanced_accuracy", "macro_f1")
 _FOLDS = Bound(
@@ -30,9 +29,7 @@ class LabelOptions:
         unset="those that came with the images",
     )
     labels_mode: str = declared(
-        "replace",
-        help="Rows that --labels FILE doesn't have get no label, or keep their own (update)",
-        choices=MODES,
+        "replace", help="Rows that --labels FILE doesn't have get no label, or keep their own (update)", choices=MODES
     )
     label_column: str | None = declared(
         None, help="Column with the label, in --labels FILE or the features", unset="label; in FILE found by its name"
@@ -126,7 +123,7 @@ class TrainOptions(LabelOptions, AbstainOptions):
         "FEATURES",
     )
     near_duplicates: float | None = declared(
-        None, help="Keep rows on one side whose vectors have at least this cosine", metavar="COSINE", bounds=(_COSINE,)
+        None, help="Keep rows on one side whose vectors have at least this cosine", metavar="COSINE", bounds=(COSINE,)
     )
     choose_by: str | None = declared(
         None,

@@ -41,12 +41,9 @@ def confusion_plot(judged: Mapping[str, Any], name: str) -> str:
     upright = len(chosen) > 3 or max(map(len, labels)) > _LEVEL_LENGTH
     axes.set_xticks(places, labels, rotation=90 if upright else 0, parse_math=False)
     axes.set_yticks(places, labels, parse_math=False)
-    axes.set_xlim(-0.5, len(chosen) - 0.5)
-    axes.set_ylim(len(chosen) - 0.5, -0.5)
-    axes.set_aspect("equal")
+    first, last = -0.5, len(chosen) - 0.5
+    axes.set(xlim=(first, last), ylim=(last, first), aspect="equal", xlabel="predicted", ylabel="true")
     axes.tick_params(length=0)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
     return svg_text(figure, name, f"Confusion matrix of {len(chosen)} classes, true by predicted")
 
 
@@ -85,9 +82,7 @@ def reliability_plot(judged: Mapping[str, Any], name: str) -> str:
     confidence, accuracy = [part["confidence"] for part in bins], [part["accuracy"] for part in bins]
     axes.plot(confidence, accuracy, color=COLOURS["first"], marker="o", markersize=4, label="accuracy")
     axes.bar([0], [0], color=COLOURS["grid"], label="share of rows")
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("confidence (top probability)")
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence (top probability)")
     add_legend(axes)
     return svg_text(figure, name, "Reliability: accuracy against confidence")
 
@@ -102,8 +97,7 @@ def coverage_plot(curve: Sequence[Mapping[str, float]], name: str) -> str:
     """
     figure, axes = new_figure(4.5, 4.2, "share of rows that are answered", "accuracy of the answers")
     axes.plot([point["coverage"] for point in curve], [point["accuracy"] for point in curve], color=COLOURS["first"])
-    axes.set_xlim(0, 1.01)
-    axes.set_ylim(top=1.01)
+    axes.set(xlim=(0, 1.01), ylim=(None, 1.01))
     return svg_text(figure, name, "Coverage against accuracy")
 
 
@@ -127,8 +121,7 @@ def curve_plot(curve: Sequence[Mapping[str, float]], name: str) -> str:
         axes.axvline(
             lowest[axis], color=COLOURS["muted"], linewidth=1, linestyle=":", label=f"lowest: {lowest[axis]:g}"
         )
-    axes.set_xlabel(_words(axis))
-    axes.set_ylabel("loss")
+    axes.set(xlabel=_words(axis), ylabel="loss")
     add_legend(axes)
     return svg_text(figure, name, f"Loss against {_words(axis)}")
 
@@ -149,8 +142,7 @@ def learning_plot(learning: Sequence[Mapping[str, float]], name: str) -> str:
         color=COLOURS["first"],
         linewidth=1,
     )
-    axes.set_xlabel("training rows")
-    axes.set_ylabel("accuracy")
+    axes.set(xlabel="training rows", ylabel="accuracy")
     add_legend(axes)
     return svg_text(figure, name, "Learning curve: accuracy against training rows")
 

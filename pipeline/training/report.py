@@ -34,7 +34,7 @@ _STORED_HEAD = "the head that is stored is another than those that were judged: 
 _NOT_REFITTED = f"{_STORED_HEAD} but those of the first fold, which only chose for it"
 _OVERLAP = "the intervals are wider than those of a single judged head would be, as their training rows overlap"
 _ALSO_CHOSE = "also chose the settings, the temperature and, of several, the head: expect a little less on new rows"
-_JUDGED_HOW = {
+_JUDGING_ROWS = {
     "test": "Judged on test rows, which neither trained nor chose anything.",
     "validation": f"Judged on the validation rows, which {_ALSO_CHOSE}.",
     "folds": "Each row was judged by a head that was trained without its fold.",
@@ -94,12 +94,7 @@ def ranking(runs: Sequence[Run]) -> list[Run]:
 
 
 def fit_cautions(
-    settings: Mapping[str, Any],
-    curve: Sequence[Mapping[str, float]],
-    *,
-    epochs: int,
-    patience: int,
-    bounded: bool,
+    settings: Mapping[str, Any], curve: Sequence[Mapping[str, float]], *, epochs: int, patience: int, bounded: bool
 ) -> list[str]:
     """Returns what is to be known of how a head was fitted, in words.
 
@@ -238,7 +233,7 @@ def report_html(
         ],
         metrics=METRICS,
         ranked_metrics=_RANKED,
-        judged_how=_JUDGED_HOW,
+        judged_how=_JUDGING_ROWS,
         interval=lambda metric: interval(metric).replace("-", "–"),
     )
 

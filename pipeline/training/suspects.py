@@ -10,12 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.rendering.contact_sheet import Section, row_tile, write_sheet
-from pipeline.rendering.tables import row_json, row_values, rows_schema, text_table, write_rows
+from pipeline.rendering.tables import row_json, text_table, write_stored_rows
 from pipeline.training.fits import plan_fits
+from pipeline.training.kinds import scored
 from pipeline.training.options import LabelOptions
-from pipeline.training.run import labelled_table, make_rows, scored
+from pipeline.training.tables import labelled_table, make_rows
 from transforms import storage
-from transforms.declared import AT_LEAST_ONE, SEED, Bound, check, declared
+from transforms.declared import AT_LEAST_ONE, COSINE, SEED, Bound, check, declared
 from transforms.evaluation.choosing import Choosing
 from transforms.evaluation.confident import Blocks, Doubts, doubts
 from transforms.evaluation.metrics import fit_temperature
@@ -28,7 +29,7 @@ from transforms.rows.lookup import StoredRow, read_rows
 from transforms.rows.spooled import CopiedVectors, SpooledRows
 from transforms.rows.table import Table
 from transforms.rows.thumbnails import thumbnails
-from transforms.similarity.copies import COSINE, DEFAULT_COSINE, Group, copies
+from transforms.similarity.copies import DEFAULT_COSINE, Group, copies
 from transforms.storage import readable
 from transforms.text import counted
 
@@ -249,9 +250,8 @@ def write_suspects(found: Suspects, path: str) -> None:
         ("by_heads", pa.bool_()),
         ("copies_of_other_labels", pa.int64()),
     ]
-    schema = rows_schema(own, found.table.kept)
-    values = [row_values(_values(number, one), one.row) for number, one in enumerate(found.found, 1)]
-    write_rows(path, [pa.Table.from_pylist(values, schema)], schema)
+    rows = ((_values(number, one), one.row) for number, one in enumerate(found.found, 1))
+    write_stored_rows(path, own, found.table.kept, rows)
 
 
 def write_suspects_page(found: Suspects, path: str) -> None:

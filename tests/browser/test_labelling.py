@@ -7,7 +7,7 @@ import pyarrow.csv
 import pytest
 
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import labelled_table
+from pipeline.training.tables import labelled_table
 from transforms.store.features import open_features
 
 

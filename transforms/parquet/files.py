@@ -162,11 +162,7 @@ def open_sealed(uri: str, *, cure: str, **options: Any) -> AbstractContextManage
 
 @contextmanager
 def _open(
-    uri: str,
-    footer: Callable[[BinaryIO], pq.FileMetaData | None],
-    problem: str,
-    cure: str,
-    options: Mapping[str, Any],
+    uri: str, footer: Callable[[BinaryIO], pq.FileMetaData | None], problem: str, cure: str, options: Mapping[str, Any]
 ) -> Iterator[ParquetFile]:
     try:
         with storage.open_read(uri) as file:

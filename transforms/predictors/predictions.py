@@ -4,7 +4,6 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 
 import numpy as np
 import pyarrow as pa
@@ -84,9 +83,7 @@ def true_codes(labels: pa.Array, predictor: Predictor) -> np.ndarray:
     return classes[encode_as(labels.cast(pa.string()), list(predictor.codes))]
 
 
-def predictions_schema(
-    predictor: Predictor, *, probabilities: bool, kept: Mapping[str, str] = MappingProxyType({})
-) -> pa.Schema:
+def predictions_schema(predictor: Predictor, *, probabilities: bool, kept: Mapping[str, str]) -> pa.Schema:
     """Returns the Arrow schema of a part.
 
     `label` and `score` are the first of `top_labels` and `top_scores`, but `label` is null of a row without an answer,
@@ -121,12 +118,7 @@ def predictions_schema(
 
 
 def prediction_rows(
-    predictor: Predictor,
-    probabilities: np.ndarray,
-    facts: dict[str, pa.Array],
-    *,
-    top: int,
-    schema: pa.Schema,
+    predictor: Predictor, probabilities: np.ndarray, facts: dict[str, pa.Array], *, top: int, schema: pa.Schema
 ) -> pa.RecordBatch:
     """Returns a batch of N rows.
 

@@ -1,5 +1,6 @@
 """Label files as people have them (CSV of any delimiter, JSON lines, Parquet), recognised by their bytes."""
 
+import codecs
 import csv
 import gzip
 import io
@@ -18,7 +19,7 @@ from transforms.errors import FeaturemillError
 from transforms.parquet.files import ParquetFile
 from transforms.shards import fields
 from transforms.shards.detect import foreign_packing
-from transforms.text import one_line, short
+from transforms.text import marked_encoding, one_line, short
 
 VALID = "CSV with a header, JSON lines or Parquet"
 # The header, the delimiter and the names of JSON's columns are found in so many bytes.
@@ -28,14 +29,6 @@ _DELIMITERS = ",;\t|"
 # Rows longer than this are refused by Arrow.
 _BLOCK_BYTES = 2**23
 _JSON_ROWS = 100_000
-# UTF-32's mark begins with UTF-16's.
-_MARKS = (
-    (b"\xff\xfe\0\0", "utf-32"),
-    (b"\0\0\xfe\xff", "utf-32"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
-)
-_UTF8_MARK = b"\xef\xbb\xbf"
 _FOREIGN = (
     (b"\xd0\xcf\x11\xe0", "is an old spreadsheet (.xls); save the sheet as CSV (UTF-8)"),
     (b"ARROW1", "is an Arrow file; write it as Parquet"),
@@ -117,15 +110,15 @@ def _read(file: BinaryIO, choose: Choose) -> tuple[dict[str, pa.ChunkedArray], M
 
 def _as_utf8(file: BinaryIO, start: bytes) -> BinaryIO:
     """Returns the file at its first letter, with UTF-16 and UTF-32 made UTF-8 in memory: spreadsheets are small."""
-    for mark, encoding in _MARKS:
-        if start.startswith(mark):
-            try:
-                return io.BytesIO(file.read().decode(encoding).encode())
-            except UnicodeError as error:
-                raise _Unreadable(f"begins as {encoding.upper()} and isn't ({error}); save it as UTF-8") from error
-    if start.startswith(_UTF8_MARK):
-        file.seek(len(_UTF8_MARK))
-    return file
+    encoding = marked_encoding(start)
+    if encoding == "utf-8-sig":
+        file.seek(len(codecs.BOM_UTF8))
+    if encoding.startswith("utf-8"):
+        return file
+    try:
+        return io.BytesIO(file.read().decode(encoding).encode())
+    except UnicodeError as error:
+        raise _Unreadable(f"begins as {encoding.upper()} and isn't ({error}); save it as UTF-8") from error
 
 
 def _read_parquet(file: BinaryIO, choose: Choose) -> tuple[dict[str, pa.ChunkedArray], Mapping[str, str]]:
@@ -152,7 +145,10 @@ def _read_csv(file: BinaryIO, sample: bytes, choose: Choose) -> tuple[dict[str, 
                 column_names=[str(number) for number in range(len(names))], block_size=_BLOCK_BYTES
             ),
             parse_options=pyarrow.csv.ParseOptions(
-                delimiter=delimiter, newlines_in_values=True, invalid_row_handler=_is_comment
+                delimiter=delimiter,
+                newlines_in_values=True,
+                # Comments have other numbers of columns.
+                invalid_row_handler=lambda row: "skip" if row.text.startswith("#") else "error",
             ),
             convert_options=pyarrow.csv.ConvertOptions(
                 include_columns=wanted,
@@ -190,10 +186,6 @@ def _not_utf8() -> str:
         "isn't UTF-8; save it as UTF-8 (of a file from Windows: iconv -f WINDOWS-1252 -t UTF-8 FILE > labels.csv), "
         "since a guess could spell names wrong"
     )
-
-
-def _is_comment(row: pyarrow.csv.InvalidRow) -> str:
-    return "skip" if row.text.startswith("#") else "error"
 
 
 def _header(text: str, *, cut: bool) -> tuple[list[str], str, int]:

@@ -7,11 +7,13 @@ arrays: both sides may have a million rows.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, takewhile
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from transforms.shards.names import common_folder
 
 # The ending of a file's name in a label file. An id such as `cat.1` has none.
 _ENDING = r"\.[A-Za-z][A-Za-z0-9]{1,4}$"
@@ -270,8 +272,7 @@ def _common_folder(paths: pa.Array) -> str:
     if not len(paths):
         return ""
     ends = pc.min_max(paths)
-    folders = zip(*(ends[which].as_py().split("/")[:-1] for which in ("min", "max")), strict=False)
-    return "/".join(name for name, other in takewhile(lambda pair: pair[0] == pair[1], folders))
+    return common_folder(ends["min"].as_py(), ends["max"].as_py())
 
 
 def _digests(column: pa.Array | pa.ChunkedArray | None) -> pa.Array | None:

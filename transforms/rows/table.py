@@ -122,41 +122,23 @@ def open_table(
     infos = _read_infos(features.parts if features else _files(location))
     columns = _choose(location, infos[0].schema, columns, features)
     beside = {name: side for side in (features.added if features else ()) for name in side.names if name in columns}
-    side_infos = {side.output: _read_infos(side.parts) for side in beside.values()}
+    side_infos = {name: _read_infos(side.parts) for name, side in beside.items()}
     # The parts' own come first, whatever the order that they were asked for in.
     columns = tuple(sorted(columns, key=lambda name: name in beside))
-    dims = tuple(_width(side_infos[beside[name].output] if name in beside else infos, name) for name in columns)
+    dims = tuple(_width(side_infos.get(name, infos), name) for name in columns)
     there = {name for info in infos for name in info.schema.names}
     if labels_file and key_column not in there:
         key_column = DEFAULT_KEY
-    group_column, split_column = (
-        None if name in optional and name not in there else name for name in (group_column, split_column)
-    )
-    for name in filter(None, (group_column, split_column)):
-        if name not in there:
-            if labels_file:
-                raise FeaturemillError(
-                    f"neither {labels_file} nor {location} has a column {name!r}; check its name, or add it to the file"
-                )
-            raise FeaturemillError(
-                f"{location} has no column {name!r}; name one of {', '.join(infos[0].schema.names)}, or give it by key "
-                "in a file: --labels FILE"
-            )
     # These two may be missing, as long as nobody asked for others.
     texts = {
         role: name for role, name in (("key", key_column), ("label", label_column)) if name != role or name in there
     }
-    texts |= {role: name for role, name in (("group", group_column), ("split", split_column)) if name}
+    for role, name in (("group", group_column), ("split", split_column)):
+        if name and (name in there or name not in optional):
+            _check_there(name, there, infos[0].schema, location, labels_file)
+            texts[role] = name
     found = _read_columns(infos, texts)
-    spec, fingerprints = features.spec if features else None, ()
-    if len(beside) == len(columns) == 1:
-        spec = beside[columns[0]].spec
-    elif beside:
-        # No one spec says how they were computed, but one for each column does.
-        of = {feature.name: (spec, feature) for feature in spec.features}
-        of |= {name: (side.spec, side.spec.features[0]) for name, side in beside.items()}
-        fingerprints = tuple(replace(of[name][0], features=(of[name][1],)).fingerprint for name in columns)
-        spec = None
+    spec, fingerprints = _specs(features, columns, beside)
     made = [features] if features and len(beside) < len(columns) else []
     made = [each.opened.manifest for each in (*made, *beside.values())]
     parts = tuple(
@@ -256,6 +238,38 @@ def _choose(location: str, schema: pa.Schema, columns: Sequence[str], features: 
     if DEFAULT_COLUMN not in valid and len(valid) > 1:
         raise FeaturemillError(f"{location} has several columns of vectors: {', '.join(valid)}; say which by --feature")
     return (DEFAULT_COLUMN if DEFAULT_COLUMN in valid else valid[0],)
+
+
+def _check_there(name: str, there: Collection[str], first: pa.Schema, location: str, labels_file: str | None) -> None:
+    if name in there:
+        return
+    if labels_file:
+        raise FeaturemillError(
+            f"neither {labels_file} nor {location} has a column {name!r}; check its name, or add it to the file"
+        )
+    raise FeaturemillError(
+        f"{location} has no column {name!r}; name one of {', '.join(first.names)}, or give it by key in a file: "
+        "--labels FILE"
+    )
+
+
+def _specs(
+    features: Features | None, columns: Sequence[str], beside: Mapping[str, Features]
+) -> tuple[FeatureSpec | None, tuple[str, ...]]:
+    """Returns the spec that decided all columns, None if there is no such, and then the fingerprint of each, if known.
+
+    Args:
+        features: None for plain Parquet.
+        columns: The vector columns.
+        beside: Those of them that were added later, each with its own features.
+    """
+    if not features or not beside:
+        return (features.spec if features else None), ()
+    if len(columns) == 1:
+        return beside[columns[0]].spec, ()
+    of = {feature.name: (features.spec, feature) for feature in features.spec.features}
+    of |= {name: (side.spec, side.spec.features[0]) for name, side in beside.items()}
+    return None, tuple(replace(of[name][0], features=(of[name][1],)).fingerprint for name in columns)
 
 
 def _width(infos: Sequence[_FileInfo], name: str) -> int:

@@ -22,6 +22,7 @@ from transforms.parquet.files import APART
 from transforms.records import LISTING, EncodedImage, Failure, FileInfo, ListedFile, Shard, Unit
 from transforms.shards import parquet
 from transforms.shards.fields import Fields, missing, usual
+from transforms.shards.names import common_folder
 from transforms.shards.stream import MAX_ENCODED_BYTES
 from transforms.text import clean, one_line
 
@@ -57,19 +58,9 @@ def _unit(files: tuple[ListedFile, ...]) -> Unit:
     for listed in files:
         info = listed.file
         version.update(f"{info.uri}\0{info.size}\0{info.version}\0".encode("utf-8", "surrogateescape"))
-    folder = FileInfo(_common_folder([listed.file.uri for listed in files]), size, version.hexdigest())
+    uris = [listed.file.uri for listed in files]
+    folder = FileInfo(common_folder(min(uris), max(uris)) or "/", size, version.hexdigest())
     return Unit(Shard(folder, LISTING), 0, len(files), input_bytes=size, files=files)
-
-
-def _common_folder(uris: Sequence[str]) -> str:
-    # Sorted text differs most between the first and the last, also part by part.
-    first, last = (uri.split("/")[:-1] for uri in (min(uris), max(uris)))
-    common = [a for a, b in zip(first, last, strict=False)]
-    for i, (a, b) in enumerate(zip(first, last, strict=False)):
-        if a != b:
-            common = common[:i]
-            break
-    return "/".join(common) or "/"
 
 
 @dataclass(frozen=True)

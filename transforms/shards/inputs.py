@@ -1,6 +1,5 @@
 """Finds the shards and image files that the user names: folders, globs, braces, lists."""
 
-import codecs
 import difflib
 import glob
 import os
@@ -16,28 +15,15 @@ from transforms.errors import FeaturemillError, UsageError
 from transforms.labels.folders import REGEX, Place, Stated, by_pattern, read_folders
 from transforms.machine import ahead
 from transforms.records import FileInfo, ListedFile, Shard, SkippedFile
-from transforms.shards.detect import (
-    FORMATS,
-    Looked,
-    guess_inside,
-    look_inside,
-    may_be_anything,
-    named_format,
-)
+from transforms.shards.detect import FORMATS, Looked, guess_inside, look_inside, may_be_anything, named_format
 from transforms.shards.fields import Fields
 from transforms.shards.files import TableRow, read_table
 from transforms.shards.names import BY_NAME, HIDDEN, base_name, count_by_ending, extension, is_hidden, is_picture
-from transforms.text import clean, one_line
+from transforms.text import clean, marked_encoding, one_line
 
 _GLOB = re.compile(r"[*?\[]")
 _MAX_BRACES = 1_000_000
 _THREADS = 16
-# Those of UTF-32 begin like those of UTF-16.
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    *((codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32")),
-    *((codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16")),
-)
 _TABLE = re.compile(r"\.(csv|tsv|parquet|parq|pq)$", re.IGNORECASE)
 _FILE_URI = re.compile(r"^file:(//(localhost)?)?(?=/)", re.IGNORECASE)
 # A path with something behind it, or a table's header.
@@ -131,9 +117,7 @@ def find(inputs: Sequence[str], fields: Fields = _DETECT, *, output: str | None 
     _check_each(inputs, by_input, skipped)
     return Found(
         tuple(sorted(shards, key=lambda shard: shard.file.uri)),
-        tuple(
-            sorted((*_listed(images, fields.file_labels), *tabled.values()), key=lambda listed: listed.file.uri),
-        ),
+        tuple(sorted((*_listed(images, fields.file_labels), *tabled.values()), key=lambda listed: listed.file.uri)),
         tuple(sorted(skipped, key=lambda each: each.file.uri)),
         columns,
     )
@@ -179,15 +163,11 @@ def _listed(images: Sequence[_Candidate], rule: str) -> list[ListedFile]:
     found = {
         (folder, roots): _first_stated([stated[Place(folder, root)] for root in roots]) for folder, roots in folders
     }
-    if rule.startswith(REGEX):
-        return [
-            ListedFile(candidate.file, by_pattern(rule, candidate.file.uri), found[place].split)
-            for candidate, place in zip(images, at, strict=True)
-        ]
-    return [
-        ListedFile(candidate.file, found[place].label, found[place].split)
-        for candidate, place in zip(images, at, strict=True)
-    ]
+    listed = []
+    for candidate, place in zip(images, at, strict=True):
+        label = by_pattern(rule, candidate.file.uri) if rule.startswith(REGEX) else found[place].label
+        listed.append(ListedFile(candidate.file, label, found[place].split))
+    return listed
 
 
 def _first_stated(several: Sequence[Stated]) -> Stated:
@@ -288,7 +268,7 @@ def _entries(data: bytes, base: str) -> list[str]:
 
     It may be in UTF-8, or in UTF-16 or UTF-32, as Windows writes them. `find -print0` ends each path by a NUL.
     """
-    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    encoding = marked_encoding(data)
     if encoding == "utf-8" and len(data) > 1 and not any(data[1:64:2]):
         encoding = "utf-16-le"
     text = data.decode(encoding, "surrogateescape" if encoding == "utf-8" else "replace")

@@ -3,42 +3,31 @@
 import re
 from collections import Counter
 from collections.abc import Iterable
+from itertools import takewhile
 
 from transforms.records import SkippedFile
 
 # One list for folders, globs and tar members: what Pillow opens and people keep photographs in.
 IMAGE_EXTENSIONS = frozenset(
     [
-        "jpg",
-        "jpeg",
-        "jpe",
-        "pjpeg",
-        "pjp",
-        "jfif",
-        "mpo",
-        "png",
-        "apng",
-        "gif",
-        "webp",
-        "bmp",
-        "dib",
-        "tif",
-        "tiff",
-        "jp2",
-        "j2k",
-        "j2c",
-        "jpc",
-        "jpf",
-        "jpx",
-        "avif",
-        "heic",
-        "heif",
-        "hif",
-        "ico",
-        "ppm",
-        "pgm",
-        "pbm",
-        "pnm",
+        *(
+            "jpg",
+            "jpeg",
+            "jpe",
+            "pjpeg",
+            "pjp",
+            "jfif",
+            "mpo",
+            "png",
+            "apng",
+            "gif",
+            "webp",
+            "bmp",
+            "dib",
+            "tif",
+            "tiff",
+        ),
+        *("jp2", "j2k", "j2c", "jpc", "jpf", "jpx", "avif", "heic", "heif", "hif", "ico", "ppm", "pgm", "pbm", "pnm"),
     ]
 )
 
@@ -64,6 +53,12 @@ _ENDING = re.compile(r"\.(?=[a-z0-9_]*[a-z])[a-z0-9_]{1,12}$", re.IGNORECASE)
 
 def base_name(uri: str) -> str:
     return uri.rsplit("/", 1)[-1]
+
+
+def common_folder(first: str, last: str) -> str:
+    """Returns the folders that two paths, and all that are sorted between them, begin with, such as `/data/train`."""
+    pairs = zip(first.split("/")[:-1], last.split("/")[:-1], strict=False)
+    return "/".join(name for name, other in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def extension(name: str) -> str:

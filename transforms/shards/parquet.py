@@ -353,13 +353,7 @@ def _class_names(parquet: pq.ParquetFile, label_field: str) -> tuple[str, ...] |
 
 
 def _row(
-    shard: Shard,
-    row: int,
-    *,
-    data: pa.Scalar,
-    key: str,
-    label: tuple[str | None, str],
-    kept: tuple[object, ...],
+    shard: Shard, row: int, *, data: pa.Scalar, key: str, label: tuple[str | None, str], kept: tuple[object, ...]
 ) -> EncodedImage | Failure:
     place = f"row {row} of {shard.file.uri}"
     text, unusable = label

@@ -12,9 +12,11 @@ them, in a plain tar on a disk. Elsewhere a label without an image is a failure 
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from itertools import groupby
+from typing import Any
 
 from transforms import storage
 from transforms.labels.folders import LABEL_NAMES, is_no_class, partition_value
@@ -236,6 +238,12 @@ class _Sample:
         except _UnusableError:
             return False
 
+    def json_items(self) -> Iterator[tuple[str, Any]]:
+        """Yields what its `.json` members hold, as far as they can be read."""
+        for text in (text for name, text in self.texts.items() if name.endswith(".json")):
+            with suppress(_UnusableError):
+                yield from parse_json(text).items()
+
     def _labelled(self, row: EncodedImage) -> EncodedImage:
         kept = self._kept(row) if self.shard.keep else ()
         try:
@@ -411,11 +419,7 @@ def _check_label(shard: Shard, samples: list[_Sample], wanted: str) -> None:
     for sample in samples:
         if wanted.lower() in sample.extensions:
             return
-        for name, text in sample.texts.items():
-            try:
-                keys |= dict.fromkeys(parse_json(text) if name.endswith(".json") else ())
-            except _UnusableError:
-                continue
+        keys |= dict.fromkeys(key for key, _ in sample.json_items())
     if wanted not in keys:
         present = [f".{extension}" for extension in dict.fromkeys(e for s in samples for e in s.extensions)]
         raise missing(shard.file.uri, role="label", wanted=wanted, present=present + list(keys))
@@ -435,15 +439,11 @@ class _Survey:
     apart: bool = False
 
 
-def _can_survey(shard: Shard) -> bool:
-    # Elsewhere all the data between the headers would have to be read.
-    return not shard.compression and storage.is_local(shard.file.uri)
-
-
 @lru_cache(maxsize=16)
 def _survey(shard: Shard) -> _Survey:
     """Reads the headers of a tar once; of one that can't be surveyed nothing is known."""
-    if not _can_survey(shard):
+    if shard.compression or not storage.is_local(shard.file.uri):
+        # All the data between the headers would have to be read.
         return _Survey()
     labels, without_label, without_image = False, False, False
     with open_stream(shard) as stream:
@@ -549,13 +549,8 @@ def _samples(shard: Shard, stream: Stream, *, stop: int, reads_images: bool = Tr
         yield sample, True
 
 
-def split(shard: Shard, unit_bytes: int) -> list[Unit]:
-    """Returns units that start and stop at samples, by one pass over the headers."""
-    with open_stream(shard) as stream:
-        return cut(shard, _starts(stream), unit_bytes)
-
-
 def _starts(stream: Stream) -> Iterator[int]:
+    """Yields where samples begin, and where the last one ends."""
     base, end = None, 0
     try:
         for member in members(stream, stop=-1):
@@ -583,25 +578,15 @@ def read(unit: Unit) -> Iterator[EncodedImage | Failure]:
             yield broken(unit.shard, error, stream.position)
 
 
-def _matches(head: bytes, named: bool) -> bool:
-    # An archive without members is nothing but blocks of zeros.
-    return starts_like(head) or (named and len(head) >= BLOCK_BYTES and not any(head))
-
-
 def _columns(shard: Shard) -> dict[str, str]:
     """Returns the endings of the members in the first samples, and the keys of their `.json`."""
     found: dict[str, str] = {}
     # Asked for as JSON, so that it is read also where there are no labels.
     for sample in _look(replace(shard, keep=(Kept("json", "string"),)))[0]:
         found |= dict.fromkeys(sample.extensions, "string")
-        for name, text in sample.texts.items():
-            try:
-                values = parse_json(text) if name.endswith(".json") else {}
-            except _UnusableError:
-                continue
-            for key, value in values.items():
-                if value is not None:
-                    found.setdefault(key, type_of(value))
+        for key, value in sample.json_items():
+            if value is not None:
+                found.setdefault(key, type_of(value))
     return found
 
 
@@ -611,9 +596,10 @@ FORMAT = Format(
     sign="checksum of the first header",
     ending=re.compile(r"\.(tar|tar\.gz|tgz)$", re.IGNORECASE),
     gzip=True,
-    matches=_matches,
+    # An archive without members is nothing but blocks of zeros.
+    matches=lambda head, named: starts_like(head) or (named and len(head) >= BLOCK_BYTES and not any(head)),
     resolve=resolve,
-    split=split,
+    split=partial(cut, starts=_starts),
     read=read,
     narrow=stretches,
     columns=_columns,

@@ -5,27 +5,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
-from transforms.declared import Bound, check, declared
+from transforms.declared import COSINE, check, declared
 from transforms.rows.labels import encode
 from transforms.rows.table import Table, open_table
-from transforms.similarity.near_copies import near_copies
+from transforms.similarity.near_copies import connected, near_copies
 
 DEFAULT_COSINE = 0.98
-COSINE = Bound(lambda cosine: 0 < cosine <= 1, "{flag} is a cosine above 0 and at most 1, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateOptions:
     """The options of `find_duplicates`."""
 
-    cosine: float = declared(
-        DEFAULT_COSINE,
-        help="Cosine from which on two rows are near copies",
-        bounds=(COSINE,),
-    )
+    cosine: float = declared(DEFAULT_COSINE, help="Cosine from which on two rows are near copies", bounds=(COSINE,))
     feature: str | None = declared(None, help="Column of vectors", metavar="NAME", unset="embedding")
 
     def __post_init__(self) -> None:
@@ -119,7 +112,7 @@ def _groups(table: Table, contents: np.ndarray, pairs: np.ndarray) -> list[Group
     copies = np.flatnonzero(contents != np.arange(count))
     left = np.concatenate([pairs[:, 0], copies])
     right = np.concatenate([pairs[:, 1], contents[copies]])
-    _, sets = connected_components(coo_array((np.ones(len(left), bool), (left, right)), (count, count)), directed=False)
+    sets = connected(left, right, count)
     members = np.flatnonzero(np.bincount(sets)[sets] > 1)
     members = members[np.argsort(sets[members], kind="stable")]
     labels, _ = encode(table.labels)

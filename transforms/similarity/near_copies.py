@@ -191,6 +191,12 @@ class _Search:
                 self.forest.add(np.minimum(left, right), np.maximum(left, right))
 
 
+def connected(left: np.ndarray, right: np.ndarray, rows: int) -> np.ndarray:
+    """Returns N numbers: which set each of N rows is in, where M pairs (left, right) of them belong together."""
+    graph = coo_array((np.ones(len(left), bool), (left, right)), (rows, rows))
+    return connected_components(graph, directed=False)[1]
+
+
 class Forest:
     """Pairs of rows, thinned out to a spanning forest whenever many have gathered."""
 

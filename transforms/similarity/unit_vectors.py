@@ -26,7 +26,7 @@ def unit_length(vectors: np.ndarray, dtype: type = np.float32) -> np.ndarray:
     return np.divide(vectors, lengths, out=np.empty(vectors.shape, dtype), casting="same_kind")
 
 
-def unit_batches(vectors: "Vectors", wanted: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def unit_batches(vectors: "Vectors", wanted: np.ndarray | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields (row numbers, n×D float64 of length 1), n at least 1, without rows of zeros: they have no direction.
 
     Args:

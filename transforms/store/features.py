@@ -20,7 +20,7 @@ from transforms.store.listing import read_footers
 from transforms.store.manifest import read_manifest
 from transforms.store.output import Output
 from transforms.store.reports import parts_sha256
-from transforms.store.schema import vector_bytes
+from transforms.store.schema import matrix_of, vector_bytes
 from transforms.text import counted, did_you_mean
 
 # What a batch of rows may hold of features, unless the caller says how many rows.
@@ -139,8 +139,7 @@ class Features:
         """Returns X, N×D, in the stored dtype. Takes N × D numbers of memory; `batches` doesn't."""
         matrix, row = None, 0
         for batch in self.batches([choose_feature(self, feature)]):
-            column = batch.column(0)
-            values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+            values = matrix_of(batch.column(0))
             if matrix is None:
                 matrix = np.empty((self.rows, values.shape[1]), values.dtype)
             matrix[row : row + len(values)] = values

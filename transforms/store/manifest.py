@@ -132,22 +132,15 @@ class Manifest:
         """Returns the manifest that a JSON object with this spec holds.
 
         Raises:
-            KeyError, TypeError, ValueError: Its totals, or other values, aren't such.
+            KeyError, TypeError, ValueError: Its totals, or other values, are missing or of another type.
         """
-        known = {f.name: values[f.name] for f in fields(cls) if f.name in values}
-        totals = values["totals"] and Totals(
-            **{f.name: values["totals"][f.name] for f in fields(Totals) if f.name in values["totals"]}
-        )
-        if known.get("relocation") is not None:
-            known["relocation"] = Relocation.from_json(known["relocation"])
-        known |= {"spec": spec, "totals": totals or None}
-        problem = wrong_field(known, get_type_hints(cls))
-        problem = problem or wrong_field(vars(totals) if totals else {}, get_type_hints(Totals))
+        totals, relocation = values["totals"], values.get("relocation")
+        inner = {"spec": spec, "totals": Totals(**_known_values(Totals, totals)) if totals else None}
+        inner["relocation"] = None if relocation is None else Relocation.from_json(relocation)
+        known = _known_values(cls, {**values, **inner, "stored": values})
         if not all(map(is_feature_name, known.get("added_features", ()))):
-            problem = problem or "added_features are no names"
-        if problem:
-            raise ValueError(problem)
-        return cls(**{**known, "stored": values})
+            raise ValueError("added_features are no names")
+        return cls(**known)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the JSON object that is on disk."""
@@ -285,18 +278,23 @@ def _known(record: Any) -> dict[str, Any]:
 
 
 def _record(cls: type, values: Any) -> Any:
-    """Returns the record that a JSON object holds; what has no default and is missing is None.
+    """Returns the record that a JSON object holds; what has no default and is missing is None. Raises ValueError as
+    `_known_values` does."""
+    missing = {f.name: None for f in fields(cls) if f.default is MISSING}
+    return cls(**missing | _known_values(cls, values))
+
+
+def _known_values(cls: type, values: Any) -> dict[str, Any]:
+    """Returns those values of a JSON object that are fields of a record.
 
     Raises:
-        ValueError: A value is of another type.
+        ValueError: One is of another type, or this is no object.
     """
     if not isinstance(values, Mapping):
         raise ValueError("it holds no object where one should be")
-    problem = wrong_field(values, get_type_hints(cls))
-    if problem:
+    if problem := wrong_field(values, get_type_hints(cls)):
         raise ValueError(problem)
-    missing = {f.name: None for f in fields(cls) if f.default is MISSING}
-    return cls(**missing | {f.name: values[f.name] for f in fields(cls) if f.name in values})
+    return {f.name: values[f.name] for f in fields(cls) if f.name in values}
 
 
 def _is_move(value: Any) -> bool:

@@ -243,11 +243,7 @@ def _rows_in_order(
         window = order[start : start + size]
         ascending = np.sort(window)
         ends = np.searchsorted(ascending, firsts)
-        tables = [
-            _take(uris[i], ascending[ends[i] : ends[i + 1]] - firsts[i])
-            for i in range(len(uris))
-            if ends[i] < ends[i + 1]
-        ]
+        tables = [_take(uris[i], ascending[ends[i] : ends[i + 1]] - firsts[i]) for i in np.flatnonzero(np.diff(ends))]
         yield pa.concat_tables(tables).take(np.searchsorted(ascending, window))
 
 

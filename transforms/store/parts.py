@@ -19,7 +19,7 @@ from transforms.records import Failure, UnitReport
 from transforms.spec import ROW_COLUMNS, FeatureSpec
 from transforms.store.layout import failures_uri, part_uri, writing
 from transforms.store.listing import own_report
-from transforms.store.schema import NONE, failures_schema, part_schema
+from transforms.store.schema import failures_schema, part_schema
 
 # A row group is written whenever this many bytes of features have gathered, so that a unit's memory is bounded.
 ROW_GROUP_BYTES = 64 * 2**20
@@ -50,7 +50,7 @@ class PartWriter:
     """
 
     def __init__(
-        self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str] = NONE
+        self, output: str, unit_id: str, *, spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str] = {}
     ):
         """Takes the folder, the unit's id, the spec, {feature name: D}, and the columns between: see `part_schema`."""
         self.output, self.unit_id, self.spec = output, unit_id, spec

@@ -27,14 +27,15 @@ from transforms.store.output import ELSEWHERE, Folder, Output
 
 def are_predictions(folder: str) -> bool:
     """Tells a PRED, by its manifest, from anything else."""
+    manifest = storage.join(storage.absolute(folder), "manifest.json")
     try:
-        return json.loads(storage.read_bytes(storage.join(folder, "manifest.json"))).get("kind") == PREDICTIONS
+        return json.loads(storage.read_bytes(manifest)).get("kind") == PREDICTIONS
     except (OSError, ValueError, AttributeError, RecursionError):
         return False
 
 
 def output_behind(folder: str) -> Output:
-    """Returns the OUT at a folder, or that predictions were made from: the one kept in PRED, or their only input.
+    """Returns the OUT at a folder, or the one behind the predictions there.
 
     What is no such folder is returned all the same: whoever asks for its manifest sees what it is.
     """
@@ -43,13 +44,22 @@ def output_behind(folder: str) -> Output:
     with suppress(FeaturemillError):
         if not output.has_manifest or output.manifest:
             return output
-    if are_predictions(output.folder):
-        predictions = Predictions(output.folder)
-        inputs = predictions.manifest.settings.inputs or ()
-        for location in (predictions.features_folder, *(inputs if len(inputs) == 1 else ())):
-            if (found := Output(location)).has_manifest:
-                return found
-    return output
+    return output_predicted(folder) or output
+
+
+def output_predicted(folder: str) -> Output | None:
+    """Returns the OUT that a PRED was made from: the one kept in it, or its only input, or PRED where both are gone.
+
+    Of anything else None.
+    """
+    if not are_predictions(folder):
+        return None
+    predictions = Predictions(folder)
+    inputs = predictions.manifest.settings.inputs or ()
+    for location in (predictions.features_folder, *(inputs if len(inputs) == 1 else ())):
+        if (found := Output(location)).has_manifest:
+            return found
+    return Output(folder)
 
 
 class Predictions(Folder):

@@ -1,17 +1,15 @@
 """The Arrow schemas of parts and of failures."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 
+import numpy as np
 import pyarrow as pa
 
 from transforms.labels.kept import arrow_type
 from transforms.spec import FeatureSpec
 
-NONE: Mapping[str, str] = MappingProxyType({})
 
-
-def part_schema(spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str] = NONE) -> pa.Schema:
+def part_schema(spec: FeatureSpec, sizes: Mapping[str, int], added: Mapping[str, str]) -> pa.Schema:
     """Returns the Arrow schema of a part: the row's own columns, then one fixed-size list per feature.
 
     Args:
@@ -39,6 +37,11 @@ def vector_bytes(schema: pa.Schema, columns: Sequence[str]) -> int:
     """Returns the bytes of a row's vectors, as far as they are in these columns."""
     kinds = [schema.field(name).type for name in columns]
     return sum(k.list_size * k.value_type.bit_width // 8 for k in kinds if pa.types.is_fixed_size_list(k))
+
+
+def matrix_of(column: pa.FixedSizeListArray) -> np.ndarray:
+    """Returns a part's column of N vectors as N×D, in its own dtype."""
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
 
 
 def failures_schema() -> pa.Schema:

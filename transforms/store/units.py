@@ -131,8 +131,8 @@ def _planned(row: dict) -> PlannedUnit:
     return PlannedUnit(row["unit_id"], unit)
 
 
-def plan_file(planned: Sequence[PlannedUnit], relocation: str = "") -> bytes:
-    """Returns plan.parquet; if a relocation changed it, with the token of that."""
+def plan_file(planned: Sequence[PlannedUnit], relocation: str) -> bytes:
+    """Returns plan.parquet; if a relocation changed it, with the token of that, else empty."""
     schema = _schema(planned)
     buffer = io.BytesIO()
     # A worker looks up one listing at a time: small row groups keep that read small. Shards' rows are never looked up.

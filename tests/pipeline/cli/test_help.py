@@ -58,12 +58,12 @@ def test_lines_fit_the_terminal_they_are_printed_on(monkeypatch, capsys):
     echo(line)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     echo(line)
-    module.show({"said": line}, dict, str, as_json=True)
+    module.show({"message": line}, dict, str, as_json=True)
     assert capsys.readouterr().out.splitlines() == [
         line,
         *folded(line, 40).splitlines(),
         "{",
-        f'  "said": "{line}"',
+        f'  "message": "{line}"',
         "}",
     ]
 

@@ -21,7 +21,7 @@ from PIL import Image
 from pipeline.exploration.query import QueryOptions, query
 from pipeline.exploration.sql import sql
 from pipeline.maintenance import compact as compacting
-from pipeline.maintenance.compact import CompactOptions, compact, compact_json, compact_text
+from pipeline.maintenance.compact import CompactOptions, compact, compact_text
 from pipeline.maintenance.convert import ConvertOptions, convert
 from pipeline.maintenance.inspect import inspect
 from pipeline.maintenance.verify import VerifyOptions, verify
@@ -499,7 +499,7 @@ def test_printed_lines(copy):
     summary = compact(CompactOptions(str(copy), target_bytes=40_000), say=lines.append)
     assert lines[0].startswith(f"1 of {summary.written} merged, from ")
     assert f"{summary.parts_before} → {summary.parts_after} parts" in compact_text(summary)
-    assert compact_json(summary)["rows"] == len(te.rows(copy))
+    assert summary.rows == len(te.rows(copy))
 
 
 def write_unit(output: str, unit_id: str, keys: list[str], seed: int) -> None:

@@ -45,7 +45,7 @@ def test_a_missing_library_is_one_line(photo, tmp_path, monkeypatch, asked, libr
     assert [path.suffix for path in (tmp_path / "out" / "features").iterdir()] == [".parquet"]
 
 
-def test_added_features_are_said_to_be_left_out(photo, tmp_path, monkeypatch):
+def test_added_features_are_reported_as_left_out(photo, tmp_path, monkeypatch):
     made = Registered("out", "out/features", added=1, removed=0, parts=1, rows=1)
     monkeypatch.setattr(module, "_register_delta", lambda features, out: made)
     (tmp_path / "in").mkdir()

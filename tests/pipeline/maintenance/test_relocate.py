@@ -13,7 +13,7 @@ import pytest
 from pipeline.cli.app import run_cli
 from pipeline.maintenance.compact import CompactOptions, compact
 from pipeline.maintenance.inspect import inspect, inspection_text
-from pipeline.maintenance.relocate import RelocateOptions, relocate, relocate_json, relocate_text
+from pipeline.maintenance.relocate import RelocateOptions, relocate, relocate_text
 from pipeline.maintenance.verify import VerifyOptions, verify
 from tests.pipeline.extraction.test_run import extract, options, rows
 from tests.pipeline.extraction.test_touched import change
@@ -383,5 +383,5 @@ def test_the_command(own, capsys):
     (own / "new").rename(own / "in")
     summary = relocate(RelocateOptions(str(own / "out"), [f"{own}/new={own}/in"]))
     assert "83 input files relocated, 320 images compared" in relocate_text(summary)
-    assert relocate_json(summary)["images"] == 320
+    assert summary.images == 320
     assert options(own / "in", own / "out")

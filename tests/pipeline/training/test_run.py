@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from pipeline.cli.app import run_cli
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
-from pipeline.training import run as module
 from pipeline.training.fits import plan_fits
+from pipeline.training.kinds import chosen_by_fold, run_kind
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import split_table, train, trained_json, trained_text
+from pipeline.training.run import train, trained_json, trained_text
+from pipeline.training.tables import make_rows, split_table
 from tests.support.factories import shared_data
 from tests.support.heads_data import draw_rows
 from tests.support.pages_data import clusters, write_out
@@ -213,11 +214,11 @@ def test_labels_of_a_fold_choose_nothing_for_it(tmp_path):
     for fit in plan.fits:
         alone, found = replace(plan, fits=(fit,), final=None), []
         for turned in (False, True):
-            rows = module.make_rows(table, plan.cells)
+            rows = make_rows(table, plan.cells)
             judged = np.isin(rows.cells, fit.test)
             rows = replace(rows, codes=np.where(judged & turned, 1 - rows.codes, rows.codes))
-            outcomes = [module.run_kind(kind, rows, alone, asked, table=table, parts=parts) for kind in asked.kinds]
-            [(numbers, scores)] = module._chosen_by_fold(outcomes, rows, "log_loss")
+            outcomes = [run_kind(kind, rows, alone, asked, table=table, parts=parts) for kind in asked.kinds]
+            [(numbers, scores)] = chosen_by_fold(outcomes, rows, "log_loss")
             right = [np.mean(of.judging[0][1].predicted == rows.codes[numbers]) for of in outcomes]
             found.append((*(of.run["choice"] for of in outcomes), *(of.run["settings"] for of in outcomes)))
             found[-1] += scores.predicted.tolist(), scores.top.tolist()
@@ -232,7 +233,7 @@ def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
         turned = [(numbers, scores.predicted + 1, scores) for numbers, scores in outcomes[0].judging]
         return [(numbers, scores._replace(predicted=predicted % 3)) for numbers, predicted, scores in turned]
 
-    monkeypatch.setattr(module, "_chosen_by_fold", always_wrong)
+    monkeypatch.setattr("pipeline.training.run.chosen_by_fold", always_wrong)
     path = write_clouds(tmp_path / "f.parquet")
     trained = train(options(path, tmp_path / "head", kinds=("ridge", "knn"), folds=3, errors=False))
     caution = "worse than always naming the majority class"
@@ -245,7 +246,7 @@ def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "stated"),
     [
         ({}, ["also chose the settings, the temperature and, of several, the head"]),
         ({"test": 0.3}, []),
@@ -253,16 +254,16 @@ def test_cautions_are_of_the_judgement_that_is_reported(tmp_path, monkeypatch):
     ],
     ids=["validation", "test", "folds"],
 )
-def test_what_the_validation_rows_chose_is_said(tmp_path, more, said):
+def test_what_the_validation_rows_chose_is_stated(tmp_path, more, stated):
     asked = {"kinds": ("ridge", "knn"), "learning_curve": False, "errors": False, **more}
     trained = train(options(write_clouds(tmp_path / "f.parquet"), tmp_path / "head", **asked))
     text, page = trained_text(trained), (tmp_path / "head/report.html").read_text().replace("&#39;", "'")
     kind = trained.head.model.kind
-    for sentence in [f"{kind} was chosen by log loss of the validation rows", *said]:
+    for sentence in [f"{kind} was chosen by log loss of the validation rows", *stated]:
         assert text.count(sentence) == 1
         assert sentence.removeprefix(f"{kind} was ") in page
     others = ["also chose the settings", "each fold is judged", "on all rows"]
-    assert sum(sentence in text for sentence in others) == len(said)
+    assert sum(sentence in text for sentence in others) == len(stated)
 
 
 @pytest.mark.parametrize(("more", "promised"), [({}, True), ({"test": 0.3}, True), ({"folds": 3}, False)])
@@ -364,7 +365,7 @@ def test_the_page_says_what_is_to_be_known_beside_the_verdict(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kinds", [("knn",), ("linear",), ("ridge", "linear")])
-def test_what_the_stored_head_was_trained_on_is_said(tmp_path, kinds):
+def test_what_the_stored_head_was_trained_on_is_stated(tmp_path, kinds):
     """Those by Adam aren't fitted again, since nothing would tell when to stop."""
     asked = {"kinds": kinds, "settings": FitSettings(epochs=2, transform="none"), "learning_curve": False}
     trained = train(options(write_clouds(tmp_path / "f.parquet", rows=90), tmp_path / "head", folds=3, **asked))
@@ -384,7 +385,7 @@ def test_what_the_stored_head_was_trained_on_is_said(tmp_path, kinds):
 def test_a_learning_curve_of_many_scores_is_judged_on_some_rows(tmp_path, monkeypatch):
     path = write_clouds(tmp_path / "f.parquet", rows=600)
     whole = train(options(path, tmp_path / "one", validation=0.5)).runs[0]
-    monkeypatch.setattr(module, "_LEARNING_NUMBERS", 3 * 60)
+    monkeypatch.setattr("pipeline.training.kinds._LEARNING_NUMBERS", 3 * 60)
     monkeypatch.setattr(model, "_SCORES_AT_ONCE", 40)
     some = train(options(path, tmp_path / "two", validation=0.5)).runs[0]
     assert some["judged"]["metrics"]["accuracy"] == whole["judged"]["metrics"]["accuracy"], "on all rows"

@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.cli.app import run_cli
 from pipeline.training.options import TrainOptions
-from pipeline.training.run import split_table
 from pipeline.training.suspects import SuspectOptions, find_suspects
+from pipeline.training.tables import split_table
 from tests.support.factories import shared_data
 from tests.support.pages_data import clusters, write_out
 from transforms.errors import FeaturemillError

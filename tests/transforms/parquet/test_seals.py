@@ -44,7 +44,7 @@ def written(values=None) -> bytes:
 
 @pytest.fixture
 def path(tmp_path):
-    (tmp_path / "a.parquet").write_bytes(written({"said": "so"}))
+    (tmp_path / "a.parquet").write_bytes(written({"note": "so"}))
     return tmp_path / "a.parquet"
 
 
@@ -61,14 +61,14 @@ def footer_start(data: bytes) -> int:
 
 def test_others_read_it_as_any_parquet(path):
     assert pq.read_table(path).replace_schema_metadata(None).equals(table())
-    assert pq.read_metadata(path).metadata[b"said"] == b"so"
+    assert pq.read_metadata(path).metadata[b"note"] == b"so"
     assert pq.ParquetFile(path, page_checksum_verification=True).read().num_rows == 6
 
 
 def test_the_same_rows_give_the_same_seal(path):
-    assert written({"said": "so"}) == path.read_bytes()
+    assert written({"note": "so"}) == path.read_bytes()
     assert check_whole(str(path)) == seal_of(read_metadata(path.open("rb"))) != ""
-    assert seal_of(read_metadata(io.BytesIO(written({"said": "no"})))) != check_whole(str(path))
+    assert seal_of(read_metadata(io.BytesIO(written({"note": "no"})))) != check_whole(str(path))
 
 
 def test_every_bit_of_the_footer_counts(path):
@@ -171,7 +171,7 @@ def test_a_copy_that_others_made_is_read_as_theirs(path, tmp_path):
 def test_what_is_written_anew_remembers_the_first_seal(path):
     metadata = read_metadata(path.open("rb"))
     values = values_for_copy(metadata)
-    assert values == {b"said": b"so", b"featuremill.origin": content_of(metadata).encode()}
+    assert values == {b"note": b"so", b"featuremill.origin": content_of(metadata).encode()}
     again = read_metadata(io.BytesIO(written(values)))
     assert origin_of(again) == content_of(metadata)
     assert seal_of(metadata) != seal_of(again)
