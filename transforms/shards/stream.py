@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import BinaryIO
@@ -126,13 +126,13 @@ def broken(shard: Shard, error: BrokenError, position: int) -> Failure:
     return failure(shard, key=f"@{offset}", position=offset, error=error.error, message=message)
 
 
-def cut(shard: Shard, unit_bytes: int, *, starts: Callable[[Stream], Iterable[int]]) -> list[Unit]:
-    """Cuts a shard at record boundaries into units as close below `unit_bytes` as possible, by a look at all headers.
+def cut(shard: Shard, starts: Iterable[int], unit_bytes: int) -> list[Unit]:
+    """Cuts a shard at record boundaries into units as close below `unit_bytes` as possible.
 
     Args:
         shard: What is cut.
+        starts: Offset of each record in order, and the offset where the scan ended.
         unit_bytes: Largest size; a longer record gets a unit of its own.
-        starts: Returns the offset of each record in order, and the offset where the scan ended.
 
     Returns:
         Units that cover the shard without a gap. The last one is open, so that its reader reports damage that
@@ -140,12 +140,11 @@ def cut(shard: Shard, unit_bytes: int, *, starts: Callable[[Stream], Iterable[in
     """
     cuts = [(0, 0)]
     previous = (0, 0)
-    with open_stream(shard) as stream:
-        for index, offset in enumerate(starts(stream)):
-            if offset - cuts[-1][0] > unit_bytes and previous[0] > cuts[-1][0]:
-                cuts.append(previous)
-            # What lies before the first record (folders, global headers) belongs to it.
-            previous = (offset if index else 0, index)
+    for index, offset in enumerate(starts):
+        if offset - cuts[-1][0] > unit_bytes and previous[0] > cuts[-1][0]:
+            cuts.append(previous)
+        # What lies before the first record (folders, global headers) belongs to it.
+        previous = (offset if index else 0, index)
     ends = [start for start, _ in cuts[1:]]
     return [
         Unit(shard, start, stop, first_index, input_bytes=(shard.file.size if stop < 0 else stop) - start)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -549,8 +549,13 @@ def _samples(shard: Shard, stream: Stream, *, stop: int, reads_images: bool = Tr
         yield sample, True
 
 
+def split(shard: Shard, unit_bytes: int) -> list[Unit]:
+    """Returns units that start and stop at samples, by one pass over the headers."""
+    with open_stream(shard) as stream:
+        return cut(shard, _starts(stream), unit_bytes)
+
+
 def _starts(stream: Stream) -> Iterator[int]:
-    """Yields where samples begin, and where the last one ends."""
     base, end = None, 0
     try:
         for member in members(stream, stop=-1):
@@ -599,7 +604,7 @@ FORMAT = Format(
     # An archive without members is nothing but blocks of zeros.
     matches=lambda head, named: starts_like(head) or (named and len(head) >= BLOCK_BYTES and not any(head)),
     resolve=resolve,
-    split=partial(cut, starts=_starts),
+    split=split,
     read=read,
     narrow=stretches,
     columns=_columns,

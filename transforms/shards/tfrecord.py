@@ -8,7 +8,6 @@ reader tells no offsets and stops at the first bad record, so the framing is rea
 import re
 import struct
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 import google_crc32c
 
@@ -110,8 +109,13 @@ def _first(shard: Shard) -> Iterator[Mapping]:
             return
 
 
+def split(shard: Shard, unit_bytes: int) -> list[Unit]:
+    """Returns units that start and stop at records, by one pass over the headers."""
+    with open_stream(shard) as stream:
+        return cut(shard, _starts(stream), unit_bytes)
+
+
 def _starts(stream: Stream) -> Iterator[int]:
-    """Yields where records begin, and where the last one ends."""
     try:
         while True:
             offset = stream.position
@@ -228,7 +232,7 @@ FORMAT = Format(
     # A writer that was given no record leaves an empty file.
     matches=lambda head, named: starts_like(head) if head else named,
     resolve=resolve,
-    split=partial(cut, starts=_starts),
+    split=split,
     read=read,
     narrow=stretches,
     columns=_columns,
