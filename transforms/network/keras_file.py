@@ -108,7 +108,9 @@ class KerasFile(NetworkFile):
                         "save it with layers of float32"
                     )
             try:
-                self._described = side, read_off(self.copy(side), file=self.path)
+                copy = self.copy(side)
+                self._check_copy(copy, side)
+                self._described = side, read_off(copy, file=self.path)
             except FeaturemillError:
                 raise
             except Exception as error:
@@ -118,10 +120,27 @@ class KerasFile(NetworkFile):
                 ) from error
         return self._described[1]
 
+    def _check_copy(self, copy: "keras.Model", side: int) -> None:
+        """Raises FeaturemillError if layers hold what isn't in their weights, so that a copy is another network."""
+        pixels = np.random.default_rng(0).uniform(-1, 1, (1, side, side, 3)).astype(np.float32)
+        keras = import_keras()
+        whole = keras.Model(self.model.inputs, self.model.outputs)
+        pairs = zip(*(each([pixels], training=False) for each in (whole, copy)), strict=True)
+        if not all(np.allclose(*map(keras.ops.convert_to_numpy, pair), rtol=1e-3, atol=1e-4) for pair in pairs):
+            raise FeaturemillError(
+                f"{self.path} can't be tuned: a copy of its layers with its weights computes other numbers; "
+                "leave out layers that keep more than weights"
+            )
+
     def copy(self, side: int) -> "keras.Model":
-        """Returns a network with the same layers at one image size, to be changed; its weights are to be set."""
+        """Returns a network with the same layers and weights at one image size, to be changed."""
         keras = import_keras()
         copy = keras.models.clone_model(self.model, input_tensors=keras.Input((side, side, 3)))
+        copy.set_weights(self.model.get_weights())
+        for layer in copy._flatten_layers():
+            if isinstance(layer, keras.layers.Normalization):
+                # It computes by numbers that it made of its weights.
+                layer.finalize_state()
         # Not as a Sequential, whose layers' graph is hidden.
         return keras.Model(copy.inputs, copy.outputs)
 

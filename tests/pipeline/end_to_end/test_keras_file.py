@@ -3,18 +3,24 @@
 import json
 import resource
 import zipfile
+from pathlib import Path
 from types import SimpleNamespace
 
+import apache_beam as beam
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.testing.util import assert_that
 from PIL import Image
 
+import featuremill
 from pipeline.demo.samples import draw_items, write_folder
 from pipeline.describe import DescribeOptions, describe_text
 from pipeline.end_to_end import finetune as finetune_module
 from pipeline.end_to_end.export import ExportOptions, export
 from pipeline.end_to_end.options import FinetuneOptions
+from pipeline.exploration.query import QueryOptions, query
+from pipeline.extraction.estimate import EstimateOptions, estimate
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
@@ -23,13 +29,16 @@ from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
 from pipeline.training.run import train
+from transforms.declared import shared
 from transforms.end_to_end.tuning import TuningNetwork
 from transforms.engines import load_stored_engine
 from transforms.errors import FeaturemillError
 from transforms.network import keras_file
 from transforms.network.bases import open_file
+from transforms.network.keras_file import KerasFile
 from transforms.network.keras_import import import_keras
 from transforms.network.normalise import preprocess
+from transforms.network.weights import load_weights
 from transforms.pools import pool_output
 from transforms.predictors.head import load_head
 from transforms.store.features import open_features
@@ -84,6 +93,13 @@ def test_from_images_to_predictions(tmp_path):
     for again in (resumed(plain, []), resumed(asked, ["backbone", "normalise"])):
         assert run(again).this_run.units == 0
     assert verify(VerifyOptions(asked.output, sample=4)).ok
+    stored = pq.read_table(f"{asked.output}/features").slice(0, 1).to_pylist()[0]
+    assert query(QueryOptions(output=asked.output, images=(stored["key"],), feature="patches")).queries
+    assert estimate(EstimateOptions(**shared(asked, ExtractOptions), images=4, seconds=1)).sampled == 4
+    with beam.Pipeline("FnApiRunner") as pipeline:
+        images = pipeline | beam.Create([(stored["key"], Path(stored["key"]).read_bytes())])
+        rows = images | featuremill.EmbedImages(spec, weights=asked.weights)
+        assert_that(rows.rows, lambda rows: np.testing.assert_array_equal(rows[0].features["cls"], stored["cls"]))
     head, quick = tmp_path / "head", {"learning_curve": False, "errors": False, "validation": 0.4}
     train(TrainOptions(features=asked.output, output=str(head), kinds=("ridge",), columns=("patches",), **quick))
     predicted = predict(
@@ -122,7 +138,7 @@ def row(side=SIDE):
     convolution = layers.Conv2D(6, 4, strides=4, kernel_initializer=drawn)
     base = keras.Sequential([keras.Input((None, None, 3)), convolution, layers.BatchNormalization()], name="base")
     scaled = layers.Normalization(name="scaled")
-    scaled.adapt(np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32))
+    scaled.adapt(np.random.default_rng(0).normal(20, 60, (8, 3)).astype(np.float32))
     last = layers.Conv2D(5, 3, kernel_initializer=drawn, name="last")
     vector = layers.GlobalAveragePooling2D(name="vector")
     return keras.Sequential([keras.Input((None, None, 3)), scaled, base, last, vector, layers.Dense(4, name="dense")])
@@ -213,10 +229,31 @@ def test_tuned_as_at_inference_and_used_as_any_other(made, tmp_path, monkeypatch
 def test_tuned_from_taps_and_from_images_alike(made, tmp_path, always):
     taps, images = (tuned(made, tmp_path / source, source=source, epochs=1) for source in ("taps", "images"))
     assert (taps.plan.start > 0, images.plan.start) == (True, 0)
+    # What its layers compute is what the file does; losses of a head that knows little wouldn't tell.
+    arrays = load_weights(made.net, images.plan.table, backbone="keras").arrays
+    pixels = np.random.default_rng(0).integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+    vectors = TuningNetwork(images.plan, arrays, batch_size=2).vectors(pixels)
+    expected = open_file("keras", made.net).cut(["vector"])([preprocess(pixels, "tf")])
+    np.testing.assert_allclose(vectors, np.squeeze(expected), rtol=1e-4, atol=1e-5)
     assert images.tuning.first_loss == pytest.approx(taps.tuning.first_loss, abs=1e-4)
     assert images.tuning.epochs[0]["validation_loss"] == pytest.approx(
         taps.tuning.epochs[0]["validation_loss"], abs=1e-4
     )
+
+
+def test_a_copy_that_computes_something_else_is_refused(made, tmp_path, monkeypatch):
+    """As of a layer that keeps more than its weights."""
+    real = KerasFile.copy
+
+    def copied(self, side):
+        copy = real(self, side)
+        copy.set_weights([values + 0.01 for values in copy.get_weights()])
+        return copy
+
+    monkeypatch.setattr(KerasFile, "copy", copied)
+    open_file("keras", made.net)._described = 0, ()
+    with pytest.raises(FeaturemillError, match="can't be tuned: a copy of its layers with its weights computes other"):
+        tuned(made, tmp_path / "new", epochs=1)
 
 
 def test_a_network_that_stays_as_it_was_is_known_as_before(made, tmp_path, monkeypatch):
