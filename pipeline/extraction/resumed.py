@@ -50,12 +50,16 @@ def resumed(
     stored["keep"] = tuple(f"{name}:{kind}" for name, kind in manifest.kept.items())
     declared = {own.name: own for own in fields(ExtractOptions) if "option" in own.metadata}
     stored |= {own.name: getattr(spec, own.name) for own in fields(spec) if own.name in declared.keys() - {*_NETWORK}}
+    if any(name in named and getattr(options, name) != stored[name] for name in ("resize", "image_size")):
+        # What was cut from the whole image of that size is no setting of another one.
+        del stored["short_side"]
     taken = {name: value for name, value in stored.items() if name not in named and value != getattr(options, name)}
     if not taken:
         return options
     shown = (
         f"{flags(name, declared[name].metadata['option'])[0]} {each}"
         for name, value in taken.items()
+        if value is not None
         for each in (value if isinstance(value, tuple) else (value,))
     )
     say(f"resumes  {begun} as it was begun: {' '.join(shown)}")

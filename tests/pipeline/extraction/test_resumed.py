@@ -52,3 +52,15 @@ def test_nothing_is_taken_where_nothing_is_or_all_goes(out):
     assert resumed(ExtractOptions(inputs=("photos",), output=str(out.parent / "NEW")), ()).image_size == 224
     (out / "manifest.json").write_text("{")
     assert resumed(asked(out), ()).image_size == 224
+
+
+@pytest.mark.parametrize(("named", "value"), [("resize", "squash"), ("image_size", 64)])
+def test_a_short_side_goes_with_what_was_cut_from_it(out, named, value):
+    cut = {"resize": "crop", "short_side": 40, "weights": "fake"}
+    begun = out.parent / "CUT"
+    options = ExtractOptions(inputs=(str(out.parent / "photos"),), output=str(begun), **{**BEGUN, **cut})
+    run(options, load=load_fake, weights=WEIGHTS)
+    same = ExtractOptions(inputs=options.inputs, output=str(begun))
+    assert resumed(same, ()).short_side == 40
+    other = ExtractOptions(inputs=options.inputs, output=str(begun), **{named: value})
+    assert resumed(other, (named,)).short_side is None
