@@ -32,7 +32,10 @@ LOWER_IS_BETTER = ("log_loss", "weighted_log_loss")
 # What is to be known of a judgement by folds; it stands beside the figures wherever they are.
 _STORED_HEAD = "the head that is stored is another than those that were judged: it was trained on all rows"
 _NOT_REFITTED = f"{_STORED_HEAD} but those of the first fold, which only chose for it"
-_OVERLAP = "the intervals are wider than those of a single judged head would be, as their training rows overlap"
+_OVERLAP = (
+    "the intervals, but not the calibration error's, are wider than those of a single judged head would be, as their "
+    "training rows overlap"
+)
 _ALSO_CHOSE = "also chose the settings, the temperature and, of several, the head: expect a little less on new rows"
 _JUDGING_ROWS = {
     "test": "Judged on test rows, which neither trained nor chose anything.",

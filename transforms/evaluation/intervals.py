@@ -18,7 +18,7 @@ FEW_ERRORS = "too few errors"
 FEW_GROUPS = "too few groups"
 _TAIL = 0.025
 _DRAWS = 2_000
-# Of fewer groups, no interval of a loss that was tried holds the truth often enough.
+# Of fewer groups, no interval of a loss or a calibration error that was tried holds the truth often enough.
 _LEAST_GROUPS = 6
 # An interval of a loss that reaches to more than ten times of it says nothing.
 _FARTHEST = np.log(10)
@@ -79,20 +79,25 @@ def share(hits: np.ndarray, units: Units) -> Interval:
     Of groups it reaches no further than if all rows of each group that has an error, or a hit, were one.
     """
     if units.single:
-        return _interval(hits.mean(), *_wilson(hits.sum() / units.effect, len(hits) / units.effect))
+        return _interval(hits.mean(), *_wilson(float(hits.sum()), float(len(hits)), units.effect))
     found = _from_groups(hits, units, "logit")
     if found["low"] is None:
         return found
-    low, high = 1 - _most(units.sums(~hits), units.effect), _most(units.sums(hits), units.effect)
+    low, high = 1 - _most(~hits, units), _most(hits, units)
     return _interval(found["value"], max(found["low"], low), min(found["high"], high))
 
 
-def _most(counts: np.ndarray, effect: float) -> float:
-    """Returns the upper end of the share of units that have any (Clopper and Pearson 1934)."""
+def _most(some: np.ndarray, units: Units) -> float:
+    """Returns the upper end of the share of rows in units that have any of some rows (Clopper and Pearson 1934).
+
+    Units of different sizes count as Σ(rows)² / Σ(rows²) of one size (Kish 1965, Survey Sampling).
+    """
     from scipy.stats import beta
 
-    some, others = np.count_nonzero(counts) / effect, np.count_nonzero(counts == 0) / effect
-    return float(beta.ppf(1 - _TAIL, some + 1, others)) if others else 1.0
+    rows = units.sums()
+    count = rows.sum() ** 2 / np.square(rows).sum() / units.effect
+    spoiled = count * rows[units.sums(some) > 0].sum() / rows.sum()
+    return float(beta.ppf(1 - _TAIL, spoiled + 1, count - spoiled)) if spoiled < count else 1.0
 
 
 def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
@@ -184,16 +189,17 @@ def _least_of_count(events: float) -> float:
     return float(gamma.ppf(_TAIL, events)) / events
 
 
-def _wilson(right: float, rows: float) -> tuple[float, float]:
+def _wilson(right: float, rows: float, effect: float) -> tuple[float, float]:
     """Returns Wilson's interval of `right` of `rows` independent rows, which need not be whole numbers.
+
+    By folds, `effect` rows count as one.
 
     With one error, its end is too near to hold what it should; there it is that of a Poisson count (Brown, Cai and
     DasGupta 2001, Interval Estimation for a Binomial Proportion, section 4.1.1).
     """
-    z = 1.959964
-    mean = right / rows
-    middle = (right + z**2 / 2) / (rows + z**2)
-    reach = z / (rows + z**2) * np.sqrt(max(0.0, mean * (1 - mean)) * rows + z**2 / 4)
+    z, mean, worth = 1.959964, right / rows, rows / effect
+    middle = (mean * worth + z**2 / 2) / (worth + z**2)
+    reach = z / (worth + z**2) * np.sqrt(max(0.0, mean * (1 - mean)) * worth + z**2 / 4)
     low, high = middle - reach, middle + reach
     edge = -np.log(1 - 2 * _TAIL) / rows
     if round(rows - right, 9) == 1:
@@ -274,9 +280,8 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
     # Of a class with a single row nothing is known but what the others are like.
     spread = np.where(rows > 1, recall * (1 - recall) / np.maximum(rows - 1, 1), value * (1 - value))
     variance = float(spread.sum()) / classes**2
-    effect = sums.units.effect
     if variance <= 0:
-        return _interval(value, *_wilson(value * worth / effect, worth / effect))
+        return _interval(value, *_wilson(value * worth, worth, sums.units.effect))
     freedom = max(1, int((rows - 1).sum()))
     return _one_error(_student(value, value, variance, freedom, "logit", sums.units), sums)
 
@@ -284,10 +289,10 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
 def _one_error(interval: Interval, sums: ClassSums) -> Interval:
     """Returns an interval that reaches as far as an accuracy's, where independent rows have a single error."""
     right, true, _ = sums.totals
-    rows, effect = float(true.sum()), sums.units.effect
+    rows = float(true.sum())
     if not sums.units.single or rows - right.sum() != 1:
         return interval
-    return {**interval, "high": max(interval["high"], _wilson((rows - 1) / effect, rows / effect)[1])}
+    return {**interval, "high": max(interval["high"], _wilson(rows - 1, rows, sums.units.effect)[1])}
 
 
 def macro_f1(sums: ClassSums) -> Interval:
@@ -315,7 +320,7 @@ def calibration_error(
 
     Chance alone makes a calibrated head seem miscalibrated, so resamples would centre on too much. Here the interval
     holds those multiples of the measured gaps of which as much or as little as was measured comes in 95 % of draws. By
-    folds more chance would shorten it, so the units' effect isn't in it.
+    folds more chance would shorten it, so the units' effect isn't in it. There is no interval of fewer than six groups.
 
     Args:
         top: N confidences.
@@ -330,6 +335,8 @@ def calibration_error(
     value = float(np.abs(means).sum())
     if count < 2:
         return none(value, "one row" if units.single else ONE_GROUP)
+    if not units.single and count < _LEAST_GROUPS:
+        return none(value, FEW_GROUPS)
     used = np.flatnonzero(np.bincount(bins, minlength=number))
     random = np.random.default_rng(seed)
     if units.single:

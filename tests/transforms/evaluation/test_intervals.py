@@ -9,6 +9,7 @@ from transforms.evaluation.intervals import (
     ClassSums,
     Units,
     balanced_accuracy,
+    calibration_error,
     effect_of,
     macro_f1,
     mean_loss,
@@ -137,6 +138,35 @@ def test_a_share_of_groups_reaches_no_further_than_if_an_error_spoiled_its_group
 def test_a_log_loss_of_fewer_than_six_groups_has_no_interval(groups, why):
     losses = np.random.default_rng(0).uniform(0.5, 1, 120)
     found = mean_loss(losses, np.exp(-losses), Units.of(120, np.arange(120) % groups))
+    assert found.get("why") == why
+    assert (found["low"] is None) == bool(why)
+
+
+@pytest.mark.parametrize("sizes", [(200, *[10] * 7), (90, *[1] * 10)])
+def test_a_share_of_groups_of_many_sizes_has_room_on_both_sides(sizes):
+    """One large group without an error, and small ones of which some are wrong as a whole."""
+    groups = np.repeat(np.arange(len(sizes)), sizes)
+    found = share(groups < 4, Units.of(len(groups), groups))
+    assert found["low"] < found["value"] - 0.05
+    assert found["high"] > found["value"] + 0.02
+
+
+def test_by_folds_an_error_more_is_no_higher_end():
+    one = share(np.arange(100) >= 1, Units.of(100, None))
+    for folds in (2, 5):
+        units = Units.of(100, None, effect_of(folds))
+        ends = [share(np.arange(100) >= errors, units)["high"] for errors in range(6)]
+        assert ends == sorted(ends, reverse=True)
+        assert ends[1] >= one["high"]
+
+
+@pytest.mark.parametrize(("groups", "why"), [(1, "one group"), (5, "too few groups"), (6, None)])
+def test_a_calibration_error_of_fewer_than_six_groups_has_no_interval(groups, why):
+    """Of heads that are too sure, those of 3 and 5 groups held the truth in 0.75 to 0.90 of the draws."""
+    random = np.random.default_rng(0)
+    top, hits = random.uniform(0.5, 1, 120), random.random(120) < 0.7
+    units = Units.of(120, np.arange(120) % groups)
+    found = calibration_error(top, hits, np.digitize(top, np.arange(1, 10) / 10), 10, units, seed=0)
     assert found.get("why") == why
     assert (found["low"] is None) == bool(why)
 
