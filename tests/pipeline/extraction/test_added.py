@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.exploration.query import QueryOptions, query
 from pipeline.exploration.sql import sql
 from pipeline.extraction.resumed import resumed
 from pipeline.extraction.run import run
@@ -111,6 +112,8 @@ def test_every_reader_joins_it(made, own, tmp_path):
     read_map_rows(features, "deep", limit=10)
     alone = open_table(out, columns=["deep"])
     assert alone.spec == features.added[0].spec
+    (near,) = query(QueryOptions(output=out, keys=(features.keys[0],), feature="deep")).neighbours
+    assert len(near) == min(10, len(rows) - 1)
     add(own, inputs=inputs, load=never)
 
 
