@@ -332,6 +332,15 @@ def test_out_of_memory_halves_the_batch(photos, tmp_path, shared):
     assert rows(tmp_path / "narrow") == rows(tmp_path / "wide")
 
 
+@pytest.mark.long
+def test_a_network_that_workers_share_gives_the_bits_of_one_in_process(photos, tmp_path):
+    asked = {"weights": "random:0", "engine": "ncnn", "unit_bytes": 8000}
+    for name, more in (("own", {}), ("shared", {"workers": 2, "engine_per": "machine"})):
+        summary = run(options(photos["tar"], tmp_path / name, **asked, **more))
+    assert summary.this_run.units > 2
+    assert rows(tmp_path / "own") == rows(tmp_path / "shared")
+
+
 class NanEngine(FakeEngine):
     def embed(self, pixels):
         vectors = super().embed(pixels)

@@ -288,6 +288,26 @@ def test_self_check_refuses_with_the_figure(monkeypatch):
         make_engine(["a=block2_pool:avg"])
 
 
+def test_jax_and_pytorch_are_told_whether_tf32_is_allowed(monkeypatch):
+    """By stand-ins: neither is installed for the tests. docs/running.md says what it does on a card."""
+    told = []
+    config = SimpleNamespace(update=lambda name, value: told.append((name, value)))
+    flags = SimpleNamespace(cuda=SimpleNamespace(matmul=SimpleNamespace()), cudnn=SimpleNamespace())
+    modules = {"jax": SimpleNamespace(config=config), "torch": SimpleNamespace(backends=flags)}
+    for name, module in modules.items():
+        module.__version__ = "1.0"
+        monkeypatch.setitem(sys.modules, name, module)
+        keras = SimpleNamespace(backend=SimpleNamespace(backend=lambda name=name: name))
+        monkeypatch.setattr(backends, "import_keras", lambda keras=keras: keras)
+        backend = backends.load_backend()
+        for allowed in (True, False):
+            backend.allow_tf32(allowed)
+            if name == "torch":
+                told.append((flags.cuda.matmul.allow_tf32, flags.cudnn.allow_tf32))
+    name = "jax_default_matmul_precision"
+    assert told == [(name, "tensorfloat32"), (name, "highest"), (True, True), (False, False)]
+
+
 def test_unknown_backend_is_named(monkeypatch):
     backend = SimpleNamespace(backend=SimpleNamespace(backend=lambda: "openvino"))
     monkeypatch.setattr(backends, "import_keras", lambda: backend)
