@@ -79,7 +79,7 @@ class SpecOptions:
 
     @property
     def whole_side(self) -> int:
-        """What `crop` brings the short side to."""
+        """Returns what `crop` brings the short side to."""
         return self.short_side or usual_short_side(self.image_size)
 
     def check_crop(self) -> None:

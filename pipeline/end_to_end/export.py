@@ -58,7 +58,6 @@ def export(options: ExportOptions, *, say: Callable[[str], None] = lambda line: 
     """Writes a head as one model from uint8 RGB images to probabilities, with its network, poolings and resizing.
 
     Args:
-        options: What was asked for.
         say: Is called with each line for people.
 
     Returns:

@@ -87,7 +87,6 @@ def finetune(
     is removed at the end. Ctrl-C saves the best epoch so far, and leaves the checkpoint.
 
     Args:
-        options: What was asked for.
         say: Is called with each line on the data and on progress.
         quiet: No progress within an epoch on standard error.
 

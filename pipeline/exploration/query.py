@@ -98,7 +98,6 @@ def query(options: QueryOptions, *, load: Callable[[FeatureSpec], Engine] | None
     A key's own row isn't among its neighbours. Rows of zeros have no cosine, and are never near by it.
 
     Args:
-        options: What was asked for.
         load: Makes the engine for images; tests inject one without weights.
 
     Raises:

@@ -78,7 +78,6 @@ def make_plan(
     made when a unit is first planned, and afterwards it is a name.
 
     Args:
-        found: The inputs.
         fingerprint: Of the run's spec.
         unit_bytes: Shards larger than this are split.
         workers: Processes, to size the units of a small listing.

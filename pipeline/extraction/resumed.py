@@ -24,7 +24,6 @@ def resumed(
     at what OUT holds is a request there, and none goes out before all options are checked.
 
     Args:
-        options: What was asked for.
         named: Names of the fields that somebody gave a value.
         say: Is called with a line that says what OUT holds, where that isn't what the options say.
     """

@@ -51,7 +51,6 @@ def build(
     """Builds the whole graph: units in, reports out.
 
     Args:
-        root: A pipeline.
         chunks: Where what is to do is written, from `write_todo`. The graph has no unit in it: runners limit its size.
         job: How to do it.
         load: Makes the engine; by default the one that the job names.
@@ -81,7 +80,6 @@ def run(
         the same command runs again after it.
 
     Args:
-        options: What was asked for.
         load: Makes the engine; tests inject one without weights.
         weights: Already loaded ones; by default what the options name.
         say: Is called with each line of the plan before any work.

@@ -83,7 +83,6 @@ def draw(found: shards.Found, *, images: int, seconds: float) -> Sample:
     the sample by their bytes. The draw is always the same.
 
     Args:
-        found: The input.
         images: At most so many.
         seconds: No new turn of reading is begun after so long, once there is a record.
 

@@ -1,4 +1,4 @@
-"""Whether the files of an OUT are those that were written, and its parts, footers and manifest agree."""
+"""Tells whether the files of an OUT are those that were written, and its parts, footers and manifest agree."""
 
 import numpy as np
 import pyarrow as pa

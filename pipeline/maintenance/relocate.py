@@ -82,7 +82,6 @@ def relocate(options: RelocateOptions, *, say: Callable[[str], None] = lambda li
     anywhere and run again: no row is ever missing or there twice. A merged part stays in the order that it had.
 
     Args:
-        options: What was asked for.
         say: Is called with a line before what takes time.
 
     Raises:

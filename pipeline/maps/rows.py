@@ -121,7 +121,6 @@ def add_predictions(rows: MapRows, output: Predictions) -> int:
 
     Args:
         rows: Get them, null where PRED has no row of that key.
-        output: PRED.
 
     Returns:
         How many rows have a prediction.

@@ -56,7 +56,6 @@ def predict(
     images are unchanged.
 
     Args:
-        options: What was asked for.
         load: Makes the engine; tests inject one without weights.
         weights: Already loaded ones; by default what head and options name.
         say: Is called with each line of the plan before any work.

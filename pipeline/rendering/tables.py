@@ -45,7 +45,6 @@ def write_stored_rows(
     """Writes stored rows as `write_rows` does: a command's own columns, those of a row, and those that came along.
 
     Args:
-        path: The file.
         own: The command's columns.
         kept: {column that came along: name of its type}.
         rows: The command's values, and the row.

@@ -67,7 +67,6 @@ def train(options: TrainOptions, *, say: Callable[[str], None] = lambda line: No
     """Trains heads on stored features, judges them on rows they haven't seen, and saves the best.
 
     Args:
-        options: What was asked for.
         say: Is called with each line on the data and on progress.
 
     Raises:

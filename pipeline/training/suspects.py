@@ -98,7 +98,6 @@ class Suspects:
         rows: Labelled rows that were judged.
         left_out: Labelled rows of classes with too few rows to judge by.
         found: The suspects.
-        options: What was asked for.
     """
 
     table: Table
@@ -112,7 +111,6 @@ def find_suspects(options: SuspectOptions, *, say: Callable[[str], None] = lambd
     """Judges each labelled row by a head that hasn't seen it, its exact copies or its group.
 
     Args:
-        options: What was asked for.
         say: Is called with a line for each step.
 
     Raises:

@@ -32,7 +32,6 @@ def split_table(
     """Returns the features, with labels from a file where one is named, split as the options say.
 
     Args:
-        options: What was asked for.
         features: OUT, opened, or a name of other Parquet.
         kept: From `trained_rows.read_rows`: these rows stay on their sides, those that belong to them are beside them,
             and all others train. Of none of them the options alone say how to split.

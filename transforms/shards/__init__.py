@@ -60,7 +60,6 @@ def kept_columns(found: Found, asked: Sequence[str], known: Mapping[str, str]) -
     Without one in `asked`, a column has that which OUT has for it, or else its own in the first shard of a format.
 
     Args:
-        found: The inputs.
         asked: `COLUMN` or `COLUMN:TYPE`.
         known: {column: type} in OUT.
 
