@@ -18,8 +18,8 @@ FEW_ERRORS = "too few errors"
 FEW_GROUPS = "too few groups"
 _TAIL = 0.025
 _DRAWS = 2_000
-# Of fewer groups, no interval of a loss or a calibration error that was tried holds the truth often enough.
-_LEAST_GROUPS = 6
+# Of fewer groups, no interval of a loss, or of a calibration error, that was tried holds the truth often enough.
+_LEAST_GROUPS, _LEAST_GROUPS_OF_BINS = 6, 20
 # An interval of a loss that reaches to more than ten times of it says nothing.
 _FARTHEST = np.log(10)
 # Multiples of the measured miscalibration that are tried, from none at all to twice of it.
@@ -320,7 +320,7 @@ def calibration_error(
 
     Chance alone makes a calibrated head seem miscalibrated, so resamples would centre on too much. Here the interval
     holds those multiples of the measured gaps of which as much or as little as was measured comes in 95 % of draws. By
-    folds more chance would shorten it, so the units' effect isn't in it. There is no interval of fewer than six groups.
+    folds more chance would shorten it, so the units' effect isn't in it. There is no interval of fewer than 20 groups.
 
     Args:
         top: N confidences.
@@ -335,7 +335,7 @@ def calibration_error(
     value = float(np.abs(means).sum())
     if count < 2:
         return none(value, "one row" if units.single else ONE_GROUP)
-    if not units.single and count < _LEAST_GROUPS:
+    if not units.single and count < _LEAST_GROUPS_OF_BINS:
         return none(value, FEW_GROUPS)
     used = np.flatnonzero(np.bincount(bins, minlength=number))
     random = np.random.default_rng(seed)

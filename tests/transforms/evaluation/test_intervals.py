@@ -160,9 +160,9 @@ def test_by_folds_an_error_more_is_no_higher_end():
         assert ends[1] >= one["high"]
 
 
-@pytest.mark.parametrize(("groups", "why"), [(1, "one group"), (5, "too few groups"), (6, None)])
-def test_a_calibration_error_of_fewer_than_six_groups_has_no_interval(groups, why):
-    """Of heads that are too sure, those of 3 and 5 groups held the truth in 0.75 to 0.90 of the draws."""
+@pytest.mark.parametrize(("groups", "why"), [(1, "one group"), (19, "too few groups"), (20, None)])
+def test_a_calibration_error_of_fewer_than_20_groups_has_no_interval(groups, why):
+    """Of heads that are too sure, those of 6 and 15 groups held the truth in as few as 0.78 and 0.88 of the draws."""
     random = np.random.default_rng(0)
     top, hits = random.uniform(0.5, 1, 120), random.random(120) < 0.7
     units = Units.of(120, np.arange(120) % groups)
