@@ -137,6 +137,7 @@ def coverage(rounds: int) -> Iterator[dict[str, Any]]:
         for groups in GROUPS
     ]
     cases += [(World(3, 0.9, likeness=0.1), 100, 1)]
+    cases += [(World(3, 0.8, likeness=0.3, sharpness=2.5), 20 * groups, groups) for groups in GROUPS]
     for world, rows, groups in cases:
         # A thousand classes take a second a round.
         some = rounds if world.classes < 1000 else max(20, rounds // 4)
