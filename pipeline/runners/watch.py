@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pipeline.runners.job_server import cancel, failures
+from pipeline.runners.options import TOKEN
 from pipeline.runners.supervised import described, tell
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
@@ -39,6 +40,11 @@ _CAUSES = (
         r"CANCELLED: client cancelled|SDK harness .*disconnected|CANCELLED: Multiplexer hanging up",
         "a worker process died, perhaps for lack of memory, and the runner gave up",
         "run the same command again to go on",
+    ),
+    (
+        r"the worker pool was asked with (no token|a wrong token)",
+        "the worker pool was asked with {}",
+        f"set {TOKEN} where the job is launched, as the pool has it, and run the same command again",
     ),
     (
         r"UNAVAILABLE: io exception|UNAVAILABLE: Network closed|Connection refused",

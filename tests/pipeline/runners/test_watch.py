@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.runners import watch
 from pipeline.runners.job_server import failures
+from pipeline.runners.options import TOKEN
 from pipeline.runners.watch import explain
 
 LAST = "Pipeline BeamApp-root-1_a failed in state FAILED: java.lang.InterruptedException"
@@ -75,6 +76,15 @@ def test_a_cluster_is_asked_again_while_it_says_nothing_that_is_known(monkeypatc
     assert not messages
     messages = [""]
     assert "InterruptedException" in str(explain(RuntimeError(LAST), lambda: messages.pop(0)))
+
+
+@pytest.mark.parametrize("what", ["no token", "a wrong token"])
+def test_a_pool_that_refuses_is_found_behind_an_interruption(what):
+    refused = f"java.lang.IllegalStateException: the worker pool was asked with {what}; set it\n\tat org.apache.beam"
+    message = str(explain(RuntimeError(LAST), lambda: refused))
+    assert message.startswith(f"the worker pool was asked with {what}; what was committed is kept: set {TOKEN} where")
+    # Where the last failure says it, nobody is asked.
+    assert str(explain(RuntimeError(f"{LAST}\n{refused}"), lambda: pytest.fail("asked"))) == message
 
 
 @pytest.mark.parametrize("text", ["ValueError: a worker's own", "CANCELLED: client cancelled"])
