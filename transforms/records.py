@@ -120,7 +120,8 @@ class Unit:
         return tuple(listed.file for listed in self.files) or (self.shard.file,)
 
 
-@dataclass(frozen=True)
+# Not frozen, which would take seven times as long for each image. Nobody changes one.
+@dataclass(slots=True)
 class EncodedImage:
     """One image as it was stored.
 
@@ -146,6 +147,11 @@ class EncodedImage:
     split: str | None = None
     kept: tuple[Any, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def without_data(self) -> "EncodedImage":
+        """Returns it with no bytes."""
+        rest = self.unusable, self.split, self.kept, self.notes
+        return EncodedImage(self.key, self.label, self.source, self.position, b"", *rest)
 
 
 @dataclass(frozen=True)

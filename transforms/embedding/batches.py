@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -73,7 +73,7 @@ def decode_record(image: EncodedImage, how: Embedding, apart: Isolated | None = 
         message = f"crashed the decoder ({error.how}); convert it to PNG or JPEG with another program"
         return _failure(image, sha256, stage="decode", error="crashed the decoder", message=message)
     # The encoded bytes aren't needed any more, and a queue of large ones would add up.
-    return Decoded(replace(image, data=b""), sha256, result)
+    return Decoded(image.without_data(), sha256, result)
 
 
 def too_slow(image: EncodedImage, how: Embedding, sha256: bytes | None = None) -> Failure:
