@@ -49,7 +49,8 @@ test-browser: $(INSTALLED)
 	command -v chromium >/dev/null || { apt-get update --quiet && apt-get install --yes --quiet chromium; }
 	$(BIN)/python -m pytest tests/browser -rs
 
-# The snippets of docs/query.md in the tools that they are for; PySpark needs Java 17, and says so where it skips.
+# The snippets of docs/query.md in the tools that they are for, and a network as Keras exports it to ONNX; PySpark needs
+# Java 17, and says so where it skips.
 test-elsewhere: .venv/.elsewhere
 	$(BIN)/python -m pytest tests/elsewhere -rs
 

@@ -127,8 +127,9 @@ setup(
         "dev": [*TEST, "ruff>=0.8"],
         # What `make test-clusters test-stores` needs beside it: Dataflow's job builder, and a server that speaks S3.
         "distributed": ["apache-beam[gcp]", "boto3>=1.35", "flask>=3.0", "flask-cors>=5.0", "moto[s3]>=5.0"],
-        # What `make test-elsewhere` needs beside it: the readers of docs/query.md. From cryptography on it is what
-        # Embedding Atlas needs here; its PyTorch, only there for models of its own, would be gigabytes.
+        # What `make test-elsewhere` needs beside it: the readers of docs/query.md, and what Keras exports by. From
+        # cryptography on it is what Embedding Atlas needs here; its PyTorch, only there for models of its own, would be
+        # gigabytes.
         "elsewhere": [
             *DELTA,
             *ICEBERG,
@@ -138,6 +139,7 @@ setup(
             "pandas>=2.2",
             "pyspark>=4.0",
             "tensorboard>=2.19",
+            "tf2onnx>=1.17",
             "cryptography>=45",
             "fastapi>=0.120",
             "inquirer>=3.0",
