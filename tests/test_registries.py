@@ -1,5 +1,6 @@
-"""A format, an engine, a pool and a kind of head are added without editing the package, and work from end to end."""
+"""A format, an engine, a pool, a base and a kind of head are added without an edit of the package, and work."""
 
+import hashlib
 import json
 import re
 from importlib import metadata
@@ -7,12 +8,14 @@ from importlib import metadata
 import numpy as np
 import pytest
 
+from pipeline.cli.app import run_cli
 from pipeline.demo.samples import draw_items
 from pipeline.end_to_end.data import check_head
 from pipeline.end_to_end.options import FinetuneOptions
 from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.run import run
 from pipeline.extraction.sample import draw
+from pipeline.maintenance.inspect import inspect
 from pipeline.prediction.options import PredictOptions
 from pipeline.prediction.run import predict
 from pipeline.training.options import TrainOptions
@@ -24,6 +27,10 @@ from tests.support.fakes import WEIGHTS, load_fake
 from transforms import engines, heads, shards
 from transforms.engines import check_engine, choose, default_batch_size, device
 from transforms.errors import FeaturemillError, UsageError
+from transforms.images.decode import decode_image
+from transforms.network import bases
+from transforms.network.keras_import import import_keras
+from transforms.network.weights import load_weights
 from transforms.pools import POOLS, pool_output, pool_planes
 from transforms.predictors.head import load_head
 from transforms.rows.lookup import read_rows
@@ -118,6 +125,47 @@ def test_a_pool(lines, tmp_path, monkeypatch, engine):
         np.testing.assert_allclose(pooled, (whole.min(axis=1) + whole.max(axis=1)) / 2, rtol=1e-5)
         found += len(whole)
     assert found == 16
+
+
+def test_a_base(lines, tmp_path, monkeypatch, capsys):
+    keras = import_keras()
+    monkeypatch.setitem(bases.BASES, "dummy", dummies.BASE)
+    monkeypatch.setattr(keras.applications, "Dummy", dummies.build_network, raising=False)
+    path, items = lines
+    out, head, added = str(tmp_path / "out"), str(tmp_path / "head"), str(tmp_path / "added")
+
+    def says(*arguments):
+        assert run_cli([*map(str, arguments)]) == 0
+        return "".join(capsys.readouterr())
+
+    described = says("describe", "dummy")
+    assert "48×48" in described
+    assert re.search(r"^last .*6", described, re.MULTILINE)
+    named = ("--backbone", "dummy", "--weights", "random:0")
+    extracted = says("extract", path, "-o", out, *named)
+    assert "embedding=last:avg (6 × float32)" in extracted
+    assert "read 19 = embedded 16 + failed 3" in extracted
+    assert inspect(out).problems == ()
+    # What its own network gives, with its weights, of images normalised as its record says.
+    stored = open_features(out)
+    network = dummies.build_network(include_top=False, weights=None, pooling="avg", input_shape=(48, 48, 3))
+    for name, arrays in load_weights("random:0", bases.layers("dummy"), backbone="dummy").arrays.items():
+        network.get_layer(name).set_weights(arrays)
+    data = {hashlib.sha256(item.data).digest(): item.data for item in items}
+    for row in (row for batch in stored.batches() for row in batch.to_pylist()):
+        pixels = decode_image(data[row["sha256"]], stored.spec, max_pixels=10**6).pixels
+        expected = np.asarray(network(pixels[None] / 127.5 - 1))[0]
+        np.testing.assert_allclose(row["embedding"], expected, rtol=1e-4, atol=1e-5)
+    # In the other commands, too.
+    says("verify", out, "--sample", "4")
+    assert "rows" in says("estimate", path, *named, "--images", "4")
+    says("train", out, "-o", head, "--head", "ridge", "--quiet")
+    says("predict", head, path, "-o", tmp_path / "pred", "--quiet")
+    says("extract", path, "-o", added, "--image-size", "32", "--weights", "random:0", "--quiet")
+    says("extract", path, "-o", added, "--add-feature", "more=dummy:first:max", "--weights", "random:0", "--quiet")
+    assert open_features(added).to_numpy("more").shape == (16, 8)
+    with pytest.raises(UsageError, match="did you mean dummy"):
+        options(path, tmp_path / "new", backbone="dumy")
 
 
 def test_a_kind_of_head(tmp_path, monkeypatch):

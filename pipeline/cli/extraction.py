@@ -79,7 +79,7 @@ def estimate(as_json: bool, **given: Any) -> int:
 
 
 @click.command(cls=OptionsCommand, options="pipeline.describe:DescribeOptions")
-@click.argument("backbone", type=Chosen("transforms.network.bases:BACKBONES"))
+@click.argument("backbone", type=Chosen("transforms.network.bases:BASES"))
 @debug_option
 def describe(**given: Any) -> int:
     """Show BACKBONE's layers: names to tap, shapes, parameters, multiply-adds, bytes of a tap.

@@ -8,7 +8,7 @@ from pipeline.extraction.options import ExtractOptions
 from pipeline.extraction.plan import Plan
 from transforms import storage
 from transforms.errors import FeaturemillError, UsageError
-from transforms.network.bases import BACKBONES, FILES
+from transforms.network.bases import BASES, FILES, NETWORKS
 from transforms.store.layout import ADDED_PREFIX
 from transforms.store.output import Output
 from transforms.text import counted, did_you_mean
@@ -71,11 +71,11 @@ def _parsed(options: ExtractOptions, output: Output) -> tuple[str, str, str, str
         raise UsageError(f"--add-feature {text!r} is not of the form {_FORM}")
     name, tap, pool = match.groups()
     base, _, rest = tap.partition(":")
-    if rest and base in (*BACKBONES, *FILES):
+    if rest and base in NETWORKS:
         return name, base, rest, pool
     if rest and not {options.backbone, output.manifest.spec.backbone} & {*FILES}:
         # Only names of tensors have colons.
-        raise UsageError(f"--add-feature {text!r}: no backbone {base!r}{did_you_mean(base, BACKBONES)}")
+        raise UsageError(f"--add-feature {text!r}: no backbone {base!r}{did_you_mean(base, BASES)}")
     return name, "", tap, pool
 
 

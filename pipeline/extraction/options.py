@@ -14,7 +14,7 @@ from transforms.errors import UsageError
 from transforms.images.preprocessor import CHOICES, read_prepared
 from transforms.labels.kept import parse_keep
 from transforms.machine import available_cores
-from transforms.network.bases import BACKBONES, FILES, base_of, cut, feature_size, file_kind, layers, open_file
+from transforms.network.bases import NETWORKS, base_of, cut, feature_size, file_kind, layers, open_file
 from transforms.network.weights import Weights, load_weights
 from transforms.shards import Fields
 from transforms.spec import (
@@ -76,7 +76,7 @@ class ExtractOptions(ImageOptions, SpecOptions):
         "vgg19",
         help="The network: a name, FILE.keras, or FILE.onnx (pip install 'featuremill[onnx]'). The names, keras and "
         "onnx being the file that --weights names",
-        choices=(*BACKBONES, *FILES),
+        choices=NETWORKS,
     )
     normalise: str | None = declared(
         None,

@@ -14,7 +14,7 @@ import pytest
 
 from pipeline.cli import app
 from tests.distributed.clusters import ROOT
-from transforms.network.bases import BACKBONES
+from transforms.network.bases import BASES
 
 # What the Dockerfile copies before it builds wheels, and what Beam packs for `--setup_file`.
 SOURCES = (
@@ -84,7 +84,7 @@ def test_every_parameter_is_tried_here():
 
 
 def test_every_backbone_is_accepted():
-    assert [name for name in BACKBONES if not accepts("backbone", name)] == []
+    assert [name for name in BASES if not accepts("backbone", name)] == []
 
 
 @pytest.mark.parametrize("name", PARAMETERS)

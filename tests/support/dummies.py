@@ -1,4 +1,4 @@
-"""One of each that a registry knows: a format, an engine, a pool and a kind of head, made without the package."""
+"""One of each that a registry knows: a format, an engine, a pool, a base, a kind of head, made without the package."""
 
 import re
 
@@ -8,7 +8,9 @@ from tests.support.fakes import FakeEngine
 from transforms.engines.engine import EngineInfo
 from transforms.heads import Kind
 from transforms.heads.model import Model
-from transforms.network.bases import feature_size
+from transforms.network.bases import Base, feature_size
+from transforms.network.keras_import import import_keras
+from transforms.network.published import application_file
 from transforms.pools import POOLS, Pool
 from transforms.records import EncodedImage
 from transforms.shards.format import Format
@@ -79,6 +81,26 @@ ENGINE = EngineInfo(
 POOL = Pool(
     planes=lambda positions: (positions.min(axis=1) + positions.max(axis=1)) / 2,
     output=lambda output: (POOLS["max"].output(output) - POOLS["max"].output(-output)) / 2,
+)
+
+
+def build_network(*, include_top, weights, pooling, input_shape):
+    """Builds a small network as a function of `keras.applications` does."""
+    keras = import_keras()
+    pixels = keras.Input(input_shape)
+    first = keras.layers.Conv2D(8, 3, strides=2, activation="relu", name="first")(pixels)
+    last = keras.layers.Conv2D(6, 3, strides=2, name="last")(first)
+    return keras.Model(pixels, keras.layers.GlobalAveragePooling2D(name="pooled")(last))
+
+
+BASE = Base(
+    published={False: application_file("dummy/dummy_notop.h5", "0" * 32)},
+    builder="Dummy",
+    feature="embedding=last:avg",
+    width=6,
+    normalise="tf",
+    image_size=48,
+    resize="squash",
 )
 
 

@@ -1,6 +1,7 @@
 """The bases: what each is, in one record, and what all else asks of them by name or by table."""
 
 import math
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -142,9 +143,10 @@ BASES = {
         interpolation="bicubic",
     ),
 }
-BACKBONES = tuple(BASES)
 # The networks of users' files, whose path stands where other bases' weights are named.
 FILES = {name: Base(published={}, feature="", width=0, file=f".{name}") for name in ("onnx", "keras")}
+# All names, those of BASES first.
+NETWORKS = ChainMap(FILES, BASES)
 _KINDS = {"onnx": OnnxFile, "keras": KerasFile}
 TOPPED = tuple(name for name, base in BASES.items() if base.has_top)
 
@@ -155,12 +157,11 @@ def base_of(backbone: str) -> Base:
     Raises:
         UsageError: There is none.
     """
-    known = BASES | FILES
     backbone = file_kind(backbone) or backbone
-    if backbone not in known:
+    if backbone not in NETWORKS:
         files = f" (files are {' or '.join(base.file for base in FILES.values())})" if "." in backbone else ""
         raise UsageError(f"no backbone {backbone!r}{files}{did_you_mean(backbone, BASES)}")
-    return known[backbone]
+    return NETWORKS[backbone]
 
 
 def file_kind(backbone: str) -> str:
