@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 
 from pipeline.demo.samples import Item, write_tar
+from pipeline.maintenance.inspect import inspect
 from tests.distributed import fetch
 from tests.distributed.clusters import Process, free_port, listens, wait_until
 from tests.distributed.commands import assert_one_line, assert_whole, start
 from tests.distributed.conftest import fetched
 from tests.pipeline.extraction.test_run import rows
+from tests.support import onnx_files
 from tests.support.commands import finish
 from tests.support.factories import shared_data
 
@@ -48,9 +51,20 @@ def extract(shards: Path, output: Path, settings: list[str], runner: str = "FnAp
 
 
 @pytest.fixture(scope="module")
-def expected(shards, tmp_path_factory) -> dict[str, tuple]:
-    """The rows of a run in one process."""
-    return extract(shards, tmp_path_factory.mktemp("one") / "out", SMALL)
+def in_one(shards, tmp_path_factory) -> Path:
+    """What a run in one process wrote."""
+    extract(shards, out := tmp_path_factory.mktemp("one") / "out", SMALL)
+    return out
+
+
+@pytest.fixture(scope="module")
+def expected(in_one) -> dict[str, tuple]:
+    return rows(in_one)
+
+
+def contents(output: Path) -> dict[str, bytes]:
+    """{part: its bytes}, but of those that were added beside."""
+    return {path.name: path.read_bytes() for path in (output / "features").iterdir()}
 
 
 def test_two_processes(shards, expected, tmp_path):
@@ -74,9 +88,32 @@ def test_flink(shards, expected, tmp_path, flink):
 
 
 def test_flink_at_full_size(shards, tmp_path, flink):
-    in_one = extract(shards, tmp_path / "one", SETTINGS)
+    alone = extract(shards, tmp_path / "one", SETTINGS)
     extract(shards, tmp_path / "out", SETTINGS, "FlinkRunner", flink.options())
-    assert_whole(tmp_path / "out", in_one)
+    assert_whole(tmp_path / "out", alone)
+
+
+def test_flink_with_a_network_of_ones_own(shards, tmp_path, flink):
+    (tmp_path / "net.onnx").write_bytes(onnx_files.transformer().SerializeToString())
+    settings = ["--backbone", f"{tmp_path}/net.onnx", "--normalise", "tf", "--threads", "1"]
+    settings += ["--feature", "class=hidden:cls", "--feature", "patches=hidden:avg"]
+    alone = extract(shards, tmp_path / "one", settings)
+    extract(shards, tmp_path / "out", settings, "FlinkRunner", flink.options())
+    assert_whole(tmp_path / "out", alone)
+    assert all(report.engine.startswith("onnx (") for report in inspect(str(tmp_path / "out")).reports)
+
+
+def test_flink_adds_a_feature(shards, in_one, expected, tmp_path, flink):
+    """To rows that were embedded here, and stay as they are."""
+    places = {"one": ("FnApiRunner", []), "out": ("FlinkRunner", flink.options())}
+    for name, runner in places.items():
+        shutil.copytree(in_one, tmp_path / name)
+        extract(shards, tmp_path / name, [*SMALL, "--add-feature", "more=block2_pool:avg"], *runner)
+    with_it = rows(tmp_path / "one")
+    assert_whole(tmp_path / "out", with_it)
+    assert {key: row[:-1] for key, row in with_it.items()} == expected
+    assert contents(tmp_path / "out") == contents(in_one)
+    assert inspect(str(tmp_path / "out")).added["more"].rows == 210
 
 
 def test_spark(shards, expected, tmp_path, pool):
