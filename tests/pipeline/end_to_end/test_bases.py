@@ -221,6 +221,31 @@ def test_one_model_gives_what_predict_gives(made, tmp_path):
         np.testing.assert_allclose(np.asarray(model(image[None], training=False))[0], expected[key], atol=1e-5)
 
 
+@pytest.mark.long
+@each
+def test_other_commands_embed_the_same(made):
+    asked, stored = made.asked, open_features(made.asked["output"])
+    expected = {name: dict(zip(stored.keys, stored.to_numpy(name), strict=True)) for name in stored.names}
+    [neighbours] = query(QueryOptions(output=asked["output"], images=(str(made.paths[0]),))).neighbours
+    assert neighbours[0].row.key == str(made.paths[0])
+    assert neighbours[0].score == pytest.approx(1, abs=1e-5)
+    assert neighbours[0].score > neighbours[1].score
+    assert estimate(EstimateOptions(**asked, images=4, seconds=1)).sampled == 4
+
+    def check_rows(rows):
+        assert sorted(row.key for row in rows) == sorted(stored.keys)
+        for row in rows:
+            assert set(row.features) == set(expected)
+            for name, vectors in expected.items():
+                vector = vectors[row.key]
+                np.testing.assert_allclose(row.features[name], vector, rtol=1e-4, atol=1e-5 * np.abs(vector).max())
+
+    pairs = [(str(path), path.read_bytes()) for path in made.paths]
+    with test_pipeline.TestPipeline("FnApiRunner") as pipeline:
+        embedded = pipeline | beam.Create(pairs) | EmbedImages(stored.spec, weights=asked["weights"])
+        assert_that(embedded.rows, check_rows)
+
+
 def tuned(made, output, **more):
     asked = {"epochs": 1, "batch_size": 8, "unfreeze": MIDDLE[made.name][1], **more}
     return finetune_module.finetune(
@@ -367,25 +392,14 @@ def test_tuning_starts_where_all_goes_through():
 @pytest.mark.long
 @one("mobilenetv3-large")
 def test_what_hangs_on_no_base(made, tmp_path):
-    name, asked, paths = made.name, made.asked, made.paths
+    name, asked = made.name, made.asked
     assert resumed(ExtractOptions(**asked), ["backbone", "weights"]) == made.options
     with pytest.raises(UsageError, match="leave --plot out"):
         plot(DescribeOptions(name, plot=str(tmp_path / "a.png")))
     for wrong, says in (({"include_top": True}, "leave --include-top out"), ({"features": ("a=fc9:avg",)}, "no layer")):
         with pytest.raises(UsageError, match=says):
             ExtractOptions(**{**asked, **wrong})
-    assert query(QueryOptions(output=asked["output"], images=(str(paths[0]),))).queries
-    assert estimate(EstimateOptions(**asked, images=4, seconds=1)).sampled == 4
     stored = open_features(asked["output"])
-    pairs = [(path.name, path.read_bytes()) for path in paths]
-
-    def check_rows(rows):
-        assert sorted(row.key for row in rows) == sorted(path.name for path in paths)
-        assert all(set(row.features) == set(stored.names) for row in rows)
-
-    with test_pipeline.TestPipeline("FnApiRunner") as pipeline:
-        embedded = pipeline | beam.Create(pairs) | EmbedImages(stored.spec, weights=asked["weights"])
-        assert_that(embedded.rows, check_rows)
     # In other processes.
     options = ExtractOptions(
         **{**asked, "output": str(tmp_path / "out")},
