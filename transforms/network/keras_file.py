@@ -41,9 +41,10 @@ class KerasFile(NetworkFile):
             takes = " and ".join(map(str, shapes)) or "inputs of unknown shapes"
             raise FeaturemillError(f"{path} takes {takes}, not N×S×S×3 images; save another")
         self.side = shapes[0][1] or 0
-        graph = import_keras().Model(self.model.inputs, self.model.outputs)
+        # Of a Sequential, too, whose layers' graph is hidden.
+        self._graph = import_keras().Model(self.model.inputs, self.model.outputs)
         # What is used twice has no one output.
-        used = {name: nodes[0].outputs for name, nodes in calls(graph).items() if len(nodes) == 1}
+        used = {name: nodes[0].outputs for name, nodes in calls(self._graph).items() if len(nodes) == 1}
         self._outputs = {
             layer.name: used[layer.name][0]
             for layer in self.model.layers
@@ -123,10 +124,9 @@ class KerasFile(NetworkFile):
     def _check_copy(self, copy: "keras.Model", side: int) -> None:
         """Raises FeaturemillError if layers hold what isn't in their weights, so that a copy is another network."""
         pixels = np.random.default_rng(0).uniform(-1, 1, (1, side, side, 3)).astype(np.float32)
-        keras = import_keras()
-        whole = keras.Model(self.model.inputs, self.model.outputs)
-        pairs = zip(*(each([pixels], training=False) for each in (whole, copy)), strict=True)
-        if not all(np.allclose(*map(keras.ops.convert_to_numpy, pair), rtol=1e-3, atol=1e-4) for pair in pairs):
+        numpy = import_keras().ops.convert_to_numpy
+        pairs = zip(*(each([pixels], training=False) for each in (self._graph, copy)), strict=True)
+        if not all(np.allclose(*map(numpy, pair), rtol=1e-3, atol=1e-4) for pair in pairs):
             raise FeaturemillError(
                 f"{self.path} can't be tuned: a copy of its layers with its weights computes other numbers; "
                 "leave out layers that keep more than weights"
