@@ -1,4 +1,4 @@
-"""Small ONNX files: a convolutional net, a vision transformer, and VGG with given weights; no PyTorch."""
+"""Small ONNX files: a convolutional net, vision transformers, also as CLIP and SigLIP end, VGG with given weights."""
 
 import numpy as np
 import pytest
@@ -83,6 +83,60 @@ def transformer(*, side=32, patch=8, width=12, before=1, batch="n", seed=0) -> "
         helper.make_node("LayerNormalization", ["summed", "ones"], ["hidden"], axis=-1),
     ]
     return model(nodes, arrays, shape=(batch, 3, side, side), outputs=["hidden"])
+
+
+def _ended(net, nodes, arrays, outputs) -> "onnx.ModelProto":
+    """Returns a network with nodes behind those that it has, and other outputs."""
+    net.graph.node.extend(nodes)
+    net.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    del net.graph.output[:]
+    net.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in outputs)
+    return net
+
+
+def clip() -> "onnx.ModelProto":
+    """Returns `image_embeds` (N×7), the class token normalised and projected, and `hidden` (N×17×12)."""
+    arrays = {"first": np.array(0, np.int64), "projection": drawn(1)(12, 7)}
+    nodes = [
+        helper.make_node("Gather", ["hidden", "first"], ["taken"], axis=1),
+        helper.make_node("LayerNormalization", ["taken", "ones"], ["normed"], axis=-1),
+        helper.make_node("MatMul", ["normed", "projection"], ["image_embeds"]),
+    ]
+    return _ended(transformer(before=1), nodes, arrays, ["image_embeds", "hidden"])
+
+
+def siglip(*, heads=2, width=12) -> "onnx.ModelProto":
+    """Returns `hidden` (N×16×12), without a class token, and `pooled` (N×12): a learnt query attends to it."""
+    draw = drawn(1)
+    arrays = {name: draw(width, width) for name in ("of_q", "of_k", "of_v", "of_o", "up", "down")}
+    arrays |= {"probe": draw(1, 1, width), "two": np.ones(2, np.int64), "zeroth": np.array(0, np.int64)}
+    arrays |= {"apart": np.array([0, 0, heads, -1], np.int64), "together": np.array([0, 0, width], np.int64)}
+    nodes = [
+        helper.make_node("Shape", ["pixels"], ["count"], start=0, end=1),
+        helper.make_node("Concat", ["count", "two"], ["repeats"], axis=0),
+        helper.make_node("Expand", ["probe", "repeats"], ["probes"]),
+    ]
+    for name, perm in (("q", [0, 2, 1, 3]), ("k", [0, 2, 3, 1]), ("v", [0, 2, 1, 3])):
+        nodes += [
+            helper.make_node("MatMul", ["probes" if name == "q" else "hidden", f"of_{name}"], [f"whole_{name}"]),
+            helper.make_node("Reshape", [f"whole_{name}", "apart"], [f"heads_{name}"]),
+            helper.make_node("Transpose", [f"heads_{name}"], [f"by_head_{name}"], perm=perm),
+        ]
+    nodes += [
+        helper.make_node("MatMul", ["by_head_q", "by_head_k"], ["likeness"]),
+        helper.make_node("Softmax", ["likeness"], ["parts"], axis=-1),
+        helper.make_node("MatMul", ["parts", "by_head_v"], ["mixed"]),
+        helper.make_node("Transpose", ["mixed"], ["mixed_last"], perm=[0, 2, 1, 3]),
+        helper.make_node("Reshape", ["mixed_last", "together"], ["joined"]),
+        helper.make_node("MatMul", ["joined", "of_o"], ["answer"]),
+        helper.make_node("LayerNormalization", ["answer", "ones"], ["answer_normed"], axis=-1),
+        helper.make_node("MatMul", ["answer_normed", "up"], ["wide"]),
+        helper.make_node("Tanh", ["wide"], ["bent"]),
+        helper.make_node("MatMul", ["bent", "down"], ["narrow"]),
+        helper.make_node("Add", ["answer", "narrow"], ["whole_answer"]),
+        helper.make_node("Gather", ["whole_answer", "zeroth"], ["pooled"], axis=1),
+    ]
+    return _ended(transformer(before=0), nodes, arrays, ["hidden", "pooled"])
 
 
 def vgg(table: list[Layer], arrays, side: int) -> "onnx.ModelProto":

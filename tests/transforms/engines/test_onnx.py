@@ -12,6 +12,7 @@ from tests.support.onnx_files import helper, runtime
 from transforms.engines import check_engine, choose, load_engine
 from transforms.errors import FeaturemillError, UsageError
 from transforms.network.bases import cut, layers, open_file
+from transforms.network.files import Tap
 from transforms.network.normalise import preprocess
 from transforms.network.weights import load_weights
 from transforms.spec import Feature, FeatureSpec
@@ -50,6 +51,30 @@ def test_vgg19_is_what_keras_computes(tmp_path):
     other = loaded(path, features, normalise="torch").embed(pixels_of(3))["a"]
     assert np.abs(other - found["a"]).max() > 0.01 * np.abs(found["a"]).max()
     assert len(cut(table, ["block5_pool"])) == len(table)
+
+
+@pytest.mark.parametrize(
+    ("make", "vector", "size", "before"),
+    [(onnx_files.clip, "image_embeds", 7, 1), (onnx_files.siglip, "pooled", 12, 0)],
+)
+def test_towers_that_end_as_those_of_clip_and_siglip(tmp_path, make, vector, size, before):
+    path = saved(tmp_path, make())
+    file = open_file("onnx", str(path))
+    assert set(file.outputs) == {vector, "hidden"}
+    taps = file.taps(["hidden", vector], SIDE)
+    assert taps["hidden"] == Tap("hidden", (16 + before, 12), 1, before)
+    assert (taps[vector].shape, taps[vector].default_pool) == ((size,), "flatten")
+    features = [("a", vector, "flatten"), ("b", "hidden", "avg"), ("c", "hidden", "max")]
+    features += [("d", "hidden", "cls")] if before else []
+    found = loaded(path, features).embed(pixels_of(3))
+    pixels = preprocess(pixels_of(3), "torch").transpose(0, 3, 1, 2)
+    whole, hidden = runtime.InferenceSession(path).run([vector, "hidden"], {"pixels": pixels})
+    patches = hidden[:, before:]
+    expected = {"a": whole, "b": patches.mean(axis=1), "c": patches.max(axis=1), "d": hidden[:, 0]}
+    for name, features in found.items():
+        np.testing.assert_allclose(features, expected[name], rtol=1e-5, atol=1e-6)
+    # Each image by itself.
+    assert len(np.unique(found["a"], axis=0)) == 3
 
 
 @pytest.mark.parametrize("batch", ["n", 1, 4])
