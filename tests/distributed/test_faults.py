@@ -6,6 +6,7 @@
 import os
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,8 @@ pytestmark = [
     pytest.mark.parametrize("time", range(int(os.environ.get("FEATUREMILL_FAULT_ROUNDS", "1")))),
 ]
 SETTINGS = ["--image-size", "32", "--batch-size", "4"]
+# The process with an engine that workers share.
+SHARED = "transforms.engines.sharing"
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +56,11 @@ def parts(output: Path) -> int:
     return len(os.listdir(output / "features")) if (output / "features").is_dir() else 0
 
 
-def in_the_middle(shards: Path, output: Path, flink, parallelism: int = 2) -> subprocess.Popen:
+def in_the_middle(
+    shards: Path, output: Path, flink, parallelism: int = 2, settings: Sequence[str] = SETTINGS
+) -> subprocess.Popen:
     """Starts a job and waits until some of it is done."""
-    command = start(shards, output, SETTINGS, "FlinkRunner", flink.options(parallelism), fake=True)
+    command = start(shards, output, settings, "FlinkRunner", flink.options(parallelism), fake=True)
     wait_until(lambda: parts(output) >= 2 or command.poll() is not None, "two parts", 120)
     assert command.poll() is None, finish(command)
     assert parts(output) < 10
@@ -135,6 +140,15 @@ def test_a_second_job_on_an_output_is_refused(shards, expected, tmp_path, flink,
     code, _, err = finish(second)
     assert code == 1
     assert_one_line(err, "is in use by another command (process ", "wait for that to end")
+    assert_survives(command, tmp_path / "out", expected)
+
+
+def test_workers_of_a_host_share_an_engine_that_is_killed(shards, expected, tmp_path, flink, time):
+    command = in_the_middle(shards, tmp_path / "out", flink, settings=[*SETTINGS, "--engine-per", "machine"])
+    wait_until(lambda: len(flink.pool.workers()) == 2, "second worker")
+    [engine] = [process for process in flink.pool.process.children() if SHARED in process.cmdline()]
+    engine.kill()
+    # Both workers have lost it; the job is tried again, and they start another.
     assert_survives(command, tmp_path / "out", expected)
 
 
