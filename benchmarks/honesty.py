@@ -12,6 +12,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -472,7 +473,10 @@ def tuning(rounds: int) -> Iterator[dict[str, Any]]:
 
 
 def inputs(rounds: int) -> Iterator[dict[str, Any]]:
-    """Yields what folds by group say of heads on real features, whose inputs are changed in one way each."""
+    """Yields what folds by group say of heads on real features, whose inputs are changed in one way each.
+
+    Of dense256 on the flattened tap test rows say it: a fit takes a minute or two.
+    """
     from transforms.heads import FitSettings
 
     path = Path(os.environ.get("FEATUREMILL_SHARED", "../shared"), "data", "vgg19_block5_pool_real.parquet")
@@ -485,19 +489,22 @@ def inputs(rounds: int) -> Iterator[dict[str, Any]]:
     cases += [("ridge", columns, 0, {"standardize": True}) for columns in (mean, flat)]
     cases += [("ridge", flat, 0, {}), ("ridge", (*mean, *flat), 0, {})]
     cases += [(kind, mean, offset, {}) for kind in ("linear", "dense256") for offset in (0, 100)]
+    cases += [("dense256", flat, 0, {"standardize": standardize}) for standardize in (False, True)]
     with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
         moved = Path(folder) / "moved.parquet"
         write_moved(path, moved, 100)
         for kind, columns, offset, settings in cases:
             measured = []
             for seed in range(rounds):
-                more = {"kinds": (kind,), "columns": columns, "folds": 5, "group_column": "group"}
+                judged = {"test": 0.3} if (kind, columns) == ("dense256", flat) else {"folds": 5}
+                more = {"kinds": (kind,), "columns": columns, "group_column": "group", **judged}
                 asked = FitSettings(seed=seed, **settings)
                 found = trained(moved if offset else path, Path(folder) / "head", settings=asked, **more)
                 measured.append([found.metrics["metrics"][name]["value"] for name in ("accuracy", "log_loss")])
             accuracy, loss = np.mean(measured, axis=0).tolist()
             said = f"{kind} of {' and '.join(columns)}, {settings or 'as by default'}"
             said += f", {offset} standard deviations off" if offset else ""
+            said += f", judged by {next(iter(judged))}"
             say(f"{said}: accuracy {accuracy:.3f}, log loss {loss:.3f}")
             yield {"case": said, "accuracy": accuracy, "log_loss": loss, "rounds": rounds}
 
@@ -514,6 +521,61 @@ def write_moved(path: Path, moved: Path, deviations: float) -> None:
     pq.write_table(table.drop_columns("embedding").append_column("embedding", column), moved)
 
 
+def drawn(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields what folds say of heads on the drawn flowers of `tests/test_loop.py`, by taps of random weights.
+
+    5 % of the labels are wrong, so 0.95 is about the most that can be reached.
+    """
+    from pipeline.extraction.options import ExtractOptions
+    from pipeline.extraction.run import run
+    from tests.test_loop import draw_flowers
+    from transforms.heads import FitSettings
+
+    taps = ("block2_pool", "block3_pool", "block4_pool", "block5_pool")
+    cases = [(kind, taps[:1]) for kind in ("linear", "dense256")]
+    cases += [("ridge", (tap,)) for tap in taps] + [("ridge", taps[1:]), ("ridge", taps)]
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as root:
+        folder = Path(root)
+        draw_flowers(folder / "flowers")
+        network = {"weights": "random:1", "image_size": 32, "features": tuple(f"{tap}={tap}:avg" for tap in taps)}
+        run(ExtractOptions(inputs=(str(folder / "flowers"),), output=str(folder / "out"), **network))
+        for kind, columns in cases:
+            measured = []
+            for seed in range(rounds):
+                more = {"kinds": (kind,), "columns": columns, "folds": 5, "settings": FitSettings(seed=seed)}
+                found = trained(folder / "out", folder / "head", **more)
+                measured.append(found.metrics["metrics"]["accuracy"]["value"])
+            said = f"{kind} of {' and '.join(columns)}"
+            say(f"{said}: accuracy {np.mean(measured):.3f}")
+            yield {"case": said, "accuracy": float(np.mean(measured)), "rounds": rounds}
+
+
+def unbalanced(rounds: int) -> Iterator[dict[str, Any]]:
+    """Yields the balanced accuracy on new rows of heads with class weights and without, of 95 and 5 % of 600 rows."""
+    from transforms.heads import FitSettings
+
+    every = ("logistic", "linear", "dense128")
+    # The last are several, of which one is chosen.
+    cases = [((kind,), weighted) for kind in every for weighted in (False, True)] + [(every, True)]
+    with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as folder:
+        path, head = Path(folder) / "clouds.parquet", Path(folder) / "head"
+        for (dims, apart), (kinds, weighted) in product(((16, 2), (512, 3)), cases):
+            measured = []
+            for seed in range(rounds):
+                random = np.random.default_rng((2, seed))
+                codes = random.choice(2, 20_600, p=[0.95, 0.05])
+                vectors = (apart * np.eye(dims)[codes] + random.normal(size=(len(codes), dims))).astype(np.float32)
+                write_rows(path, vectors[:600], codes[:600])
+                settings = FitSettings(seed=seed, class_weights=weighted)
+                found = trained(path, head, kinds=kinds, settings=settings, validation=0.2)
+                fresh = score_rows(found.probabilities(vectors[600:]), codes[600:], keys=range(20_000))
+                measured.append(metric_values(fresh, codes[600:], 2)["balanced_accuracy"])
+            mean, error = np.mean(measured), np.std(measured, ddof=1) / np.sqrt(rounds)
+            said = f"{', '.join(kinds)}{', --class-weights' if weighted else ''}, {dims} numbers"
+            say(f"{said}: balanced accuracy {mean:.3f} ± {error:.3f}")
+            yield {"case": said, "balanced_accuracy": float(mean), "error": float(error), "rounds": rounds}
+
+
 # What each is, and its share of the rounds.
 PARTS = {
     "splits": (splits, 1),
@@ -524,6 +586,8 @@ PARTS = {
     "calibration": (calibration, 0.02),
     "tuning": (tuning, 0.05),
     "inputs": (inputs, 0.01),
+    "drawn": (drawn, 0.01),
+    "unbalanced": (unbalanced, 0.025),
 }
 
 
