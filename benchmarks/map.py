@@ -2,7 +2,8 @@
 
 Run as `python -m benchmarks.map [--rows 100000] [--method umap]`. The rows are drawn vectors of 64 numbers, with small
 copies of photos as their images. `--page PAGE` measures a map that is there already, such as one that `--keep` left.
-Figures are printed, never asserted: machines differ, and are shared.
+`--trust` says instead how trustworthy places of real features are. Figures are printed, never asserted: machines
+differ, and are shared.
 """
 
 import argparse
@@ -10,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import statistics
 import sys
 import tarfile
@@ -152,13 +154,41 @@ def _measure(page: "Page", act: Callable[[], None]) -> dict:
     }
 
 
+def trust() -> dict[str, dict[str, list[float]]]:
+    """Returns {method: {vectors: trustworthiness of each seed's places}} of real features, as they are and of length 1.
+
+    It is that of Venna and Kaski (2001) by the 15 nearest rows by cosine, which are what `map` shows as neighbours.
+    """
+    import numpy as np
+    import pyarrow.parquet as pq
+    from sklearn.manifold import trustworthiness
+
+    from transforms.similarity.projection import METHODS, flatten
+    from transforms.similarity.unit_vectors import unit_length
+
+    path = Path(os.environ.get("FEATUREMILL_SHARED", "../shared"), "data", "vgg19_block5_pool_real.parquet")
+    vectors = np.stack(pq.read_table(path, columns=["embedding"])["embedding"].to_numpy()).astype(np.float32)
+    figures: dict[str, dict[str, list[float]]] = {}
+    for method in METHODS:
+        for name, placed in (("as they are", vectors), ("of length 1", unit_length(vectors))):
+            places = [flatten(placed, method, seed=seed) for seed in range(1 if method == "pca" else 5)]
+            found = [float(trustworthiness(vectors, one, n_neighbors=15, metric="cosine")) for one in places]
+            say(f"{method} of vectors {name}: {np.mean(found):.3f} ({min(found):.3f} to {max(found):.3f})")
+            figures.setdefault(method, {})[name] = found
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--method", default="umap")
     parser.add_argument("--keep", metavar="PAGE", help="Leave the page there.")
     parser.add_argument("--page", metavar="PAGE", help="Make none, and open this one.")
+    parser.add_argument("--trust", action="store_true", help="Measure places of the real features in shared/data.")
     given = parser.parse_args()
+    if given.trust:
+        print(json.dumps(trust(), indent=2))
+        return
     figures = {"machine": machine()}
     with tempfile.TemporaryDirectory(prefix="featuremill-bench-") as name:
         page = Path(given.page or given.keep or f"{name}/map.html").absolute()
