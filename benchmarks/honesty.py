@@ -137,7 +137,8 @@ def coverage(rounds: int) -> Iterator[dict[str, Any]]:
         for likeness in (0.05, 0.2)
         for groups in GROUPS
     ]
-    cases += [(World(3, 0.9, likeness=0.1), 100, 1)]
+    cases += [(World(3, 0.69, likeness=0.05), size * groups, groups) for size in (2, 5) for groups in (3, 5, 10)]
+    cases += [(World(3, 0.9, likeness=0.1), 20 * groups, groups) for groups in (1, 2)]
     cases += [(World(3, 0.8, likeness=0.3, sharpness=2.5), 20 * groups, groups) for groups in GROUPS]
     for world, rows, groups in cases:
         # A thousand classes take a second a round.

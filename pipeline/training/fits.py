@@ -1,6 +1,7 @@
 """Puts a split's rows into cells, and plans the fits on them."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -76,6 +77,8 @@ def plan_fits(parts: Split, *, learning: bool) -> FitPlan:
         trained = others[0]
         final, judged_on = Fit(cells_of(*range(1, count)), cells_of(0)), "folds"
     growing = tuple(cells_of(*trained, upto=n) for n in range(1, chunks + 1)) if learning else ()
-    # Of a few rows 1/8 may be none.
-    growing = tuple(share for share in growing[:-1] if np.isin(cells, share).any()) + growing[-1:]
+    # Of a few rows 1/8 may be none, and of a few groups as much as 1/4.
+    sizes = pairwise(np.count_nonzero(np.isin(cells, share)) for share in growing)
+    fewer = [share for share, (size, more) in zip(growing, sizes, strict=False) if 0 < size < more]
+    growing = (*fewer, *growing[-1:])
     return FitPlan(cells, fits, final, growing, judged_on)

@@ -164,12 +164,11 @@ def _gathered(batches: Iterator[tuple[np.ndarray, np.ndarray]], size: int) -> It
 def _learning_points(
     rows: Rows, sets: Sequence[Sequence[int]], hits: Sequence[np.ndarray], units: Units
 ) -> list[dict[str, Any]]:
-    """Returns {"rows", "accuracy", "low", "high"} for each set of training cells, the last two None where unknown."""
+    """Returns {"rows", "accuracy", "low", "high"} for each set of training cells; where unknown, None and "why"."""
     points = []
     for cells, of_set in zip(sets, hits, strict=True):
         found = share(of_set, units)
-        point = {"rows": int(rows.counts(cells).sum()), "accuracy": found["value"]}
-        points.append({**point, "low": found["low"], "high": found["high"]})
+        points.append({"rows": int(rows.counts(cells).sum()), "accuracy": found.pop("value"), **found})
     return points
 
 

@@ -110,7 +110,7 @@ class TrainOptions(LabelOptions, AbstainOptions):
         metavar="HEAD",
     )
     folds: int | None = declared(
-        None, help="Judge every row once, by a head that K-1 folds made", metavar="K", bounds=(_FOLDS,)
+        None, help="Judge every row once, by a head made without its fold, one of K", metavar="K", bounds=(_FOLDS,)
     )
     split_column: str | None = declared(
         None,

@@ -78,7 +78,7 @@ class Run(_Extra):
     kind: str
     settings: dict[str, Any]
     curve: list[dict[str, float]]
-    learning: list[dict[str, float]]
+    learning: list[dict[str, Any]]
     judged: dict[str, Any]
     seconds: float
 
@@ -274,5 +274,7 @@ def _plots(run: Run, name: str) -> list[dict[str, Any]]:
     if run["learning"]:
         caption = "Learning curve of the first fit, on its validation rows, with 95 % intervals: if it still rises at "
         caption += "its end, more training rows would help."
+        if unknown := {point["why"] for point in run["learning"] if "why" in point}:
+            caption += f" No interval: {' or '.join(sorted(unknown))}."
         plots.append({"svg": learning_plot(run["learning"], f"{name}-learning"), "caption": caption, "wide": False})
     return plots

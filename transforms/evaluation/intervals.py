@@ -18,8 +18,10 @@ FEW_ERRORS = "too few errors"
 FEW_GROUPS = "too few groups"
 _TAIL = 0.025
 _DRAWS = 2_000
-# Of fewer groups, no interval of a loss, or of a calibration error, that was tried holds the truth often enough.
-_LEAST_GROUPS, _LEAST_GROUPS_OF_BINS = 6, 20
+# Of fewer groups, no interval of a share, a loss, or a calibration error, that was tried holds the truth often enough.
+_LEAST_GROUPS, _LEAST_GROUPS_OF_LOSSES, _LEAST_GROUPS_OF_BINS = 3, 6, 20
+# Of the variance that independent rows would have: few groups may be alike by chance.
+_LEAST_OF_ROWS = 0.1
 # An interval of a loss that reaches to more than ten times of it says nothing.
 _FARTHEST = np.log(10)
 # Multiples of the measured miscalibration that are tried, from none at all to twice of it.
@@ -80,9 +82,10 @@ def share(hits: np.ndarray, units: Units) -> Interval:
     """
     if units.single:
         return _interval(hits.mean(), *_wilson(float(hits.sum()), float(len(hits)), units.effect))
-    found = _from_groups(hits, units, "logit")
-    if found["low"] is None:
-        return found
+    mean = float(hits.mean())
+    if few := _too_few(units):
+        return none(mean, few)
+    found = _from_groups(hits, units, "logit", _least_of_share(mean, len(hits)))
     low, high = 1 - _most(~hits, units), _most(hits, units)
     return _interval(found["value"], max(found["low"], low), min(found["high"], high))
 
@@ -117,8 +120,8 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
     sure = np.clip(top, 0.5, 1 - 1e-12)
     least = float((sure * (1 - sure) * np.log(sure / (1 - sure)) ** 2).mean()) / rows
     if not units.single:
-        if 1 < units.count < _LEAST_GROUPS:
-            return none(mean, FEW_GROUPS)
+        if few := _too_few(units, _LEAST_GROUPS_OF_LOSSES):
+            return none(mean, few)
         found = _from_groups(losses, units, "log", least)
         # The sign of their skewness; a logarithm is for a tail above.
         if found["low"] is not None and (units.sums(losses - mean) ** 3).sum() < 0:
@@ -129,12 +132,20 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
     return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log", units)
 
 
-def _from_groups(values: np.ndarray, units: Units, scale: str, least: float = 0.0) -> Interval:
+def _too_few(units: Units, least: int = _LEAST_GROUPS) -> str:
+    """Returns why there is no interval of so few groups; empty if they are enough."""
+    return ONE_GROUP if units.count < 2 else FEW_GROUPS if units.count < least else ""
+
+
+def _least_of_share(value: float, rows: float) -> float:
+    """Returns the least variance of a share of rows, in groups that may be alike by chance."""
+    return _LEAST_OF_ROWS * value * (1 - value) / rows
+
+
+def _from_groups(values: np.ndarray, units: Units, scale: str, least: float) -> Interval:
     """Returns the mean over rows with Student's interval, whose variance comes from leaving out each group in turn."""
     sums, rows = units.sums(values.astype(np.float64)), units.sums()
     mean = float(sums.sum() / rows.sum())
-    if units.count < 2:
-        return none(mean, ONE_GROUP)
     left = (sums.sum() - sums) / (rows.sum() - rows)
     # Losses vary in all groups, and the head's confidence knows of errors that weren't met.
     freedom = units.count - 1 if scale == "log" else _freedom(left)
@@ -271,9 +282,10 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
     used = true > 0
     if not sums.units.single:
         value, left = sums.left_out(_recall, used)
-        if sums.units.count < 2:
-            return none(value, ONE_GROUP)
-        return _student(value, value, _jackknife(left), _freedom(left), "logit", sums.units)
+        if few := _too_few(sums.units):
+            return none(value, few)
+        variance = max(_least_of_share(value, true.sum()), _jackknife(left))
+        return _student(value, value, variance, _freedom(left), "logit", sums.units)
     rows, recall = true[used], right[used] / true[used]
     value, classes = float(recall.mean()), len(rows)
     worth = classes**2 / (1 / rows).sum()
@@ -304,12 +316,15 @@ def macro_f1(sums: ClassSums) -> Interval:
     used = sums.totals[1:].sum(axis=0) > 0
     value, left = sums.left_out(_f1, used)
     count = sums.units.count
-    if count < 2:
-        return none(value, FEW_ROWS if sums.units.single else ONE_GROUP)
+    few = (FEW_ROWS if count < 2 else "") if sums.units.single else _too_few(sums.units)
+    if few:
+        return none(value, few)
     bias, variance = (count - 1) * (left.mean() - value), _jackknife(left)
     if abs(bias) > np.sqrt(variance):
         return none(value, FEW_ROWS)
-    freedom = count - 1 if sums.units.single else _freedom(left)
+    freedom = count - 1
+    if not sums.units.single:
+        variance, freedom = max(_least_of_share(value, sums.totals[1].sum()), variance), _freedom(left)
     return _one_error(_student(value, float(np.clip(value - bias, 0, 1)), variance, freedom, "logit", sums.units), sums)
 
 
@@ -333,23 +348,40 @@ def calibration_error(
     rows, count, gaps = len(top), units.count, top - hits
     means = np.bincount(bins, gaps, number) / rows
     value = float(np.abs(means).sum())
-    if count < 2:
-        return none(value, "one row" if units.single else ONE_GROUP)
-    if not units.single and count < _LEAST_GROUPS_OF_BINS:
-        return none(value, FEW_GROUPS)
+    few = ("one row" if count < 2 else "") if units.single else _too_few(units, _LEAST_GROUPS_OF_BINS)
+    if few:
+        return none(value, few)
     used = np.flatnonzero(np.bincount(bins, minlength=number))
     random = np.random.default_rng(seed)
+    # Bins of independent rows don't know of each other. Where there was no error yet, confidence says how gaps vary.
+    squares = np.maximum(np.bincount(bins, gaps**2, number), np.bincount(bins, top * (1 - top), number))[used]
+    errors = random.standard_normal((_DRAWS, len(used)))
     if units.single:
-        # Bins don't know of each other. Where there was no error yet, confidence says how gaps vary.
-        squares = np.maximum(np.bincount(bins, gaps**2, number), np.bincount(bins, top * (1 - top), number)) / rows
-        errors = random.standard_normal((_DRAWS, len(used))) * np.sqrt(squares[used] / rows)
-    else:
-        by_unit = np.bincount(units.of_row * number + bins, gaps, count * number).reshape(count, number)[:, used]
-        parts = (by_unit - units.sums()[:, None] * means[used]) / rows * np.sqrt(count / (count - 1))
-        freedom = count - 1
-        errors = random.standard_normal((_DRAWS, count)) @ parts
-        errors *= np.sqrt(freedom / random.chisquare(freedom, _DRAWS))[:, None]
-    drawn = [np.abs(multiple * means[used] + errors).sum(axis=1) for multiple in _MULTIPLES]
+        low, high = _multiples(means[used], errors * np.sqrt(squares) / rows, value)
+        return _interval(value, low, high)
+    by_unit = np.bincount(units.of_row * number + bins, gaps, count * number).reshape(count, number)[:, used]
+    parts = (by_unit - units.sums()[:, None] * means[used]) / rows * np.sqrt(count / (count - 1))
+    freedom = count - 1
+    of_units = random.standard_normal((_DRAWS, count)) @ parts
+    of_units *= np.sqrt(freedom / random.chisquare(freedom, _DRAWS))[:, None]
+    # Groups without an error say too little, too. More chance makes less of a gap, so it may not replace the other.
+    more = np.sqrt(np.maximum(0, squares / rows**2 - np.square(parts).sum(axis=0)))
+    ends = [_multiples(means[used], some, value) for some in (of_units, of_units + errors * more)]
+    return _interval(value, min(low for low, _ in ends), max(high for _, high in ends))
+
+
+def _multiples(means: np.ndarray, errors: np.ndarray, value: float) -> tuple[float, float]:
+    """Returns the least and the largest multiple of the measured B gaps of which chance may make what was measured.
+
+    Args:
+        means: B gaps.
+        errors: R×B draws of chance.
+        value: Σ |gaps|.
+
+    Returns:
+        The ends, times the value.
+    """
+    drawn = [np.abs(multiple * means + errors).sum(axis=1) for multiple in _MULTIPLES]
     more = [multiple for multiple, sums in zip(_MULTIPLES, drawn, strict=True) if (sums >= value).mean() >= _TAIL]
     fewer = [multiple for multiple, sums in zip(_MULTIPLES, drawn, strict=True) if (sums <= value).mean() >= _TAIL]
-    return _interval(value, min(more, default=0) * value, max(fewer, default=0) * value)
+    return min(more, default=0) * value, max(fewer, default=0) * value

@@ -41,7 +41,9 @@ class FitSettings:
     """
 
     seed: int = declared(0, help="Seed of split, fit and intervals", bounds=(SEED,))
-    standardize: bool = declared(False, help="Scale each number to mean 0 and variance 1 of the training rows")
+    standardize: bool = declared(
+        False, help="Scale each number to mean 0 and variance 1 of the training rows; one that hardly varies, less"
+    )
     transform: str | None = declared(
         None,
         help="What is done to vectors first, sqrt being each number's root, l2 a length of 1",

@@ -61,6 +61,18 @@ def test_predictions_stand_for_the_features_that_they_were_made_from(tmp_path):
     assert again.head.metrics == first.head.metrics
 
 
+def test_where_two_groups_judge_nothing_has_an_interval(tmp_path):
+    groups = [str(row // 10) for row in range(100)]
+    path = write_features(
+        tmp_path / "f.parquet", np.random.default_rng(0).normal(size=(100, 3)), ["a", "b"] * 50, group=groups
+    )
+    head = train(options(path, tmp_path / "head", group_column="group")).head
+    assert head.metrics["groups"] == 2
+    for point in (head.metrics["metrics"]["accuracy"], head.metrics["metrics"]["macro_f1"], *head.metrics["learning"]):
+        assert (point["low"], point["high"], point["why"]) == (None, None, "too few groups")
+    assert "No interval: too few groups." in (tmp_path / "head/report.html").read_text()
+
+
 @st.composite
 def splits(draw) -> Split:
     rows = draw(st.integers(8, 60))
@@ -107,7 +119,7 @@ def test_no_row_is_judged_by_what_it_trained(parts, learning):
         assert set(judged) == set(np.flatnonzero(parts.sides == (2 if (parts.sides == 2).any() else 1)))
     if learning:
         sizes = [rows(cells) for cells in plan.learning]
-        assert all(small <= large for small, large in pairwise(sizes))
+        assert all(small < large for small, large in pairwise(sizes))
         assert sizes[-1] == rows(plan.fits[0].train)
         assert all(sizes[:-1]), "nothing can be fitted on no rows"
 

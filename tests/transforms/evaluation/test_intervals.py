@@ -142,6 +142,39 @@ def test_a_log_loss_of_fewer_than_six_groups_has_no_interval(groups, why):
     assert (found["low"] is None) == bool(why)
 
 
+@pytest.mark.parametrize(("groups", "why"), [(1, "one group"), (2, "too few groups"), (3, None)])
+def test_a_share_of_fewer_than_three_groups_has_no_interval(groups, why):
+    of_row, hits = np.arange(30) % groups, np.arange(30) % 7 > 0
+    units = Units.of(30, of_row)
+    sums = ClassSums.of(np.arange(30) % 2, np.where(hits, np.arange(30) % 2, 0), 2, units)
+    for found in (share(hits, units), balanced_accuracy(sums), macro_f1(sums)):
+        assert found.get("why") == why
+        assert (found["low"] is None) == bool(why)
+
+
+def test_groups_that_are_alike_by_chance_have_an_interval_with_some_width():
+    """Each of three groups has four of five right."""
+    hits, units = np.arange(15) % 5 > 0, Units.of(15, np.arange(15) // 5)
+    sums = ClassSums.of(np.zeros(15, int), (~hits).astype(int), 2, units)
+    for found in (share(hits, units), balanced_accuracy(sums)):
+        assert found["low"] < 0.8 - 0.15
+        assert found["high"] > 0.8 + 0.1
+    assert macro_f1(sums)["high"] > macro_f1(sums)["low"] + 0.2
+
+
+@pytest.mark.parametrize(("accuracy", "rows"), [(0.997, 300), (0.99, 300)])
+def test_one_pair_of_equal_rows_costs_a_calibration_error_no_coverage(accuracy, rows):
+    world, random, groups, held = World(3, accuracy), np.random.default_rng(0), np.arange(rows), []
+    groups[1] = 0
+    for seed in range(150):
+        codes, taken, said = world.meet(random, None, rows)
+        bins = np.minimum((said * 15).astype(int), 14)
+        found = calibration_error(said, codes == taken, bins, 15, Units.of(rows, groups), seed=seed)
+        held.append(found["low"] <= 1e-9)
+    # Without what the confidence knows of errors that weren't met, 0.90.
+    assert np.mean(held) >= 0.95
+
+
 @pytest.mark.parametrize("sizes", [(200, *[10] * 7), (90, *[1] * 10)])
 def test_a_share_of_groups_of_many_sizes_has_room_on_both_sides(sizes):
     """One large group without an error, and small ones of which some are wrong as a whole."""
