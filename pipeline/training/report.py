@@ -68,7 +68,8 @@ class Run(_Extra):
         kind: Of head; what the report calls it.
         settings: What was chosen, as JSON values.
         curve: What it was chosen by; see `transforms.heads.model.Model.curve`. May be empty.
-        learning: Points {"rows", "accuracy"} and, where known, "low", "high" and "train_accuracy". May be empty.
+        learning: Points {"rows", "accuracy", "low", "high"}, the last two None and a "why" where unknown, and perhaps
+            "train_accuracy". May be empty.
         judged: From `transforms.evaluation.metrics.judge`; by folds with `notes`, sentences beside the figures.
         seconds: What fitting and judging took.
         cautions: From `fit_cautions`. May be missing.
@@ -272,9 +273,9 @@ def _plots(run: Run, name: str) -> list[dict[str, Any]]:
         caption = f"What the {axis} was chosen by: the lowest loss on rows that weren't trained on."
         plots.append({"svg": curve_plot(run["curve"], f"{name}-curve"), "caption": caption, "wide": False})
     if run["learning"]:
-        caption = "Learning curve of the first fit, on its validation rows, with 95 % intervals: if it still rises at "
-        caption += "its end, more training rows would help."
-        if unknown := {point["why"] for point in run["learning"] if "why" in point}:
-            caption += f" No interval: {' or '.join(sorted(unknown))}."
+        unknown = " or ".join(sorted({point["why"] for point in run["learning"] if "why" in point}))
+        caption = "Learning curve of the first fit, on its validation rows, "
+        caption += f"without intervals ({unknown})" if unknown else "with 95 % intervals"
+        caption += ": if it still rises at its end, more training rows would help."
         plots.append({"svg": learning_plot(run["learning"], f"{name}-learning"), "caption": caption, "wide": False})
     return plots

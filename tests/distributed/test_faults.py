@@ -148,6 +148,7 @@ def test_workers_of_a_host_share_an_engine_that_is_killed(shards, expected, tmp_
     wait_until(lambda: len(flink.pool.workers()) == 2, "second worker")
     [engine] = [process for process in flink.pool.process.children() if SHARED in process.cmdline()]
     engine.kill()
+    assert parts(tmp_path / "out") < 12
     # Both workers have lost it; the job is tried again, and they start another.
     assert_survives(command, tmp_path / "out", expected)
 

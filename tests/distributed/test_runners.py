@@ -63,7 +63,7 @@ def expected(in_one) -> dict[str, tuple]:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    """{part: its bytes}, but of those that were added beside."""
+    """{part: its bytes}, without the parts of added features."""
     return {path.name: path.read_bytes() for path in (output / "features").iterdir()}
 
 

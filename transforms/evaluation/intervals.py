@@ -20,7 +20,7 @@ _TAIL = 0.025
 _DRAWS = 2_000
 # Of fewer groups, no interval of a share, a loss, or a calibration error, that was tried holds the truth often enough.
 _LEAST_GROUPS, _LEAST_GROUPS_OF_LOSSES, _LEAST_GROUPS_OF_BINS = 3, 6, 20
-# Of the variance that independent rows would have: few groups may be alike by chance.
+# Of the variance that independent rows would have: groups may be alike by chance, few of them above all.
 _LEAST_OF_ROWS = 0.1
 # An interval of a loss that reaches to more than ten times of it says nothing.
 _FARTHEST = np.log(10)
@@ -83,7 +83,7 @@ def share(hits: np.ndarray, units: Units) -> Interval:
     if units.single:
         return _interval(hits.mean(), *_wilson(float(hits.sum()), float(len(hits)), units.effect))
     mean = float(hits.mean())
-    if few := _too_few(units):
+    if few := too_few(units):
         return none(mean, few)
     found = _from_groups(hits, units, "logit", _least_of_share(mean, len(hits)))
     low, high = 1 - _most(~hits, units), _most(hits, units)
@@ -120,7 +120,7 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
     sure = np.clip(top, 0.5, 1 - 1e-12)
     least = float((sure * (1 - sure) * np.log(sure / (1 - sure)) ** 2).mean()) / rows
     if not units.single:
-        if few := _too_few(units, _LEAST_GROUPS_OF_LOSSES):
+        if few := too_few(units, _LEAST_GROUPS_OF_LOSSES):
             return none(mean, few)
         found = _from_groups(losses, units, "log", least)
         # The sign of their skewness; a logarithm is for a tail above.
@@ -132,8 +132,8 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
     return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log", units)
 
 
-def _too_few(units: Units, least: int = _LEAST_GROUPS) -> str:
-    """Returns why there is no interval of so few groups; empty if they are enough."""
+def too_few(units: Units, least: int = _LEAST_GROUPS) -> str:
+    """Returns why so few groups have no interval; empty if they are enough."""
     return ONE_GROUP if units.count < 2 else FEW_GROUPS if units.count < least else ""
 
 
@@ -282,9 +282,11 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
     used = true > 0
     if not sums.units.single:
         value, left = sums.left_out(_recall, used)
-        if few := _too_few(sums.units):
+        if few := too_few(sums.units):
             return none(value, few)
-        variance = max(_least_of_share(value, true.sum()), _jackknife(left))
+        # As of so many rows, were classes alike.
+        worth = int(used.sum()) ** 2 / (1 / true[used]).sum()
+        variance = max(_least_of_share(value, worth), _jackknife(left))
         return _student(value, value, variance, _freedom(left), "logit", sums.units)
     rows, recall = true[used], right[used] / true[used]
     value, classes = float(recall.mean()), len(rows)
@@ -316,11 +318,12 @@ def macro_f1(sums: ClassSums) -> Interval:
     used = sums.totals[1:].sum(axis=0) > 0
     value, left = sums.left_out(_f1, used)
     count = sums.units.count
-    few = (FEW_ROWS if count < 2 else "") if sums.units.single else _too_few(sums.units)
+    few = (FEW_ROWS if count < 2 else "") if sums.units.single else too_few(sums.units)
     if few:
         return none(value, few)
     bias, variance = (count - 1) * (left.mean() - value), _jackknife(left)
-    if abs(bias) > np.sqrt(variance):
+    # Of groups that are alike both are 0, but for rounding.
+    if abs(bias) > np.sqrt(variance) + 1e-9:
         return none(value, FEW_ROWS)
     freedom = count - 1
     if not sums.units.single:
@@ -348,7 +351,7 @@ def calibration_error(
     rows, count, gaps = len(top), units.count, top - hits
     means = np.bincount(bins, gaps, number) / rows
     value = float(np.abs(means).sum())
-    few = ("one row" if count < 2 else "") if units.single else _too_few(units, _LEAST_GROUPS_OF_BINS)
+    few = ("one row" if count < 2 else "") if units.single else too_few(units, _LEAST_GROUPS_OF_BINS)
     if few:
         return none(value, few)
     used = np.flatnonzero(np.bincount(bins, minlength=number))

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from transforms.evaluation.intervals import ONE_GROUP, Interval, Units, none
+from transforms.evaluation.intervals import Interval, Units, none, too_few
 
 # A difference of losses hangs on the units that are wrong; resamples of fewer know too little of the next one.
 _LEAST_WRONG = 10
@@ -61,8 +61,8 @@ def paired_difference(
     units = Units.of(len(one), groups)
     gains = other.astype(np.float64) - one
     value = float(gains.mean())
-    if units.count < 2:
-        return none(value, ONE_GROUP)
+    if few := too_few(units):
+        return none(value, few)
     if not gains.any():
         return none(value, "no row tells them apart")
     if wrong is not None and np.count_nonzero(units.sums(wrong)) < _LEAST_WRONG:

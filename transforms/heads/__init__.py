@@ -42,7 +42,8 @@ class FitSettings:
 
     seed: int = declared(0, help="Seed of split, fit and intervals", bounds=(SEED,))
     standardize: bool = declared(
-        False, help="Scale each number to mean 0 and variance 1 of the training rows; one that hardly varies, less"
+        False,
+        help="Scale each number to mean 0 and variance 1 of the training rows; one that hardly varies, by less",
     )
     transform: str | None = declared(
         None,

@@ -1,11 +1,13 @@
 """The pipeline against a plain loop, and what runs on the same output do to each other. A fake engine throughout."""
 
+import gc
 import io
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -512,3 +514,24 @@ def test_file_names_that_are_not_text_and_links_to_nothing(tmp_path):
     assert (summary.totals.rows_embedded, summary.failures) == (1, {"read: vanished": 1})
     assert next(iter(rows(tmp_path / "out"))).endswith("caf\\udce9.png")
     assert extract(tmp_path / "in", tmp_path / "out").this_run.units == 0
+
+
+class LooksAtGarbage(FakeEngine):
+    """Notes how many objects are set aside from garbage collection while it computes."""
+
+    # Beam pickles what a function closes over, and not what a module has.
+    seen: ClassVar[list[int]] = []
+
+    def embed(self, pixels):
+        self.seen.append(gc.get_freeze_count())
+        return super().embed(pixels)
+
+
+def load_looking(job: Job) -> FakeEngine:
+    return LooksAtGarbage(job.sizes, 8)
+
+
+def test_what_a_worker_set_aside_from_garbage_collection_is_given_back(photos, tmp_path):
+    extract(photos["tar"], tmp_path / "out", load=load_looking)
+    assert min(LooksAtGarbage.seen) > 1000
+    assert gc.get_freeze_count() == 0

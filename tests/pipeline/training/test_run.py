@@ -70,7 +70,7 @@ def test_where_two_groups_judge_nothing_has_an_interval(tmp_path):
     assert head.metrics["groups"] == 2
     for point in (head.metrics["metrics"]["accuracy"], head.metrics["metrics"]["macro_f1"], *head.metrics["learning"]):
         assert (point["low"], point["high"], point["why"]) == (None, None, "too few groups")
-    assert "No interval: too few groups." in (tmp_path / "head/report.html").read_text()
+    assert "without intervals (too few groups)" in (tmp_path / "head/report.html").read_text()
 
 
 @st.composite

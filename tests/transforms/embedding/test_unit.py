@@ -1,5 +1,6 @@
 """One unit: threads end whatever happens, memory for waiting bytes is bounded, out of memory shrinks the engine."""
 
+import dataclasses
 import threading
 import time
 
@@ -186,6 +187,11 @@ def test_two_batches_without_memory_halve_the_size_once(tmp_path):
     load = lambda job: FullEngine(job.sizes, job.batch_size, on_cpu=False)  # noqa: E731
     summary = te.extract(colours(tmp_path / "in", 16), tmp_path / "out", batch_size=4, load=load)
     assert (summary.totals.rows_embedded, FullEngine.asked) == (16, [2, 2])
+
+
+def test_an_image_without_its_bytes_keeps_all_else():
+    image = EncodedImage("k", "l", "s", 3, b"x", unusable="u", split="test", kept=(1, "two"), notes=("n",))
+    assert image.without_data() == dataclasses.replace(image, data=b"")
 
 
 def test_threads_end_when_the_consumer_stops(job, tmp_path):

@@ -162,6 +162,25 @@ def test_groups_that_are_alike_by_chance_have_an_interval_with_some_width():
     assert macro_f1(sums)["high"] > macro_f1(sums)["low"] + 0.2
 
 
+@pytest.mark.parametrize("right", [1, 2, 3, 4])
+def test_groups_that_are_alike_have_a_macro_f1_whatever_rounding_makes_of_them(right):
+    """Of each class, so many of five rows in each of three groups."""
+    codes, hits = np.arange(30) // 5 % 2, np.arange(30) % 5 < right
+    found = macro_f1(ClassSums.of(codes, np.where(hits, codes, 1 - codes), 2, Units.of(30, np.arange(30) // 10)))
+    assert found["low"] < found["value"] - 0.05 < found["value"] + 0.05 < found["high"]
+
+
+def test_a_balanced_accuracy_of_groups_that_are_alike_knows_that_a_class_is_rare():
+    """In each of three groups one class has 18 of 18 rows right, the other one of two."""
+    codes = np.arange(60) % 20 // 18
+    predicted = np.where(np.arange(60) % 20 == 19, 0, codes)
+    found = balanced_accuracy(ClassSums.of(codes, predicted, 2, Units.of(60, np.arange(60) // 20)))
+    assert found["value"] == 0.75
+    # As of 18 + 2 rows it would end at 0.67 and 0.82.
+    assert found["low"] < 0.65
+    assert found["high"] > 0.83
+
+
 @pytest.mark.parametrize(("accuracy", "rows"), [(0.997, 300), (0.99, 300)])
 def test_one_pair_of_equal_rows_costs_a_calibration_error_no_coverage(accuracy, rows):
     world, random, groups, held = World(3, accuracy), np.random.default_rng(0), np.arange(rows), []

@@ -32,6 +32,7 @@ def test_where_nothing_differs_there_is_no_interval():
     same = np.array([True, False, True])
     assert paired_difference(same, same, None, seed=0)["low"] is None
     assert paired_difference(same, ~same, np.zeros(3), seed=0)["why"] == "one group"
+    assert paired_difference(same, ~same, np.arange(3) % 2, seed=0)["why"] == "too few groups"
 
 
 def test_mcnemar_by_hand():
@@ -67,7 +68,7 @@ def test_groups_reach_at_least_as_far_as_rows_would():
 
 
 def test_a_difference_of_shares_ends_at_one():
-    rows = np.arange(40)
+    rows = np.arange(60)
     found = share_difference(rows < 20, rows >= 25, rows // 20, seed=0)
     assert (found["low"], found["high"]) == (-1, 1)
     alone = share_difference(np.zeros(2, bool), np.ones(2, bool), None, seed=0)
