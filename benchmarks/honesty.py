@@ -8,7 +8,6 @@ printed.
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.photos import shared_data
 from benchmarks.process import say
 from transforms.errors import FeaturemillError
 from transforms.evaluation.metrics import judge, metric_values, score_rows
@@ -480,7 +480,7 @@ def inputs(rounds: int) -> Iterator[dict[str, Any]]:
     """
     from transforms.heads import FitSettings
 
-    path = Path(os.environ.get("FEATUREMILL_SHARED", "../shared"), "data", "vgg19_block5_pool_real.parquet")
+    path = shared_data("vgg19_block5_pool_real.parquet")
     if not path.is_file():
         say("no shared data")
         return

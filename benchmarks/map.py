@@ -11,7 +11,6 @@ import hashlib
 import io
 import json
 import math
-import os
 import statistics
 import sys
 import tarfile
@@ -166,7 +165,7 @@ def trust() -> dict[str, dict[str, list[float]]]:
     from transforms.similarity.projection import METHODS, flatten
     from transforms.similarity.unit_vectors import unit_length
 
-    path = Path(os.environ.get("FEATUREMILL_SHARED", "../shared"), "data", "vgg19_block5_pool_real.parquet")
+    path = photos.shared_data("vgg19_block5_pool_real.parquet")
     vectors = np.stack(pq.read_table(path, columns=["embedding"])["embedding"].to_numpy()).astype(np.float32)
     figures: dict[str, dict[str, list[float]]] = {}
     for method in METHODS:

@@ -16,10 +16,14 @@ _SIDES, _CAMERA = (500, 375), (4000, 3000)
 _ENDINGS = {".jpg", ".jpeg", ".png", ".gif"}
 
 
+def shared_data(name: str) -> Path:
+    """Returns a file or folder of the shared data, which may not be there."""
+    return Path(os.environ.get("FEATUREMILL_SHARED", "../shared"), "data", name)
+
+
 def source(folder: str | None) -> tuple[list[Path], str]:
     """Returns the photos of a folder, by default the shared ones, and where they are from; none if there are none."""
-    shared = Path(os.environ.get("FEATUREMILL_SHARED", "../shared"), "data", "hymenoptera")
-    root = Path(folder) if folder else shared
+    root = Path(folder) if folder else shared_data("hymenoptera")
     paths = sorted(path for path in root.rglob("*") if path.suffix.lower() in _ENDINGS)
     return paths, f"{len(paths)} photos" if paths else "drawn images"
 

@@ -113,6 +113,8 @@ def beam_runner(runner: str, workers: int) -> "PipelineRunner":
 
 # Where a worker pool and its clients find their common token, and what it is called among a worker's parameters.
 TOKEN, TOKEN_FILE, TOKEN_PARAM = "FEATUREMILL_POOL_TOKEN", "FEATUREMILL_POOL_TOKEN_FILE", "featuremill_token"
+# Of a job that a pool refused.
+SET_TOKEN = f"set {TOKEN} where the job is launched, as the pool has it"
 # Beam's options are a part of the job.
 _SECRETS = ("--s3_access_key_id", "--s3_secret_access_key", "--s3_session_token")
 # Both are called the same; only the place differs.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psutil
 
 from pipeline.runners.job_server import cancel, failures
-from pipeline.runners.options import TOKEN
+from pipeline.runners.options import SET_TOKEN
 from pipeline.runners.supervised import described, tell
 from transforms.errors import FeaturemillError
 from transforms.text import one_line
@@ -44,7 +44,7 @@ _CAUSES = (
     (
         r"the worker pool was asked with (no token|a wrong token)",
         "the worker pool was asked with {}",
-        f"set {TOKEN} where the job is launched, as the pool has it, and run the same command again",
+        f"{SET_TOKEN}, and run the same command again",
     ),
     (
         r"UNAVAILABLE: io exception|UNAVAILABLE: Network closed|Connection refused",

@@ -20,7 +20,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from pipeline.runners.options import TOKEN, TOKEN_FILE, TOKEN_PARAM, pool_token
+from pipeline.runners.options import SET_TOKEN, TOKEN, TOKEN_FILE, TOKEN_PARAM, pool_token
 from transforms.embedding import held_up
 from transforms.errors import FeaturemillError
 from transforms.machine import end_with, own_command
@@ -73,8 +73,8 @@ def serve(port: int, *, address: str = "localhost", token: str = "") -> None:
             if token and not hmac.compare_digest(given.encode(), token.encode()):
                 what = "a wrong token" if given else "no token"
                 print(f"refused {printable(context.peer())}, which has {what}", file=sys.stderr, flush=True)
-                cure = f"set {TOKEN} where the job is launched, as the pool has it"
-                return beam_fn_api_pb2.StartWorkerResponse(error=f"the worker pool was asked with {what}; {cure}")
+                error = f"the worker pool was asked with {what}; {SET_TOKEN}"
+                return beam_fn_api_pb2.StartWorkerResponse(error=error)
             arguments = ["--control", request.control_endpoint.url, "--worker", request.worker_id]
             try:
                 started = subprocess.Popen([*own_command(_MODULE), *arguments], stdin=subprocess.DEVNULL, env=env)

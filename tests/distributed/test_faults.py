@@ -17,6 +17,7 @@ from pipeline.maintenance.inspect import inspect
 from pipeline.runners.options import TOKEN
 from tests.distributed.clusters import WorkerPool, wait_until
 from tests.distributed.commands import assert_one_line, assert_whole, start
+from tests.pipeline.extraction.test_faults import SHARING
 from tests.pipeline.extraction.test_run import rows
 from tests.support import deadly
 from tests.support.commands import finish
@@ -27,8 +28,6 @@ pytestmark = [
     pytest.mark.parametrize("time", range(int(os.environ.get("FEATUREMILL_FAULT_ROUNDS", "1")))),
 ]
 SETTINGS = ["--image-size", "32", "--batch-size", "4"]
-# The process with an engine that workers share.
-SHARED = "transforms.engines.sharing"
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +145,7 @@ def test_a_second_job_on_an_output_is_refused(shards, expected, tmp_path, flink,
 def test_workers_of_a_host_share_an_engine_that_is_killed(shards, expected, tmp_path, flink, time):
     command = in_the_middle(shards, tmp_path / "out", flink, settings=[*SETTINGS, "--engine-per", "machine"])
     wait_until(lambda: len(flink.pool.workers()) == 2, "second worker")
-    [engine] = [process for process in flink.pool.process.children() if SHARED in process.cmdline()]
+    [engine] = [process for process in flink.pool.process.children() if SHARING in process.cmdline()]
     engine.kill()
     assert parts(tmp_path / "out") < 12
     # Both workers have lost it; the job is tried again, and they start another.

@@ -119,21 +119,21 @@ def mean_loss(losses: np.ndarray, top: np.ndarray, units: Units) -> Interval:
     rows, mean = len(losses), float(losses.mean())
     sure = np.clip(top, 0.5, 1 - 1e-12)
     least = float((sure * (1 - sure) * np.log(sure / (1 - sure)) ** 2).mean()) / rows
+    if few := too_few(units, _LEAST_GROUPS_OF_LOSSES):
+        return none(mean, few)
     if not units.single:
-        if few := too_few(units, _LEAST_GROUPS_OF_LOSSES):
-            return none(mean, few)
         found = _from_groups(losses, units, "log", least)
         # The sign of their skewness; a logarithm is for a tail above.
         if found["low"] is not None and (units.sums(losses - mean) ** 3).sum() < 0:
             found["low"] = max(0.0, min(found["low"], 2 * mean - found["high"]))
         return found
-    if rows < 2:
-        return none(mean, "one row")
     return _student(mean, mean, max(least, float(losses.var(ddof=1)) / rows), rows - 1, "log", units)
 
 
 def too_few(units: Units, least: int = _LEAST_GROUPS) -> str:
-    """Returns why so few groups have no interval; empty if they are enough."""
+    """Returns why one row, or so few groups, have no interval; empty if they are enough."""
+    if units.single:
+        return "one row" if units.count < 2 else ""
     return ONE_GROUP if units.count < 2 else FEW_GROUPS if units.count < least else ""
 
 
@@ -280,17 +280,16 @@ def balanced_accuracy(sums: ClassSums) -> Interval:
     """Returns the mean recall of the classes that have rows."""
     right, true, _ = sums.totals
     used = true > 0
-    if not sums.units.single:
-        value, left = sums.left_out(_recall, used)
-        if few := too_few(sums.units):
-            return none(value, few)
-        # As of so many rows, were classes alike.
-        worth = int(used.sum()) ** 2 / (1 / true[used]).sum()
-        variance = max(_least_of_share(value, worth), _jackknife(left))
-        return _student(value, value, variance, _freedom(left), "logit", sums.units)
     rows, recall = true[used], right[used] / true[used]
     value, classes = float(recall.mean()), len(rows)
+    # So many rows would say as much, were classes alike.
     worth = classes**2 / (1 / rows).sum()
+    if not sums.units.single:
+        if few := too_few(sums.units):
+            return none(value, few)
+        _, left = sums.left_out(_recall, used)
+        variance = max(_least_of_share(value, worth), _jackknife(left))
+        return _student(value, value, variance, _freedom(left), "logit", sums.units)
     # Of a class with a single row nothing is known but what the others are like.
     spread = np.where(rows > 1, recall * (1 - recall) / np.maximum(rows - 1, 1), value * (1 - value))
     variance = float(spread.sum()) / classes**2
@@ -318,9 +317,8 @@ def macro_f1(sums: ClassSums) -> Interval:
     used = sums.totals[1:].sum(axis=0) > 0
     value, left = sums.left_out(_f1, used)
     count = sums.units.count
-    few = (FEW_ROWS if count < 2 else "") if sums.units.single else too_few(sums.units)
-    if few:
-        return none(value, few)
+    if few := too_few(sums.units):
+        return none(value, FEW_ROWS if sums.units.single else few)
     bias, variance = (count - 1) * (left.mean() - value), _jackknife(left)
     # Of groups that are alike both are 0, but for rounding.
     if abs(bias) > np.sqrt(variance) + 1e-9:
@@ -351,8 +349,7 @@ def calibration_error(
     rows, count, gaps = len(top), units.count, top - hits
     means = np.bincount(bins, gaps, number) / rows
     value = float(np.abs(means).sum())
-    few = ("one row" if count < 2 else "") if units.single else too_few(units, _LEAST_GROUPS_OF_BINS)
-    if few:
+    if few := too_few(units, _LEAST_GROUPS_OF_BINS):
         return none(value, few)
     used = np.flatnonzero(np.bincount(bins, minlength=number))
     random = np.random.default_rng(seed)

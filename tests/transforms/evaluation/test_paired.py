@@ -33,6 +33,8 @@ def test_where_nothing_differs_there_is_no_interval():
     assert paired_difference(same, same, None, seed=0)["low"] is None
     assert paired_difference(same, ~same, np.zeros(3), seed=0)["why"] == "one group"
     assert paired_difference(same, ~same, np.arange(3) % 2, seed=0)["why"] == "too few groups"
+    # Two rows are no groups.
+    assert paired_difference(same[:2], same[:2], None, seed=0)["why"] == "no row tells them apart"
 
 
 def test_mcnemar_by_hand():
